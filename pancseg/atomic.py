@@ -1,0 +1,60 @@
+"""Writing files so that a reader never meets half a file: temporary name, then rename."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pancseg.errors import PancsegError
+
+PARTIAL = ".partial-"
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to ``path`` if the body succeeds.
+
+    The temporary name keeps the ending, because writers choose their format by it.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with replaced(target) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> target.read_text(), [file.name for file in target.parent.iterdir()]
+    ('whole', ['a.txt'])
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, UTF-8."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, in the order its keys were made."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, check: Callable[[Any], bool], what: str) -> Any:
+    """Read JSON and check its shape.
+
+    Raises:
+        PancsegError: If the file is not JSON or not ``what`` was expected.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise PancsegError(f"{path}: cannot be read as {what} ({error})") from error
+    if not check(value):
+        raise PancsegError(f"{path}: is JSON, but not {what}")
+    return value

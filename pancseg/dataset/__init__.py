@@ -1,0 +1,1 @@
+"""Prepared folders: cases, groups, manifest, splits, transforms and the data module."""

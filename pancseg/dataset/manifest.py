@@ -1,0 +1,123 @@
+"""The manifest of a prepared folder: what is there, and how it was made."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pancseg.atomic import read_json, write_json
+from pancseg.errors import PancsegError
+
+NAME = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole CT and its mask on one grid.
+
+    Attributes:
+        case: Name, unique in the folder.
+        patient: Pseudonym.
+        image: File, relative to the folder.
+        label: File, or None where the case is unlabelled.
+        shape: Columns, rows, slices.
+        spacing_mm: Along the same axes.
+        label_voxels: Foreground voxels, or None.
+        source: Hash of the input files' names and sizes: changed input is noticed by it.
+        sha256: Hash of image and label as stored.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str | None
+    shape: list[int]
+    spacing_mm: list[float]
+    label_voxels: int | None
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """N consecutive slices of a case, as a file of their own.
+
+    Attributes:
+        group: ``<case>_<first slice, 4 digits>``.
+        case: The case it was cut from.
+        patient: Pseudonym.
+        first_slice: Where it begins in the case; slice 0 is nearest the feet.
+        image: File, relative to the folder.
+        label: File, or None where the case is unlabelled.
+        label_voxels: Foreground voxels, or None.
+    """
+
+    group: str
+    case: str
+    patient: str
+    first_slice: int
+    image: str
+    label: str | None
+    label_voxels: int | None
+
+
+@dataclass
+class Manifest:
+    """Settings, cases and groups of a prepared folder."""
+
+    settings: dict[str, Any]
+    cases: list[Case] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+
+    def labelled_patients(self) -> list[str]:
+        """Patients with at least one label, sorted."""
+        return sorted({case.patient for case in self.cases if case.label})
+
+    def groups_of(self, patients: list[str]) -> list[Group]:
+        """Labelled groups of some patients, in order of their names."""
+        wanted = set(patients)
+        chosen = (group for group in self.groups if group.patient in wanted and group.label)
+        return sorted(chosen, key=lambda group: group.group)
+
+    def cases_of(self, patients: list[str]) -> list[Case]:
+        """Labelled cases of some patients, in order of their names."""
+        wanted = set(patients)
+        chosen = (case for case in self.cases if case.patient in wanted and case.label)
+        return sorted(chosen, key=lambda case: case.case)
+
+    def write(self, root: Path) -> None:
+        """Write ``manifest.json``."""
+        self.cases.sort(key=lambda case: case.case)
+        self.groups.sort(key=lambda group: group.group)
+        write_json(root / NAME, {"schema": SCHEMA, **asdict(self)})
+
+
+def has_manifest(root: Path) -> bool:
+    """Whether a folder was prepared."""
+    return (root / NAME).is_file()
+
+
+def read_manifest(root: Path) -> Manifest:
+    """Read the manifest of a prepared folder.
+
+    Raises:
+        PancsegError: If there is none, or it is not one that this version reads.
+    """
+    if not has_manifest(root):
+        raise PancsegError(
+            f"{root} holds no {NAME}; prepare it first: python -m pancseg.prepare data.root={root} "
+            "source=dicom source.images=FOLDER source.labels=FOLDER"
+        )
+    value = read_json(root / NAME, lambda v: isinstance(v, dict) and "schema" in v, "a manifest")
+    if value["schema"] != SCHEMA:
+        raise PancsegError(
+            f"{root / NAME}: schema {value['schema']}, this version reads {SCHEMA}; prepare anew"
+        )
+    try:
+        return Manifest(
+            settings=dict(value["settings"]),
+            cases=[Case(**case) for case in value["cases"]],
+            groups=[Group(**group) for group in value["groups"]],
+        )
+    except (KeyError, TypeError) as error:
+        raise PancsegError(f"{root / NAME}: not a manifest of this version ({error})") from error

@@ -1,0 +1,348 @@
+"""Filling a prepared folder: cases, groups, manifest and the table of what was looked at."""
+
+import csv
+import hashlib
+import io
+import logging
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from filelock import FileLock
+
+from pancseg.affine import describe_grid, farthest_corner_mm, same_grid, spacing_of, voxel_ml
+from pancseg.atomic import replaced, write_text
+from pancseg.dataset.groups import pairs_of, plan_cut
+from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
+from pancseg.errors import PancsegError, Refused
+from pancseg.intake.pseudonyms import Namer
+from pancseg.intake.sources import Candidate, Found
+
+log = logging.getLogger(__name__)
+TABLE = "intake.csv"
+BYTES_OUT_PER_BYTE_IN = 2.5  # whole cases and groups, gzipped, against raw DICOM
+
+
+@dataclass
+class Row:
+    """A line of ``intake.csv``; groups_kept, groups_empty and groups_tail add up to all groups.
+
+    ``groups_tail`` counts an incomplete group that was left out; one that was shifted or padded
+    counts as kept or empty.
+    """
+
+    patient: str
+    case: str
+    path: str
+    kind: str
+    status: str
+    reason: str = ""
+    flags: str = ""
+    slices: int | str = ""
+    groups_kept: int | str = ""
+    groups_empty: int | str = ""
+    groups_tail: int | str = ""
+    spacing_x_mm: float | str = ""
+    spacing_y_mm: float | str = ""
+    spacing_z_mm: float | str = ""
+    label_voxels: int | str = ""
+    label_ml: float | str = ""
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How cases become groups: slices of a group, what becomes of the tail and of empty groups."""
+
+    depth: int
+    tail: str
+    keep_empty: bool
+
+
+class Preparation:
+    """Takes candidates one by one into a prepared folder.
+
+    Args:
+        root: The folder.
+        cutting: How to cut.
+        settings: Everything that must be equal whenever something is added to the folder.
+        name_patient: From identity to pseudonym.
+
+    Raises:
+        PancsegError: If the folder was prepared with other settings.
+    """
+
+    def __init__(
+        self, root: Path, cutting: Cutting, settings: dict[str, Any], name_patient: Namer
+    ) -> None:
+        self.root = root
+        self.cutting = cutting
+        self.name_patient = name_patient
+        self.manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
+        check_settings(root, self.manifest.settings, settings)
+        self.rows = read_rows(root / TABLE)
+        self.problems: list[str] = []
+        self.added = 0
+
+    def take(self, candidate: Candidate) -> None:
+        """Convert a candidate, or say in its row why not; do nothing if it was done before."""
+        fingerprint = fingerprint_of(candidate)
+        if self.is_done(candidate, fingerprint):
+            return
+        patient = self.name_patient(candidate.patient)
+        case = self.choose_case_name(candidate, patient)
+        self.forget(case)
+        try:
+            row = self.convert(candidate, case, patient, fingerprint)
+        except Refused as refused:
+            self.refuse(candidate, patient, refused)
+            return
+        except Exception as error:  # one bad scan never stops a batch
+            reason = Refused(
+                "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            )
+            log.debug("%s", candidate.path, exc_info=True)
+            self.refuse(candidate, patient, reason)
+            return
+        self.put(row)
+        if candidate.label_path:
+            label = Row(patient, case, str(candidate.label_path), "label", "kept")
+            label.slices = row.slices
+            self.put(label)
+        self.added += 1
+
+    def is_done(self, candidate: Candidate, fingerprint: str) -> bool:
+        """Whether this very input was converted and all its files are there."""
+        row = self.rows.get((str(candidate.path), "image"))
+        cases = [case for case in self.manifest.cases if row and case.case == row.case]
+        if not cases or cases[0].source != fingerprint:
+            return False
+        files = [cases[0].image, cases[0].label]
+        for group in self.manifest.groups:
+            files += [group.image, group.label] if group.case == cases[0].case else []
+        return all((self.root / file).is_file() for file in files if file)
+
+    def choose_case_name(self, candidate: Candidate, patient: str) -> str:
+        """The patient's name for the first case, with a number for each further one."""
+        row = self.rows.get((str(candidate.path), "image"))
+        if row and row.case:
+            return row.case
+        taken = {case.case for case in self.manifest.cases}
+        names = (patient if n == 1 else f"{patient}-{n}" for n in range(1, len(taken) + 2))
+        return next(name for name in names if name not in taken)
+
+    def forget(self, case: str) -> None:
+        """Take a case out of the manifest, because its input changed or its files are gone."""
+        self.manifest.cases = [one for one in self.manifest.cases if one.case != case]
+        self.manifest.groups = [one for one in self.manifest.groups if one.case != case]
+
+    def convert(self, candidate: Candidate, case: str, patient: str, fingerprint: str) -> Row:
+        """Read, check, cut and write one case, and enter it in the manifest.
+
+        Raises:
+            Refused: If it cannot be used.
+        """
+        image = candidate.read_image()
+        label = candidate.read_label() if candidate.read_label else None
+        if label is not None:
+            check_grid(image, label)
+        voxels = None if label is None else int(np.count_nonzero(np.asanyarray(label.dataobj)))
+        groups, row = self.cut(image, label, case, patient)
+        names = self.save(f"cases/{case}", image, label)
+        spacing = [round(value, 6) for value in spacing_of(image.affine)]
+        stored = hashlib.sha256()
+        for name in filter(None, names):
+            stored.update((self.root / name).read_bytes())
+        self.manifest.cases.append(
+            Case(
+                case,
+                patient,
+                *names,
+                shape=list(image.shape),
+                spacing_mm=spacing,
+                label_voxels=voxels,
+                source=fingerprint,
+                sha256=stored.hexdigest(),
+            )
+        )
+        self.manifest.groups.extend(groups)
+        row.path = str(candidate.path)
+        row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = spacing
+        if voxels is None:
+            row.flags = "unlabelled"
+        else:
+            row.label_voxels = voxels
+            row.label_ml = round(voxels * voxel_ml(image.affine), 3)
+            row.flags = "" if voxels else "label_empty"
+        return row
+
+    def cut(
+        self, image: nib.Nifti1Image, label: nib.Nifti1Image | None, case: str, patient: str
+    ) -> tuple[list[Group], Row]:
+        """Write the groups of a case, without the empty ones unless they are to be kept."""
+        plan = plan_cut(image.shape[2], self.cutting.depth, self.cutting.tail)
+        row = Row(patient, case, "", "image", "kept", slices=image.shape[2])
+        groups, empty = [], 0
+        for start, cut_image, cut_label in pairs_of(image, label, plan.starts, self.cutting.depth):
+            voxels = None if cut_label is None else int(np.count_nonzero(cut_label.dataobj))
+            if voxels == 0:
+                empty += 1
+                if not self.cutting.keep_empty:
+                    continue
+            name = f"{case}_{start:04d}"
+            files = self.save(f"groups/{name}", cut_image, cut_label)
+            groups.append(Group(name, case, patient, start, *files, label_voxels=voxels))
+        row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, plan.left_out
+        return groups, row
+
+    def save(
+        self, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+    ) -> tuple[str, str | None]:
+        """Write an image and its label, and return their paths relative to the root."""
+        files = []
+        for role, one in (("image", image), ("label", label)):
+            if one is None:
+                continue
+            files.append(f"{name}_{role}.nii.gz")
+            with replaced(self.root / files[-1]) as temporary:
+                nib.save(in_scanner_space(one), temporary)
+        return files[0], files[1] if len(files) > 1 else None
+
+    def refuse(self, candidate: Candidate, patient: str, refused: Refused) -> None:
+        """Enter a refused candidate in the table."""
+        self.put(Row(patient, "", str(candidate.path), "image", "refused", str(refused)))
+        if candidate.label_path:
+            reason = "image_refused: see the image's row"
+            self.put(Row(patient, "", str(candidate.label_path), "label", "refused", reason))
+
+    def put(self, row: Row) -> None:
+        """Enter a row, in place of an earlier one of the same path."""
+        self.rows[row.path, row.kind] = row
+        if row.status == "refused" and row.kind == "image":
+            self.problems.append(f"{row.path}: {row.reason}")
+
+    def finish(self) -> None:
+        """Write manifest and table."""
+        self.manifest.write(self.root)
+        ordered = sorted(self.rows.values(), key=lambda row: (row.path, row.kind))
+        write_text(self.root / TABLE, rows_to_csv(ordered))
+
+
+def fill(preparation: Preparation, found: Found, candidates: Iterable[Candidate]) -> None:
+    """Take everything that a source holds; what was reached is kept on any way out.
+
+    Args:
+        preparation: Where to.
+        found: The source, for what belongs to no case.
+        candidates: The source's candidates, perhaps behind a progress bar.
+
+    Raises:
+        PancsegError: If the disk would not hold it.
+    """
+    check_disk(preparation.root, found.candidates)
+    for stray in found.strays:
+        preparation.put(
+            Row("", "", str(stray.path), stray.kind, stray.status, stray.reason,
+                slices="" if stray.slices is None else stray.slices)
+        )  # fmt: skip
+    try:
+        for candidate in candidates:
+            preparation.take(candidate)
+    finally:
+        preparation.finish()
+
+
+def lock(root: Path) -> FileLock:
+    """A lock that makes several preparations of one folder wait for each other."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".lock")
+
+
+def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Check that a folder is extended with the settings it was made with.
+
+    Raises:
+        PancsegError: Naming each setting that differs.
+    """
+    differing = [
+        f"{key} (there {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise PancsegError(
+            f"{root} was prepared with other settings: {', '.join(differing)}; give another "
+            "data.root, or the settings it was prepared with"
+        )
+
+
+def check_disk(root: Path, candidates: list[Candidate]) -> None:
+    """Check that the disk holds what will be written.
+
+    Raises:
+        PancsegError: With what is needed and what is free.
+    """
+    bytes_in = sum(file.stat().st_size for one in candidates for file in one.files)
+    needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
+    if needed_gb > free_gb:
+        raise PancsegError(
+            f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
+            "another data.root"
+        )
+
+
+def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
+    """Check that a label lies on its image's grid.
+
+    Raises:
+        Refused: With both grids.
+    """
+    if same_grid(image.shape, image.affine, label.shape, label.affine):
+        return
+    detail = f"image {describe_grid(image.shape, image.affine)}; "
+    detail += f"label {describe_grid(label.shape, label.affine)}"
+    if image.shape == label.shape:
+        shift_mm = farthest_corner_mm(image.shape, image.affine, label.affine)
+        detail += f"; corners up to {shift_mm:.2f} mm apart"
+    raise Refused("grids_differ", detail)
+
+
+def in_scanner_space(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The same volume with a fresh header: no text fields, affine as scanner coordinates."""
+    clean = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+    clean.header.set_xyzt_units("mm")
+    clean.set_qform(image.affine, code=1)
+    clean.set_sform(image.affine, code=1)
+    return clean
+
+
+def fingerprint_of(candidate: Candidate) -> str:
+    """Hash of the names and sizes of a candidate's files."""
+    parts = sorted(f"{file.name} {file.stat().st_size}" for file in candidate.files)
+    return hash_text("\n".join(parts))
+
+
+def hash_text(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_rows(path: Path) -> dict[tuple[str, str], Row]:
+    """Rows of an earlier table, by path and kind."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [Row(**row) for row in csv.DictReader(file)]
+    return {(row.path, row.kind): row for row in rows}
+
+
+def rows_to_csv(rows: list[Row]) -> str:
+    """The table as text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()

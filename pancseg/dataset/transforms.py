@@ -1,0 +1,129 @@
+"""The recipe's transforms, in the right order: reorient, resample, window, crop, resize.
+
+The structure is here, the numbers come from the configuration.
+"""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from monai.transforms import (
+    CropForegroundd,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    LoadImaged,
+    Orientationd,
+    RandFlipd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    Resized,
+    ScaleIntensityRanged,
+    Spacingd,
+    Transform,
+)
+
+AXES = (("L", "R"), ("P", "A"), ("I", "S"))
+SMALLEST_CROP = 8  # voxels: a scan with nothing in the window is cropped to no less
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Numbers of the deterministic transforms.
+
+    Attributes:
+        orientation: Axis codes, such as ``RAS``.
+        spacing_mm: Voxel size after resampling.
+        window_hu: What becomes 0 and 1; values outside are clipped.
+        spatial_size: Voxels given to the network.
+    """
+
+    orientation: str
+    spacing_mm: tuple[float, ...]
+    window_hu: tuple[float, ...]
+    spatial_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Numbers of the random transforms; all zero is none.
+
+    Attributes:
+        flip_probability: Of a flip along each of ``flip_axes``.
+        flip_axes: 0 left-right, 1 front-back, 2 feet-head. Organs have sides: a flip makes a
+            patient that does not exist, so keep it rare.
+        intensity_probability: Of each of the next two.
+        scale_share: Largest change of contrast, share.
+        shift_share: Largest change of brightness, share of the HU window.
+    """
+
+    flip_probability: float = 0.0
+    flip_axes: tuple[int, ...] = ()
+    intensity_probability: float = 0.0
+    scale_share: float = 0.0
+    shift_share: float = 0.0
+
+
+def deterministic(
+    numbers: Preprocessing, keys: Sequence[str] = ("image", "label"), load: bool = True
+) -> list[Transform]:
+    """The eight steps of the recipe, for training and inference alike.
+
+    Args:
+        numbers: From the configuration.
+        keys: ``image`` and, where there is one, ``label``; labels are resampled by nearest.
+        load: Whether the items hold paths, rather than tensors with an affine and a channel.
+
+    Returns:
+        Transforms whose image is ``(1, *spatial_size)``, 0..1.
+    """
+    loading = [nifti_loader(keys), EnsureChannelFirstd(keys)] if load else []
+    linear = ["bilinear" if key == "image" else "nearest" for key in keys]
+    area = ["trilinear" if key == "image" else "nearest" for key in keys]
+    low, high = numbers.window_hu
+    return [
+        *loading,
+        Orientationd(keys, axcodes=numbers.orientation, labels=AXES),
+        Spacingd(keys, pixdim=numbers.spacing_mm, mode=linear),
+        ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
+        CropForegroundd(keys, source_key="image", select_fn=inside_body, allow_smaller=True),
+        Resized(keys, spatial_size=numbers.spatial_size, mode=area),
+        EnsureTyped(keys, dtype=torch.float32),  # the recipe's ToTensord
+    ]
+
+
+def nifti_loader(keys: Sequence[str]) -> Transform:
+    """MONAI's loader; it sets up its DICOM readers too, and their complaints do not concern us."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="NvImgCodecPydicomReader", category=UserWarning
+            )
+            return LoadImaged(keys, reader="NibabelReader", image_only=True)
+    finally:
+        plugin.setLevel(level)
+
+
+def inside_body(image: torch.Tensor) -> torch.Tensor:
+    """Where a windowed image is above its floor; everywhere, if it is nowhere.
+
+    >>> inside_body(torch.tensor([0.0, 0.5])).tolist(), inside_body(torch.zeros(2)).tolist()
+    ([False, True], [True, True])
+    """
+    body = image > 0
+    return body if body.any() else torch.ones_like(body)
+
+
+def random(numbers: Augmentation) -> list[Transform]:
+    """The random transforms; image and label move together, only the image changes in value."""
+    both, chance = ("image", "label"), numbers.intensity_probability
+    return [
+        *(RandFlipd(both, numbers.flip_probability, axis) for axis in numbers.flip_axes),
+        RandScaleIntensityd("image", factors=numbers.scale_share, prob=chance),
+        RandShiftIntensityd("image", offsets=numbers.shift_share, prob=chance),
+        EnsureTyped(both, dtype=torch.float32, track_meta=False),
+    ]

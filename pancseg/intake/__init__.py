@@ -1,0 +1,1 @@
+"""DICOM and NIfTI in: the only wing that knows LPS, folders of scanners and patients' names."""

@@ -1,0 +1,74 @@
+"""Names for patients that tell nothing: a keyed hash, one key per site."""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from pancseg.errors import PancsegError
+
+Namer = Callable[[str], str]
+LENGTH = 10  # hexadecimal digits: a collision among 10,000 patients has odds of 1 in 22,000
+
+
+def make_namer(rule: str, key_file: Path) -> tuple[Namer, str]:
+    """Choose how patients are named.
+
+    Args:
+        rule: ``pseudonym`` (keyed hash) or ``none`` (the PatientID, made safe as a file name).
+        key_file: The site's key; made on first use, readable by its owner alone.
+
+    Returns:
+        The function from identity to name, and a word that tells keys apart without giving
+        them away.
+    """
+    if rule == "none":
+        return safe_name, "none"
+    key = read_key(key_file)
+    return lambda identity: "p" + digest(key, identity)[:LENGTH], "pseudonym-" + digest(key, "")[:8]
+
+
+def digest(key: bytes, text: str) -> str:
+    """Keyed hash, HMAC-SHA256 (RFC 2104), hexadecimal."""
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+
+
+def read_key(path: Path) -> bytes:
+    """Read the site's key, making it first if there is none.
+
+    Raises:
+        PancsegError: If the file holds no key.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        pass
+    else:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    try:
+        key = bytes.fromhex(path.read_text().strip())
+    except ValueError:
+        key = b""
+    if len(key) < 16:
+        raise PancsegError(
+            f"{path}: holds no key (64 hexadecimal digits expected); restore it from a backup, or "
+            "move it away to give all patients new names"
+        )
+    return key
+
+
+def safe_name(identity: str) -> str:
+    """A PatientID as part of a file name; changed ones end in a hash, so that none collide.
+
+    >>> safe_name("P-07"), safe_name("../../x")
+    ('P-07', 'x-9cdf6a50')
+    """
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", identity).strip("-.")[:40]
+    if safe == identity:
+        return safe
+    return f"{safe}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}".strip("-")

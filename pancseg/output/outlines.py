@@ -1,0 +1,110 @@
+"""Pictures of CT slices with the outlines of masks: drawn in green, predicted in red."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from pancseg.affine import spacing_of
+from pancseg.atomic import replaced
+
+WINDOW_HU = (-160, 240)  # the usual abdominal window
+DRAWN, PREDICTED = "#3ddc84", "#ff5a4f"
+AS_RADIOLOGISTS_LOOK = axcodes2ornt(("L", "A", "S"))  # the patient's right on the left side
+
+
+def draw_case(
+    path: Path,
+    image: nib.Nifti1Image,
+    prediction: NDArray[np.bool_],
+    reference: NDArray[np.bool_],
+    title: str,
+) -> None:
+    """Draw the middle slice of the drawn mask and the slice with most wrong voxels.
+
+    Args:
+        path: PNG file.
+        image: HU, any axis order.
+        prediction: On the image's grid.
+        reference: On the image's grid.
+        title: One line.
+    """
+    hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
+    predicted, _ = as_seen(image, prediction)
+    drawn, _ = as_seen(image, reference)
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    slices = {"middle": middle_slice(drawn | predicted), "worst": worst_slice(predicted, drawn)}
+    window = region(drawn | predicted, spacing_mm)
+    for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
+        wrong = int((predicted[..., k] ^ drawn[..., k]).sum())
+        part = (*window, k)
+        show(axes, hu[part], drawn[part], predicted[part], spacing_mm)
+        axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong} wrong voxels", fontsize=10)
+    figure.suptitle(f"{title}   (green drawn, red predicted)", fontsize=11)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def as_seen(
+    image: nib.Nifti1Image, values: NDArray[Any]
+) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    """An array on the image's grid turned to (left, front, head), and its spacing."""
+    turn = ornt_transform(io_orientation(image.affine), AS_RADIOLOGISTS_LOOK)
+    turned = nib.orientations.apply_orientation(values, turn)
+    affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
+    return turned, spacing_of(affine)
+
+
+def show(
+    axes: Axes,
+    hu: NDArray[Any],
+    drawn: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    spacing_mm: tuple[float, float, float],
+) -> None:
+    """Show one slice with outlines; pixels as wide and high as they are in mm."""
+    low, high = WINDOW_HU
+    axes.imshow(hu.T, cmap="gray", vmin=low, vmax=high, origin="lower",
+                aspect=spacing_mm[1] / spacing_mm[0])  # fmt: skip
+    for mask, colour in ((drawn, DRAWN), (predicted, PREDICTED)):
+        if mask.any() and not mask.all():
+            axes.contour(mask.T, levels=[0.5], colors=colour, linewidths=1.1)
+    axes.set_axis_off()
+
+
+def region(
+    mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], margin_mm: float = 50.0
+) -> tuple[slice, slice]:
+    """The part of a slice around a mask, or all of it where the mask is empty."""
+    if not mask.any():
+        return slice(None), slice(None)
+    found = np.nonzero(mask)[:2]
+    slices = []
+    for axis, size, step in zip(found, mask.shape, spacing_mm, strict=False):
+        margin = round(margin_mm / step)
+        slices.append(slice(max(0, axis.min() - margin), min(size, axis.max() + margin + 1)))
+    return slices[0], slices[1]
+
+
+def middle_slice(mask: NDArray[np.bool_]) -> int:
+    """The slice in the middle of a mask, or of the scan where it is empty."""
+    found = np.flatnonzero(mask.any(axis=(0, 1)))
+    return int(found[len(found) // 2]) if len(found) else mask.shape[2] // 2
+
+
+def worst_slice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> int:
+    """The slice with most voxels that differ.
+
+    >>> one, other = np.zeros((2, 2, 3), bool), np.zeros((2, 2, 3), bool)
+    >>> one[..., 2] = True
+    >>> worst_slice(one, other)
+    2
+    """
+    return int((prediction ^ reference).sum(axis=(0, 1)).argmax())

@@ -1,0 +1,1 @@
+"""Scores of whole cases: arrays in, numbers out."""

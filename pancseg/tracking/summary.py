@@ -1,0 +1,95 @@
+"""What stands in ``summary.json`` and in TensorBoard's table of runs."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from pancseg import __version__
+from pancseg.dataset.datamodule import GroupData
+from pancseg.learning.building import count_parameters
+from pancseg.tracking.epoch_report import best
+
+PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
+SEARCHED = ("model", "loss", "optimizer", "split", "seed", "data")
+
+
+def title_of(name: str, data: GroupData) -> str:
+    """One line: what is trained on how much, and what is held out."""
+    counts = data.counts()
+    parts = ", ".join(
+        f"{part} {n['patients']} patients {n['groups']} groups" for part, n in counts.items()
+    )
+    notes = (
+        "" if data.dealt.held_out else "; NOT HELD OUT: validation and test are training patients"
+    )
+    if not counts["val"]["groups"]:
+        notes += "; no validation: the best checkpoint is the last"
+    return f"{name}: {parts}{notes}"
+
+
+def describe_run(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    segmenter: pl.LightningModule,
+    data: GroupData,
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything about a finished run that somebody may want to know later."""
+    by_dice, by_loss = best(rows, "val/dice"), best(rows, "val/loss")
+    return {
+        "name": cfg.name,
+        "best_dice": by_dice["val/dice"] if by_dice else None,
+        "best_epoch": by_dice["epoch"] if by_dice else None,
+        "best_loss": by_loss["val/loss"] if by_loss else None,
+        "best_loss_epoch": by_loss["epoch"] if by_loss else None,
+        "geometry": (
+            "val/dice: mean over patients, voxels summed over a patient's groups, on the network's "
+            f"grid of {' x '.join(map(str, cfg.data.spatial_size))}; true scores are evaluate's"
+        ),
+        "epochs": rows[-1]["epoch"] if rows else 0,
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "held_out": data.dealt.held_out,
+        "split": {**data.hparams["split"], **data.counts()},
+        "parameters": count_parameters(segmenter),
+        "hardware": {
+            **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
+            "device": str(trainer.strategy.root_device),
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "pancseg": __version__,
+            "python": platform.python_version(),
+            **{p: version(p) for p in PACKAGES},
+        },
+        "data_fingerprint": data.fingerprint(),
+        "seed": cfg.seed,
+    }
+
+
+def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str, Any]) -> None:
+    """Enter the run in TensorBoard's table of hyperparameters, with its best score."""
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    searched = {key: values[key] for key in SEARCHED}
+    flat = {key: value for key, value in flatten(searched) if key != "data.root"}
+    score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(flat, {"best/val_dice": score})
+            logger.save()
+
+
+def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested dictionaries as dotted keys; lists as text.
+
+    >>> flatten({"a": {"b": 1}, "c": [2, 3]})
+    [('a.b', 1), ('c', '[2, 3]')]
+    """
+    if not isinstance(node, dict):
+        return [(prefix, str(node) if isinstance(node, list) else node)]
+    inner = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in node.items())
+    return [pair for key, value in inner for pair in flatten(value, key)]
