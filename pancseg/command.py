@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
+    InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
@@ -56,7 +57,7 @@ def run(task: Task, name: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them
     if "--cfg" in sys.argv and "job" in sys.argv and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")  # exactly what runs, not the formulas that give it
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
     job = guarded(task, name, failed)
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)(job)()
@@ -65,15 +66,16 @@ def run(task: Task, name: str) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as raised:
         if show_traceback:
             raise
+        error = own_error(raised)
         print(f"pancseg.{name}: {one_line(error, name)}", file=sys.stderr)
         return exit_code(error)
     return 0
 
 
-def guarded(task: Task, name: str, failed: list[BaseException]) -> Task:
+def guarded(task: Task, name: str, failed: list[Exception]) -> Task:
     """A job that tells of its errors itself.
 
     A single job hands its error to ``failed``, for Hydra would print lines of its own. A job of a
@@ -84,15 +86,22 @@ def guarded(task: Task, name: str, failed: list[BaseException]) -> Task:
     def job(cfg: DictConfig) -> Any:
         try:
             return task(cfg)
-        except (Exception, KeyboardInterrupt) as error:
+        except Exception as error:
             if is_sweep_job():
-                log.error("job %s failed: %s", HydraConfig.get().job.num, one_line(error, name))
+                log.error("job %s failed: %s", HydraConfig.get().job.num, one_line(own_error(error), name))
                 raise
             failed.append(error)
             return None
 
     job.__module__ = f"pancseg.{name}"
     return job
+
+
+def own_error(error: Exception) -> Exception:
+    """The error itself where ``instantiate`` wrapped it."""
+    cause = error.__cause__
+    wrapped = isinstance(error, InstantiationException) and isinstance(cause, PancsegError)
+    return cause if wrapped else error  # type: ignore[return-value]
 
 
 def exit_code(error: Exception) -> int:

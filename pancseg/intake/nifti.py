@@ -12,7 +12,7 @@ from pancseg.errors import Refused
 from pancseg.intake.series import smallest_type
 
 ENDINGS = (".nii.gz", ".nii")
-ROLE = re.compile(r"[_\-.](image|img|ct|label|lbl|seg|mask|0000)$", re.IGNORECASE)
+ROLE = re.compile(r"[_\-.](image|img|ct|label|lbl|seg|mask)$", re.IGNORECASE)
 
 
 def find_nifti(root: Path) -> list[Path]:
@@ -24,7 +24,7 @@ def find_nifti(root: Path) -> list[Path]:
 def stem_of(path: Path) -> str:
     """The name without its ending and without the word for its role.
 
-    >>> stem_of(Path("p7_image.nii.gz")), stem_of(Path("p7_0000.nii")), stem_of(Path("p7.nii"))
+    >>> stem_of(Path("p7_image.nii.gz")), stem_of(Path("p7-seg.nii")), stem_of(Path("p7.nii"))
     ('p7', 'p7', 'p7')
     """
     name = path.name

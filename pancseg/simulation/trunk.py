@@ -88,7 +88,7 @@ def _diaphragm(lattice: Lattice, rng: np.random.Generator) -> Field:
 
 
 def _table(lattice: Lattice) -> list[Layer]:
-    z_mm, y_mm, x_mm = lattice.axes_mm
+    _, y_mm, x_mm = lattice.axes_mm
     body = lattice.body
     back_mm = (CAVITY_RADII_MM[1] + 20 + 1.35 * body.subcutaneous_mm) * body.scale[1] + 6
     x, y = x_mm - body.centre_mm[0], y_mm[:, None] - body.centre_mm[1] + back_mm

@@ -1,0 +1,111 @@
+"""Fixtures: the commands, run as a user runs them, on phantoms small enough for a test."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+
+PHANTOM = ["shape=[48,48,40]", "spacing_mm=[8,8,8]", "seed=3"]
+SHALLOW = ["data.depth=32", "data.tail=shift"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run ``python -m pancseg.<name> <arguments>`` in this process."""
+
+    def run(name: str, *arguments: str) -> Ended:
+        capfd.readouterr()
+        code = run_command(name, *arguments)
+        out, err = capfd.readouterr()
+        return Ended(code, out, err)
+
+    return run
+
+
+def run_command(name: str, *arguments: str) -> int:
+    """Run a command in this process and give its exit code; Hydra's and logging's state is put back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"pancseg.{name}", *map(str, arguments)])
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        handlers = logging.getLogger().handlers[:]
+        try:
+            import_module(f"pancseg.{name}").main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
+            logging.getLogger().handlers[:] = handlers
+    raise AssertionError("a command ends by SystemExit")
+
+
+@pytest.fixture(scope="session")
+def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six phantoms as DICOM: images, labels, truth."""
+    out = tmp_path_factory.mktemp("dicom")
+    assert run_command("phantom", f"out={out}", "patients=6", *PHANTOM) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def prepared(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms as groups of 32."""
+    root = tmp_path_factory.mktemp("prepared") / "group32"
+    assert prepare(dicom, root) == 0
+    return root
+
+
+def prepare(dicom: Path, root: Path, *arguments: str) -> int:
+    """Prepare groups of 32 of phantoms, under their own names."""
+    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    return run_command(
+        "prepare", *source, f"data.root={root}", "privacy=none", *SHALLOW, *arguments
+    )
+
+
+def smoke(root: Path, run: Path, *arguments: str) -> list[str]:
+    """Arguments of a training that takes seconds."""
+    where = [f"data.root={root}", f"hydra.run.dir={run}"]
+    return ["experiment=smoke", *SHALLOW, *where, "split.val=1", "split.test=2", *arguments]
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two epochs."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert run_command("train", *smoke(prepared, run)) == 0
+    return run
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Real scans beside the checkout, where there are any."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no shared/data beside this checkout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that a test writes lands in the checkout."""
+    monkeypatch.chdir(tmp_path)
+    return

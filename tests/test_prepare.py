@@ -1,0 +1,284 @@
+"""The command ``prepare`` on phantoms: what it writes, and what it refuses."""
+
+import csv
+import json
+import shutil
+import stat
+from collections import namedtuple
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from tests.conftest import SHALLOW, Command, prepare, run_command
+
+COLUMNS = (
+    "patient,case,path,kind,status,reason,flags,slices,groups_kept,groups_empty,groups_tail,"
+    "spacing_x_mm,spacing_y_mm,spacing_z_mm,label_voxels,label_ml"
+)
+
+
+def rows_of(root: Path, kind: str = "image") -> list[dict[str, str]]:
+    with (root / "intake.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    files = (file for file in sorted(root.rglob("*")) if file.is_file())
+    return {str(file.relative_to(root)): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def some_dicom(dicom: Path, tmp_path: Path) -> Path:
+    """Three of the phantoms, to be damaged."""
+    for kind in ("images", "labels"):
+        for name in ("phantom-3-000", "phantom-3-001", "phantom-3-002"):
+            shutil.copytree(dicom / kind / name, tmp_path / "some" / kind / name)
+    return tmp_path / "some"
+
+
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_every_case_equals_the_phantoms_truth_voxel_by_voxel(
+    dicom: Path, prepared: Path, role: str
+) -> None:
+    truths = sorted((dicom / "truth").glob(f"*_{role}.nii.gz"))
+    assert len(truths) == 6
+    for path in truths:
+        truth = nib.as_closest_canonical(nib.load(path))
+        case = nib.as_closest_canonical(nib.load(prepared / "cases" / path.name))
+        np.testing.assert_array_equal(case.dataobj, truth.dataobj)
+        np.testing.assert_allclose(case.affine, truth.affine, atol=1e-4)
+
+
+def test_every_group_lies_where_its_slices_lay(prepared: Path) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert manifest["groups"]
+    for group in manifest["groups"]:
+        case = nib.load(prepared / "cases" / f"{group['case']}_image.nii.gz")
+        cut = nib.load(prepared / group["image"])
+        first = group["first_slice"]
+        assert cut.shape[2] == 32
+        np.testing.assert_array_equal(cut.dataobj, case.dataobj[..., first : first + 32])
+        corner = nib.affines.apply_affine(case.affine, [0, 0, first])
+        np.testing.assert_allclose(cut.affine[:3, 3], corner, atol=1e-4)
+
+
+def test_slice_0_is_nearest_the_feet_in_every_file(prepared: Path) -> None:
+    for path in prepared.rglob("*.nii.gz"):
+        assert nib.aff2axcodes(nib.load(path).affine)[2] == "S"
+
+
+def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared: Path) -> None:
+    assert (prepared / "intake.csv").read_text().splitlines()[0] == COLUMNS
+    for row in rows_of(prepared):
+        assert row["status"] == "kept"
+        assert row["slices"] == "40"
+        groups = sum(int(row[f"groups_{what}"]) for what in ("kept", "empty", "tail"))
+        assert groups == 2  # 40 slices: one whole group of 32 and one shifted
+
+
+def test_the_labels_volume_stands_on_the_images_row_once(prepared: Path) -> None:
+    for row in rows_of(prepared):
+        label = nib.load(prepared / "cases" / f"{row['case']}_label.nii.gz")
+        voxels = int(np.count_nonzero(label.dataobj))
+        assert int(row["label_voxels"]) == voxels
+        assert float(row["label_ml"]) == pytest.approx(voxels * 0.512, abs=0.001)
+    assert {row["label_voxels"] for row in rows_of(prepared, "label")} == {""}
+
+
+@pytest.mark.parametrize(("tail", "left_out"), [("drop", 1), ("shift", 0), ("pad", 0)])
+def test_the_tail_is_cut_as_asked(dicom: Path, tmp_path: Path, tail: str, left_out: int) -> None:
+    prepare(dicom, tmp_path / "r", f"data.tail={tail}", "data.keep_empty=true")
+    starts = {"drop": {0}, "shift": {0, 8}, "pad": {0, 32}}[tail]
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert {group["first_slice"] for group in manifest["groups"]} == starts
+    assert {row["groups_tail"] for row in rows_of(tmp_path / "r")} == {str(left_out)}
+
+
+def test_empty_groups_are_removed_and_counted_unless_kept(dicom: Path, tmp_path: Path) -> None:
+    small = ["data.depth=8"]
+    prepare(dicom, tmp_path / "without", *small)
+    prepare(dicom, tmp_path / "with", *small, "data.keep_empty=true")
+    for root, all_kept in ((tmp_path / "without", False), (tmp_path / "with", True)):
+        kept = sum(int(row["groups_kept"]) for row in rows_of(root))
+        empty = sum(int(row["groups_empty"]) for row in rows_of(root))
+        assert empty > 0
+        assert kept + (0 if all_kept else empty) == 6 * 5
+        labels = [nib.load(path).dataobj for path in (root / "groups").glob("*_label.nii.gz")]
+        assert any(not np.any(label) for label in labels) == all_kept
+
+
+def test_running_again_changes_nothing(dicom: Path, prepared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    prepare(dicom, root)
+    before = tree(root)
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")}
+    assert prepare(dicom, root) == 0
+    assert tree(root) == before
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")} == times
+
+
+def test_new_patients_are_added_and_old_ones_left_alone(some_dicom: Path, tmp_path: Path) -> None:
+    root, away = tmp_path / "r", tmp_path / "away"
+    for kind in ("images", "labels"):
+        shutil.move(some_dicom / kind / "phantom-3-001", away / kind)
+    prepare(some_dicom, root)
+    before = tree(root / "cases")
+    for kind in ("images", "labels"):
+        shutil.move(away / kind, some_dicom / kind / "phantom-3-001")
+    assert prepare(some_dicom, root) == 0
+    after = tree(root / "cases")
+    assert len(before) == 4
+    assert len(after) == 6
+    assert before.items() <= after.items()
+    assert [row["case"] for row in rows_of(root)] == [f"phantom-3-00{n}" for n in range(3)]
+
+
+def test_a_case_whose_file_is_gone_is_made_again(some_dicom: Path, tmp_path: Path) -> None:
+    prepare(some_dicom, tmp_path / "r")
+    before = tree(tmp_path / "r")
+    next((tmp_path / "r" / "groups").glob("phantom-3-001*_image.nii.gz")).unlink()
+    prepare(some_dicom, tmp_path / "r")
+    assert tree(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("data.depth=16", "depth (there 32, now 16)"),
+        ("data.tail=pad", "tail (there shift, now pad)"),
+        ("data.keep_empty=true", "keep_empty (there False, now True)"),
+        ("source.labels=null", "source.labels"),
+        ("privacy=pseudonym", "names"),
+    ],
+)
+def test_other_settings_for_the_same_folder_are_refused_by_name(
+    dicom: Path, prepared: Path, command: Command, changed: str, named: str
+) -> None:
+    before = tree(prepared)
+    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={prepared}", "privacy=none", *SHALLOW, changed)
+    assert ended.code == 2
+    assert named in ended.err
+    assert tree(prepared) == before
+
+
+def test_one_bad_series_is_refused_and_the_rest_is_done(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    slices = sorted((some_dicom / "images" / "phantom-3-001").iterdir(), key=z_of)
+    slices[20].unlink()
+    root = tmp_path / "r"
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={root}", "privacy=none", *SHALLOW)
+    assert ended.code == 1
+    assert "1 refused" in ended.err
+    statuses = {row["patient"]: row["status"] for row in rows_of(root)}
+    assert statuses == {
+        "phantom-3-000": "kept", "phantom-3-001": "refused", "phantom-3-002": "kept",
+    }  # fmt: skip
+    reason = next(row["reason"] for row in rows_of(root) if row["status"] == "refused")
+    assert reason == "missing_slice: 1 gap of 16.0 mm at slice 20, spacing is 8.0 mm"
+
+
+def z_of(path: Path) -> float:
+    return float(pydicom.dcmread(path).ImagePositionPatient[2])
+
+
+def test_a_label_on_another_grid_is_refused_with_both_grids(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    for path in (some_dicom / "labels" / "phantom-3-001").iterdir():
+        one = pydicom.dcmread(path)
+        one.ImagePositionPatient[0] += 4
+        one.save_as(path)
+    assert prepare(some_dicom, tmp_path / "r") == 1
+    reason = next(row["reason"] for row in rows_of(tmp_path / "r") if row["status"] == "refused")
+    assert reason.startswith("grids_differ: image 48 x 48 x 40 voxels")
+    assert reason.endswith("corners up to 4.00 mm apart")
+
+
+def test_without_labels_cases_are_kept_and_marked(dicom: Path, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    images = [f"source.images={dicom / 'images'}", "source.labels=null"]
+    assert run_command("prepare", *images, f"data.root={root}", "privacy=none", *SHALLOW) == 0
+    assert {row["flags"] for row in rows_of(root)} == {"unlabelled"}
+    assert not list(root.rglob("*_label.nii.gz"))
+    assert len(list((root / "groups").iterdir())) == 12
+
+
+def test_identifiers_of_headers_reach_no_file_but_the_paths_in_the_table(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    for n, folder in enumerate(sorted((some_dicom / "images").iterdir())):
+        for path in folder.iterdir():
+            one = pydicom.dcmread(path)
+            one.PatientID, one.PatientName = f"SECRET{n}", "Mustermann^Max"
+            one.save_as(path)
+    root = tmp_path / "site" / "r"
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={root}", *SHALLOW)
+    assert ended.code == 0
+    for path, content in tree(root).items():
+        if path.endswith(".gz"):
+            content = nib.load(root / path).header.binaryblock
+        assert b"SECRET" not in content
+        assert b"Muster" not in content
+        assert "SECRET" not in path
+    assert "SECRET" not in ended.out + ended.err
+    assert stat.S_IMODE((tmp_path / "site" / "privacy.key").stat().st_mode) == 0o600
+
+
+def test_one_patient_has_one_name_in_every_folder_of_a_site(dicom: Path, tmp_path: Path) -> None:
+    for name, depth in (("a", 16), ("b", 32)):
+        prepare(dicom, tmp_path / name, "privacy=pseudonym", f"data.depth={depth}")
+    names = [{row["patient"] for row in rows_of(tmp_path / name)} for name in ("a", "b")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 6
+
+
+def test_two_at_once_on_one_folder_give_what_one_gives(dicom: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    root = tmp_path / "r"
+    words = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    words += [f"data.root={root}", "privacy=none", *SHALLOW]
+    start = [sys.executable, "-m", "pancseg.prepare", *words]
+    both = [subprocess.Popen(start, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [one.wait() for one in both] == [0, 0]
+    prepare(dicom, tmp_path / "alone")
+    assert tree(root) == tree(tmp_path / "alone")
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1000))
+    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={tmp_path / 'r'}", *SHALLOW)
+    assert ended.code == 2
+    assert "GB are free" in ended.err
+    assert not list((tmp_path / "r").rglob("*.nii.gz"))
+
+
+def test_nifti_pieces_of_one_patient_stay_together(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for role, folder in (("image", images), ("label", labels)):
+        folder.mkdir()
+        for path in (prepared / "groups").glob(f"*_{role}.nii.gz"):
+            shutil.copy(path, folder / path.name.replace(f"_{role}", ""))
+    source = ["source=nifti", f"source.images={images}", f"source.labels={labels}"]
+    warned = command("prepare", *source, f"data.root={tmp_path / 'a'}", "data.depth=32")
+    assert "look like pieces of one patient" in warned.out
+    rule = r"source.patient='(?P<patient>.+)_\d+$'"
+    told = command("prepare", *source, rule, f"data.root={tmp_path / 'b'}", "data.depth=32")
+    assert told.code == 0, told.err
+    assert "look like pieces" not in told.out
+    assert len({row["patient"] for row in rows_of(tmp_path / "b")}) == 6
+    assert len({row["case"] for row in rows_of(tmp_path / "b")}) == len(list(images.iterdir()))
