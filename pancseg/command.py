@@ -25,7 +25,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.errors import PancsegError
+from pancseg.errors import Incomplete, PancsegError
 
 log = logging.getLogger(__name__)
 Task = Callable[[DictConfig], Any]
@@ -88,7 +88,10 @@ def guarded(task: Task, name: str, failed: list[Exception]) -> Task:
             return task(cfg)
         except Exception as error:
             if is_sweep_job():
-                log.error("job %s failed: %s", HydraConfig.get().job.num, one_line(own_error(error), name))
+                own = own_error(error)
+                log.error("job %s failed: %s", HydraConfig.get().job.num, one_line(own, name))
+                if isinstance(own, PancsegError):
+                    own.exit_code = Incomplete.exit_code  # the other jobs run
                 raise
             failed.append(error)
             return None
@@ -106,11 +109,9 @@ def own_error(error: Exception) -> Exception:
 
 def exit_code(error: Exception) -> int:
     """2 where the command could not start, 1 where it failed on the way or one of its jobs did."""
-    if not is_job_error(error):
-        return 2
-    if isinstance(error, PancsegError) and not is_sweep_job():
+    if isinstance(error, PancsegError):
         return error.exit_code
-    return 1
+    return 1 if is_job_error(error) else 2
 
 
 def is_job_error(error: Exception) -> bool:

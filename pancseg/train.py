@@ -41,6 +41,8 @@ def train(cfg: DictConfig) -> float | None:
         log.warning(detect().advice)
     # Lightning 2.6 uses a name that torch 2.13 renames; nothing a user can do about it
     warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # a resumed run goes on in its own folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says, we say
     torch.set_float32_matmul_precision("high")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -53,7 +55,7 @@ def train(cfg: DictConfig) -> float | None:
     folder = Path(run_path())
     if not trainer.fast_dev_run:
         write_json(folder / "splits.json", data.dealt.as_dict())
-    report = set_up_callbacks(trainer, title_of(cfg.name, data))
+    report = set_up_callbacks(trainer, data, title_of(cfg.name, data))
     log.info(title_of(cfg.name, data))
     try:
         with logging_redirect_tqdm():
@@ -69,7 +71,7 @@ def train(cfg: DictConfig) -> float | None:
     return summary["best_dice"]
 
 
-def set_up_callbacks(trainer: Any, title: str) -> Any:
+def set_up_callbacks(trainer: Any, data: Any, title: str) -> Any:
     """Fit the callbacks to the data, and return the epoch report among them."""
     from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -77,7 +79,8 @@ def set_up_callbacks(trainer: Any, title: str) -> Any:
 
     report = next(one for one in trainer.callbacks if isinstance(one, EpochReport))
     report.title = title
-    if "no validation" in title:
+    if not data.groups("val"):
+        trainer.limit_val_batches = 0
         for callback in trainer.callbacks:
             if isinstance(callback, ModelCheckpoint):
                 callback.monitor = None  # the best is then the last

@@ -41,7 +41,7 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 def run_command(name: str, *arguments: str) -> int:
-    """Run a command in this process and give its exit code; Hydra's and logging's state is put back."""
+    """Run a command in this process; the state of Hydra and of logging is put back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"pancseg.{name}", *map(str, arguments)])
         patch.delenv("HYDRA_FULL_ERROR", raising=False)
@@ -53,6 +53,8 @@ def run_command(name: str, *arguments: str) -> int:
         finally:
             GlobalHydra.instance().clear()
             HydraConfig.instance().cfg = None
+            for handler in set(logging.getLogger().handlers) - set(handlers):
+                handler.close()
             logging.getLogger().handlers[:] = handlers
     raise AssertionError("a command ends by SystemExit")
 

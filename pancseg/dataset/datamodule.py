@@ -186,10 +186,9 @@ class GroupData(pl.LightningDataModule):
         )
         return self.loader(dataset, shuffle=True, drop_last=alone)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """Batches of validation groups; none where ``split.val=0``."""
-        dataset = self.dataset("val")
-        return self.loader(dataset) if len(dataset) else []
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches of validation groups."""
+        return self.loader(self.dataset("val"))
 
     def loader(self, dataset: PersistentDataset, **options: Any) -> DataLoader[Batch]:
         """A loader with the settings of the hardware."""

@@ -87,7 +87,14 @@ def deterministic(
         Orientationd(keys, axcodes=numbers.orientation, labels=AXES),
         Spacingd(keys, pixdim=numbers.spacing_mm, mode=linear),
         ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-        CropForegroundd(keys, source_key="image", select_fn=inside_body, allow_smaller=True),
+        CropForegroundd(
+            keys,
+            source_key="image",
+            select_fn=inside_body,
+            allow_smaller=True,
+            start_coord_key=None,  # the affine says it too, and batches hold only what is used
+            end_coord_key=None,
+        ),
         Resized(keys, spatial_size=numbers.spatial_size, mode=area),
         EnsureTyped(keys, dtype=torch.float32),  # the recipe's ToTensord
     ]

@@ -44,15 +44,13 @@ def open_checkpoint(path: Path) -> Trained:
     if not path.is_file():
         raise PancsegError(f"checkpoint={path}: there is no such file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load(path)
         data = dict(content["datamodule_hyper_parameters"])
         state = content["GroupData"]
         split = Split(**state["split"])
         numbers = ("orientation", "spacing_mm", "window_hu", "spatial_size")
         preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # hints on saving, which do not concern a reader
-            segmenter = Segmenter.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        segmenter = Segmenter.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except PancsegError as error:
         raise PancsegError(f"checkpoint={path}: {error}") from error
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
@@ -68,6 +66,13 @@ def open_checkpoint(path: Path) -> Trained:
         int(content["epoch"]) + 1,
         state["fingerprint"],
     )
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a file of tensors and plain values; torch warns of what it then refuses anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,81 @@
+"""The house: imports run one way, rooms are small, doors have no logic of their own."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pancseg"
+FILES = sorted(PACKAGE.rglob("*.py"))
+BASE = ["__init__", "errors", "atomic", "affine", "progress", "hardware", "command"]
+WINGS = ["intake", "dataset", "learning", "inference", "scoring", "output", "tracking"]
+DOORS = ["prepare", "train", "evaluate", "phantom"]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this package that a file imports anywhere in it."""
+    known = {name_of(file) for file in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pancseg"):
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("pancseg")}
+    return found
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {name_of(path): imports_of(path) - {name_of(path)} for path in FILES}
+    TopologicalSorter(graph).prepare()
+
+
+def test_every_room_belongs_to_a_known_wing() -> None:
+    assert {wing_of(name_of(path)) for path in FILES} <= {*BASE, *WINGS, *DOORS, "simulation"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_run_one_way(path: Path) -> None:
+    here = wing_of(name_of(path))
+    for module in imports_of(path):
+        there = wing_of(module)
+        if here == there or here in DOORS:
+            continue
+        assert there not in DOORS, f"{name_of(path)} imports the front door {module}"
+        if here == "simulation" or here in BASE:
+            assert there in BASE, f"{name_of(path)} imports {module}"
+        elif there not in BASE:
+            assert WINGS.index(there) < WINGS.index(here), f"{name_of(path)} imports {module}"
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_front_door_imports_nothing_heavy_before_the_configuration_is_read(door: str) -> None:
+    tree = ast.parse((PACKAGE / f"{door}.py").read_text())
+    allowed = {"collections", "functools", "logging", "omegaconf", "pancseg", "pathlib", "typing",
+               "warnings"}  # fmt: skip
+    for node in tree.body:
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        assert {str(name).split(".")[0] for name in names} <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_rooms_and_functions_are_small(path: Path) -> None:
+    text = path.read_text()
+    assert path.stem not in ("utils", "helpers", "misc", "common")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not body or body[-1].end_lineno - body[0].lineno < 50, node.name  # type: ignore[operator]

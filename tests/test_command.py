@@ -1,0 +1,139 @@
+"""How commands end: one line, the right code."""
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SHALLOW, Command, smoke
+
+START = {**os.environ, "PYTHONWARNINGS": "ignore"}
+
+
+def lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "data=group32x"], "no such choice; choices are group64, group90"),
+        (["train", "data.spatial_size=[128,128,90]"], "axis 2 is 90"),
+        (["train", "data.spatial_size=[16,16,16]"], "nearest that work are 32 and 48"),
+        (["train", "trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+        (["train", "zebra=3"], "zebra: no such key; python -m pancseg.train --cfg job"),
+        (["train", "data.root=nowhere"], "nowhere holds no manifest.json; prepare it first"),
+        (["train", "hardware=rtx4090", "data.root=nowhere"], "torch finds no GPU"),
+        (["prepare", "source.images=empty", "source.labels=null"], "empty: holds no image"),
+        (["prepare", "source.images=gone", "source.labels=null"], "gone: there is no such file"),
+        (["prepare", "source.images=empty"], "source.labels is not given"),
+        (["prepare", "data.depth=0", "source.images=empty", "source.labels=null"], "data.depth=0"),
+        (["evaluate"], "checkpoint is not given"),
+        (["evaluate", "checkpoint=text.ckpt"], "no checkpoint that pancseg.train wrote"),
+        (["evaluate", "checkpoint=gone.ckpt"], "there is no such file"),
+        (["evaluate", "checkpoint=text.ckpt", "subset=all"], "expected one of train, val, test"),
+        (["phantom"], "out is not given"),
+        (["phantom", "out=o", "patients=0"], "at least 1 patient"),
+    ],
+)
+def test_a_command_that_cannot_start_says_why_in_one_line_and_ends_with_2(
+    words: list[str], says: str, command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    ended = command(*words)
+    assert ended.code == 2
+    assert len(lines(ended.err)) == 1
+    assert says in ended.err
+
+
+def test_labels_that_match_no_image_are_told(dicom: Path, tmp_path: Path, command: Command) -> None:
+    ended = command("prepare", f"source.images={dicom / 'images'}", f"source.labels={dicom}")
+    assert ended.code == 2
+    assert "no label there belongs to an image" in lines(ended.err)[-1]
+
+
+def test_too_few_patients_for_the_split_are_told(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    ended = command("train", *smoke(prepared, tmp_path, "split.test=9"))
+    assert ended.code == 2
+    assert "6 labelled patients, this split needs at least 11" in ended.err
+
+
+def test_a_folder_of_another_depth_is_told(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    ended = command("train", *smoke(prepared, tmp_path, "data.depth=16"))
+    assert ended.code == 2
+    assert "prepared with groups of 32" in ended.err
+
+
+@pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z"])
+def test_a_path_that_needs_quotes_ends_with_the_command_to_paste(
+    value: str, command: Command
+) -> None:
+    ended = command("prepare", f"source.images={value}", "source.labels=null")
+    assert ended.code == 2
+    assert len(lines(ended.err)) == 1
+    assert f"'source.images=\"{value}\"' source.labels=null" in ended.err
+    again = command("prepare", f'source.images="{value}"', "source.labels=null")
+    assert f"source.images={value}: there is no such file" in again.err
+
+
+def test_a_label_folder_may_be_anywhere_below_a_quoted_path(
+    dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    odd = tmp_path / "Ärzte a=b (1)"
+    odd.symlink_to(dicom)
+    source = [f'source.images="{odd / "images"}"', f'source.labels="{odd / "labels"}"']
+    assert command("prepare", *source, f"data.root={tmp_path / 'r'}", *SHALLOW).code == 0
+
+
+def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "pancseg.train", "data.root=nowhere"], check=False,
+        env={**START, "HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" in ended.stderr
+    assert "holds no manifest.json" in ended.stderr
+
+
+def test_cfg_job_shows_what_runs_with_nothing_left_to_resolve(command: Command) -> None:
+    shown = command("train", "experiment=recipe64", "--cfg", "job")
+    assert shown.code == 0
+    assert "${" not in shown.out
+    for number in ("lr: 1.0e-05", "weight_decay: 1.0e-05", "amsgrad: true", "max_epochs: 600"):
+        assert number in shown.out
+
+
+@pytest.mark.parametrize("name", ["train", "prepare", "evaluate", "phantom"])
+def test_help_lists_the_choices(name: str, command: Command) -> None:
+    ended = command(name, "--help")
+    assert ended.code == 0
+    assert f"python -m pancseg.{name}" in ended.out
+
+
+def test_help_takes_at_most_twice_as_long_as_a_bare_hydra_application(tmp_path: Path) -> None:
+    (tmp_path / "bare.yaml").write_text("a: 1\n")
+    (tmp_path / "bare.py").write_text(
+        "import hydra\n"
+        "@hydra.main(version_base='1.3', config_path='.', config_name='bare')\n"
+        "def main(cfg):\n    pass\n"
+        "main()\n"
+    )
+    bare, ours = [], []
+    for _ in range(5):
+        bare.append(seconds([sys.executable, str(tmp_path / "bare.py"), "--help"]))
+        ours.append(seconds([sys.executable, "-m", "pancseg.train", "--help"]))
+    assert min(ours) < 2 * min(bare), f"{statistics.median(ours):.2f} s"
+
+
+def seconds(words: list[str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(words, check=True, capture_output=True)
+    return time.perf_counter() - began

@@ -1,0 +1,140 @@
+"""Configuration: files equal constructors, everything composes, the command line wins."""
+
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from pancseg.command import conf_folder, register_resolvers
+from pancseg.dataset.splits import deal
+from pancseg.dataset.transforms import Augmentation
+from pancseg.hardware import Machine
+from pancseg.learning.building import build
+
+CONF = conf_folder()
+GROUPS = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
+OPTIONS = [f"{folder.name}={path.stem}" for folder in GROUPS for path in sorted(folder.iterdir())]
+SOURCE = ["source.images=images", "source.labels=labels"]
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(name, list(overrides))
+
+
+def options(group: str) -> list[str]:
+    return [path.stem for path in sorted((CONF / group).iterdir())]
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every node with a ``_target_``."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield value
+        for inner in value.values():
+            yield from nodes(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from nodes(inner)
+
+
+def parameters_of(target: str) -> tuple[set[str], set[str]]:
+    """All parameters of a target, and those without a default."""
+    module, _, name = target.rpartition(".")
+    signature = inspect.signature(getattr(import_module(module), name))
+    found = {p.name: p for p in signature.parameters.values() if p.name not in ("args", "kwargs")}
+    return set(found), {name for name, p in found.items() if p.default is p.empty}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
+    group = option.partition("=")[0]
+    extra = ["split.path=x.json"] if option == "split=file" else []
+    cfg = composed("train", option, *(SOURCE if group == "source" else extra))
+    for node in nodes(OmegaConf.to_container(cfg, resolve=True)):
+        target = node["_target_"]
+        accepted, required = parameters_of(target)
+        keys = set(node) - {"_target_"}
+        assert keys <= accepted, target
+        given_later = {"split", "prepare", "params"}
+        assert required - keys <= given_later, target
+        if target.startswith("pancseg."):
+            assert keys == accepted - given_later, target
+
+
+def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
+    for name in options("split"):
+        accepted = set(inspect.signature(deal).parameters) - {"patients"}
+        assert set(composed("train", f"split={name}").split) <= accepted
+    for name in options("augment"):
+        assert set(composed("train", f"augment={name}").augment) == set(
+            inspect.signature(Augmentation).parameters
+        )
+    machine = set(inspect.signature(Machine).parameters) - {"advice"}
+    for name in options("hardware"):
+        assert set(composed("train", f"hardware={name}").hardware) == machine | {"devices"}
+    for name in options("privacy"):
+        assert set(composed("train", f"privacy={name}").privacy) == {"names", "key_file"}
+
+
+@pytest.mark.parametrize("group", ["model", "loss", "optimizer"])
+def test_every_network_loss_and_optimiser_is_built_and_takes_a_step(group: str) -> None:
+    for name in options(group):
+        cfg = composed("train", "experiment=smoke", f"{group}={name}")
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(plain, dict)
+        network, loss = build(plain["model"], nn.Module), build(plain["loss"], nn.Module)
+        optimizer = build(plain["optimizer"], torch.optim.Optimizer, network.parameters())
+        label = (torch.rand(2, 1, 32, 32, 32) > 0.9).float()
+        before = [p.clone() for p in network.parameters()]
+        loss(network(torch.rand(2, 1, 32, 32, 32)), label).backward()
+        optimizer.step()
+        assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
+def test_the_recipes_are_the_recipes() -> None:
+    for name, depth, size in (("recipe64", 64, 64), ("recipe90", 90, 96)):
+        cfg = composed("train", f"experiment={name}")
+        assert (cfg.data.depth, list(cfg.data.spatial_size)) == (depth, [128, 128, size])
+        assert list(cfg.data.spacing_mm) == [1.5, 1.5, 1.0]
+        assert list(cfg.data.window_hu) == [-200, 200]
+        assert (cfg.optimizer.lr, cfg.optimizer.weight_decay) == (1e-5, 1e-5)
+        assert cfg.trainer.max_epochs == 600
+        assert cfg.augment == composed("train", "augment=none").augment
+
+
+def test_the_order_is_defaults_hardware_experiment_command_line() -> None:
+    assert composed("train", "hardware=h200").data.batch_size == 8
+    assert composed("train", "hardware=h200", "experiment=recipe64").data.batch_size == 2
+    chosen = ["hardware=h200", "experiment=recipe64", "data.batch_size=3"]
+    assert composed("train", *chosen).data.batch_size == 3
+    assert composed("train", "hardware=auto", "hardware.precision=64").trainer.precision == 64
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(CONF.glob("*.yaml"))])
+def test_no_plain_key_has_the_name_of_a_group(name: str) -> None:
+    cfg = OmegaConf.to_container(composed(name))
+    assert isinstance(cfg, dict)
+    groups = {folder.name for folder in GROUPS}
+    plain = {key for key, value in cfg.items() if not isinstance(value, dict)}
+    assert not plain & groups
+
+
+def test_every_file_states_its_numbers_with_what_they_are() -> None:
+    units = {"spacing_mm", "window_hu", "spatial_size", "depth"}
+    for line in (CONF / "data" / "group64.yaml").read_text().splitlines():
+        key = line.partition(":")[0].strip()
+        assert key not in units - {"spacing_mm"} or "#" in line, line
+
+
+def test_conf_lies_beside_the_package_or_in_it() -> None:
+    assert (CONF / "train.yaml").is_file()
+    assert Path(CONF).is_absolute()

@@ -1,0 +1,105 @@
+"""The command ``evaluate`` on a trained smoke run."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.conftest import Command
+
+COLUMNS = "patient,case,dice,nsd_2mm,hd95_mm,assd_mm,volume_ml,reference_ml,volume_error_ml,status"
+
+
+@pytest.fixture(scope="session")
+def scored(trained: Path) -> Path:
+    """The scores of the run's test patients."""
+    from tests.conftest import run_command
+
+    best = trained / "checkpoints" / "best.ckpt"
+    assert run_command("evaluate", f"checkpoint={best}", "subset=test") == 0
+    return trained / "scores"
+
+
+def rows_of(scores: Path, subset: str = "test") -> list[dict[str, str]]:
+    with (scores / f"{subset}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_a_row_a_case_and_the_columns_of_the_contract(
+    scored: Path, trained: Path
+) -> None:
+    assert (scored / "test.csv").read_text().splitlines()[0] == COLUMNS
+    test = json.loads((trained / "splits.json").read_text())["test"]
+    assert [row["patient"] for row in rows_of(scored)] == test
+
+
+def test_every_prediction_lies_on_its_cases_grid(scored: Path, prepared: Path) -> None:
+    for row in rows_of(scored):
+        case = nib.load(prepared / "cases" / f"{row['case']}_image.nii.gz")
+        mask = nib.load(scored / "test" / f"{row['case']}_prediction.nii.gz")
+        assert mask.shape == case.shape
+        np.testing.assert_array_equal(mask.affine, case.affine)
+        assert mask.get_data_dtype() == np.uint8
+
+
+def test_dice_can_be_worked_out_again_from_the_masks(scored: Path, prepared: Path) -> None:
+    for row in rows_of(scored):
+        mask = np.asarray(nib.load(scored / "test" / f"{row['case']}_prediction.nii.gz").dataobj)
+        drawn = np.asarray(nib.load(prepared / "cases" / f"{row['case']}_label.nii.gz").dataobj)
+        dice = 2 * np.sum(mask * drawn) / (mask.sum() + drawn.sum())
+        assert float(row["dice"]) == pytest.approx(dice, abs=1e-6)
+
+
+def test_the_figures_count_patients_and_say_that_they_were_held_out(scored: Path) -> None:
+    figures = json.loads((scored / "test.json").read_text())
+    dices = [float(row["dice"]) for row in rows_of(scored)]
+    assert figures["n"] == 2
+    assert figures["held_out"] is True
+    assert figures["dice"]["mean"] == pytest.approx(np.mean(dices), abs=1e-6)
+    assert figures["dice"].keys() == {"mean", "median", "sd", "min", "ci95"}
+    assert figures["geometry"].startswith("whole cases on their own grid")
+
+
+def test_there_is_a_picture_of_each_case(scored: Path) -> None:
+    for row in rows_of(scored):
+        assert (scored / "test" / f"{row['case']}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("subset", ["train", "val"])
+def test_patients_that_training_used_are_never_called_held_out(
+    trained: Path, command: Command, subset: str
+) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    ended = command("evaluate", f"checkpoint={best}", f"subset={subset}")
+    assert ended.code == 0
+    assert "NOT HELD OUT" in ended.out
+    figures = json.loads((trained / "scores" / f"{subset}.json").read_text())
+    assert figures["held_out"] is False
+
+
+def test_a_moved_folder_can_be_named_and_a_bad_case_stops_nothing(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    root, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(prepared, root)
+    shutil.copytree(trained / "checkpoints", run / "checkpoints")
+    bad, good = json.loads((trained / "splits.json").read_text())["test"]
+    (root / "cases" / f"{bad}_image.nii.gz").write_bytes(b"not an image")
+    best = run / "checkpoints" / "best.ckpt"
+    ended = command("evaluate", f"checkpoint={best}", f"data.root={root}")
+    assert ended.code == 1
+    assert "1 of 2 cases failed" in ended.err
+    rows = {row["case"]: row for row in rows_of(run / "scores")}
+    assert rows[bad]["status"].startswith("failed: ")
+    assert rows[good]["status"] in ("scored", "missed")
+    assert json.loads((run / "scores" / "test.json").read_text())["failed"] == [bad]
+
+
+def test_evaluating_leaves_the_runs_configuration_alone(trained: Path, scored: Path) -> None:
+    overrides = (trained / ".hydra" / "overrides.yaml").read_text()
+    assert "experiment=smoke" in overrides
+    assert "checkpoint" not in overrides

@@ -1,0 +1,55 @@
+"""Cutting cases into groups."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pancseg.dataset.groups import AIR_HU, check_cut, covering_starts, cut_group, plan_cut
+from pancseg.errors import PancsegError
+
+
+@pytest.mark.parametrize(
+    ("slices", "tail", "starts", "left_out"),
+    [
+        (128, "drop", [0, 64], 0),
+        (130, "drop", [0, 64], 1),
+        (130, "shift", [0, 64, 66], 0),
+        (130, "pad", [0, 64, 128], 0),
+        (40, "drop", [], 1),
+        (40, "shift", [], 1),
+        (40, "pad", [0], 0),
+    ],
+)
+def test_groups_begin_where_counted_by_hand(
+    slices: int, tail: str, starts: list[int], left_out: int
+) -> None:
+    plan = plan_cut(slices, 64, tail)
+    assert plan.starts == starts
+    assert plan.left_out == left_out
+
+
+@pytest.mark.parametrize("slices", [1, 63, 64, 65, 127, 128, 200])
+def test_covering_groups_leave_out_no_slice(slices: int) -> None:
+    covered = {s for start in covering_starts(slices, 64) for s in range(start, start + 64)}
+    assert covered >= set(range(slices))
+
+
+def test_a_group_moves_its_origin_along_an_oblique_normal() -> None:
+    affine = np.array([[0, 0, 3, 10], [0, 2, 0, 20], [-1, 0, 4, 30], [0, 0, 0, 1.0]])
+    case = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine)
+    group = cut_group(case, first_slice=2, depth=2, fill=0)
+    assert group.affine[:3, 3].tolist() == [16, 20, 38]
+    np.testing.assert_array_equal(group.dataobj, case.dataobj[..., 2:4])
+
+
+def test_a_padded_group_holds_air_after_its_slices() -> None:
+    case = nib.Nifti1Image(np.zeros((2, 2, 3), np.int16), np.eye(4))
+    group = cut_group(case, first_slice=2, depth=4, fill=AIR_HU)
+    assert np.asanyarray(group.dataobj)[0, 0].tolist() == [0, -1024, -1024, -1024]
+    assert group.get_data_dtype() == np.int16
+
+
+@pytest.mark.parametrize(("depth", "tail"), [(0, "drop"), (64, "fold")])
+def test_a_cut_that_there_is_not_is_refused(depth: int, tail: str) -> None:
+    with pytest.raises(PancsegError, match="expected"):
+        check_cut(depth, tail)

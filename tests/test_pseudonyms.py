@@ -1,0 +1,160 @@
+"""Names for patients: the same for the same key, and telling nothing."""
+
+import re
+import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from pancseg.dataset.preparation import Cutting, Preparation
+from pancseg.errors import PancsegError
+from pancseg.intake.pseudonyms import make_namer, read_key, safe_name
+from pancseg.intake.sources import find_dicom
+from tests.tiny_dicom import write_series
+
+IDENTITIES = ["P-1", "P_1", "P/1", "P 1", "P.1", "../../x", "x", "a/b", "a-b", "", " ", "-", "."]
+IDENTITIES += [
+    "..",
+    "🙂",
+    "🙃",
+    "Müller",
+    "Muller",
+    "M-ller",
+    "CON",
+    "a\\b",
+    "a:b",
+    "a\nb",
+    "p" * 40,
+]
+IDENTITIES += ["p" * 300, "p" * 301, "1.2.840.113619", "1.2.840.113619."]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "site" / "privacy.key"
+
+
+def test_one_key_gives_a_patient_one_name(key_file: Path) -> None:
+    first, word = make_namer("pseudonym", key_file)
+    again, same_word = make_namer("pseudonym", key_file)
+    assert first("P-1") == again("P-1")
+    assert word == same_word
+
+
+def test_another_patient_has_another_name(key_file: Path) -> None:
+    name, _ = make_namer("pseudonym", key_file)
+    assert len({name(identity) for identity in IDENTITIES}) == len(IDENTITIES)
+
+
+def test_another_key_gives_another_name_and_another_word(tmp_path: Path) -> None:
+    here, word = make_namer("pseudonym", tmp_path / "here.key")
+    there, other_word = make_namer("pseudonym", tmp_path / "there.key")
+    assert here("P-1") != there("P-1")
+    assert word != other_word
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_a_pseudonym_is_a_letter_and_ten_digits_that_tell_nothing(
+    key_file: Path, identity: str
+) -> None:
+    name, _ = make_namer("pseudonym", key_file)
+    assert re.fullmatch("p[0-9a-f]{10}", name(identity))
+
+
+def test_the_identity_and_the_key_stand_in_no_name_and_in_no_word(key_file: Path) -> None:
+    name, word = make_namer("pseudonym", key_file)
+    for identity in ("12345678", "DOE^JANE", "19670401"):
+        assert identity.lower() not in name(identity)
+    assert key_file.read_text()[:6] not in word
+
+
+def test_a_name_depends_on_the_key_alone(key_file: Path) -> None:
+    key_file.parent.mkdir()
+    key_file.write_text("00" * 32)
+    name, _ = make_namer("pseudonym", key_file)
+    # printf P-1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:00...00
+    assert name("P-1") == "pbeb32a0c78"
+
+
+def test_a_folder_whose_name_is_not_utf_8_has_a_name(key_file: Path) -> None:
+    for rule in ("pseudonym", "none"):
+        name, _ = make_namer(rule, key_file)
+        assert name("M\udcfcller") != name("M\udce4ller")
+
+
+def test_the_key_is_made_once(key_file: Path) -> None:
+    key = read_key(key_file)
+    content = key_file.read_text()
+    assert len(key) == 32
+    assert read_key(key_file) == key
+    assert key_file.read_text() == content
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_only_the_owner_may_read_the_key(key_file: Path) -> None:
+    read_key(key_file)
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+
+
+def test_several_at_once_make_one_key(tmp_path: Path) -> None:
+    barrier = Barrier(8)
+
+    def make(n: int) -> bytes:
+        barrier.wait()
+        return read_key(tmp_path / f"{n}.key")
+
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(50):
+            assert len(set(pool.map(make, [n] * 8))) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"not hexadecimal", b"00ff", b"\xff\xfe\x00", b"0" * 63]
+)
+def test_a_key_file_without_a_key_is_an_error_and_is_left_alone(
+    key_file: Path, content: bytes
+) -> None:
+    key_file.parent.mkdir()
+    key_file.write_bytes(content)
+    with pytest.raises(PancsegError, match=r"privacy\.key: holds no key"):
+        make_namer("pseudonym", key_file)
+    assert key_file.read_bytes() == content
+
+
+def test_without_privacy_the_patient_id_is_kept_and_no_key_is_made(key_file: Path) -> None:
+    name, word = make_namer("none", key_file)
+    assert [name(identity) for identity in ("P-07", "case_12", "1.2.840")] == [
+        "P-07",
+        "case_12",
+        "1.2.840",
+    ]
+    assert word == "none"
+    assert not key_file.exists()
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_a_safe_name_is_a_valid_file_name(tmp_path: Path, identity: str) -> None:
+    name = safe_name(identity)
+    assert re.fullmatch(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?", name)
+    assert len(name) <= 50
+    (tmp_path / f"{name}_image.nii.gz").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}_image.nii.gz"]
+
+
+def test_no_two_safe_names_collide() -> None:
+    assert len({safe_name(identity) for identity in IDENTITIES}) == len(IDENTITIES)
+
+
+def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tells_apart(
+    tmp_path: Path,
+) -> None:
+    for folder, identity in (("a", "P-1"), ("b", "p-1")):
+        write_series(tmp_path / "images" / folder, patient_id=identity)
+    preparation = Preparation(tmp_path / "root", Cutting(2, "drop", False), {}, safe_name)
+    for candidate in find_dicom(tmp_path / "images", None).candidates:
+        preparation.take(candidate)
+    cases = preparation.manifest.cases
+    assert len({case.case.casefold() for case in cases}) == 2

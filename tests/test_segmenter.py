@@ -1,0 +1,117 @@
+"""The Lightning module: its metric, the recipe's metric and its checkpoints."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pancseg.errors import PancsegError
+from pancseg.inference.checkpoint import open_checkpoint
+from pancseg.learning.patient_dice import PatientDice
+from pancseg.learning.segmenter import Segmenter
+
+LOSS = {
+    "_target_": "monai.losses.DiceLoss", "to_onehot_y": True, "sigmoid": True, "squared_pred": True,
+}  # fmt: skip
+NET = {
+    "_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
+    "channels": [2, 2], "strides": [2], "norm": "instance",
+}  # fmt: skip
+
+
+def row(*values: int) -> torch.Tensor:
+    return torch.tensor(values).reshape(1, 1, -1, 1, 1)
+
+
+def test_voxels_are_summed_over_a_patients_groups_before_the_ratio() -> None:
+    dice = PatientDice()
+    dice.update(row(1, 1, 0, 0), row(1, 1, 1, 1), torch.tensor([7]))  # 2 of 2 and 4
+    dice.update(row(1, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([7]))  # 0 of 1 and 0
+    dice.update(row(1, 0, 0, 0), row(1, 0, 0, 0), torch.tensor([9]))  # 1
+    assert dice.compute().item() == pytest.approx((4 / 7 + 1) / 2)
+
+
+def test_an_empty_prediction_of_a_patient_with_a_pancreas_counts_0() -> None:
+    dice = PatientDice()
+    dice.update(row(0, 0, 0, 0), row(1, 1, 0, 0), torch.tensor([1]))
+    dice.update(row(0, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([2]))  # takes no part
+    assert dice.compute().item() == 0
+
+
+def test_no_pancreas_on_either_side_gives_no_dice_rather_than_0_or_1() -> None:
+    dice = PatientDice()
+    dice.update(row(0, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([2]))
+    assert torch.isnan(dice.compute())
+
+
+class Always(nn.Module):
+    """Logits that are sure of background everywhere."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.full_like(image, 20.0), torch.full_like(image, -20.0)], dim=1)
+
+
+def test_the_recipes_metric_reads_half_for_an_empty_prediction_and_dice_reads_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter = Segmenter(NET, LOSS, {})
+    segmenter.network = Always()
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(segmenter, "log", lambda name, value, **_: logged.update({name: value}))
+    monkeypatch.setattr(segmenter, "log_dict", lambda values, **_: logged.update(values))
+    label = torch.zeros(1, 1, 16, 16, 16)
+    label[..., :4, :4, :4] = 1
+    batch = {"image": torch.zeros_like(label), "label": label, "patient": torch.tensor([1])}
+    segmenter.step(batch, "val")
+    assert float(logged["val/recipe_metric"]) == pytest.approx(0.5, abs=0.01)
+    assert float(logged["val/dice"].compute()) == 0
+
+
+def test_the_optimiser_takes_the_recipes_numbers() -> None:
+    adam = {"_target_": "torch.optim.Adam", "lr": 1e-5, "weight_decay": 1e-5, "amsgrad": True}
+    optimizer = Segmenter(NET, LOSS, adam).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.Adam)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["amsgrad"]) == (1e-5, 1e-5, True)
+
+
+def test_a_checkpoint_loads_from_its_path_alone(trained: Path) -> None:
+    path = trained / "checkpoints" / "best.ckpt"
+    segmenter = Segmenter.load_from_checkpoint(path, weights_only=True)
+    assert segmenter(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 2, 32, 32, 32)
+
+
+def test_a_checkpoint_that_names_a_function_is_refused_and_nothing_runs(
+    trained: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    content["hyper_parameters"]["model"] = {
+        "_target_": "os.system", "command": f"touch {tmp_path / 'hacked'}",
+    }  # fmt: skip
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(PancsegError, match=r"_target_=os\.system: not allowed"):
+        open_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "hacked").exists()
+
+
+class Bomb:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    torch.save({"hyper_parameters": Bomb(tmp_path / "hacked")}, tmp_path / "bad.ckpt")
+    with pytest.raises(PancsegError, match="no checkpoint that pancseg"):
+        open_checkpoint(tmp_path / "bad.ckpt")
+    (tmp_path / "plain.ckpt").write_bytes(pickle.dumps(Bomb(tmp_path / "hacked")))
+    with pytest.raises(PancsegError, match="no checkpoint that pancseg"):
+        open_checkpoint(tmp_path / "plain.ckpt")
+    assert not (tmp_path / "hacked").exists()

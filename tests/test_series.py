@@ -1,0 +1,343 @@
+"""DICOM series: found, ordered by position, read as HU in place, or refused with a reason."""
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom.dataset import Dataset
+
+from pancseg.errors import Refused
+from pancseg.intake.series import find_series, read_ct, read_mask
+from tests.tiny_dicom import AXIAL, write_series
+
+Volume = nib.Nifti1Image
+TILTED = (math.cos(0.3), math.sin(0.3), 0.0, 0.0, 0.0, -1.0)  # coronal, turned about the long axis
+OBLIQUE = (0.936293, 0.275096, -0.218351, -0.289629, 0.956425, -0.036957)
+DIRECTIONS = {
+    "head_first": AXIAL,
+    "feet_first": (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    "prone": (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
+    "feet_first_prone": (1.0, 0.0, 0.0, 0.0, -1.0, 0.0),
+    "oblique": OBLIQUE,
+    "coronal": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0),
+    "coronal_oblique": TILTED,
+    "sagittal": (0.0, 1.0, 0.0, 0.0, 0.0, -1.0),
+}
+
+
+def read_folder(folder: Path) -> Volume:
+    (series,), _ = find_series(folder)
+    return read_ct(series)
+
+
+def read_with_simpleitk(folder: Path) -> Volume:
+    reader = SimpleITK.ImageSeriesReader()
+    (uid,) = reader.GetGDCMSeriesIDs(str(folder))
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder), uid))
+    image = reader.Execute()
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    voxels = SimpleITK.GetArrayFromImage(image).T.astype(np.float32)
+    return Volume(voxels, np.diag([-1, -1, 1, 1]) @ affine)
+
+
+def assert_same_place_and_values(ours: Volume, theirs: Volume) -> None:
+    ours, theirs = nib.as_closest_canonical(ours), nib.as_closest_canonical(theirs)
+    np.testing.assert_array_equal(ours.dataobj, theirs.dataobj)
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+
+
+def test_slices_are_ordered_by_position_never_by_name_or_instance_number(tmp_path: Path) -> None:
+    names = ["3.dcm", "0.dcm", "2.dcm", "4.dcm", "1.dcm"]
+    image = read_folder(write_series(tmp_path, names=names))
+    numbers = [pydicom.dcmread(tmp_path / name).InstanceNumber for name in names]
+    assert numbers != sorted(numbers)
+    assert np.asarray(image.dataobj)[0, 0].tolist() == [0, 100, 200, 300, 400]
+
+
+def test_coronal_slices_are_ordered_along_their_normal_and_turned_upright(tmp_path: Path) -> None:
+    image = read_folder(write_series(tmp_path, size=(4, 3), orientation=DIRECTIONS["coronal"]))
+    assert image.shape == (3, 5, 4)  # columns, slices, rows
+    assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+    assert np.asarray(image.dataobj)[0, :, -1].tolist() == [0, 100, 200, 300, 400]
+    assert np.asarray(image.dataobj)[0, 0].tolist() == [30, 20, 10, 0]
+
+
+def test_axes_are_columns_rows_slices_and_the_corner_turns_from_lps_to_ras(tmp_path: Path) -> None:
+    image = read_folder(write_series(tmp_path, size=(4, 3)))
+    assert image.shape == (3, 4, 5)
+    assert np.asarray(image.dataobj)[2, 1, 4] == 412
+    expected = [[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]]
+    np.testing.assert_allclose(image.affine, expected)
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept", "hu"),
+    [(1.0, -1024.0, [-1024, -924]), (2.0, 10.0, [10, 210]), (0.5, -3.0, [-3, 47])],
+)
+def test_hu_are_stored_values_times_slope_plus_intercept(
+    tmp_path: Path, slope: float, intercept: float, hu: list[int]
+) -> None:
+    pixels = np.array([np.full((2, 2), 0), np.full((2, 2), 100)])
+    write_series(tmp_path, pixels=pixels, slope=slope, intercept=intercept)
+    image = read_folder(tmp_path)
+    assert np.asarray(image.dataobj)[1, 1].tolist() == hu
+    assert image.get_data_dtype() == np.int16
+
+
+def test_each_slice_has_an_intercept_of_its_own(tmp_path: Path) -> None:
+    write_series(tmp_path, pixels=np.zeros((3, 2, 2)), intercept=[-1024.0, -1000.0, 5.0])
+    assert np.asarray(read_folder(tmp_path).dataobj)[0, 0].tolist() == [-1024, -1000, 5]
+
+
+def test_hu_that_are_not_whole_stay_float32(tmp_path: Path) -> None:
+    image = read_folder(write_series(tmp_path, pixels=np.full((2, 2, 2), 3), slope=0.5))
+    assert image.get_data_dtype() == np.float32
+    assert np.unique(image.dataobj).tolist() == [1.5]
+
+
+def test_hu_beyond_int16_stay_float32(tmp_path: Path) -> None:
+    image = read_folder(write_series(tmp_path, pixels=np.full((2, 2, 2), 30000), slope=2.0))
+    assert image.get_data_dtype() == np.float32
+    assert np.unique(image.dataobj).tolist() == [60000]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_voxels_land_where_simpleitk_puts_them(tmp_path: Path, direction: str) -> None:
+    write_series(tmp_path, orientation=DIRECTIONS[direction], pixel_spacing=(1.5, 0.7))
+    assert_same_place_and_values(read_folder(tmp_path), read_with_simpleitk(tmp_path))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_last_axis_runs_from_feet_to_head(tmp_path: Path, direction: str) -> None:
+    image = read_folder(write_series(tmp_path, orientation=DIRECTIONS[direction]))
+    assert nib.aff2axcodes(image.affine)[2] == "S"
+
+
+def test_directions_rounded_to_three_digits_are_read(tmp_path: Path) -> None:
+    rounded = tuple(round(value, 3) for value in OBLIQUE)
+    image = read_folder(write_series(tmp_path, orientation=rounded))
+    np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine), [0.5, 0.8, 2.5], rtol=2e-3)
+
+
+def test_positions_that_rounding_moved_are_one_stack(tmp_path: Path) -> None:
+    heights = np.arange(9) * 1.25 + [0, 0.01, 0, -0.01, 0, 0.01, 0, -0.01, 0]
+    image = read_folder(write_series(tmp_path, positions=[(0, 0, z) for z in heights]))
+    assert nib.affines.voxel_sizes(image.affine)[2] == pytest.approx(1.25)
+
+
+def test_a_mask_is_1_wherever_a_value_is_not_0(tmp_path: Path) -> None:
+    pixels = np.zeros((3, 2, 2))
+    pixels[2, 0, 1] = 255
+    (series,), _ = find_series(write_series(tmp_path, pixels=pixels, modality="SEG"))
+    mask = read_mask(series)
+    assert mask.get_data_dtype() == np.uint8
+    assert np.argwhere(np.asarray(mask.dataobj)).tolist() == [[1, 0, 2]]
+
+
+def test_a_mask_with_the_intercept_of_its_ct_is_not_taken_for_all_foreground(
+    tmp_path: Path,
+) -> None:
+    pixels = np.zeros((3, 2, 2))
+    pixels[2, 0, 1] = 1
+    (series,), _ = find_series(write_series(tmp_path, pixels=pixels, intercept=-1024.0))
+    with pytest.raises(Refused, match="-1024"):
+        read_mask(series)
+
+
+def keep_one(slices: list[Dataset]) -> None:
+    del slices[1:]
+
+
+def remove(slices: list[Dataset]) -> None:
+    del slices[2]
+
+
+def give(keyword: str, value: Any) -> Callable[[list[Dataset]], None]:
+    """Put a value into the third slice."""
+    return lambda slices: setattr(slices[2], keyword, value)
+
+
+def lack(keyword: str) -> Callable[[list[Dataset]], None]:
+    """Take an attribute out of the third slice."""
+    return lambda slices: delattr(slices[2], keyword)
+
+
+def lean(slices: list[Dataset]) -> None:
+    for n, one in enumerate(slices):
+        one.ImagePositionPatient = [0, 2.5 * n * math.tan(math.radians(12)), 2.5 * n]
+
+
+REFUSALS = [
+    ("mixed_size", give("Columns", 6), r"\(4, 3\), \(4, 6\)"),
+    ("mixed_spacing", give("PixelSpacing", [0.8, 0.6]), r"\[0.8, 0.5\] to \[0.8, 0.6\]"),
+    ("mixed_orientation", give("ImageOrientationPatient", [1, 0, 0, 0, 0.995, 0.0998]), "0.0998"),
+    ("same_position", give("ImagePositionPatient", [-10, -20, 32.5]), "2 slices"),
+    ("missing_slice", remove, r"1 gap of 5\.0 mm at slice 2, spacing is 2\.5 mm"),
+    ("uneven_gaps", give("ImagePositionPatient", [-10, -20, 35.5]), r"from 2\.00 to 3\.00 mm"),
+    ("gantry_tilt", lean, r"12\.0 degrees"),
+    ("no_geometry", lack("ImagePositionPatient"), "no usable ImagePositionPatient"),
+    ("no_geometry", lack("ImageOrientationPatient"), "no usable ImageOrientationPatient"),
+    ("no_geometry", lack("PixelSpacing"), "no usable PixelSpacing"),
+    ("no_geometry", give("ImagePositionPatient", None), "no usable ImagePositionPatient"),
+    ("no_geometry", give("PixelSpacing", 0.8), "no usable PixelSpacing"),
+    ("no_geometry", give("PixelSpacing", [0.8]), "no usable PixelSpacing"),
+    ("no_pixels", lack("PixelData"), "no pixel data"),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "damage", "sentence"), REFUSALS, ids=lambda value: "" if callable(value) else value
+)
+def test_a_series_with_one_fault_is_refused_with_its_reason(
+    tmp_path: Path, code: str, damage: Callable[[list[Dataset]], None], sentence: str
+) -> None:
+    names = [f"{n}.dcm" for n in range(4 if damage is remove else 5)]
+    write_series(tmp_path, damage=damage, names=names)
+    with pytest.raises(Refused, match=sentence) as refused:
+        read_folder(tmp_path)
+    assert refused.value.code == code
+
+
+def test_the_series_that_the_faults_are_made_in_is_good(tmp_path: Path) -> None:
+    assert read_folder(write_series(tmp_path)).shape == (3, 4, 5)
+
+
+def test_one_slice_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="1 slice, expected at least 2") as refused:
+        read_folder(write_series(tmp_path, damage=keep_one, names=["0.dcm"]))
+    assert refused.value.code == "too_few_slices"
+
+
+@pytest.mark.parametrize("modality", ["MR", ""])
+def test_another_modality_is_not_ct(tmp_path: Path, modality: str) -> None:
+    with pytest.raises(Refused, match=modality or "empty") as refused:
+        read_folder(write_series(tmp_path, modality=modality))
+    assert refused.value.code == "not_ct"
+
+
+@pytest.mark.parametrize("spacing", [[0, 0], [0.8, -0.5]])
+def test_pixels_without_a_size_are_no_geometry(tmp_path: Path, spacing: list[float]) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        for one in slices:
+            one.PixelSpacing = spacing
+
+    with pytest.raises(Refused) as refused:
+        read_folder(write_series(tmp_path, damage=damage))
+    assert refused.value.code == "no_geometry"
+
+
+def test_a_slice_moved_sideways_is_refused(tmp_path: Path) -> None:
+    damage = give("ImagePositionPatient", [30, -20, 35])
+    with pytest.raises(Refused):
+        read_folder(write_series(tmp_path, damage=damage))
+
+
+def test_an_empty_slope_and_intercept_count_as_1_and_0(tmp_path: Path) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        for one in slices:
+            one.RescaleSlope = one.RescaleIntercept = None
+
+    image = read_folder(write_series(tmp_path, damage=damage))
+    assert np.asarray(image.dataobj)[0, 0].tolist() == [0, 100, 200, 300, 400]
+
+
+def test_several_series_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+    write_series(tmp_path, series_uid="1.2", names=list("abcde"))
+    write_series(tmp_path, series_uid="1.3", names=list("vwxyz"))
+    series, foreign = find_series(tmp_path)
+    assert [one.uid for one in series] == ["1.2", "1.3"]
+    assert [sorted(file.name for file in one.files) for one in series] == [
+        list("abcde"),
+        list("vwxyz"),
+    ]
+    assert foreign == []
+
+
+@pytest.mark.parametrize("other", [{"patient_id": "Q-2"}, {"modality": "MR"}])
+def test_two_patients_or_modalities_are_told_apart_where_an_anonymiser_emptied_the_uid(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        for one in slices:
+            one.SeriesInstanceUID = ""
+
+    write_series(tmp_path, damage=damage, names=list("abcde"))
+    write_series(tmp_path, damage=damage, names=list("vwxyz"), **other)
+    series, _ = find_series(tmp_path)
+    assert [(one.uid, len(one.files)) for one in series] == [("", 5), ("", 5)]
+
+
+def test_nested_folders_are_searched_and_named_from_the_root(tmp_path: Path) -> None:
+    write_series(tmp_path / "site/p2/ct", patient_id=" P-2 ")
+    write_series(tmp_path / "p1", patient_id="")
+    series, _ = find_series(tmp_path)
+    assert [one.folder.as_posix() for one in series] == ["p1", "site/p2/ct"]
+    assert [one.patient_id for one in series] == ["", "P-2"]
+
+
+def test_files_that_are_not_dicom_are_listed(tmp_path: Path) -> None:
+    write_series(tmp_path / "p1")
+    for name in ("LICENSE", "p1/notes.txt", "p1/.DS_Store", "empty"):
+        (tmp_path / name).write_text("not DICOM" if name != "empty" else "")
+    series, foreign = find_series(tmp_path)
+    listed = sorted(path.relative_to(tmp_path).as_posix() for path in foreign)
+    assert listed == ["LICENSE", "empty", "p1/.DS_Store", "p1/notes.txt"]
+    assert [len(one.files) for one in series] == [5]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")  # a UID cut in the middle
+def test_a_file_cut_short_anywhere_never_stops_the_search(tmp_path: Path) -> None:
+    whole = write_series(tmp_path / "whole", count=2, names=["a", "b"]) / "a"
+    content = whole.read_bytes()
+    (tmp_path / "cut").mkdir()
+    for length in range(0, len(content), 7):
+        (tmp_path / "cut" / f"{length:04}").write_bytes(content[:length])
+    series, foreign = find_series(tmp_path / "cut")
+    assert sum(len(one.files) for one in series) + len(foreign) == len(range(0, len(content), 7))
+
+
+def test_a_scanners_series_lies_on_the_grid_of_its_organ_mask(shared_data: Path) -> None:
+    image = nib.as_closest_canonical(read_folder(shared_data / "abdomen" / "ct_dicom"))
+    organs = nib.load(shared_data / "abdomen" / "ct_dicom_organs.nii.gz")
+    organs = nib.as_closest_canonical(organs)
+    voxels, labels = np.asarray(image.dataobj), np.asarray(organs.dataobj)
+    assert (voxels.min(), voxels.max(), voxels.dtype) == (-1024, 1839, np.int16)
+    assert image.shape == organs.shape
+    np.testing.assert_allclose(image.affine, organs.affine, atol=1e-3)
+    assert 0 < np.median(voxels[labels == 7]) < 200  # pancreas, with or without contrast
+
+
+@pytest.mark.parametrize("name", ["series/torchio", "seg/ct"])
+def test_a_scanners_series_equals_simpleitks_reading(
+    shared_data: Path, tmp_path: Path, name: str
+) -> None:
+    for file in (shared_data / name).iterdir():
+        if file.name != "LICENSE":
+            shutil.copy(file, tmp_path / file.name)
+    assert_same_place_and_values(read_folder(tmp_path), read_with_simpleitk(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folder", "code", "sentence"),
+    [
+        ("gantry_tilt", "gantry_tilt", r"14\.0 degrees"),
+        ("missing_slice", "missing_slice", r"10\.0 mm .* spacing is 5\.0 mm"),
+        ("one_position", "same_position", "4 slices"),
+        ("too_few", "not_ct", "modality is MR"),
+    ],
+)
+def test_a_scanners_faulty_series_is_refused_with_its_reason(
+    shared_data: Path, folder: str, code: str, sentence: str
+) -> None:
+    with pytest.raises(Refused, match=sentence) as refused:
+        read_folder(shared_data / "series" / "dicom2nifti" / folder)
+    assert refused.value.code == code

@@ -1,0 +1,204 @@
+"""The command ``train``: its files, its lines, resuming, interrupting, sweeping."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import Command, smoke
+
+COLUMNS = (
+    "epoch,step,train/loss,train/dice,train/recipe_metric,"
+    "val/loss,val/dice,val/recipe_metric,lr,seconds"
+)
+
+
+def metrics_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_leaves_the_files_of_the_contract(trained: Path) -> None:
+    names = [
+        ".hydra/config.yaml", "splits.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
+        "metrics.csv", "tensorboard", "history.png", "summary.json",
+    ]  # fmt: skip
+    assert [name for name in names if not (trained / name).exists()] == []
+
+
+def test_the_table_has_a_row_an_epoch_and_the_columns_of_the_contract(trained: Path) -> None:
+    assert (trained / "metrics.csv").read_text().splitlines()[0] == COLUMNS
+    rows = metrics_of(trained)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(float(row["train/loss"]) > 0 and row["lr"] == "0.001" for row in rows)
+
+
+def test_the_summary_says_what_was_trained_and_measured(trained: Path) -> None:
+    summary = summary_of(trained)
+    dices = [float(row["val/dice"]) for row in metrics_of(trained)]
+    assert summary["best_dice"] == pytest.approx(max(dices))
+    assert summary["best_epoch"] == 1 + dices.index(max(dices))
+    assert summary["split"]["train"]["patients"] == 3
+    assert "network's grid of 32 x 32 x 32" in summary["geometry"]
+    assert summary["hardware"]["precision"] == "32-true" or torch.cuda.is_available()
+    assert summary["held_out"] is True
+
+
+def test_the_split_names_each_patient_once(trained: Path) -> None:
+    split = json.loads((trained / "splits.json").read_text())
+    dealt = split["train"] + split["val"] + split["test"]
+    assert sorted(dealt) == [f"phantom-3-00{n}" for n in range(6)]
+    assert (split["rule"], split["seed"]) == ("holdout", 0)
+
+
+def test_tensorboard_holds_scalars_pictures_and_the_score_of_the_run(trained: Path) -> None:
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "val/dice", "train/loss_step", "best/val_dice"} <= set(tags["scalars"])
+    assert tags["images"] == ["val/group_1", "val/group_2"]
+    best = events.Scalars("best/val_dice")[-1].value
+    assert best == pytest.approx(summary_of(trained)["best_dice"])
+
+
+def test_an_epochs_line_and_the_closing_line_read_as_the_recipes(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert "train 3 patients" in lines[0]
+    assert lines[1].startswith("epoch 1/1 train loss 0.")
+    assert " | val loss 0." in lines[1]
+    assert " | best " in lines[1]
+    assert lines[2].startswith("train completed, best dice ")
+
+
+def test_the_same_seed_gives_the_same_curve(prepared: Path, trained: Path, tmp_path: Path) -> None:
+    from tests.conftest import run_command
+
+    assert run_command("train", *smoke(prepared, tmp_path / "again")) == 0
+    columns = COLUMNS.split(",")[:-1]
+    one, other = ([[row[c] for c in columns] for row in metrics_of(run)]
+                  for run in (trained, tmp_path / "again"))  # fmt: skip
+    assert one == other
+
+
+def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    command("train", *smoke(prepared, run, "trainer.max_epochs=1"))
+    first = metrics_of(run)
+    where = [word for word in smoke(prepared, run) if not word.startswith("hydra.run.dir")]
+    ended = command("train", *where, f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
+    assert ended.code == 0
+    rows = metrics_of(run)
+    assert rows[:1] == first
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert int(rows[1]["step"]) == 2 * int(rows[0]["step"])
+
+
+def test_resuming_with_another_split_is_refused(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    words = smoke(prepared, tmp_path / "run", f"ckpt_path={last}", "split.seed=5")
+    ended = command("train", *words)
+    assert ended.code == 2
+    assert "trained with another split" in ended.err
+
+
+def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = smoke(prepared, run, "trainer.max_epochs=100000")
+    training = subprocess.Popen(
+        [sys.executable, "-m", "pancseg.train", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(600):
+        if (run / "metrics.csv").exists():
+            break
+        time.sleep(0.1)
+    (run / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    training.send_signal(signal.SIGINT)
+    _, err = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert err.splitlines()[-1] == "interrupted"
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_fast_dev_run_takes_one_batch_and_writes_no_run(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    ended = command("train", *smoke(prepared, run, "trainer.fast_dev_run=true"))
+    assert ended.code == 0
+    assert "train completed" in ended.out
+    assert sorted(path.name for path in run.iterdir()) == [".hydra", "train.log"]
+
+
+def test_same_says_everywhere_that_nothing_was_held_out(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    where = [word for word in smoke(prepared, run) if not word.startswith("split.")]
+    ended = command("train", *where, "split=same", "trainer.max_epochs=1")
+    assert "NOT HELD OUT" in ended.out
+    assert summary_of(run)["held_out"] is False
+    scored = command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}")
+    assert "NOT HELD OUT" in scored.out
+    assert json.loads((run / "scores" / "test.json").read_text())["held_out"] is False
+
+
+def test_without_validation_the_best_checkpoint_is_the_last(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    ended = command("train", *smoke(prepared, run, "split.val=0"))
+    assert ended.code == 0
+    assert "no validation" in ended.out
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["epoch"] == 1
+    assert summary_of(run)["best_dice"] is None
+
+
+def test_train_prepares_first_where_there_is_a_source_and_no_manifest(
+    dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    source = ["source=dicom", f"source.images={dicom / 'images'}",
+              f"source.labels={dicom / 'labels'}", "privacy=none"]  # fmt: skip
+    words = smoke(tmp_path / "new", tmp_path / "run", *source, "trainer.fast_dev_run=true")
+    ended = command("train", *words)
+    assert ended.code == 0
+    assert (tmp_path / "new" / "manifest.json").exists()
+
+
+def test_a_grid_whose_second_job_cannot_run_still_runs_the_third(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
+    sizes = "data.spatial_size=[32,32,32],[32,32,90],[32,48,32]"
+    sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", sizes]
+    ended = command("train", "-m", *words, *sweep)
+    assert ended.code == 1
+    assert "job 1 failed: data.spatial_size=[32, 32, 90]: axis 2 is 90" in ended.out
+    done = sorted(path.parent.name for path in (tmp_path / "sweep").rglob("summary.json"))
+    assert done == ["0", "2"]
+
+
+def test_what_is_written_names_no_path_of_the_data(prepared: Path, trained: Path) -> None:
+    for path in trained.rglob("*"):
+        if path.is_file() and path.suffix != ".ckpt" and ".hydra" not in path.parts:
+            assert str(prepared).encode() not in path.read_bytes(), path
