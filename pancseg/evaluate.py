@@ -56,6 +56,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         "subset": cfg.subset,
         "split": {"rule": trained.split.rule, "seed": trained.split.seed},
         "geometry": GEOMETRY,
+        "phantoms": any(case.phantom for case in cases),
         "checkpoint_epoch": trained.epoch,
         "data_fingerprint": trained.fingerprint,
     }

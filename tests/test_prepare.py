@@ -204,7 +204,7 @@ def test_without_labels_cases_are_kept_and_marked(dicom: Path, tmp_path: Path) -
     root = tmp_path / "r"
     images = [f"source.images={dicom / 'images'}", "source.labels=null"]
     assert run_command("prepare", *images, f"data.root={root}", "privacy=none", *SHALLOW) == 0
-    assert {row["flags"] for row in rows_of(root)} == {"unlabelled"}
+    assert {row["flags"] for row in rows_of(root)} == {"unlabelled phantom"}
     assert not list(root.rglob("*_label.nii.gz"))
     assert len(list((root / "groups").iterdir())) == 12
 

@@ -146,6 +146,12 @@ class GroupData(pl.LightningDataModule):
         """Labelled groups of ``train``, ``val`` or ``test``."""
         return self.contents.groups_of(getattr(self.dealt, part))
 
+    @property
+    def of_phantoms(self) -> bool:
+        """Whether any of the dealt patients is a phantom."""
+        dealt = {patient for part in PARTS for patient in getattr(self.dealt, part)}
+        return any(case.phantom for case in self.contents.cases if case.patient in dealt)
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Patients and groups of each part."""
         return {

@@ -25,6 +25,7 @@ class Case:
         label_voxels: Foreground voxels, or None.
         source: Hash of the input files' names and sizes: changed input is noticed by it.
         sha256: Hash of image and label as stored.
+        phantom: Whether this is no patient.
     """
 
     case: str
@@ -36,6 +37,7 @@ class Case:
     label_voxels: int | None
     source: str
     sha256: str
+    phantom: bool
 
 
 @dataclass(frozen=True)

@@ -130,9 +130,9 @@ class Preparation:
         row = self.rows.get((str(candidate.path), "image"))
         if row and row.case:
             return row.case
-        taken = {case.case for case in self.manifest.cases}
+        taken = {case.case.casefold() for case in self.manifest.cases}
         names = (patient if n == 1 else f"{patient}-{n}" for n in range(1, len(taken) + 2))
-        return next(name for name in names if name not in taken)
+        return next(name for name in names if name.casefold() not in taken)
 
     def forget(self, case: str) -> None:
         """Take a case out of the manifest, because its input changed or its files are gone."""
@@ -166,17 +166,21 @@ class Preparation:
                 label_voxels=voxels,
                 source=fingerprint,
                 sha256=stored.hexdigest(),
+                phantom=candidate.is_phantom,
             )
         )
         self.manifest.groups.extend(groups)
         row.path = str(candidate.path)
         row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = spacing
-        if voxels is None:
-            row.flags = "unlabelled"
-        else:
+        if voxels is not None:
             row.label_voxels = voxels
             row.label_ml = round(voxels * voxel_ml(image.affine), 3)
-            row.flags = "" if voxels else "label_empty"
+        found = {
+            "unlabelled": voxels is None,
+            "label_empty": voxels == 0,
+            "phantom": candidate.is_phantom,
+        }
+        row.flags = " ".join(flag for flag, is_so in found.items() if is_so)
         return row
 
     def cut(

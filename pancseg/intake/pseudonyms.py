@@ -8,6 +8,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 from pancseg.errors import PancsegError
 
 Namer = Callable[[str], str]
@@ -33,7 +35,7 @@ def make_namer(rule: str, key_file: Path) -> tuple[Namer, str]:
 
 def digest(key: bytes, text: str) -> str:
     """Keyed hash, HMAC-SHA256 (RFC 2104), hexadecimal."""
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
 
 def read_key(path: Path) -> bytes:
@@ -43,13 +45,10 @@ def read_key(path: Path) -> bytes:
         PancsegError: If the file holds no key.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        pass
-    else:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32) + "\n")
+    if not path.exists():
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                make_key(path)
     try:
         key = bytes.fromhex(path.read_text().strip())
     except ValueError:
@@ -62,6 +61,15 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def make_key(path: Path) -> None:
+    """Write a new key under a temporary name, then give it its own: no one reads half a key."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    temporary.replace(path)
+
+
 def safe_name(identity: str) -> str:
     """A PatientID as part of a file name; changed ones end in a hash, so that none collide.
 
@@ -69,6 +77,7 @@ def safe_name(identity: str) -> str:
     ('P-07', 'x-9cdf6a50')
     """
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", identity).strip("-.")[:40]
-    if safe == identity:
+    if safe and safe == identity:
         return safe
-    return f"{safe}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}".strip("-")
+    whole = identity.encode("utf-8", "surrogateescape")
+    return f"{safe}-{hashlib.sha256(whole).hexdigest()[:8]}".strip("-")

@@ -1,5 +1,6 @@
 """DICOM series: found in folders, ordered by position in space, read as one volume."""
 
+import struct
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pancseg.affine import slices_from_feet
 from pancseg.errors import Refused
 
 FLIP_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-WHAT_TELLS_SERIES_APART = ["SeriesInstanceUID", "PatientID", "Modality"]
+READ_FIRST = ["SeriesInstanceUID", "PatientID", "Modality", "QualityControlImage"]
 GAP_TOLERANCE = 0.02  # of the spacing; positions are rounded in headers
 TILT_TOLERANCE_DEGREES = 0.5
 CT_RANGE = (np.iinfo(np.int16).min, np.iinfo(np.int16).max)
@@ -30,6 +31,7 @@ class Series:
         uid: SeriesInstanceUID, empty where an anonymiser emptied it.
         patient_id: PatientID, empty likewise.
         modality: Modality, such as ``CT``.
+        is_phantom: Whether the header says that this is no patient (QualityControlImage).
         files: Paths, in no order that means anything.
     """
 
@@ -37,6 +39,7 @@ class Series:
     uid: str
     patient_id: str
     modality: str
+    is_phantom: bool
     files: tuple[Path, ...]
 
 
@@ -46,18 +49,17 @@ def find_series(root: Path) -> tuple[list[Series], list[Path]]:
     Returns:
         The series, ordered by folder and UID, and the files that are not DICOM.
     """
-    groups: dict[tuple[Path, str, str, str], list[Path]] = defaultdict(list)
+    groups: dict[tuple[Path, str, str, str, bool], list[Path]] = defaultdict(list)
     foreign: list[Path] = []
     for path in sorted(file for file in root.rglob("*") if file.is_file()):
         try:
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, specific_tags=list(WHAT_TELLS_SERIES_APART)
-            )
-        except (InvalidDicomError, EOFError, OSError):
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(READ_FIRST))
+        except (InvalidDicomError, EOFError, OSError, ValueError, struct.error):
             foreign.append(path)
             continue
-        uid, patient, modality = (str(header.get(k) or "") for k in WHAT_TELLS_SERIES_APART)
-        groups[path.parent.relative_to(root), uid, patient.strip(), modality].append(path)
+        uid, patient, modality, control = (str(header.get(key) or "") for key in READ_FIRST)
+        folder = path.parent.relative_to(root)
+        groups[folder, uid, patient.strip(), modality, control == "YES"].append(path)
     series = [Series(*key, files=tuple(files)) for key, files in groups.items()]
     return sorted(series, key=lambda one: (one.folder, one.uid)), foreign
 
@@ -74,9 +76,18 @@ def read_ct(series: Series) -> nib.Nifti1Image:
 
 
 def read_mask(series: Series) -> nib.Nifti1Image:
-    """Read a series of mask slices: any value but 0 is foreground, as 1."""
+    """Read a series of mask slices: any value but 0 is foreground, as 1.
+
+    Raises:
+        Refused: If it is not a regular stack, or has no background, as where a mask was saved
+            with the intercept of its CT.
+    """
     stack = read_stack(series.files)
-    mask = (np.asanyarray(stack.dataobj) != 0).astype(np.uint8)
+    values = np.asanyarray(stack.dataobj)
+    if values.all():
+        span = f"{values.min()} to {values.max()}"
+        raise Refused("no_background", f"no voxel is 0, values go from {span}")
+    mask = (values != 0).astype(np.uint8)
     return nib.Nifti1Image(mask, stack.affine)
 
 
@@ -97,6 +108,7 @@ def read_stack(files: tuple[Path, ...]) -> nib.Nifti1Image:
     first = slices[0]
     orientation = [float(value) for value in first.ImageOrientationPatient]
     normal = np.cross(orientation[:3], orientation[3:])
+    normal /= np.linalg.norm(normal)  # headers hold few decimals
     positions = np.array([one.ImagePositionPatient for one in slices], dtype=float)
     order = np.argsort(positions @ normal, kind="stable")
     spacing_mm = regular_spacing(positions[order], normal)
@@ -119,11 +131,15 @@ def check_slice(one: pydicom.Dataset, name: str) -> None:
     """
     needed = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     for keyword, length in needed.items():
-        value = one.get(keyword)
-        if value is None or len(value) != length or not np.isfinite(np.float64(value)).all():
+        values = np.atleast_1d(np.array(one.get(keyword), dtype=float))  # None becomes NaN
+        if len(values) != length or not np.isfinite(values).all():
             raise Refused("no_geometry", f"{name} has no usable {keyword}")
+    if min(one.PixelSpacing) <= 0:
+        raise Refused("no_geometry", f"{name} has PixelSpacing {list(one.PixelSpacing)}")
     if "PixelData" not in one:
         raise Refused("no_pixels", f"{name} has no pixel data")
+    if rescale(one)[0] == 0:
+        raise Refused("no_rescale", f"{name} has RescaleSlope 0")
 
 
 def check_alike(slices: list[pydicom.Dataset]) -> None:
@@ -164,26 +180,53 @@ def regular_spacing(positions: NDArray[np.float64], normal: NDArray[np.float64])
         raise Refused("same_position", f"{shared + 1} slices or more share a position")
     wide = np.flatnonzero(gaps_mm > 1.5 * spacing_mm)
     if len(wide):
+        gaps = "1 gap" if len(wide) == 1 else f"{len(wide)} gaps, the first"
         raise Refused(
             "missing_slice",
-            f"{len(wide)} gap of {gaps_mm[wide[0]]:.1f} mm at slice {wide[0] + 1}, "
+            f"{gaps} of {gaps_mm[wide[0]]:.1f} mm at slice {wide[0] + 1}, "
             f"spacing is {spacing_mm:.1f} mm",
         )
     uneven_mm = np.abs(gaps_mm - spacing_mm).max()
     if uneven_mm > max(GAP_TOLERANCE * spacing_mm, 0.01):
         raise Refused("uneven_gaps", f"gaps go from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm")
+    check_straight(positions, normal, max(GAP_TOLERANCE * spacing_mm, 0.1))
+    return float(gaps_mm.mean())
+
+
+def check_straight(
+    positions: NDArray[np.float64], normal: NDArray[np.float64], tolerance_mm: float
+) -> None:
+    """Check that slices are stacked along their normal, none of them beside the stack.
+
+    Raises:
+        Refused: With the angle or the distance.
+    """
     lean = positions[-1] - positions[0]
     degrees = np.degrees(np.arccos(np.clip(lean @ normal / np.linalg.norm(lean), -1, 1)))
     if degrees > TILT_TOLERANCE_DEGREES:
         raise Refused("gantry_tilt", f"slices are stacked at {degrees:.1f} degrees to their normal")
-    return float(gaps_mm.mean())
+    steps = np.arange(len(positions))[:, None] * lean / (len(positions) - 1)
+    beside_mm = np.linalg.norm(np.cross(positions - positions[0] - steps, normal), axis=1).max()
+    if beside_mm > tolerance_mm:
+        raise Refused("shifted_slice", f"a slice lies {beside_mm:.1f} mm beside the stack")
+
+
+def rescale(one: pydicom.Dataset) -> tuple[float, float]:
+    """Slope and intercept; 1 and 0 where they are absent or empty.
+
+    >>> one = pydicom.Dataset(); one.RescaleIntercept = -1024
+    >>> rescale(one)
+    (1.0, -1024.0)
+    """
+    slope, intercept = one.get("RescaleSlope"), one.get("RescaleIntercept")
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 
 def stack_pixels(slices: list[pydicom.Dataset]) -> NDArray[np.int16] | NDArray[np.float32]:
     """Stack pixel values times slope plus intercept, ``(columns, rows, slices)``."""
     planes = []
     for one in slices:
-        slope, intercept = float(one.get("RescaleSlope", 1)), float(one.get("RescaleIntercept", 0))
+        slope, intercept = rescale(one)
         planes.append(one.pixel_array.T * np.float32(slope) + np.float32(intercept))
     return smallest_type(np.stack(planes, axis=-1))
 

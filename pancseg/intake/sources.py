@@ -4,15 +4,14 @@ A layout is one function from paths to ``Found``, one file in ``conf/source``.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 
-from pancseg.errors import PancsegError, Refused
+from pancseg.errors import PancsegError
 from pancseg.intake.nifti import find_nifti, read_nifti_ct, read_nifti_mask, stem_of
 from pancseg.intake.series import Series, find_series, read_ct, read_mask
 
@@ -30,6 +29,7 @@ class Candidate:
         read_image: Gives the image, HU.
         read_label: Gives the mask, or None where there is none.
         label_path: The label's folder or file.
+        is_phantom: Whether this is no patient, so that every table can say so.
     """
 
     path: Path
@@ -38,6 +38,7 @@ class Candidate:
     read_image: Reader
     read_label: Reader | None = None
     label_path: Path | None = None
+    is_phantom: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ def find_dicom(images: Path, labels: Path | None) -> Found:
     """CT series, tied to mask series that lie in the folder of the same relative path.
 
     The patient is the PatientID, or the folder where an anonymiser emptied it. A folder with
-    several series on either side is refused: which belong together would be a guess.
+    several series on either side is refused: which belong together would be a guess. Where a
+    folder holds CT, series of other kinds in it (dose reports, a DICOMDIR) are left out.
     """
+    check_apart(images, labels)
     found = Found()
     image_series, foreign = find_series(images)
     label_series, foreign_labels = find_series(labels) if labels else ([], [])
@@ -73,35 +76,72 @@ def find_dicom(images: Path, labels: Path | None) -> Found:
         found.strays.append(Stray(path, "other", "dropped", "not_dicom: not a DICOM file"))
     masks = by_folder(label_series)
     for folder, members in by_folder(image_series).items():
-        partners = masks.pop(folder, [])
+        scans = [series for series in members if series.modality == "CT"] or members
         for series in members:
-            path = images / folder if len(members) == 1 else series.files[0]
-            try:
-                mask = tie(len(members), partners) if labels else None
-            except Refused as refused:
+            if series not in scans:
+                reason = f"not_ct: modality is {series.modality or 'empty'}"
                 found.strays.append(
-                    Stray(path, "image", "refused", str(refused), len(series.files))
+                    stray_series(series, members, images, "other", "dropped", reason)
                 )
-                continue
-            found.candidates.append(
-                Candidate(
-                    path=path,
-                    patient=series.patient_id
-                    or folder.as_posix().strip(".")
-                    or images.resolve().name,
-                    files=series.files + (mask.files if mask else ()),
-                    read_image=partial(read_ct, series),
-                    read_label=partial(read_mask, mask) if mask else None,
-                    label_path=labels / folder if labels and mask else None,
-                )
-            )
-    for folder, orphans in masks.items():
-        reason = f"no_image: no image series in the folder {folder.as_posix()} of the images"
-        for orphan in orphans:
-            found.strays.append(
-                Stray((labels or images) / folder, "label", "refused", reason, len(orphan.files))
-            )
+        partners = masks.get(folder, [])
+        problem = why_not_tied(scans, partners) if labels else None
+        if problem is None:
+            masks.pop(folder, None)
+        for series in scans:
+            if problem:
+                row = stray_series(series, members, images, "image", "refused", problem)
+                found.strays.append(row)
+            else:
+                mask = (partners[0], labels) if labels else None
+                place = place_of(series, members, images)
+                found.candidates.append(dicom_candidate(series, images, place, mask))
+    for left in masks.values():
+        for series in left:
+            reason = "no_image: no one image series in the same folder of the images"
+            row = stray_series(series, left, labels or images, "label", "refused", reason)
+            found.strays.append(row)
     return found
+
+
+def dicom_candidate(
+    series: Series, images: Path, place: Path, mask: tuple[Series, Path] | None
+) -> Candidate:
+    """A CT series and, where there is one, its mask series with the folder of labels."""
+    folder = series.folder.as_posix()
+    masks, labels = mask or (None, None)
+    return Candidate(
+        path=place,
+        patient=series.patient_id or (images.resolve().name if folder == "." else folder),
+        files=series.files + (masks.files if masks else ()),
+        read_image=partial(read_ct, series),
+        read_label=partial(read_mask, masks) if masks else None,
+        label_path=labels / series.folder if labels else None,
+        is_phantom=series.is_phantom,
+    )
+
+
+def stray_series(
+    series: Series, neighbours: list[Series], root: Path, kind: str, status: str, reason: str
+) -> Stray:
+    """The row of a series that makes no case."""
+    return Stray(place_of(series, neighbours, root), kind, status, reason, len(series.files))
+
+
+def place_of(series: Series, neighbours: list[Series], root: Path) -> Path:
+    """What names a series in the table: its folder, or its first file where it shares that."""
+    return root / series.folder if len(neighbours) == 1 else series.files[0]
+
+
+def why_not_tied(scans: list[Series], masks: list[Series]) -> str | None:
+    """Why the series of a folder make no pair, or None if they do."""
+    if not masks:
+        return "no_label: no mask series in the same folder of the labels"
+    if len(scans) > 1 or len(masks) > 1:
+        return (
+            f"ambiguous_label: {len(scans)} image series and {len(masks)} mask series share one "
+            "folder, expected one of each"
+        )
+    return None
 
 
 def find_nifti_pairs(images: Path, labels: Path | None, patient: str | None = None) -> Found:
@@ -111,16 +151,16 @@ def find_nifti_pairs(images: Path, labels: Path | None, patient: str | None = No
         images: A folder, or one file.
         labels: A folder, or one file, or None.
         patient: Regular expression with a group named ``patient``, searched in the relative path
-            without its ending; the stem where it is None.
+            without its ending; all of that path where it is None.
     """
+    check_apart(images, labels)
     found = Found()
-    label_files = dict(keyed(labels)) if labels else {}
-    one_pair = images.is_file() and labels is not None and labels.is_file()
-    if one_pair:
-        label_files = {stem_of(images): labels}  # type: ignore[dict-item]
-    check_unique([key for key, _ in keyed(images)], images)
+    image_files = keyed(images, "images")
+    label_files = keyed(labels, "labels") if labels else {}
+    if labels and labels.is_file() and images.is_file():
+        label_files = {stem_of(images): labels}  # one file with one file, whatever their names
     identities = []
-    for key, path in keyed(images):
+    for key, path in image_files.items():
         label = label_files.pop(key, None)
         if labels and label is None:
             reason = f"no_label: no label file named {key} under the labels"
@@ -137,12 +177,24 @@ def find_nifti_pairs(images: Path, labels: Path | None, patient: str | None = No
                 label_path=label,
             )
         )
-    for key, path in label_files.items():
+    for key, path in label_files.items():  # those that are left
         reason = f"no_image: no image file named {key} under the images"
         found.strays.append(Stray(path, "label", "refused", reason))
     if patient is None and (pieces := pieces_of_one_patient(identities)):
         found.warnings.append(pieces)
     return found
+
+
+def check_apart(images: Path, labels: Path | None) -> None:
+    """Check that images and labels are two places.
+
+    Raises:
+        PancsegError: If a CT would be its own mask.
+    """
+    if labels and images.resolve() == labels.resolve():
+        raise PancsegError(
+            f"source.images={images}: is given for source.labels too; give the labels' own folder"
+        )
 
 
 def by_folder(series: Iterable[Series]) -> dict[Path, list[Series]]:
@@ -153,42 +205,23 @@ def by_folder(series: Iterable[Series]) -> dict[Path, list[Series]]:
     return folders
 
 
-def tie(images: int, masks: list[Series]) -> Series:
-    """The mask series of a folder.
+def keyed(root: Path, what: str) -> dict[str, Path]:
+    """NIfTI files by what names them: relative folder and stem.
 
     Raises:
-        Refused: If there is none, or if the choice would be a guess.
+        PancsegError: If two files have one name.
     """
-    if not masks:
-        raise Refused("no_label", "no mask series in the same folder of the labels")
-    if images > 1 or len(masks) > 1:
-        raise Refused(
-            "ambiguous_label",
-            f"{images} image series and {len(masks)} mask series share one folder, expected one "
-            "of each",
-        )
-    return masks[0]
-
-
-def keyed(root: Path) -> Iterator[tuple[str, Path]]:
-    """NIfTI files with what names them: relative folder and stem."""
     base = root.parent if root.is_file() else root
+    files: dict[str, Path] = {}
     for path in find_nifti(root):
-        yield (path.parent.relative_to(base) / stem_of(path)).as_posix(), path
-
-
-def check_unique(keys: list[str], root: Path) -> None:
-    """Check that no two images would be one case.
-
-    Raises:
-        PancsegError: Naming the first that would.
-    """
-    for key, count in Counter(keys).items():
-        if count > 1:
+        key = (path.parent.relative_to(base) / stem_of(path)).as_posix()
+        if key in files:
             raise PancsegError(
-                f"{root}: {count} images are named {key} once their ending is taken off; rename "
-                "all but one, or put labels in a folder of their own"
+                f"{root}: {files[key].name} and {path.name} are {what} of one name once their "
+                "ending is taken off; rename one, or put labels in a folder of their own"
             )
+        files[key] = path
+    return files
 
 
 def patient_of(key: str, pattern: str | None) -> str:

@@ -11,7 +11,8 @@ NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose t
 def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: str) -> None:
     """Print one line a case, worst Dice first, and the mean with its interval."""
     held_out = summary["held_out"]
-    title = f"{subset}: {summary['n']} patients, {'held out' if held_out else NOT_HELD_OUT}"
+    kind = "PHANTOMS" if summary["phantoms"] else "patients"
+    title = f"{subset}: {summary['n']} {kind}, {'held out' if held_out else NOT_HELD_OUT}"
     columns = [name for name in rows[0] if name != "patient"]
     table = Table(title=title, caption=headline(summary))
     for name in columns:
@@ -25,13 +26,11 @@ def headline(summary: dict[str, Any]) -> str:
     """The line one would quote.
 
     >>> figures = {"mean": 0.871, "ci95": [0.842, 0.894]}
-    >>> headline({"dice": figures, "n": 24, "held_out": True})
+    >>> headline({"dice": figures, "n": 24, "held_out": True, "phantoms": False})
     'Dice 0.871 (95 % CI 0.842 to 0.894), n = 24 held-out patients, whole cases on their own grid'
     """
-    dice, kind = (
-        summary["dice"],
-        "held-out patients" if summary["held_out"] else "patients, not held out",
-    )
+    dice, who = summary["dice"], "phantoms" if summary["phantoms"] else "patients"
+    kind = f"held-out {who}" if summary["held_out"] else f"{who}, NOT HELD OUT"
     if dice["mean"] is None:
         return "no case has a reference to score against"
     low, high = dice["ci95"]

@@ -139,6 +139,7 @@ def _series_header(
     header.AcquisitionNumber = 1
     header.FrameOfReferenceUID = study.uid("frame of reference")
     header.PositionReferenceIndicator = ""
+    header.QualityControlImage = "YES"  # DICOM's word for an image of a phantom
     header.KVP = 120
     header.XRayTubeCurrent = 200
     header.ConvolutionKernel = "STANDARD"

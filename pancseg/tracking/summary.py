@@ -23,9 +23,9 @@ def title_of(name: str, data: GroupData) -> str:
     parts = ", ".join(
         f"{part} {n['patients']} patients {n['groups']} groups" for part, n in counts.items()
     )
-    notes = (
-        "" if data.dealt.held_out else "; NOT HELD OUT: validation and test are training patients"
-    )
+    notes = "; PHANTOMS" if data.of_phantoms else ""
+    if not data.dealt.held_out:
+        notes += "; NOT HELD OUT: validation and test are training patients"
     if not counts["val"]["groups"]:
         notes += "; no validation: the best checkpoint is the last"
     return f"{name}: {parts}{notes}"
@@ -53,6 +53,7 @@ def describe_run(
         "epochs": rows[-1]["epoch"] if rows else 0,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "held_out": data.dealt.held_out,
+        "phantoms": data.of_phantoms,
         "split": {**data.hparams["split"], **data.counts()},
         "parameters": count_parameters(segmenter),
         "hardware": {
