@@ -7,7 +7,7 @@ DEMO := demo
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format wheel constraints clean
+.PHONY: help install demo test slow lint check format wheel constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,12 +23,19 @@ $(STAMP): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## phantoms as DICOM, prepared, trained on, scored: a few minutes on two cores
-	$(BIN)/python -m pancseg.phantom out=$(DEMO)/dicom patients=24 seed=1 shape=[128,128,128] spacing_mm=[3,3,2.5]
+demo: $(STAMP) $(DEMO)/dicom  ## phantoms as DICOM, prepared, trained on, scored: a few minutes on two cores
 	$(BIN)/python -m pancseg.prepare data=group64 source=dicom source.images=$(DEMO)/dicom/images \
 	  source.labels=$(DEMO)/dicom/labels data.root=$(DEMO)/prepared privacy=none
+	rm -rf $(DEMO)/run
 	$(BIN)/python -m pancseg.train experiment=demo data.root=$(DEMO)/prepared hydra.run.dir=$(DEMO)/run
 	$(BIN)/python -m pancseg.evaluate checkpoint=$(DEMO)/run/checkpoints/best.ckpt subset=test
+	@ls $(DEMO)/run/history.png $(DEMO)/run/scores/test/*.png
+
+# written under another name first: a folder of that name is whole
+$(DEMO)/dicom: | $(STAMP)
+	rm -rf $(DEMO)/dicom $(DEMO)/dicom.partial
+	$(BIN)/python -m pancseg.phantom out=$(DEMO)/dicom.partial patients=24 seed=1 shape=[128,128,128] spacing_mm=[3,3,2.5]
+	mv $(DEMO)/dicom.partial $(DEMO)/dicom
 
 test: $(STAMP)  ## the tests
 	$(BIN)/python -m pytest
@@ -36,10 +43,12 @@ test: $(STAMP)  ## the tests
 slow: $(STAMP)  ## the tests that take long
 	$(BIN)/python -m pytest -m slow
 
-check: $(STAMP)  ## style, types, tests and coverage
+lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint  ## style, types, tests and coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 format: $(STAMP)  ## put the source in the house's format
@@ -50,7 +59,8 @@ wheel: $(STAMP)  ## dist/pancseg-*.whl
 	$(BIN)/python -m build --wheel --installer pip
 
 constraints: $(STAMP)  ## write the versions installed now to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.new
+	mv constraints.new constraints.txt
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) $(DEMO) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache

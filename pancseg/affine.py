@@ -74,6 +74,18 @@ def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
     return image.as_reoriented(turn)
 
 
+def oriented_like(image: nib.Nifti1Image, other: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Turn an array's axes to the order and direction of another's; the voxels stay in place.
+
+    >>> label = nib.Nifti1Image(np.zeros((2, 3, 4)), np.eye(4))
+    >>> image = nib.Nifti1Image(np.zeros((2, 3, 4)), np.diag([-1, -1, 1, 1.0]))
+    >>> nib.aff2axcodes(oriented_like(label, image).affine)
+    ('L', 'P', 'S')
+    """
+    ornts = (orientations.io_orientation(one.affine) for one in (image, other))
+    return image.as_reoriented(orientations.ornt_transform(*ornts))
+
+
 def same_grid(
     shape_a: tuple[int, ...], affine_a: Affine, shape_b: tuple[int, ...], affine_b: Affine
 ) -> bool:

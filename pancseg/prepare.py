@@ -1,6 +1,6 @@
 """``python -m pancseg.prepare``: folders of DICOM or NIfTI become a prepared folder."""
 
-import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
-
-log = logging.getLogger(__name__)
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -42,7 +40,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     found = instantiate(cfg.source, **paths)
     check_found(found, paths)
     for warning in found.warnings:
-        log.warning(warning)
+        print(f"warning: {warning}", file=sys.stderr)
     key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
     name_patient, key_word = make_namer(cfg.privacy.names, key_file)
     cutting = Cutting(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
@@ -51,7 +49,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
         preparation = Preparation(root, cutting, settings, name_patient)
         fill(preparation, found, track(found.candidates, "preparing", "scan"))
     for line in summary(preparation, found, root):
-        log.info(line)
+        print(line)  # to the console alone: paths of input files stand in no log
     return refusals(preparation, found)
 
 

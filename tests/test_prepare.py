@@ -275,10 +275,10 @@ def test_nifti_pieces_of_one_patient_stay_together(
             shutil.copy(path, folder / path.name.replace(f"_{role}", ""))
     source = ["source=nifti", f"source.images={images}", f"source.labels={labels}"]
     warned = command("prepare", *source, f"data.root={tmp_path / 'a'}", "data.depth=32")
-    assert "look like pieces of one patient" in warned.out
+    assert "look like pieces of one patient" in warned.err
     rule = r"source.patient='(?P<patient>.+)_\d+$'"
     told = command("prepare", *source, rule, f"data.root={tmp_path / 'b'}", "data.depth=32")
     assert told.code == 0, told.err
-    assert "look like pieces" not in told.out
+    assert "look like pieces" not in told.err
     assert len({row["patient"] for row in rows_of(tmp_path / "b")}) == 6
     assert len({row["case"] for row in rows_of(tmp_path / "b")}) == len(list(images.iterdir()))

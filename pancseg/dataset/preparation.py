@@ -14,7 +14,14 @@ import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
-from pancseg.affine import describe_grid, farthest_corner_mm, same_grid, spacing_of, voxel_ml
+from pancseg.affine import (
+    describe_grid,
+    farthest_corner_mm,
+    oriented_like,
+    same_grid,
+    spacing_of,
+    voxel_ml,
+)
 from pancseg.atomic import replaced, write_text
 from pancseg.dataset.groups import pairs_of, plan_cut
 from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
@@ -148,6 +155,7 @@ class Preparation:
         image = candidate.read_image()
         label = candidate.read_label() if candidate.read_label else None
         if label is not None:
+            label = oriented_like(label, image)
             check_grid(image, label)
         voxels = None if label is None else int(np.count_nonzero(np.asanyarray(label.dataobj)))
         groups, row = self.cut(image, label, case, patient)

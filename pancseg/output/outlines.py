@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pancseg.affine import spacing_of
 from pancseg.atomic import replaced
 
+WIDTH_INCHES, TITLES_INCHES = 11.0, 0.9
 WINDOW_HU = (-160, 240)  # the usual abdominal window
 DRAWN, PREDICTED = "#3ddc84", "#ff5a4f"
 AS_RADIOLOGISTS_LOOK = axcodes2ornt(("L", "A", "S"))  # the patient's right on the left side
@@ -38,10 +39,13 @@ def draw_case(
     hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
     predicted, _ = as_seen(image, prediction)
     drawn, _ = as_seen(image, reference)
-    figure = Figure(figsize=(11, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    slices = {"middle": middle_slice(drawn | predicted), "worst": worst_slice(predicted, drawn)}
     window = region(drawn | predicted, spacing_mm)
+    columns, rows = hu[..., 0][window].shape
+    height = WIDTH_INCHES / 2 * (rows * spacing_mm[1]) / (columns * spacing_mm[0])
+    figure = Figure(figsize=(WIDTH_INCHES, height + TITLES_INCHES), layout="constrained")
+    FigureCanvasAgg(figure)
+    middle = middle_slice(drawn if drawn.any() else predicted)
+    slices = {"middle": middle, "worst": worst_slice(predicted, drawn)}
     for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
         wrong = int((predicted[..., k] ^ drawn[..., k]).sum())
         part = (*window, k)

@@ -1,0 +1,48 @@
+"""What ``hardware=auto`` finds, on machines that this one is not."""
+
+import os
+import shutil
+
+import pytest
+import torch
+
+from pancseg.errors import PancsegError
+from pancseg.hardware import check_accelerator, detect
+
+
+def test_a_cpu_computes_in_fp32_and_loads_in_its_own_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    machine = detect.__wrapped__()
+    assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", "32-true", 0)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])
+def test_a_gpu_computes_in_what_it_has_units_for(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    machine = detect.__wrapped__()
+    assert (machine.accelerator, machine.precision) == ("gpu", precision)
+    assert (machine.num_workers, machine.pin_memory) == (4, True)
+
+
+def test_a_gpu_that_a_cpu_build_of_torch_cannot_use_is_told_with_the_line_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "pip install --force-reinstall torch --index-url" in detect.__wrapped__().advice
+    with pytest.raises(PancsegError, match=r"torch finds no GPU; .*pip install"):
+        check_accelerator("gpu")
+
+
+def test_a_machine_without_a_gpu_is_told_what_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(PancsegError, match="use hardware=auto or hardware=cpu"):
+        check_accelerator("gpu")
