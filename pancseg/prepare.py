@@ -67,7 +67,7 @@ def existing(source: DictConfig, name: str) -> Path | None:
     path = Path(source[name]).expanduser()
     if not path.exists():
         raise PancsegError(f"source.{name}={path}: there is no such file or folder")
-    return path
+    return path.resolve()  # one spelling, so that a case is known again
 
 
 def check_found(found: Any, paths: dict[str, Path | None]) -> None:
@@ -95,7 +95,7 @@ def source_settings(source: DictConfig, paths: dict[str, Path | None]) -> dict[s
     settings = {"source": str(source._target_).rpartition(".")[2]}
     for key in sorted(str(key) for key in source if key != "_target_"):
         path = paths.get(key)
-        settings[f"source.{key}"] = hash_text(str(path.resolve())) if path else source[key]
+        settings[f"source.{key}"] = hash_text(str(path)) if path else source[key]
     return settings
 
 

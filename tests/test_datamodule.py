@@ -102,6 +102,13 @@ def test_a_batch_may_mix_cached_groups_and_new_ones(prepared: Path) -> None:
     assert batch["group"] == [group.group for group in module.groups("train")[:2]]
 
 
+def test_a_cached_group_that_was_cut_short_is_made_again(prepared: Path, data: GroupData) -> None:
+    good = next(iter(data.val_dataloader()))["image"]
+    for path in (prepared / "cache").rglob("*.pt"):
+        path.write_bytes(path.read_bytes()[:1000])
+    torch.testing.assert_close(next(iter(data.val_dataloader()))["image"], good)
+
+
 def test_training_is_shuffled_and_validation_is_not(data: GroupData) -> None:
     torch.manual_seed(0)
     orders = [[g for b in data.train_dataloader() for g in b["group"]] for _ in range(4)]

@@ -110,6 +110,16 @@ def test_empty_groups_are_removed_and_counted_unless_kept(dicom: Path, tmp_path:
         assert any(not np.any(label) for label in labels) == all_kept
 
 
+def test_another_spelling_of_the_same_source_is_the_same_source(
+    dicom: Path, tmp_path: Path
+) -> None:
+    prepare(dicom, tmp_path / "r")
+    (tmp_path / "link").symlink_to(dicom)
+    before = tree(tmp_path / "r")
+    assert prepare(tmp_path / "link", tmp_path / "r") == 0
+    assert tree(tmp_path / "r") == before
+
+
 def test_running_again_changes_nothing(dicom: Path, prepared: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     prepare(dicom, root)

@@ -11,11 +11,11 @@ from typing import Any
 import monai
 import pytorch_lightning as pl
 import torch
-from monai.data import PersistentDataset
-from monai.transforms import Compose
 from torch.utils.data import DataLoader
 
+from pancseg import __version__
 from pancseg.dataset import transforms
+from pancseg.dataset.cached_groups import CachedGroups
 from pancseg.dataset.manifest import Group, Manifest, has_manifest, read_manifest
 from pancseg.dataset.splits import PARTS, Split, deal
 from pancseg.dataset.transforms import Augmentation, Preprocessing
@@ -164,24 +164,28 @@ class GroupData(pl.LightningDataModule):
         stored = sorted(case.sha256 for case in self.contents.cases)
         return hash_of([stored, asdict(self.preprocessing), self.contents.settings])
 
-    def dataset(self, part: str) -> PersistentDataset:
+    def dataset(self, part: str) -> CachedGroups:
         """Groups of a part; the deterministic part runs once a group, on first use."""
-        hashes = {case.case: case.sha256 for case in self.contents.cases}
+        content = {case.case: case.sha256[:32] for case in self.contents.cases}
         items = [
             {
                 "image": str(self.root / group.image),
                 "label": str(self.root / (group.label or "")),
+                "key": f"{group.group}-{content[group.case]}",
                 "patient": patient_number(group.patient),
                 "group": group.group,
-                "sha256": hashes[group.case],
             }
             for group in self.groups(part)
         ]
-        steps = transforms.deterministic(self.preprocessing)
-        steps += transforms.random(self.augmentation if part == "train" else Augmentation())
-        key = hash_of([asdict(self.preprocessing), monai.__version__, torch.__version__])
-        folder = self.root / "cache" / key[:16] if self.hparams["cache"] else None
-        return PersistentDataset(items, Compose(steps), folder, hash_func=hash_item)
+        augmentation = self.augmentation if part == "train" else Augmentation()
+        versions = [__version__, monai.__version__, torch.__version__]
+        key = hash_of([asdict(self.preprocessing), versions])
+        return CachedGroups(
+            items,
+            transforms.deterministic(self.preprocessing),
+            transforms.random(augmentation),
+            self.root / "cache" / key[:16] if self.hparams["cache"] else None,
+        )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of training groups, shuffled; a last batch of one joins no step of its own."""
@@ -196,7 +200,7 @@ class GroupData(pl.LightningDataModule):
         """Batches of validation groups."""
         return self.loader(self.dataset("val"))
 
-    def loader(self, dataset: PersistentDataset, **options: Any) -> DataLoader[Batch]:
+    def loader(self, dataset: CachedGroups, **options: Any) -> DataLoader[Batch]:
         """A loader with the settings of the hardware."""
         workers = self.hparams["num_workers"]
         return DataLoader(
@@ -217,8 +221,3 @@ def hash_of(value: Any) -> str:
 def patient_number(patient: str) -> int:
     """A number that stands for a patient in tensors, the same in every folder."""
     return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:7], "big")
-
-
-def hash_item(item: dict[str, Any]) -> bytes:
-    """What a cached group is stored under: its name and its content, not where it lies."""
-    return f"{item['group']}-{item['sha256'][:32]}".encode()

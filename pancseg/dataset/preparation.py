@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import shutil
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from pancseg.intake.sources import Candidate, Found
 
 log = logging.getLogger(__name__)
 TABLE = "intake.csv"
+SECONDS_BETWEEN_SAVES = 30.0  # what a power cut costs at most
 BYTES_OUT_PER_BYTE_IN = 2.5  # whole cases and groups, gzipped, against raw DICOM
 
 
@@ -88,11 +90,22 @@ class Preparation:
         self.root = root
         self.cutting = cutting
         self.name_patient = name_patient
-        self.manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
-        check_settings(root, self.manifest.settings, settings)
+        found = read_manifest(root) if has_manifest(root) else Manifest(settings)
+        check_settings(root, found.settings, settings)
+        self.settings = settings
+        self.cases = {case.case: case for case in found.cases}
+        self.groups: dict[str, list[Group]] = {case.case: [] for case in found.cases}
+        for group in found.groups:
+            self.groups[group.case].append(group)
         self.rows = read_rows(root / TABLE)
         self.problems: list[str] = []
         self.added = 0
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is in the folder."""
+        groups = [group for groups in self.groups.values() for group in groups]
+        return Manifest(self.settings, list(self.cases.values()), groups)
 
     def take(self, candidate: Candidate) -> None:
         """Convert a candidate, or say in its row why not; do nothing if it was done before."""
@@ -124,27 +137,30 @@ class Preparation:
     def is_done(self, candidate: Candidate, fingerprint: str) -> bool:
         """Whether this very input was converted and all its files are there."""
         row = self.rows.get((str(candidate.path), "image"))
-        cases = [case for case in self.manifest.cases if row and case.case == row.case]
-        if not cases or cases[0].source != fingerprint:
+        case = self.cases.get(row.case) if row else None
+        if case is None or case.source != fingerprint:
             return False
-        files = [cases[0].image, cases[0].label]
-        for group in self.manifest.groups:
-            files += [group.image, group.label] if group.case == cases[0].case else []
+        files = [case.image, case.label]
+        for group in self.groups[case.case]:
+            files += [group.image, group.label]
         return all((self.root / file).is_file() for file in files if file)
 
     def choose_case_name(self, candidate: Candidate, patient: str) -> str:
-        """The patient's name for the first case, with a number for each further one."""
+        """The patient's name for the first case, with a number for each further one.
+
+        Names that differ only in case are one on some file systems.
+        """
         row = self.rows.get((str(candidate.path), "image"))
         if row and row.case:
             return row.case
-        taken = {case.case.casefold() for case in self.manifest.cases}
+        taken = {case.casefold() for case in self.cases}
         names = (patient if n == 1 else f"{patient}-{n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name.casefold() not in taken)
 
     def forget(self, case: str) -> None:
-        """Take a case out of the manifest, because its input changed or its files are gone."""
-        self.manifest.cases = [one for one in self.manifest.cases if one.case != case]
-        self.manifest.groups = [one for one in self.manifest.groups if one.case != case]
+        """Take out a case whose input changed or whose files are gone."""
+        self.cases.pop(case, None)
+        self.groups.pop(case, None)
 
     def convert(self, candidate: Candidate, case: str, patient: str, fingerprint: str) -> Row:
         """Read, check, cut and write one case, and enter it in the manifest.
@@ -164,20 +180,18 @@ class Preparation:
         stored = hashlib.sha256()
         for name in filter(None, names):
             stored.update((self.root / name).read_bytes())
-        self.manifest.cases.append(
-            Case(
-                case,
-                patient,
-                *names,
-                shape=list(image.shape),
-                spacing_mm=spacing,
-                label_voxels=voxels,
-                source=fingerprint,
-                sha256=stored.hexdigest(),
-                phantom=candidate.is_phantom,
-            )
+        self.cases[case] = Case(
+            case,
+            patient,
+            *names,
+            shape=list(image.shape),
+            spacing_mm=spacing,
+            label_voxels=voxels,
+            source=fingerprint,
+            sha256=stored.hexdigest(),
+            phantom=candidate.is_phantom,
         )
-        self.manifest.groups.extend(groups)
+        self.groups[case] = groups
         row.path = str(candidate.path)
         row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = spacing
         if voxels is not None:
@@ -254,15 +268,20 @@ def fill(preparation: Preparation, found: Found, candidates: Iterable[Candidate]
     Raises:
         PancsegError: If the disk would not hold it.
     """
-    check_disk(preparation.root, found.candidates)
+    new = [one for one in found.candidates if not preparation.is_done(one, fingerprint_of(one))]
+    check_disk(preparation.root, new)
     for stray in found.strays:
         preparation.put(
             Row("", "", str(stray.path), stray.kind, stray.status, stray.reason,
                 slices="" if stray.slices is None else stray.slices)
         )  # fmt: skip
+    saved = time.monotonic()
     try:
         for candidate in candidates:
             preparation.take(candidate)
+            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                preparation.finish()
+                saved = time.monotonic()
     finally:
         preparation.finish()
 
