@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) $(DEMO)/dicom  ## phantoms as DICOM, prepared, trained on, scored: a few minutes on two cores
 	$(BIN)/python -m pancseg.prepare data=group64 source=dicom source.images=$(DEMO)/dicom/images \
-	  source.labels=$(DEMO)/dicom/labels data.root=$(DEMO)/prepared privacy=none
+	  source.labels=$(DEMO)/dicom/labels data.root=$(DEMO)/prepared data.tail=shift privacy=none
 	rm -rf $(DEMO)/run
 	$(BIN)/python -m pancseg.train experiment=demo data.root=$(DEMO)/prepared hydra.run.dir=$(DEMO)/run
 	$(BIN)/python -m pancseg.evaluate checkpoint=$(DEMO)/run/checkpoints/best.ckpt subset=test
@@ -34,7 +34,7 @@ demo: $(STAMP) $(DEMO)/dicom  ## phantoms as DICOM, prepared, trained on, scored
 # written under another name first: a folder of that name is whole
 $(DEMO)/dicom: | $(STAMP)
 	rm -rf $(DEMO)/dicom $(DEMO)/dicom.partial
-	$(BIN)/python -m pancseg.phantom out=$(DEMO)/dicom.partial patients=24 seed=1 shape=[128,128,128] spacing_mm=[3,3,2.5]
+	$(BIN)/python -m pancseg.phantom out=$(DEMO)/dicom.partial patients=32 seed=1 shape=[128,128,96] spacing_mm=[3,3,3]
 	mv $(DEMO)/dicom.partial $(DEMO)/dicom
 
 test: $(STAMP)  ## the tests
