@@ -1,7 +1,8 @@
 """Writing files so that a reader never meets half a file: temporary name, then rename."""
 
 import json
-import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,18 +27,29 @@ def replaced(path: Path) -> Iterator[Path]:
     ('whole', ['a.txt'])
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
     try:
         yield temporary
-        temporary.replace(path)
+        put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename; where another program has the target open, as on Windows, try for a second."""
+    for _ in range(10):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    temporary.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, UTF-8."""
+    """Write a whole text file, UTF-8; names of files that are not UTF-8 keep their bytes."""
     with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:

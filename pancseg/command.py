@@ -5,7 +5,6 @@ Only the standard library and Hydra are imported here, so that ``--help`` answer
 
 import difflib
 import functools
-import logging
 import os
 import shlex
 import sys
@@ -27,7 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from pancseg.errors import Incomplete, PancsegError
 
-log = logging.getLogger(__name__)
+CONFIGURATION_ERRORS = (
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 Task = Callable[[DictConfig], Any]
 
 
@@ -55,7 +59,10 @@ def run(task: Task, name: str) -> int:
     """Run a Hydra application and return its exit code, with any error told in one line."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them
-    if "--cfg" in sys.argv and "job" in sys.argv and "--resolve" not in sys.argv:
+    shows_job = {"--cfg=job", "-c=job"} & set(sys.argv) or (
+        {"--cfg", "-c"} & set(sys.argv) and "job" in sys.argv
+    )
+    if shows_job and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")  # exactly what runs, not the formulas that give it
     failed: list[Exception] = []
     job = guarded(task, name, failed)
@@ -89,7 +96,9 @@ def guarded(task: Task, name: str, failed: list[Exception]) -> Task:
         except Exception as error:
             if is_sweep_job():
                 own = own_error(error)
-                log.error("job %s failed: %s", HydraConfig.get().job.num, one_line(own, name))
+                # to the console alone: a message may name paths of input files
+                told = f"job {HydraConfig.get().job.num} failed: {one_line(own, name)}"
+                print(told, file=sys.stderr)
                 if isinstance(own, PancsegError):
                     own.exit_code = Incomplete.exit_code  # the other jobs run
                 raise
@@ -116,9 +125,7 @@ def exit_code(error: Exception) -> int:
 
 def is_job_error(error: Exception) -> bool:
     """Whether the error came out of a job, rather than out of composing its configuration."""
-    return not isinstance(
-        error, (ConfigCompositionException, MissingConfigException, OverrideParseException)
-    )
+    return not isinstance(error, CONFIGURATION_ERRORS)
 
 
 def is_sweep_job() -> bool:
@@ -135,6 +142,8 @@ def one_line(error: BaseException, name: str) -> str:
         wanted = str(error.missing_cfg_file).rpartition("/")[2]
         choices = ", ".join(option for option in error.options)
         return f"{group}={wanted}: no such choice; choices are {choices}"
+    if str(error).startswith("Ambiguous value for argument"):
+        return quoting_advice(str(error).split("'")[1], name)
     if isinstance(error, ConfigCompositionException):
         return unknown_key_advice(error, name)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -190,6 +199,7 @@ def register_resolvers() -> None:
     """Make known what configuration files may ask of the run and of the machine."""
     OmegaConf.register_new_resolver("run", run_path, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
+    OmegaConf.register_new_resolver("settings_folder", settings_folder, replace=True)
     OmegaConf.register_new_resolver("machine", machine_fact, replace=True)
 
 
@@ -204,14 +214,27 @@ def run_path(inside: str = "") -> str:
 def run_folder(checkpoint: str | None, default: str) -> str:
     """The folder a run writes to: a resumed run goes on in its own.
 
-    >>> run_folder("runs/a/checkpoints/last.ckpt", "runs/b")
-    'runs/a'
     >>> run_folder(None, "runs/b")
     'runs/b'
     """
-    if checkpoint and Path(checkpoint).parent.name == "checkpoints":
-        return str(Path(checkpoint).parent.parent)
-    return default
+    return str(Path(str(checkpoint)).parent.parent) if is_of_a_run(checkpoint) else default
+
+
+def settings_folder(checkpoint: str | None) -> str:
+    """Where a run's configuration is written: a resumed run leaves its first one alone.
+
+    >>> settings_folder(None)
+    '.hydra'
+    """
+    return ".hydra_resumed" if is_of_a_run(checkpoint) else ".hydra"
+
+
+def is_of_a_run(checkpoint: str | None) -> bool:
+    """Whether a checkpoint is there and lies where a run puts its own."""
+    if not checkpoint:
+        return False
+    path = Path(checkpoint)
+    return path.parent.name == "checkpoints" and path.is_file()
 
 
 def machine_fact(name: str) -> Any:

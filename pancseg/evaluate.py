@@ -46,21 +46,23 @@ def evaluate(cfg: DictConfig) -> float | None:
     root = Path(cfg.data.root or trained.data["root"])
     cases = cases_of(trained, root, cfg.subset)
     folder = run_of(checkpoint) / "scores"
-    device = "cuda" if cfg.hardware.accelerator == "gpu" else "cpu"
+    device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
     network = WholeCase(trained.segmenter.to(device), trained.preprocessing, trained.data["depth"])
+    held_out = trained.split.held_out and cfg.subset == "test"
+    phantoms = any(case.phantom for case in cases)
+    note = f"{'PHANTOM, ' if phantoms else ''}{'held out' if held_out else 'NOT HELD OUT'}"
     rows = [
-        score(case, root, network, folder / cfg.subset, cfg.nsd_tolerance_mm)
+        score(case, root, network, folder / cfg.subset, cfg.nsd_tolerance_mm, note)
         for case in track(cases, f"scoring {cfg.subset}", "case")
     ]
     about = {
         "subset": cfg.subset,
         "split": {"rule": trained.split.rule, "seed": trained.split.seed},
         "geometry": GEOMETRY,
-        "phantoms": any(case.phantom for case in cases),
+        "phantoms": phantoms,
         "checkpoint_epoch": trained.epoch,
         "data_fingerprint": trained.fingerprint,
     }
-    held_out = trained.split.held_out and cfg.subset == "test"
     figures = summarise(rows, held_out, about)
     write_scores(folder, cfg.subset, rows, figures)
     print_scores(rows, figures, cfg.subset)
@@ -102,7 +104,7 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def score(
-    case: "Case", root: Path, network: "WholeCase", folder: Path, tolerance_mm: float
+    case: "Case", root: Path, network: "WholeCase", folder: Path, tolerance_mm: float, note: str
 ) -> dict[str, Any]:
     """Predict, write and score one case; a case that fails has a row that says so."""
     import nibabel as nib
@@ -125,7 +127,8 @@ def score(
             nib.save(mask, temporary)
         scores = score_case(prediction, reference, image.affine, tolerance_mm)
         dice = "no reference" if scores.dice is None else f"Dice {scores.dice:.3f}"
-        draw_case(folder / f"{case.case}.png", image, prediction, reference, f"{case.case}: {dice}")
+        title = f"{case.case} ({note}): {dice}"
+        draw_case(folder / f"{case.case}.png", image, prediction, reference, title)
     except Exception as error:  # one bad case never stops a batch
         log.debug("%s", case.case, exc_info=True)
         reason = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())}"

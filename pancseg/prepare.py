@@ -3,12 +3,17 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
+
+if TYPE_CHECKING:
+    from pancseg.dataset.preparation import Preparation
+    from pancseg.intake.pseudonyms import Names
+    from pancseg.intake.sources import Found
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -31,7 +36,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
 
     from pancseg.dataset.groups import check_cut
     from pancseg.dataset.preparation import Cutting, Preparation, fill, lock
-    from pancseg.intake.pseudonyms import make_namer
+    from pancseg.intake.pseudonyms import make_names
     from pancseg.progress import track
 
     check_cut(cfg.data.depth, cfg.data.tail)
@@ -42,11 +47,11 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
-    name_patient, key_word = make_namer(cfg.privacy.names, key_file)
+    names = make_names(cfg.privacy.names, key_file)
     cutting = Cutting(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
-    settings = {**vars(cutting), **source_settings(cfg.source, paths), "names": key_word}
+    settings = {**vars(cutting), **source_settings(cfg.source, paths, names), "names": names.rule}
     with lock(root):
-        preparation = Preparation(root, cutting, settings, name_patient)
+        preparation = Preparation(root, cutting, settings, names)
         fill(preparation, found, track(found.candidates, "preparing", "scan"))
     for line in summary(preparation, found, root):
         print(line)  # to the console alone: paths of input files stand in no log
@@ -62,15 +67,17 @@ def existing(source: DictConfig, name: str) -> Path | None:
     if OmegaConf.is_missing(source, name):
         extra = ", or source.labels=null to convert images alone" if name == "labels" else ""
         raise PancsegError(f"source.{name} is not given; give a folder{extra}")
-    if source[name] is None:
+    if source[name] is None and name == "labels":
         return None
+    if not source[name]:
+        raise PancsegError(f"source.{name} is empty; give a folder")
     path = Path(source[name]).expanduser()
     if not path.exists():
         raise PancsegError(f"source.{name}={path}: there is no such file or folder")
     return path.resolve()  # one spelling, so that a case is known again
 
 
-def check_found(found: Any, paths: dict[str, Path | None]) -> None:
+def check_found(found: "Found", paths: dict[str, Path | None]) -> None:
     """Check that a source holds at least one candidate.
 
     Raises:
@@ -88,18 +95,18 @@ def check_found(found: Any, paths: dict[str, Path | None]) -> None:
     raise PancsegError(f"source.images={images}: holds no image that this source reads")
 
 
-def source_settings(source: DictConfig, paths: dict[str, Path | None]) -> dict[str, Any]:
+def source_settings(
+    source: DictConfig, paths: dict[str, Path | None], names: "Names"
+) -> dict[str, Any]:
     """What the manifest keeps of a source: its paths only as hashes, for they may name patients."""
-    from pancseg.dataset.preparation import hash_text
-
     settings = {"source": str(source._target_).rpartition(".")[2]}
     for key in sorted(str(key) for key in source if key != "_target_"):
         path = paths.get(key)
-        settings[f"source.{key}"] = hash_text(str(path)) if path else source[key]
+        settings[f"source.{key}"] = names.hash(str(path)) if path else source[key]
     return settings
 
 
-def refusals(preparation: Any, found: Any) -> list[str]:
+def refusals(preparation: "Preparation", found: "Found") -> list[str]:
     """Each refused series or file of this run with its reason."""
     strays = [
         f"{stray.path}: {stray.reason}" for stray in found.strays if stray.status == "refused"
@@ -107,7 +114,7 @@ def refusals(preparation: Any, found: Any) -> list[str]:
     return preparation.problems + strays
 
 
-def summary(preparation: Any, found: Any, root: Path) -> Iterable[str]:
+def summary(preparation: "Preparation", found: "Found", root: Path) -> Iterable[str]:
     """Closing lines: what was kept, what was refused and why."""
     manifest = preparation.manifest
     refused = refusals(preparation, found)

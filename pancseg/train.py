@@ -23,13 +23,12 @@ def train(cfg: DictConfig) -> float | None:
         PancsegError: If it cannot start.
         KeyboardInterrupt: After Ctrl-C, with the last checkpoint saved.
     """
-    import pytorch_lightning as pl
-    import torch
     from hydra.utils import instantiate
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from pancseg.atomic import write_json
-    from pancseg.hardware import check_accelerator, detect
+    from pancseg.hardware import check_accelerator
+    from pancseg.inference.checkpoint import check_resumable, open_checkpoint
     from pancseg.learning.building import check_spatial_size
     from pancseg.learning.segmenter import Segmenter
     from pancseg.prepare import prepare_root
@@ -37,15 +36,8 @@ def train(cfg: DictConfig) -> float | None:
 
     check_spatial_size(plain(cfg.model), cfg.data.spatial_size)
     check_accelerator(cfg.hardware.accelerator)
-    if detect().advice:
-        log.warning(detect().advice)
-    # Lightning 2.6 uses a name that torch 2.13 renames; nothing a user can do about it
-    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-    # a resumed run goes on in its own folder
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says, we say
-    torch.set_float32_matmul_precision("high")
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    earlier = open_checkpoint(Path(cfg.ckpt_path), "ckpt_path") if cfg.ckpt_path else None
+    set_up_process(cfg.seed)
     fill = partial(prepare_root, cfg) if cfg.get("source") else None
     data = instantiate(cfg.data, split=plain(cfg.split), prepare=fill, _convert_="all")
     data.prepare_data()
@@ -53,7 +45,11 @@ def train(cfg: DictConfig) -> float | None:
     segmenter = Segmenter(plain(cfg.model), plain(cfg.loss), plain(cfg.optimizer))
     trainer = instantiate(cfg.trainer, _convert_="all")
     folder = Path(run_path())
-    if not trainer.fast_dev_run:
+    if earlier:
+        check_resumable(earlier, plain(cfg.model), data.preprocessing, data.dealt)
+        if earlier.fingerprint != data.fingerprint():
+            log.warning("the prepared data are not those that ckpt_path was trained on")
+    elif not trainer.fast_dev_run:
         write_json(folder / "splits.json", data.dealt.as_dict())
     report = set_up_callbacks(trainer, data, title_of(cfg.name, data))
     log.info(title_of(cfg.name, data))
@@ -71,6 +67,24 @@ def train(cfg: DictConfig) -> float | None:
     return summary["best_dice"]
 
 
+def set_up_process(seed: int) -> None:
+    """Seeds, arithmetic and what is said on the console."""
+    import pytorch_lightning as pl
+    import torch
+
+    from pancseg.hardware import detect
+
+    # Lightning 2.6 uses a name that torch 2.13 renames; nothing a user can do about it
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    # a resumed run goes on in its own folder
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says, we say
+    if detect().advice:
+        log.warning(detect().advice)
+    torch.set_float32_matmul_precision("high")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
 def set_up_callbacks(trainer: Any, data: Any, title: str) -> Any:
     """Fit the callbacks to the data, and return the epoch report among them."""
     from pytorch_lightning.callbacks import ModelCheckpoint
@@ -79,11 +93,13 @@ def set_up_callbacks(trainer: Any, data: Any, title: str) -> Any:
 
     report = next(one for one in trainer.callbacks if isinstance(one, EpochReport))
     report.title = title
-    if not data.groups("val"):
+    savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
+    if trainer.fast_dev_run:  # Lightning's own last checkpoint slips through
+        trainer.callbacks = [one for one in trainer.callbacks if one not in savers]
+    if not data.groups("val") or trainer.limit_val_batches == 0:
         trainer.limit_val_batches = 0
-        for callback in trainer.callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback.monitor = None  # the best is then the last
+        for saver in savers:
+            saver.monitor = None  # the best is then the last
     return report
 
 

@@ -30,6 +30,11 @@ def lines(text: str) -> list[str]:
         (["train", "hardware=rtx4090", "data.root=nowhere"], "torch finds no GPU"),
         (["prepare", "source.images=empty", "source.labels=null"], "empty: holds no image"),
         (["prepare", "source.images=gone", "source.labels=null"], "gone: there is no such file"),
+        (["prepare", "source.images=", "source.labels=null"], "source.images is empty"),
+        (["prepare", "source.images=null", "source.labels=null"], "source.images is empty"),
+        (["train", "ckpt_path=gone/checkpoints/last.ckpt"], "there is no such file"),
+        (["train", "data.spatial_size=[128,128]"], "expected three sizes"),
+        (["train", "data.batch_size=0"], "data.batch_size=0"),
         (["prepare", "source.images=empty"], "source.labels is not given"),
         (["prepare", "data.depth=0", "source.images=empty", "source.labels=null"], "data.depth=0"),
         (["evaluate"], "checkpoint is not given"),
@@ -73,7 +78,7 @@ def test_a_folder_of_another_depth_is_told(
     assert "prepared with groups of 32" in ended.err
 
 
-@pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z"])
+@pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z", "/data/a,b"])
 def test_a_path_that_needs_quotes_ends_with_the_command_to_paste(
     value: str, command: Command
 ) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import monai.transforms
 import pytest
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.seed import pl_worker_init_function
 
 from pancseg.dataset.datamodule import GroupData
 from pancseg.dataset.splits import Split
@@ -107,6 +109,30 @@ def test_a_cached_group_that_was_cut_short_is_made_again(prepared: Path, data: G
     for path in (prepared / "cache").rglob("*.pt"):
         path.write_bytes(path.read_bytes()[:1000])
     torch.testing.assert_close(next(iter(data.val_dataloader()))["image"], good)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_seed_gives_one_sequence_of_augmentation_and_samples_differ(
+    prepared: Path, workers: int
+) -> None:
+    noisy = {"intensity_probability": 1.0, "scale_share": 0.5, "shift_share": 0.5}
+    module = group_data(prepared, augment=noisy, num_workers=workers, batch_size=1)
+    module.setup()
+
+    def means() -> list[float]:
+        pl.seed_everything(0, workers=True, verbose=False)
+        loader = module.loader(module.dataset("train"), worker_init_fn=pl_worker_init_function)
+        return [float(batch["image"].mean()) for batch in loader]
+
+    first = means()
+    assert means() == first
+    plain = group_data(prepared, batch_size=1)
+    plain.setup()
+    factors = [
+        one / float(b["image"].mean())
+        for one, b in zip(first, plain.loader(plain.dataset("train")), strict=True)
+    ]
+    assert len({round(factor, 3) for factor in factors}) == len(factors)
 
 
 def test_training_is_shuffled_and_validation_is_not(data: GroupData) -> None:

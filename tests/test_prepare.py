@@ -2,16 +2,19 @@
 
 import csv
 import json
+import os
 import shutil
 import stat
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
+from pancseg.dataset.preparation import Preparation
 from tests.conftest import SHALLOW, Command, prepare, run_command
 
 COLUMNS = (
@@ -146,6 +149,87 @@ def test_new_patients_are_added_and_old_ones_left_alone(some_dicom: Path, tmp_pa
     assert [row["case"] for row in rows_of(root)] == [f"phantom-3-00{n}" for n in range(3)]
 
 
+def test_a_lost_table_doubles_no_patient(some_dicom: Path, tmp_path: Path) -> None:
+    prepare(some_dicom, tmp_path / "r")
+    before = tree(tmp_path / "r")
+    (tmp_path / "r" / "intake.csv").unlink()
+    prepare(some_dicom, tmp_path / "r")
+    assert tree(tmp_path / "r") == before
+
+
+def test_a_mask_edited_in_place_is_noticed_though_its_size_is_the_same(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    prepare(some_dicom, tmp_path / "r")
+    voxels = rows_of(tmp_path / "r")[1]["label_voxels"]
+    for path in (some_dicom / "labels" / "phantom-3-001").iterdir():
+        one = pydicom.dcmread(path)
+        if one.pixel_array.any():
+            one.PixelData = bytes(len(one.PixelData))
+            one.save_as(path)
+            break
+    prepare(some_dicom, tmp_path / "r")
+    assert int(rows_of(tmp_path / "r")[1]["label_voxels"]) < int(voxels)
+
+
+def test_a_case_that_became_shorter_or_refused_leaves_no_file_behind(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root, "data.depth=8")
+    for kind in ("images", "labels"):
+        slices = sorted((some_dicom / kind / "phantom-3-000").iterdir(), key=z_of)
+        for path in slices[-3:]:
+            path.unlink()
+    sorted((some_dicom / "images" / "phantom-3-001").iterdir(), key=z_of)[20].unlink()
+    assert prepare(some_dicom, root, "data.depth=8") == 1
+    manifest = json.loads((root / "manifest.json").read_text())
+    entries = manifest["cases"] + manifest["groups"]
+    named = {entry[role] for entry in entries for role in ("image", "label")}
+    assert {str(path.relative_to(root)) for path in root.rglob("*.nii.gz")} == named
+    assert {case["case"] for case in manifest["cases"]} == {"phantom-3-000", "phantom-3-002"}
+
+
+def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
+    some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    convert, done = Preparation.convert, []
+
+    def interrupted(self: Preparation, *arguments: Any) -> Any:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return convert(self, *arguments)
+
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
+    with monkeypatch.context() as patch:
+        patch.setattr(Preparation, "convert", interrupted)
+        assert command("prepare", *words).code == 130
+    (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
+    ended = command("train", f"data.root={root}", *SHALLOW)
+    assert ended.code == 2
+    assert "was interrupted; run the same pancseg.prepare again" in ended.err
+    assert command("prepare", *words).code == 0
+    prepare(some_dicom, tmp_path / "alone")
+    assert tree(root) == tree(tmp_path / "alone")
+
+
+def test_a_file_name_that_is_not_utf8_stops_nothing(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    case = (prepared / "cases" / "phantom-3-000_image.nii.gz").read_bytes()
+    (folder / "a.nii.gz").write_bytes(case)
+    Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.nii.gz")).write_bytes(case)
+    words = ["source=nifti", f"source.images={folder}", "source.labels=null"]
+    for _ in range(2):
+        assert command("prepare", *words, f"data.root={tmp_path / 'r'}", *SHALLOW).code == 0
+    assert len(list((tmp_path / "r" / "cases").iterdir())) == 2
+
+
 def test_a_case_whose_file_is_gone_is_made_again(some_dicom: Path, tmp_path: Path) -> None:
     prepare(some_dicom, tmp_path / "r")
     before = tree(tmp_path / "r")
@@ -222,11 +306,13 @@ def test_without_labels_cases_are_kept_and_marked(dicom: Path, tmp_path: Path) -
 def test_identifiers_of_headers_reach_no_file_but_the_paths_in_the_table(
     some_dicom: Path, tmp_path: Path, command: Command
 ) -> None:
-    for n, folder in enumerate(sorted((some_dicom / "images").iterdir())):
-        for path in folder.iterdir():
-            one = pydicom.dcmread(path)
-            one.PatientID, one.PatientName = f"SECRET{n}", "Mustermann^Max"
-            one.save_as(path)
+    for kind in ("images", "labels"):
+        for n, folder in enumerate(sorted((some_dicom / kind).iterdir())):
+            for path in folder.iterdir():
+                one = pydicom.dcmread(path)
+                one.PatientID, one.PatientName = f"SECRET{n}", "Mustermann^Max"
+                one.PatientBirthDate, one.AccessionNumber = "19230405", "SECRETACC"
+                one.save_as(path)
     root = tmp_path / "site" / "r"
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
     ended = command("prepare", *source, f"data.root={root}", *SHALLOW)
@@ -236,6 +322,7 @@ def test_identifiers_of_headers_reach_no_file_but_the_paths_in_the_table(
             content = nib.load(root / path).header.binaryblock
         assert b"SECRET" not in content
         assert b"Muster" not in content
+        assert b"19230405" not in content
         assert "SECRET" not in path
     assert "SECRET" not in ended.out + ended.err
     assert stat.S_IMODE((tmp_path / "site" / "privacy.key").stat().st_mode) == 0o600

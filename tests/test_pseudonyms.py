@@ -11,7 +11,7 @@ import pytest
 
 from pancseg.dataset.preparation import Cutting, Preparation
 from pancseg.errors import PancsegError
-from pancseg.intake.pseudonyms import make_namer, read_key, safe_name
+from pancseg.intake.pseudonyms import make_names, read_key, safe_name
 from pancseg.intake.sources import find_dicom
 from tests.tiny_dicom import write_series
 
@@ -38,20 +38,24 @@ def key_file(tmp_path: Path) -> Path:
 
 
 def test_one_key_gives_a_patient_one_name(key_file: Path) -> None:
-    first, word = make_namer("pseudonym", key_file)
-    again, same_word = make_namer("pseudonym", key_file)
+    names = make_names("pseudonym", key_file)
+    first, word = names.of, names.rule
+    names = make_names("pseudonym", key_file)
+    again, same_word = names.of, names.rule
     assert first("P-1") == again("P-1")
     assert word == same_word
 
 
 def test_another_patient_has_another_name(key_file: Path) -> None:
-    name, _ = make_namer("pseudonym", key_file)
+    name = make_names("pseudonym", key_file).of
     assert len({name(identity) for identity in IDENTITIES}) == len(IDENTITIES)
 
 
 def test_another_key_gives_another_name_and_another_word(tmp_path: Path) -> None:
-    here, word = make_namer("pseudonym", tmp_path / "here.key")
-    there, other_word = make_namer("pseudonym", tmp_path / "there.key")
+    names = make_names("pseudonym", tmp_path / "here.key")
+    here, word = names.of, names.rule
+    names = make_names("pseudonym", tmp_path / "there.key")
+    there, other_word = names.of, names.rule
     assert here("P-1") != there("P-1")
     assert word != other_word
 
@@ -60,12 +64,13 @@ def test_another_key_gives_another_name_and_another_word(tmp_path: Path) -> None
 def test_a_pseudonym_is_a_letter_and_ten_digits_that_tell_nothing(
     key_file: Path, identity: str
 ) -> None:
-    name, _ = make_namer("pseudonym", key_file)
+    name = make_names("pseudonym", key_file).of
     assert re.fullmatch("p[0-9a-f]{10}", name(identity))
 
 
 def test_the_identity_and_the_key_stand_in_no_name_and_in_no_word(key_file: Path) -> None:
-    name, word = make_namer("pseudonym", key_file)
+    names = make_names("pseudonym", key_file)
+    name, word = names.of, names.rule
     for identity in ("12345678", "DOE^JANE", "19670401"):
         assert identity.lower() not in name(identity)
     assert key_file.read_text()[:6] not in word
@@ -74,14 +79,14 @@ def test_the_identity_and_the_key_stand_in_no_name_and_in_no_word(key_file: Path
 def test_a_name_depends_on_the_key_alone(key_file: Path) -> None:
     key_file.parent.mkdir()
     key_file.write_text("00" * 32)
-    name, _ = make_namer("pseudonym", key_file)
+    name = make_names("pseudonym", key_file).of
     # printf P-1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:00...00
     assert name("P-1") == "pbeb32a0c78"
 
 
 def test_a_folder_whose_name_is_not_utf_8_has_a_name(key_file: Path) -> None:
     for rule in ("pseudonym", "none"):
-        name, _ = make_namer(rule, key_file)
+        name = make_names(rule, key_file).of
         assert name("M\udcfcller") != name("M\udce4ller")
 
 
@@ -120,12 +125,13 @@ def test_a_key_file_without_a_key_is_an_error_and_is_left_alone(
     key_file.parent.mkdir()
     key_file.write_bytes(content)
     with pytest.raises(PancsegError, match=r"privacy\.key: holds no key"):
-        make_namer("pseudonym", key_file)
+        make_names("pseudonym", key_file)
     assert key_file.read_bytes() == content
 
 
 def test_without_privacy_the_patient_id_is_kept_and_no_key_is_made(key_file: Path) -> None:
-    name, word = make_namer("none", key_file)
+    names = make_names("none", key_file)
+    name, word = names.of, names.rule
     assert [name(identity) for identity in ("P-07", "case_12", "1.2.840")] == [
         "P-07",
         "case_12",
@@ -153,7 +159,9 @@ def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tel
 ) -> None:
     for folder, identity in (("a", "P-1"), ("b", "p-1")):
         write_series(tmp_path / "images" / folder, patient_id=identity)
-    preparation = Preparation(tmp_path / "root", Cutting(2, "drop", False), {}, safe_name)
+    preparation = Preparation(
+        tmp_path / "root", Cutting(2, "drop", False), {}, make_names("none", tmp_path)
+    )
     for candidate in find_dicom(tmp_path / "images", None).candidates:
         preparation.take(candidate)
     cases = preparation.manifest.cases

@@ -24,14 +24,27 @@ def test_the_interval_holds_the_mean_and_is_the_same_at_every_call() -> None:
 
 def test_n_counts_patients_and_cases_without_reference_are_reported_apart() -> None:
     rows = [
-        {"patient": "a", "case": "a", "dice": 0.8, "status": "scored"},
-        {"patient": "a", "case": "a-2", "dice": 0.6, "status": "scored"},
-        {"patient": "b", "case": "b", "dice": None, "status": "empty_reference"},
-        {"patient": "c", "case": "c", "dice": 0.0, "status": "missed"},
-        {"patient": "d", "case": "d", "dice": None, "status": "failed: OSError: gone"},
+        {"patient": "a", "case": "a", "dice": 0.8, "volume_error_ml": 4.0, "status": "scored"},
+        {"patient": "a", "case": "a-2", "dice": 0.6, "volume_error_ml": 0.0, "status": "scored"},
+        {
+            "patient": "b",
+            "case": "b",
+            "dice": None,
+            "volume_error_ml": 64.0,
+            "status": "empty_reference",
+        },
+        {"patient": "c", "case": "c", "dice": 0.0, "volume_error_ml": -60.0, "status": "missed"},
+        {
+            "patient": "d",
+            "case": "d",
+            "dice": None,
+            "volume_error_ml": None,
+            "status": "failed: OSError: gone",
+        },
     ]
     figures = summarise(rows, held_out=True, about={"subset": "test"})
     assert figures["n"] == 2
     assert figures["dice"]["mean"] == pytest.approx((0.7 + 0.0) / 2)
+    assert figures["volume_error_ml"]["mean"] == pytest.approx((2 - 60) / 2)
     assert figures["empty_reference"] == ["b"]
     assert figures["failed"] == ["d"]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def test_the_summary_says_what_was_trained_and_measured(trained: Path) -> None:
     dices = [float(row["val/dice"]) for row in metrics_of(trained)]
     assert summary["best_dice"] == pytest.approx(max(dices))
     assert summary["best_epoch"] == 1 + dices.index(max(dices))
-    assert summary["split"]["train"]["patients"] == 3
+    assert summary["parts"]["train"] == {"patients": 3, "groups": 6}
+    assert summary["split"] == {"rule": "holdout", "seed": 0, "val": 1, "test": 2}
     assert "network's grid of 32 x 32 x 32" in summary["geometry"]
     assert summary["hardware"]["precision"] == "32-true" or torch.cuda.is_available()
     assert summary["held_out"] is True
@@ -110,14 +112,26 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
     assert int(rows[1]["step"]) == 2 * int(rows[0]["step"])
 
 
-def test_resuming_with_another_split_is_refused(
-    prepared: Path, trained: Path, tmp_path: Path, command: Command
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("split.seed=1", "trained with another split"),
+        ("model.norm=instance", "trained with another model"),
+        ("data.window_hu=[-100,100]", "other numbers under data"),
+    ],
+)
+def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command, change: str, says: str
 ) -> None:
-    last = trained / "checkpoints" / "last.ckpt"
-    words = smoke(prepared, tmp_path / "run", f"ckpt_path={last}", "split.seed=5")
-    ended = command("train", *words)
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    where = [word for word in smoke(prepared, run) if not word.startswith("hydra.run.dir")]
+    ended = command("train", *where, f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}", change)
     assert ended.code == 2
-    assert "trained with another split" in ended.err
+    assert says in ended.err
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {"train.log"}
 
 
 def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_path: Path) -> None:
@@ -194,7 +208,7 @@ def test_a_grid_whose_second_job_cannot_run_still_runs_the_third(
     sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", sizes]
     ended = command("train", "-m", *words, *sweep)
     assert ended.code == 1
-    assert "job 1 failed: data.spatial_size=[32, 32, 90]: axis 2 is 90" in ended.out
+    assert "job 1 failed: data.spatial_size=[32, 32, 90]: axis 2 is 90" in ended.err
     done = sorted(path.parent.name for path in (tmp_path / "sweep").rglob("summary.json"))
     assert done == ["0", "2"]
 

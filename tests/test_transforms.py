@@ -48,6 +48,32 @@ def test_labels_keep_their_values_and_do_not_grow(item: dict[str, torch.Tensor])
     assert box_mm == pytest.approx(10 * 10 * 8 * 12, rel=0.12)
 
 
+@pytest.mark.parametrize("size", [(32, 32, 32), (48, 48, 32), (80, 64, 48)])
+def test_labels_stay_in_place_to_a_quarter_of_a_voxel(
+    tmp_path: Path, size: tuple[int, int, int]
+) -> None:
+    affine = np.diag([-2.0, -2.0, 3.0, 1.0])
+    paths = stored(tmp_path, affine)
+    label = Compose(deterministic(Preprocessing("RAS", (2, 2, 3), (-200, 200), size)))(paths)[
+        "label"
+    ]
+    centre = np.argwhere(label[0].numpy() > 0).mean(axis=0)
+    here_mm = nib.affines.apply_affine(label.affine.numpy(), centre)
+    drawn_mm = nib.affines.apply_affine(affine, [14.5, 16.5, 11.5])
+    np.testing.assert_allclose(here_mm, drawn_mm, atol=0.5)
+
+
+def test_air_that_pads_a_group_keeps_its_depth(tmp_path: Path) -> None:
+    paths = stored(tmp_path, np.diag([-2.0, -2.0, 3.0, 1.0]))
+    for path in paths.values():
+        image = nib.load(path)
+        values = np.asanyarray(image.dataobj).copy()
+        values[..., 6:] = values.min()
+        nib.save(nib.Nifti1Image(values, image.affine), path)
+    item = Compose(deterministic(NUMBERS))(paths)
+    assert nib.affines.voxel_sizes(item["image"].affine.numpy())[2] > 2
+
+
 def test_the_crop_follows_the_image_and_not_the_label(item: dict[str, torch.Tensor]) -> None:
     assert (item["image"][:, 0] > 0).float().mean() > 0.9
     assert item["label"].sum() < 0.2 * item["label"].numel()

@@ -50,6 +50,8 @@ class CachedGroups(Dataset[Item]):
     def __getitem__(self, index: int) -> Item:
         """One group, ``image`` and ``label`` as ``(1, H, W, D)`` float32."""
         item = self.items[index]
+        # MONAI's random state is its own, and alike in every worker: take it from torch's
+        self.random.set_random_state(int(torch.randint(2**31, ())))
         extra = {name: value for name, value in item.items() if name not in (*TENSORS, "key")}
         return {**self.random(self.transformed(item)), **extra}
 

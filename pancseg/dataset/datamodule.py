@@ -72,6 +72,8 @@ class GroupData(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(ignore=["prepare", "root"])
         self.hparams["root"] = str(Path(root).resolve())
+        if batch_size < 1:
+            raise PancsegError(f"data.batch_size={batch_size}: expected at least 1 group")
         self.root = Path(root)
         self.fill = prepare
         self.preprocessing = Preprocessing(
@@ -83,8 +85,9 @@ class GroupData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the folder first where it holds no manifest."""
-        if self.fill and not has_manifest(self.root):
-            log.info("%s holds no manifest: preparing it", self.root)
+        ready = has_manifest(self.root) and read_manifest(self.root).complete
+        if self.fill and not ready:
+            log.info("%s is not prepared yet: preparing it", self.root)
             self.fill()
 
     def setup(self, stage: str | None = None) -> None:
@@ -96,6 +99,11 @@ class GroupData(pl.LightningDataModule):
         if self.manifest is not None:
             return
         manifest = read_manifest(self.root)
+        if not manifest.complete:
+            raise PancsegError(
+                f"{self.root}: its preparation is under way or was interrupted; run the same "
+                "pancseg.prepare again, it goes on where it was"
+            )
         depth = manifest.settings.get("depth")
         if depth != self.hparams["depth"]:
             raise PancsegError(
@@ -111,22 +119,12 @@ class GroupData(pl.LightningDataModule):
             )
         split.check()
         self.manifest, self.split = manifest, split
+        for name in ("tail", "keep_empty"):  # as it was prepared, whatever the configuration says
+            self.hparams[name] = manifest.settings[name]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data beside the hyperparameters: who was dealt where."""
         return {"split": self.dealt.as_dict(), "fingerprint": self.fingerprint()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check on resuming that patients are where they were.
-
-        Raises:
-            PancsegError: If the checkpoint was trained with another split.
-        """
-        if state_dict["split"] != self.dealt.as_dict():
-            raise PancsegError(
-                "ckpt_path was trained with another split or other patients; to go on, give the "
-                "same split and data.root"
-            )
 
     @property
     def dealt(self) -> Split:
@@ -179,7 +177,7 @@ class GroupData(pl.LightningDataModule):
         ]
         augmentation = self.augmentation if part == "train" else Augmentation()
         versions = [__version__, monai.__version__, torch.__version__]
-        key = hash_of([asdict(self.preprocessing), versions])
+        key = hash_of([asdict(self.preprocessing), self.contents.settings, versions])
         return CachedGroups(
             items,
             transforms.deterministic(self.preprocessing),

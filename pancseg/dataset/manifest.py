@@ -23,7 +23,8 @@ class Case:
         shape: Columns, rows, slices.
         spacing_mm: Along the same axes.
         label_voxels: Foreground voxels, or None.
-        source: Hash of the input files' names and sizes: changed input is noticed by it.
+        origin: Keyed hash of the input image's path: the same input is known again by it.
+        source: Hash of the input files' names, sizes and times: changed input is noticed by it.
         sha256: Hash of image and label as stored.
         phantom: Whether this is no patient.
     """
@@ -35,6 +36,7 @@ class Case:
     shape: list[int]
     spacing_mm: list[float]
     label_voxels: int | None
+    origin: str
     source: str
     sha256: str
     phantom: bool
@@ -65,9 +67,13 @@ class Group:
 
 @dataclass
 class Manifest:
-    """Settings, cases and groups of a prepared folder."""
+    """Settings, cases and groups of a prepared folder.
+
+    ``complete`` is false while a preparation is under way and where one was interrupted.
+    """
 
     settings: dict[str, Any]
+    complete: bool = False
     cases: list[Case] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
 
@@ -118,6 +124,7 @@ def read_manifest(root: Path) -> Manifest:
     try:
         return Manifest(
             settings=dict(value["settings"]),
+            complete=bool(value["complete"]),
             cases=[Case(**case) for case in value["cases"]],
             groups=[Group(**group) for group in value["groups"]],
         )

@@ -23,11 +23,11 @@ from pancseg.affine import (
     spacing_of,
     voxel_ml,
 )
-from pancseg.atomic import replaced, write_text
+from pancseg.atomic import PARTIAL, replaced, write_text
 from pancseg.dataset.groups import pairs_of, plan_cut
 from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
 from pancseg.errors import PancsegError, Refused
-from pancseg.intake.pseudonyms import Namer
+from pancseg.intake.pseudonyms import Names
 from pancseg.intake.sources import Candidate, Found
 
 log = logging.getLogger(__name__)
@@ -78,54 +78,52 @@ class Preparation:
         root: The folder.
         cutting: How to cut.
         settings: Everything that must be equal whenever something is added to the folder.
-        name_patient: From identity to pseudonym.
+        names: How patients are named.
 
     Raises:
         PancsegError: If the folder was prepared with other settings.
     """
 
     def __init__(
-        self, root: Path, cutting: Cutting, settings: dict[str, Any], name_patient: Namer
+        self, root: Path, cutting: Cutting, settings: dict[str, Any], names: Names
     ) -> None:
-        self.root = root
-        self.cutting = cutting
-        self.name_patient = name_patient
         found = read_manifest(root) if has_manifest(root) else Manifest(settings)
         check_settings(root, found.settings, settings)
+        self.root = root
+        self.cutting = cutting
         self.settings = settings
-        self.cases = {case.case: case for case in found.cases}
+        self.names = names
+        self.cases = {case.origin: case for case in found.cases}
         self.groups: dict[str, list[Group]] = {case.case: [] for case in found.cases}
         for group in found.groups:
             self.groups[group.case].append(group)
         self.rows = read_rows(root / TABLE)
         self.problems: list[str] = []
         self.added = 0
+        remove_partial(root)
 
     @property
     def manifest(self) -> Manifest:
         """What is in the folder."""
         groups = [group for groups in self.groups.values() for group in groups]
-        return Manifest(self.settings, list(self.cases.values()), groups)
+        return Manifest(self.settings, cases=list(self.cases.values()), groups=groups)
 
     def take(self, candidate: Candidate) -> None:
         """Convert a candidate, or say in its row why not; do nothing if it was done before."""
-        fingerprint = fingerprint_of(candidate)
-        if self.is_done(candidate, fingerprint):
-            return
-        patient = self.name_patient(candidate.patient)
-        case = self.choose_case_name(candidate, patient)
-        self.forget(case)
+        patient = self.names.of(candidate.patient)
         try:
-            row = self.convert(candidate, case, patient, fingerprint)
+            if self.is_done(candidate):
+                return
+            case = self.choose_case_name(candidate, patient)
+            self.forget(candidate)
+            row = self.convert(candidate, case, patient)
         except Refused as refused:
             self.refuse(candidate, patient, refused)
             return
         except Exception as error:  # one bad scan never stops a batch
-            reason = Refused(
-                "unreadable", f"{type(error).__name__}: {' '.join(str(error).split())}"
-            )
+            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
             log.debug("%s", candidate.path, exc_info=True)
-            self.refuse(candidate, patient, reason)
+            self.refuse(candidate, patient, Refused("unreadable", told))
             return
         self.put(row)
         if candidate.label_path:
@@ -134,35 +132,46 @@ class Preparation:
             self.put(label)
         self.added += 1
 
-    def is_done(self, candidate: Candidate, fingerprint: str) -> bool:
+    def origin(self, candidate: Candidate) -> str:
+        """What a candidate is known again by."""
+        return self.names.hash(str(candidate.path))
+
+    def is_done(self, candidate: Candidate) -> bool:
         """Whether this very input was converted and all its files are there."""
-        row = self.rows.get((str(candidate.path), "image"))
-        case = self.cases.get(row.case) if row else None
-        if case is None or case.source != fingerprint:
+        case = self.cases.get(self.origin(candidate))
+        if case is None or (str(candidate.path), "image") not in self.rows:
             return False
+        return case.source == fingerprint_of(candidate) and all(
+            path.is_file() for path in self.files_of(case)
+        )
+
+    def files_of(self, case: Case) -> list[Path]:
+        """Every file of a case and of its groups."""
         files = [case.image, case.label]
         for group in self.groups[case.case]:
             files += [group.image, group.label]
-        return all((self.root / file).is_file() for file in files if file)
+        return [self.root / file for file in files if file]
 
     def choose_case_name(self, candidate: Candidate, patient: str) -> str:
         """The patient's name for the first case, with a number for each further one.
 
         Names that differ only in case are one on some file systems.
         """
-        row = self.rows.get((str(candidate.path), "image"))
-        if row and row.case:
-            return row.case
-        taken = {case.casefold() for case in self.cases}
+        if known := self.cases.get(self.origin(candidate)):
+            return known.case
+        taken = {case.case.casefold() for case in self.cases.values()}
         names = (patient if n == 1 else f"{patient}-{n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name.casefold() not in taken)
 
-    def forget(self, case: str) -> None:
-        """Take out a case whose input changed or whose files are gone."""
-        self.cases.pop(case, None)
-        self.groups.pop(case, None)
+    def forget(self, candidate: Candidate) -> None:
+        """Take out a case whose input changed, with its files, so that none is left over."""
+        case = self.cases.pop(self.origin(candidate), None)
+        if case:
+            for path in self.files_of(case):
+                path.unlink(missing_ok=True)
+            del self.groups[case.case]
 
-    def convert(self, candidate: Candidate, case: str, patient: str, fingerprint: str) -> Row:
+    def convert(self, candidate: Candidate, case: str, patient: str) -> Row:
         """Read, check, cut and write one case, and enter it in the manifest.
 
         Raises:
@@ -173,6 +182,7 @@ class Preparation:
         if label is not None:
             label = oriented_like(label, image)
             check_grid(image, label)
+            label = nib.Nifti1Image(np.asanyarray(label.dataobj), image.affine)
         voxels = None if label is None else int(np.count_nonzero(np.asanyarray(label.dataobj)))
         groups, row = self.cut(image, label, case, patient)
         names = self.save(f"cases/{case}", image, label)
@@ -180,14 +190,16 @@ class Preparation:
         stored = hashlib.sha256()
         for name in filter(None, names):
             stored.update((self.root / name).read_bytes())
-        self.cases[case] = Case(
+        origin = self.origin(candidate)
+        self.cases[origin] = Case(
             case,
             patient,
             *names,
             shape=list(image.shape),
             spacing_mm=spacing,
             label_voxels=voxels,
-            source=fingerprint,
+            origin=origin,
+            source=fingerprint_of(candidate),
             sha256=stored.hexdigest(),
             phantom=candidate.is_phantom,
         )
@@ -250,11 +262,13 @@ class Preparation:
         if row.status == "refused" and row.kind == "image":
             self.problems.append(f"{row.path}: {row.reason}")
 
-    def finish(self) -> None:
-        """Write manifest and table."""
-        self.manifest.write(self.root)
+    def save_state(self, complete: bool) -> None:
+        """Write table and manifest, in this order: a case of the manifest has its row."""
         ordered = sorted(self.rows.values(), key=lambda row: (row.path, row.kind))
         write_text(self.root / TABLE, rows_to_csv(ordered))
+        manifest = self.manifest
+        manifest.complete = complete
+        manifest.write(self.root)
 
 
 def fill(preparation: Preparation, found: Found, candidates: Iterable[Candidate]) -> None:
@@ -268,22 +282,28 @@ def fill(preparation: Preparation, found: Found, candidates: Iterable[Candidate]
     Raises:
         PancsegError: If the disk would not hold it.
     """
-    new = [one for one in found.candidates if not preparation.is_done(one, fingerprint_of(one))]
-    check_disk(preparation.root, new)
+    check_disk(preparation.root, [one for one in found.candidates if not preparation.is_done(one)])
     for stray in found.strays:
-        preparation.put(
-            Row("", "", str(stray.path), stray.kind, stray.status, stray.reason,
-                slices="" if stray.slices is None else stray.slices)
-        )  # fmt: skip
-    saved = time.monotonic()
+        slices = "" if stray.slices is None else stray.slices
+        row = Row("", "", str(stray.path), stray.kind, stray.status, stray.reason, slices=slices)
+        preparation.put(row)
+    saved, complete = time.monotonic(), False
     try:
         for candidate in candidates:
             preparation.take(candidate)
             if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                preparation.finish()
+                preparation.save_state(complete=False)
                 saved = time.monotonic()
+        complete = True
     finally:
-        preparation.finish()
+        preparation.save_state(complete)
+
+
+def remove_partial(root: Path) -> None:
+    """Remove what a killed preparation had begun to write; the lock keeps others out."""
+    for folder in (root, root / "cases", root / "groups"):
+        for path in folder.glob(f"{PARTIAL}*"):
+            path.unlink()
 
 
 def lock(root: Path) -> FileLock:
@@ -351,21 +371,20 @@ def in_scanner_space(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def fingerprint_of(candidate: Candidate) -> str:
-    """Hash of the names and sizes of a candidate's files."""
-    parts = sorted(f"{file.name} {file.stat().st_size}" for file in candidate.files)
-    return hash_text("\n".join(parts))
-
-
-def hash_text(text: str) -> str:
-    """SHA-256 of a text, hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Hash of the names, sizes and times of a candidate's files."""
+    parts = []
+    for file in candidate.files:
+        status = file.stat()
+        parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    text = "\n".join(sorted(parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:
     """Rows of an earlier table, by path and kind."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = [Row(**row) for row in csv.DictReader(file)]
     return {(row.path, row.kind): row for row in rows}
 

@@ -25,7 +25,6 @@ from monai.transforms import (
 )
 
 AXES = (("L", "R"), ("P", "A"), ("I", "S"))
-SMALLEST_CROP = 8  # voxels: a scan with nothing in the window is cropped to no less
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def deterministic(
     """
     loading = [nifti_loader(keys), EnsureChannelFirstd(keys)] if load else []
     linear = ["bilinear" if key == "image" else "nearest" for key in keys]
-    area = ["trilinear" if key == "image" else "nearest" for key in keys]
+    # torch's plain "nearest" takes the voxel's corner and moves labels by up to half a voxel
+    resize = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
     low, high = numbers.window_hu
     return [
         *loading,
@@ -95,7 +95,7 @@ def deterministic(
             start_coord_key=None,  # the affine says it too, and batches hold only what is used
             end_coord_key=None,
         ),
-        Resized(keys, spatial_size=numbers.spatial_size, mode=area),
+        Resized(keys, spatial_size=numbers.spatial_size, mode=resize),
         EnsureTyped(keys, dtype=torch.float32),  # the recipe's ToTensord
     ]
 
@@ -116,12 +116,17 @@ def nifti_loader(keys: Sequence[str]) -> Transform:
 
 
 def inside_body(image: torch.Tensor) -> torch.Tensor:
-    """Where a windowed image is above its floor; everywhere, if it is nowhere.
+    """Columns of voxels along the last axis that hold anything above the window's floor.
 
-    >>> inside_body(torch.tensor([0.0, 0.5])).tolist(), inside_body(torch.zeros(2)).tolist()
-    ([False, True], [True, True])
+    Never part of a column: slices of air that pad a group are part of its depth. All of them
+    where there is nothing above the floor.
+
+    >>> inside_body(torch.tensor([[0.0, 0.5], [0.0, 0.0]])).tolist()
+    [[True, True], [False, False]]
+    >>> inside_body(torch.zeros(1, 2)).tolist()
+    [[True, True]]
     """
-    body = image > 0
+    body = (image > 0).any(dim=-1, keepdim=True).expand_as(image)
     return body if body.any() else torch.ones_like(body)
 
 

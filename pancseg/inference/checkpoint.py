@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pancseg.dataset.splits import Split
+from pancseg.dataset.splits import PARTS, Split
 from pancseg.dataset.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.learning.segmenter import Segmenter
@@ -24,7 +24,7 @@ class Trained:
         preprocessing: Numbers of the deterministic transforms.
         split: Who was dealt where.
         epoch: Epochs that were complete.
-        sha: First digits of the file's data fingerprint.
+        fingerprint: Of the data it was trained on.
     """
 
     segmenter: Segmenter
@@ -35,14 +35,18 @@ class Trained:
     fingerprint: str
 
 
-def open_checkpoint(path: Path) -> Trained:
+def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
     """Load a checkpoint; nothing in it is executed.
+
+    Args:
+        path: The file.
+        key: What the path was given as, for messages.
 
     Raises:
         PancsegError: If it is no checkpoint of pancseg.
     """
     if not path.is_file():
-        raise PancsegError(f"checkpoint={path}: there is no such file")
+        raise PancsegError(f"{key}={path}: there is no such file")
     try:
         content = load(path)
         data = dict(content["datamodule_hyper_parameters"])
@@ -52,10 +56,10 @@ def open_checkpoint(path: Path) -> Trained:
         preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
         segmenter = Segmenter.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except PancsegError as error:
-        raise PancsegError(f"checkpoint={path}: {error}") from error
+        raise PancsegError(f"{key}={path}: {error}") from error
     except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
         raise PancsegError(
-            f"checkpoint={path}: is no checkpoint that pancseg.train wrote "
+            f"{key}={path}: is no checkpoint that pancseg.train wrote "
             f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
         ) from error
     return Trained(
@@ -66,6 +70,27 @@ def open_checkpoint(path: Path) -> Trained:
         int(content["epoch"]) + 1,
         state["fingerprint"],
     )
+
+
+def check_resumable(
+    trained: Trained, model: dict[str, Any], preprocessing: Preprocessing, split: Split
+) -> None:
+    """Check that a run can go on from a checkpoint with what is configured now.
+
+    Raises:
+        PancsegError: If it would go on with other patients or another network.
+    """
+    before, now = trained.split, split
+    if any(getattr(before, part) != getattr(now, part) for part in PARTS):
+        raise PancsegError(
+            "ckpt_path was trained with another split or other patients; to go on with its own, "
+            "give split=file split.path=RUN/splits.json"
+        )
+    if trained.segmenter.hparams["model"] != model or trained.preprocessing != preprocessing:
+        raise PancsegError(
+            "ckpt_path was trained with another model, or with other numbers under data; give the "
+            "same experiment and overrides, RUN/.hydra/overrides.yaml lists them"
+        )
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import os
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,21 +18,36 @@ Namer = Callable[[str], str]
 LENGTH = 10  # hexadecimal digits: a collision among 10,000 patients has odds of 1 in 22,000
 
 
-def make_namer(rule: str, key_file: Path) -> tuple[Namer, str]:
+@dataclass(frozen=True)
+class Names:
+    """How a site names its patients.
+
+    Attributes:
+        of: From identity to name.
+        hash: From any text, such as a path, to a word that gives nothing away.
+        rule: A word that tells keys apart without giving them away.
+    """
+
+    of: Namer
+    hash: Namer
+    rule: str
+
+
+def make_names(rule: str, key_file: Path) -> Names:
     """Choose how patients are named.
 
     Args:
         rule: ``pseudonym`` (keyed hash) or ``none`` (the PatientID, made safe as a file name).
         key_file: The site's key; made on first use, readable by its owner alone.
-
-    Returns:
-        The function from identity to name, and a word that tells keys apart without giving
-        them away.
     """
     if rule == "none":
-        return safe_name, "none"
+        return Names(safe_name, partial(digest, b""), "none")
     key = read_key(key_file)
-    return lambda identity: "p" + digest(key, identity)[:LENGTH], "pseudonym-" + digest(key, "")[:8]
+    return Names(
+        lambda identity: "p" + digest(key, identity)[:LENGTH],
+        partial(digest, key),
+        "pseudonym-" + digest(key, "")[:8],
+    )
 
 
 def digest(key: bytes, text: str) -> str:

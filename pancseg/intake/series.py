@@ -4,6 +4,7 @@ import struct
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -222,13 +223,19 @@ def rescale(one: pydicom.Dataset) -> tuple[float, float]:
     return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 
-def stack_pixels(slices: list[pydicom.Dataset]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """Stack pixel values times slope plus intercept, ``(columns, rows, slices)``."""
-    planes = []
+def stack_pixels(slices: list[pydicom.Dataset]) -> NDArray[Any]:
+    """Stack pixel values times slope plus intercept, ``(columns, rows, slices)``.
+
+    Takes the pixels out of the slices as it goes: one copy of a scan in memory is enough.
+    """
+    planes: list[NDArray[Any]] = []
     for one in slices:
         slope, intercept = rescale(one)
-        planes.append(one.pixel_array.T * np.float32(slope) + np.float32(intercept))
-    return smallest_type(np.stack(planes, axis=-1))
+        plane = one.pixel_array.T * np.float32(slope) + np.float32(intercept)
+        planes.append(smallest_type(plane))
+        del one.PixelData
+        one._pixel_array = None
+    return np.stack(planes, axis=-1)
 
 
 def smallest_type(values: NDArray[np.float32]) -> NDArray[np.int16] | NDArray[np.float32]:

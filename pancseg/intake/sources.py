@@ -100,6 +100,8 @@ def find_dicom(images: Path, labels: Path | None) -> Found:
             reason = "no_image: no one image series in the same folder of the images"
             row = stray_series(series, left, labels or images, "label", "refused", reason)
             found.strays.append(row)
+    if warning := one_for_all(found.candidates):
+        found.warnings.append(warning)
     return found
 
 
@@ -141,7 +143,20 @@ def why_not_tied(scans: list[Series], masks: list[Series]) -> str | None:
             f"ambiguous_label: {len(scans)} image series and {len(masks)} mask series share one "
             "folder, expected one of each"
         )
+    if scans[0].patient_id and masks[0].patient_id and scans[0].patient_id != masks[0].patient_id:
+        return "other_patient: image and mask carry different PatientIDs"
     return None
+
+
+def one_for_all(candidates: list[Candidate]) -> str | None:
+    """A warning where many folders carry one PatientID, as some anonymisers leave them."""
+    folders, patients = {one.path for one in candidates}, {one.patient for one in candidates}
+    if len(folders) < 3 or len(patients) > 1:
+        return None
+    return (
+        f"all {len(folders)} scans carry one PatientID and count as one patient, so that no split "
+        "can hold any of them out; if they are several, give each a PatientID of its own"
+    )
 
 
 def find_nifti_pairs(images: Path, labels: Path | None, patient: str | None = None) -> Found:

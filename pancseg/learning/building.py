@@ -71,6 +71,8 @@ def check_spatial_size(model: dict[str, Any], spatial_size: Sequence[int]) -> No
     Raises:
         PancsegError: Naming the axis and the two nearest sizes that work.
     """
+    if len(spatial_size) != 3:
+        raise PancsegError(f"data.spatial_size={list(spatial_size)}: expected three sizes, voxels")
     strides = [s if isinstance(s, (list, tuple)) else [s] * 3 for s in model.get("strides", [])]
     for axis, size in enumerate(spatial_size):
         factor = math.prod(int(stride[axis]) for stride in strides)

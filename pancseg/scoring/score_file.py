@@ -21,15 +21,15 @@ def summarise(rows: list[dict[str, Any]], held_out: bool, about: dict[str, Any])
         held_out: Whether these patients were kept out of training and of every choice.
         about: Split, geometry and what else should stand beside the figures.
     """
-    patients = [row["patient"] for row in rows]
+    scored = [row for row in rows if row["dice"] is not None]
+    patients = [row["patient"] for row in scored]
     figures = {
-        name: describe(per_patient(patients, [row[name] for row in rows]))
+        name: describe(per_patient(patients, [row[name] for row in scored]))
         for name in rows[0]
         if name not in NOT_FIGURES
     }
-    scored = {row["patient"] for row in rows if row["dice"] is not None}
     return {
-        "n": len(scored),
+        "n": len(set(patients)),
         "held_out": held_out,
         **figures,
         "cases": len(rows),

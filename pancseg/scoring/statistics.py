@@ -10,16 +10,15 @@ RESAMPLES = 9999
 CONFIDENCE = 0.95
 
 
-def per_patient(patients: Iterable[str], values: Iterable[float | None]) -> list[float]:
-    """One value a patient: the mean over the patient's cases, without those that have none.
+def per_patient(patients: Iterable[str], values: Iterable[float]) -> list[float]:
+    """One value a patient: the mean over the patient's cases.
 
-    >>> per_patient(["a", "b", "a", "c"], [0.5, 0.9, 0.7, None])
+    >>> per_patient(["a", "b", "a"], [0.5, 0.9, 0.7])
     [0.6, 0.9]
     """
     collected: dict[str, list[float]] = {}
     for patient, value in zip(patients, values, strict=True):
-        if value is not None:
-            collected.setdefault(patient, []).append(value)
+        collected.setdefault(patient, []).append(value)
     return [float(np.mean(collected[patient])) for patient in sorted(collected)]
 
 

@@ -36,15 +36,23 @@ class EpochReport(pl.Callback):
         self.folder = Path(folder)
         self.rows: list[dict[str, Any]] = []
         self.title = ""
+        self.validated = False
         self.began = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
         self.began = time.perf_counter()
+        self.validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch has validation figures of its own."""
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row and print its line."""
         measured = {name: as_number(trainer.callback_metrics.get(name)) for name in MEASURES}
+        if not self.validated:  # Lightning keeps those of an earlier epoch
+            measured |= {name: None for name in MEASURES if name.startswith("val/")}
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
@@ -57,7 +65,14 @@ class EpochReport(pl.Callback):
             return
         log.info(epoch_line(self.rows, trainer.max_epochs))
         if not is_trial(trainer):
+            self.write()
+
+    def write(self) -> None:
+        """Write ``metrics.csv``; the next epoch tries again where another program holds it."""
+        try:
             write_text(self.folder / "metrics.csv", as_csv(self.rows))
+        except PermissionError as error:
+            log.warning("metrics.csv cannot be written now: %s", error)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves and print the closing line."""

@@ -36,7 +36,7 @@ class Overlays(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw what of this batch is among the first groups."""
-        first = batch_idx * len(batch["image"])
+        first = batch_idx * trainer.val_dataloaders.batch_size  # type: ignore[union-attr]
         wanted = min(self.groups - first, len(batch["image"]))
         due = trainer.current_epoch % self.every_n_epochs == 0
         boards = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]

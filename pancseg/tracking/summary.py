@@ -14,6 +14,7 @@ from pancseg.learning.building import count_parameters
 from pancseg.tracking.epoch_report import best
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
+PATHS = ("data.root", "split.path")  # may name patients
 SEARCHED = ("model", "loss", "optimizer", "split", "seed", "data")
 
 
@@ -54,7 +55,8 @@ def describe_run(
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "held_out": data.dealt.held_out,
         "phantoms": data.of_phantoms,
-        "split": {**data.hparams["split"], **data.counts()},
+        "split": {key: value for key, value in data.hparams["split"].items() if key != "path"},
+        "parts": data.counts(),
         "parameters": count_parameters(segmenter),
         "hardware": {
             **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
@@ -76,7 +78,7 @@ def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str,
     """Enter the run in TensorBoard's table of hyperparameters, with its best score."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     searched = {key: values[key] for key in SEARCHED}
-    flat = {key: value for key, value in flatten(searched) if key != "data.root"}
+    flat = {key: value for key, value in flatten(searched) if key not in PATHS}
     score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
