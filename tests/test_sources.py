@@ -302,3 +302,36 @@ def test_one_folder_given_for_images_and_labels_makes_no_image_its_own_mask(
     write_files(images, "p1.nii.gz")
     with pytest.raises(PancsegError, match="labels"):
         find(images, images)
+
+
+# Who and what lies together
+
+
+def test_a_dose_report_beside_a_ct_is_left_out_and_the_ct_is_kept(
+    images: Path, labels: Path
+) -> None:
+    write_series(images / "p1")
+    write_series(images / "p1", modality="SR", names=list("vwxyz"))
+    write_series(labels / "p1")
+    found = find_dicom(images, labels)
+    assert len(found.candidates) == 1
+    assert [(one.kind, one.status, one.reason) for one in found.strays] == [
+        ("other", "dropped", "not_ct: modality is SR")
+    ]
+
+
+def test_a_mask_of_another_patient_is_refused(images: Path, labels: Path) -> None:
+    write_series(images / "p1", patient_id="A")
+    write_series(labels / "p1", patient_id="B")
+    found = find_dicom(images, labels)
+    assert found.candidates == []
+    assert ("p1", "image", "other_patient") in refused(found)
+
+
+@pytest.mark.parametrize(("ids", "warned"), [("XXX", True), ("XYZ", False), ("XX", False)])
+def test_many_scans_under_one_patient_id_are_warned_of(
+    images: Path, ids: str, warned: bool
+) -> None:
+    for n, identity in enumerate(ids):
+        write_series(images / f"p{n}", patient_id=identity)
+    assert any("one PatientID" in one for one in find_dicom(images, None).warnings) == warned
