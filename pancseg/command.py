@@ -3,17 +3,14 @@
 Only the standard library and Hydra are imported here, so that ``--help`` answers at once.
 """
 
-import difflib
 import functools
 import os
-import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     ConfigCompositionException,
@@ -22,9 +19,11 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.errors import Incomplete, PancsegError
+from pancseg.explanation import one_line
 
 CONFIGURATION_ERRORS = (
     ConfigCompositionException,
@@ -33,12 +32,6 @@ CONFIGURATION_ERRORS = (
     OverrideParseException,
 )
 Task = Callable[[DictConfig], Any]
-
-
-def conf_folder() -> Path:
-    """The configuration: inside the package in a wheel, beside it in a checkout."""
-    packed = Path(__file__).parent / "conf"
-    return packed if packed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def command(task: Task) -> Callable[[], None]:
@@ -131,114 +124,3 @@ def is_job_error(error: Exception) -> bool:
 def is_sweep_job() -> bool:
     """Whether the running job is one of several."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def one_line(error: BaseException, name: str) -> str:
-    """Say an error in one line: what was found, what was expected, what to do."""
-    if isinstance(error, OverrideParseException):
-        return quoting_advice(str(error.override), name)
-    if isinstance(error, MissingConfigException) and error.options:
-        group = str(error.missing_cfg_file).rpartition("/")[0]
-        wanted = str(error.missing_cfg_file).rpartition("/")[2]
-        choices = ", ".join(option for option in error.options)
-        return f"{group}={wanted}: no such choice; choices are {choices}"
-    if str(error).startswith("Ambiguous value for argument"):
-        return quoting_advice(str(error).split("'")[1], name)
-    if isinstance(error, ConfigCompositionException):
-        return unknown_key_advice(error, name)
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, PancsegError):
-        return text
-    return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)"
-
-
-def quoting_advice(override: str, name: str) -> str:
-    """The command line again, with the value that Hydra's grammar refuses in quotes."""
-    key, _, value = override.partition("=")
-    quoted = f'{key}="{value}"'
-    words = [quoted if word == override else word for word in sys.argv[1:]]
-    command_line = " ".join(shlex.quote(word) for word in words)
-    return (
-        f"{override}: has a character that needs quotes; paste: "
-        f"python -m pancseg.{name} {command_line}"
-    )
-
-
-def unknown_key_advice(error: ConfigCompositionException, name: str) -> str:
-    """Which key is unknown, and which known one is closest to it."""
-    text = str(error).splitlines()[0]
-    key = text.partition("'")[2].partition("'")[0]
-    if not key or "override" not in text:
-        return " ".join(f"{error} {error.__cause__ or ''}".split())
-    close = difflib.get_close_matches(key, known_keys(name), n=1, cutoff=0.6)
-    advice = (
-        f"did you mean {close[0]}?" if close else f"python -m pancseg.{name} --cfg job lists them"
-    )
-    return f"{key}: no such key; {advice}"
-
-
-def known_keys(name: str) -> list[str]:
-    """Every key of a command's default configuration, in dots."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return list(dotted_keys(OmegaConf.to_container(hydra.compose(name))))
-
-
-def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys of nested dictionaries.
-
-    >>> list(dotted_keys({"a": {"b": 1}, "c": 2}))
-    ['a', 'a.b', 'c']
-    """
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield f"{prefix}{key}"
-        yield from dotted_keys(value, f"{prefix}{key}.")
-
-
-def register_resolvers() -> None:
-    """Make known what configuration files may ask of the run and of the machine."""
-    OmegaConf.register_new_resolver("run", run_path, replace=True)
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    OmegaConf.register_new_resolver("settings_folder", settings_folder, replace=True)
-    OmegaConf.register_new_resolver("machine", machine_fact, replace=True)
-
-
-def run_path(inside: str = "") -> str:
-    """A path inside the folder of the run; ``RUN/...`` while there is none yet."""
-    config = HydraConfig.get() if HydraConfig.initialized() else None
-    if config is None or OmegaConf.is_missing(config.runtime, "output_dir"):
-        return f"RUN/{inside}"
-    return str(Path(config.runtime.output_dir) / inside)
-
-
-def run_folder(checkpoint: str | None, default: str) -> str:
-    """The folder a run writes to: a resumed run goes on in its own.
-
-    >>> run_folder(None, "runs/b")
-    'runs/b'
-    """
-    return str(Path(str(checkpoint)).parent.parent) if is_of_a_run(checkpoint) else default
-
-
-def settings_folder(checkpoint: str | None) -> str:
-    """Where a run's configuration is written: a resumed run leaves its first one alone.
-
-    >>> settings_folder(None)
-    '.hydra'
-    """
-    return ".hydra_resumed" if is_of_a_run(checkpoint) else ".hydra"
-
-
-def is_of_a_run(checkpoint: str | None) -> bool:
-    """Whether a checkpoint is there and lies where a run puts its own."""
-    if not checkpoint:
-        return False
-    path = Path(checkpoint)
-    return path.parent.name == "checkpoints" and path.is_file()
-
-
-def machine_fact(name: str) -> Any:
-    """What ``hardware=auto`` finds; imports torch, so only once a configuration is read."""
-    from pancseg.hardware import detect
-
-    return getattr(detect(), name)

@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.command import command, run_path
+from pancseg.command import command
+from pancseg.configuration import run_path
 
 log = logging.getLogger(__name__)
 

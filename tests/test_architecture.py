@@ -8,7 +8,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pancseg"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = ["__init__", "errors", "atomic", "affine", "progress", "hardware", "command"]
+BASE = [
+    "__init__",
+    "errors",
+    "atomic",
+    "affine",
+    "progress",
+    "hardware",
+    "configuration",
+    "explanation",
+    "command",
+]
 WINGS = ["intake", "dataset", "learning", "inference", "scoring", "output", "tracking"]
 DOORS = ["prepare", "train", "evaluate", "phantom"]
 
@@ -73,7 +83,7 @@ def test_a_front_door_imports_nothing_heavy_before_the_configuration_is_read(doo
 def test_rooms_and_functions_are_small(path: Path) -> None:
     text = path.read_text()
     assert path.stem not in ("utils", "helpers", "misc", "common")
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 350
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from pancseg.command import conf_folder, register_resolvers
+from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.dataset.splits import deal
 from pancseg.dataset.transforms import Augmentation
 from pancseg.hardware import Machine

@@ -15,7 +15,7 @@ def test_a_wheel_brings_its_configuration_on_board(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(PROJECT)]
     subprocess.run(build, check=True, capture_output=True)
     venv.create(tmp_path / "venv", with_pip=True)
-    python = next((tmp_path / "venv").glob("*/python*"))
+    python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     pip = [str(python), "-m", "pip", "install", "--quiet", "-c", str(PROJECT / "constraints.txt")]
     subprocess.run([*pip, "torch==2.13.0"], check=True)
     subprocess.run([*pip, str(next(tmp_path.glob("*.whl")))], check=True)

@@ -1,13 +1,10 @@
 """Filling a prepared folder: cases, groups, manifest and the table of what was looked at."""
 
-import csv
 import hashlib
-import io
 import logging
-import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,51 +12,18 @@ import nibabel as nib
 import numpy as np
 from filelock import FileLock
 
-from pancseg.affine import (
-    describe_grid,
-    farthest_corner_mm,
-    oriented_like,
-    same_grid,
-    spacing_of,
-    voxel_ml,
-)
+from pancseg.affine import oriented_like, spacing_of, voxel_ml
 from pancseg.atomic import PARTIAL, replaced, write_text
 from pancseg.dataset.groups import pairs_of, plan_cut
+from pancseg.dataset.intake_table import TABLE, Row, read_rows, rows_to_csv
 from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
-from pancseg.errors import PancsegError, Refused
+from pancseg.dataset.preparation_checks import check_disk, check_grid, check_settings
+from pancseg.errors import Refused
 from pancseg.intake.pseudonyms import Names
 from pancseg.intake.sources import Candidate, Found
 
 log = logging.getLogger(__name__)
-TABLE = "intake.csv"
 SECONDS_BETWEEN_SAVES = 30.0  # what a power cut costs at most
-BYTES_OUT_PER_BYTE_IN = 2.5  # whole cases and groups, gzipped, against raw DICOM
-
-
-@dataclass
-class Row:
-    """A line of ``intake.csv``; groups_kept, groups_empty and groups_tail add up to all groups.
-
-    ``groups_tail`` counts an incomplete group that was left out; one that was shifted or padded
-    counts as kept or empty.
-    """
-
-    patient: str
-    case: str
-    path: str
-    kind: str
-    status: str
-    reason: str = ""
-    flags: str = ""
-    slices: int | str = ""
-    groups_kept: int | str = ""
-    groups_empty: int | str = ""
-    groups_tail: int | str = ""
-    spacing_x_mm: float | str = ""
-    spacing_y_mm: float | str = ""
-    spacing_z_mm: float | str = ""
-    label_voxels: int | str = ""
-    label_ml: float | str = ""
 
 
 @dataclass(frozen=True)
@@ -312,55 +276,6 @@ def lock(root: Path) -> FileLock:
     return FileLock(root / ".lock")
 
 
-def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Check that a folder is extended with the settings it was made with.
-
-    Raises:
-        PancsegError: Naming each setting that differs.
-    """
-    differing = [
-        f"{key} (there {old.get(key)}, now {new.get(key)})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if differing:
-        raise PancsegError(
-            f"{root} was prepared with other settings: {', '.join(differing)}; give another "
-            "data.root, or the settings it was prepared with"
-        )
-
-
-def check_disk(root: Path, candidates: list[Candidate]) -> None:
-    """Check that the disk holds what will be written.
-
-    Raises:
-        PancsegError: With what is needed and what is free.
-    """
-    bytes_in = sum(file.stat().st_size for one in candidates for file in one.files)
-    needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
-    if needed_gb > free_gb:
-        raise PancsegError(
-            f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
-            "another data.root"
-        )
-
-
-def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
-    """Check that a label lies on its image's grid.
-
-    Raises:
-        Refused: With both grids.
-    """
-    if same_grid(image.shape, image.affine, label.shape, label.affine):
-        return
-    detail = f"image {describe_grid(image.shape, image.affine)}; "
-    detail += f"label {describe_grid(label.shape, label.affine)}"
-    if image.shape == label.shape:
-        shift_mm = farthest_corner_mm(image.shape, image.affine, label.affine)
-        detail += f"; corners up to {shift_mm:.2f} mm apart"
-    raise Refused("grids_differ", detail)
-
-
 def in_scanner_space(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """The same volume with a fresh header: no text fields, affine as scanner coordinates."""
     clean = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
@@ -378,21 +293,3 @@ def fingerprint_of(candidate: Candidate) -> str:
         parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
     text = "\n".join(sorted(parts))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def read_rows(path: Path) -> dict[tuple[str, str], Row]:
-    """Rows of an earlier table, by path and kind."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [Row(**row) for row in csv.DictReader(file)]
-    return {(row.path, row.kind): row for row in rows}
-
-
-def rows_to_csv(rows: list[Row]) -> str:
-    """The table as text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return text.getvalue()

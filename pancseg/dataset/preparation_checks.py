@@ -1,0 +1,62 @@
+"""What must hold before a folder is filled and before a case is taken into it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from pancseg.affine import describe_grid, farthest_corner_mm, same_grid
+from pancseg.errors import PancsegError, Refused
+from pancseg.intake.sources import Candidate
+
+BYTES_OUT_PER_BYTE_IN = 2.5  # whole cases and groups, gzipped, against raw DICOM
+
+
+def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Check that a folder is extended with the settings it was made with.
+
+    Raises:
+        PancsegError: Naming each setting that differs.
+    """
+    differing = [
+        f"{key} (there {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise PancsegError(
+            f"{root} was prepared with other settings: {', '.join(differing)}; give another "
+            "data.root, or the settings it was prepared with"
+        )
+
+
+def check_disk(root: Path, candidates: list[Candidate]) -> None:
+    """Check that the disk holds what will be written.
+
+    Raises:
+        PancsegError: With what is needed and what is free.
+    """
+    bytes_in = sum(file.stat().st_size for one in candidates for file in one.files)
+    needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
+    if needed_gb > free_gb:
+        raise PancsegError(
+            f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
+            "another data.root"
+        )
+
+
+def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
+    """Check that a label lies on its image's grid.
+
+    Raises:
+        Refused: With both grids.
+    """
+    if same_grid(image.shape, image.affine, label.shape, label.affine):
+        return
+    detail = f"image {describe_grid(image.shape, image.affine)}; "
+    detail += f"label {describe_grid(label.shape, label.affine)}"
+    if image.shape == label.shape:
+        shift_mm = farthest_corner_mm(image.shape, image.affine, label.affine)
+        detail += f"; corners up to {shift_mm:.2f} mm apart"
+    raise Refused("grids_differ", detail)
