@@ -315,3 +315,10 @@ def test_a_patient_takes_at_most_five_seconds(tmp_path: Path) -> None:
     start = time.process_time()
     write_patient(simulate_patient(0, 0, (256, 256, 180), (1.5, 1.5, 2.0)), tmp_path)
     assert time.process_time() - start < 5
+
+
+def test_writing_again_with_another_shape_leaves_one_series_a_folder(tmp_path: Path) -> None:
+    for slices in (9, 6):
+        write_patient(simulate_patient(5, 0, (24, 24, slices), (16.0, 16.0, 20.0)), tmp_path)
+    assert len(list((tmp_path / "images" / "phantom-5-000").iterdir())) == 6
+    assert len(list((tmp_path / "labels" / "phantom-5-000").iterdir())) == 6

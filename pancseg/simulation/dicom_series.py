@@ -174,6 +174,8 @@ def _write_slices(
     rng = stream(study.seed, study.index, str(header.SeriesInstanceUID))
     names = [rng.bytes(12).hex() + ".dcm" for _ in range(slices)]
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("*.dcm"):  # of another shape: two series would share the folder
+        earlier.unlink()
     for place in rng.permutation(slices).tolist():
         x, y, z = (study.affine @ [0, 0, place, 1])[:3].round(4).tolist()
         header.SOPInstanceUID = study.uid(header.SeriesInstanceUID, place)
