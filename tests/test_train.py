@@ -150,6 +150,7 @@ def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_
     _, err = training.communicate(timeout=60)
     assert training.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
+    assert (run / "history.png").exists()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
 
 

@@ -77,9 +77,20 @@ class EpochReport(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves and print the closing line."""
         if trainer.is_global_zero and self.rows:
-            if not is_trial(trainer):
-                draw_history(self.folder / "history.png", self.rows, self.title)
+            self.draw(trainer)
             log.info(closing_line(self.rows))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draw the curves as far as they go."""
+        if trainer.is_global_zero and self.rows:
+            self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Draw ``history.png``."""
+        if not is_trial(trainer):
+            draw_history(self.folder / "history.png", self.rows, self.title)
 
     def state_dict(self) -> dict[str, Any]:
         """The history so far."""
