@@ -7,7 +7,7 @@ DEMO := demo
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow lint check format wheel constraints clean
+.PHONY: help install demo test slow fuzz lint check format wheel constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: $(STAMP)  ## the tests
 
 slow: $(STAMP)  ## the tests that take long
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(STAMP)  ## 25,000 damaged inputs: a few minutes
+	$(BIN)/python -m pytest -m fuzz -s
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

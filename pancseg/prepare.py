@@ -11,9 +11,13 @@ from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
 
 if TYPE_CHECKING:
+    from pancseg.dataset.conversion import Outcome
     from pancseg.dataset.preparation import Preparation
+    from pancseg.intake.found import Found, Reading
     from pancseg.intake.pseudonyms import Names
-    from pancseg.intake.sources import Found
+
+PLACES = ("images", "labels", "folder")  # keys of a source that are paths
+MOST_TOLD = 20  # refusals on the console; intake.csv holds all
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -34,36 +38,74 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     """Fill ``cfg.data.root`` from ``cfg.source`` and return what was refused."""
     from hydra.utils import instantiate
 
+    from pancseg.dataset.conversion import Cutting
     from pancseg.dataset.groups import check_cut
-    from pancseg.dataset.preparation import Cutting, Preparation, fill, lock
-    from pancseg.intake.pseudonyms import make_names
-    from pancseg.progress import track
+    from pancseg.dataset.preparation import Preparation, fill, lock
+    from pancseg.intake.checks import Checks
+    from pancseg.intake.pseudonyms import make_names, remember
+    from pancseg.progress import follow
 
     check_cut(cfg.data.depth, cfg.data.tail)
-    root = Path(cfg.data.root)
-    paths = {name: existing(cfg.source, name) for name in ("images", "labels")}
-    found = instantiate(cfg.source, **paths)
+    checks = Checks(**OmegaConf.to_container(cfg.checks))  # type: ignore[arg-type]
+    reading, root = reading_of(cfg), Path(cfg.data.root)
+    paths = {name: existing(cfg.source, name) for name in PLACES if name in cfg.source.keys()}
+    found = instantiate(cfg.source, **paths, _partial_=True)(reading=reading)
     check_found(found, paths)
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
-    names = make_names(cfg.privacy.names, key_file)
+    names = make_names(cfg.privacy.names, Path(cfg.privacy.key_file or root.parent / "privacy.key"))
+    remember(names, [candidate.patient for candidate in found.candidates])
     cutting = Cutting(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
-    settings = {**vars(cutting), **source_settings(cfg.source, paths, names), "names": names.rule}
+    settings = {**vars(cutting), **source_settings(cfg.source, paths, names)}
+    settings |= {"labels": plain(cfg.labels), "names": names.rule}
+    settings |= {f"repair.{what}": rule for what, rule in cfg.repair.items()}
     with lock(root):
-        preparation = Preparation(root, cutting, settings, names)
-        fill(preparation, found, track(found.candidates, "preparing", "scan"))
-    for line in summary(preparation, found, root):
+        preparation = Preparation(root, cutting, checks, settings, names)
+        follow(fill(preparation, found, reading.processes), "preparing", "scan", name_of)
+    for line in summary(preparation, found):
         print(line)  # to the console alone: paths of input files stand in no log
-    return refusals(preparation, found)
+    return preparation.problems
+
+
+def reading_of(cfg: DictConfig) -> "Reading":
+    """How scans are read.
+
+    Raises:
+        PancsegError: If a rule is unknown.
+    """
+    from pancseg.intake.found import Reading
+    from pancseg.intake.stack import Repair
+    from pancseg.processes import cores
+
+    for what, rule in cfg.repair.items():
+        if rule not in ("refuse", "resample"):
+            raise PancsegError(f"repair.{what}={rule}: expected refuse or resample")
+    choice = plain(cfg.labels)
+    if not (choice is None or (isinstance(choice, list) and choice)):
+        raise PancsegError(f"labels={choice}: expected null or a list, such as labels=[1,2]")
+    repair = Repair(**{what: rule == "resample" for what, rule in cfg.repair.items()})
+    processes = cfg.processes or cores()
+    return Reading(None if choice is None else tuple(choice), repair, processes)
+
+
+def plain(value: Any) -> Any:
+    """A value of the configuration without Hydra's own types."""
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def name_of(outcome: "Outcome") -> str:
+    """What the progress bar shows of a case: never a path."""
+    return outcome.rows[0].case or outcome.rows[0].reason.partition(":")[0]
 
 
 def existing(source: DictConfig, name: str) -> Path | None:
-    """A path of the source, checked.
+    """A path or pattern of the source, checked.
 
     Raises:
         PancsegError: If it is missing or not there.
     """
+    from pancseg.intake.places import is_pattern, places_of
+
     if OmegaConf.is_missing(source, name):
         extra = ", or source.labels=null to convert images alone" if name == "labels" else ""
         raise PancsegError(f"source.{name} is not given; give a folder{extra}")
@@ -72,6 +114,10 @@ def existing(source: DictConfig, name: str) -> Path | None:
     if not source[name]:
         raise PancsegError(f"source.{name} is empty; give a folder")
     path = Path(source[name]).expanduser()
+    if is_pattern(path):
+        if not places_of(path.absolute()):
+            raise PancsegError(f"source.{name}={path}: no file or folder fits this pattern")
+        return path.absolute()
     if not path.exists():
         raise PancsegError(f"source.{name}={path}: there is no such file or folder")
     return path.resolve()  # one spelling, so that a case is known again
@@ -85,14 +131,19 @@ def check_found(found: "Found", paths: dict[str, Path | None]) -> None:
     """
     if found.candidates:
         return
-    images, labels = paths["images"], paths["labels"]
-    if any(stray.kind == "image" for stray in found.strays):
-        first = next(stray.reason for stray in found.strays if stray.kind == "image")
+    key = "images" if "images" in paths else "folder"
+    images = paths[key]
+    refused = [stray for stray in found.strays if stray.status == "refused"]
+    first = next((stray for stray in refused if stray.kind == "image"), None)
+    untied = ("no_label", "ambiguous", "other_patient")
+    if first is not None and paths.get("labels") and first.reason.startswith(untied):
         raise PancsegError(
-            f"source.labels={labels}: no label there belongs to an image of {images} ({first}); "
-            "labels need the images' relative paths, as images/p7 and labels/p7"
+            f"source.labels={paths['labels']}: no label there belongs to an image of {images} "
+            f"({first.reason}); labels need a reference to the images, their PatientID and "
+            "geometry, or their relative paths, as images/p7 and labels/p7"
         )
-    raise PancsegError(f"source.images={images}: holds no image that this source reads")
+    told = f" ({first.path}: {first.reason})" if first is not None else ""
+    raise PancsegError(f"source.{key}={images}: holds no image that this source reads{told}")
 
 
 def source_settings(
@@ -106,32 +157,35 @@ def source_settings(
     return settings
 
 
-def refusals(preparation: "Preparation", found: "Found") -> list[str]:
-    """Each refused series or file of this run with its reason."""
-    strays = [
-        f"{stray.path}: {stray.reason}" for stray in found.strays if stray.status == "refused"
-    ]
-    return preparation.problems + strays
-
-
-def summary(preparation: "Preparation", found: "Found", root: Path) -> Iterable[str]:
+def summary(preparation: "Preparation", found: "Found") -> Iterable[str]:
     """Closing lines: what was kept, what was refused and why."""
-    manifest = preparation.manifest
-    refused = refusals(preparation, found)
-    unlabelled = sum(case.label is None for case in manifest.cases)
+    manifest, refused = preparation.manifest, preparation.problems
     counts = [row for row in preparation.rows.values() if row.kind == "image"]
     empty = sum(int(row.groups_empty or 0) for row in counts)
     tails = sum(int(row.groups_tail or 0) for row in counts)
+    looked_at = len(manifest.cases) + sum(row.status == "refused" for row in counts)
+    unlabelled = sum(case.label is None for case in manifest.cases)
+    plain_facts = {"phantom", "unlabelled"}
+    flagged = sum(bool(set(str(row.flags).split()) - plain_facts) for row in counts if row.case)
     dropped = "kept" if preparation.cutting.keep_empty else "dropped"
     yield (
-        f"{root}: {len(manifest.cases)} cases ({preparation.added} new, {unlabelled} unlabelled), "
-        f"{len(manifest.groups)} groups of {preparation.cutting.depth}; {empty} empty groups "
-        f"{dropped}, {tails} incomplete groups left out; refused {len(refused)}"
+        f"{preparation.root}: kept {len(manifest.cases)} of {looked_at} cases "
+        f"({preparation.added} new, {unlabelled} unlabelled, {flagged} flagged), "
+        f"{len(manifest.groups)} groups of {preparation.cutting.depth} ({empty} empty groups "
+        f"{dropped}, {tails} incomplete groups left out); refused {len(refused)}"
+        + (":" if refused else "")
     )
-    for line in refused[:20]:
+    for line in refused[:MOST_TOLD]:
         yield f"refused {line}"
-    if len(refused) > 20:
-        yield f"and {len(refused) - 20} more, see intake.csv"
+    if len(refused) > MOST_TOLD:
+        yield f"and {len(refused) - MOST_TOLD} more, see intake.csv"
+    codes = {line.partition(": ")[2].partition(":")[0] for line in refused}
+    if codes & {"missing_slice", "uneven_gaps", "gantry_tilt"}:
+        yield (
+            "repair.gaps=resample and repair.tilt=resample put such series on a regular grid, with "
+            "another data.root"
+        )
+    yield f"look at {preparation.root / 'intake.png'}"
 
 
 main = command(prepare)

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,3 +14,23 @@ def track(items: Sequence[Item], doing: str, unit: str) -> Iterable[Item]:
     """Iterate with progress on stderr."""
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     return tqdm(items, desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)
+
+
+def follow(
+    steps: Iterator[tuple[int, Item]], doing: str, unit: str, name_of: Callable[[Item], str]
+) -> None:
+    """Run through steps, each with how many there are in all, and show the last one's name."""
+    seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    with tqdm(desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True) as bar:
+        for total, item in steps:
+            bar.total = total
+            bar.set_postfix_str(name_of(item), refresh=False)
+            bar.update()
+
+
+def passing(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterator[Item]:
+    """Iterate with progress that shows itself only where it takes longer than a second or two."""
+    seconds = 0.5 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+    yield from tqdm(
+        items, doing, total, unit=f" {unit}", mininterval=seconds, delay=2.0, leave=False
+    )

@@ -14,6 +14,8 @@ BASE = [
     "atomic",
     "affine",
     "progress",
+    "processes",
+    "nifti_file",
     "hardware",
     "configuration",
     "explanation",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SHALLOW, Command, smoke
+from tests.tiny_dicom import write_series
 
 START = {**os.environ, "PYTHONWARNINGS": "ignore"}
 
@@ -57,7 +58,8 @@ def test_a_command_that_cannot_start_says_why_in_one_line_and_ends_with_2(
 
 
 def test_labels_that_match_no_image_are_told(dicom: Path, tmp_path: Path, command: Command) -> None:
-    ended = command("prepare", f"source.images={dicom / 'images'}", f"source.labels={dicom}")
+    labels = write_series(tmp_path / "labels" / "other", patient_id="somebody else").parent
+    ended = command("prepare", f"source.images={dicom / 'images'}", f"source.labels={labels}")
     assert ended.code == 2
     assert "no label there belongs to an image" in lines(ended.err)[-1]
 

@@ -16,12 +16,14 @@ from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.dataset.splits import deal
 from pancseg.dataset.transforms import Augmentation
 from pancseg.hardware import Machine
+from pancseg.intake.checks import Checks
+from pancseg.intake.stack import Repair
 from pancseg.learning.building import build
 
 CONF = conf_folder()
 GROUPS = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
 OPTIONS = [f"{folder.name}={path.stem}" for folder in GROUPS for path in sorted(folder.iterdir())]
-SOURCE = ["source.images=images", "source.labels=labels"]
+PLACES = ["images", "labels", "folder"]
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -32,6 +34,13 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 def options(group: str) -> list[str]:
     return [path.stem for path in sorted((CONF / group).iterdir())]
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node as what a constructor is given, lists as tuples."""
+    values = OmegaConf.to_container(node)
+    assert isinstance(values, dict)
+    return {str(k): tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -57,14 +66,16 @@ def parameters_of(target: str) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
     group = option.partition("=")[0]
-    extra = ["split.path=x.json"] if option == "split=file" else []
-    cfg = composed("train", option, *(SOURCE if group == "source" else extra))
+    cfg = composed("train", option, *(["split.path=x.json"] if option == "split=file" else []))
+    for key in PLACES if group == "source" else []:
+        if key in cfg.source:
+            cfg.source[key] = key
     for node in nodes(OmegaConf.to_container(cfg, resolve=True)):
         target = node["_target_"]
         accepted, required = parameters_of(target)
         keys = set(node) - {"_target_"}
         assert keys <= accepted, target
-        given_later = {"split", "prepare", "params"}
+        given_later = {"split", "prepare", "params", "reading"}
         assert required - keys <= given_later, target
         if target.startswith("pancseg."):
             assert keys == accepted - given_later, target
@@ -81,6 +92,10 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
         assert set(composed("train", f"hardware={name}").hardware) == machine | {"devices"}
+    cfg = composed("prepare")
+    assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
+    assert set(cfg.repair) == set(inspect.signature(Repair).parameters)
+    assert Checks() == Checks(**plain(cfg.checks))
     for name in options("privacy"):
         assert set(composed("train", f"privacy={name}").privacy) == {"names", "key_file"}
 

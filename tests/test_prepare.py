@@ -7,14 +7,14 @@ import shutil
 import stat
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
 
-from pancseg.dataset.preparation import Preparation
+from pancseg.dataset import preparation
+from pancseg.dataset.conversion import Job, Outcome
 from tests.conftest import SHALLOW, Command, prepare, run_command
 
 COLUMNS = (
@@ -194,18 +194,18 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "r"
-    convert, done = Preparation.convert, []
+    convert, done = preparation.convert, []
 
-    def interrupted(self: Preparation, *arguments: Any) -> Any:
+    def interrupted(job: Job) -> Outcome:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(1)
-        return convert(self, *arguments)
+        return convert(job)
 
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
-    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
+    words = [*source, f"data.root={root}", "privacy=none", "processes=1", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(Preparation, "convert", interrupted)
+        patch.setattr(preparation, "convert", interrupted)
         assert command("prepare", *words).code == 130
     (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
     ended = command("train", f"data.root={root}", *SHALLOW)
@@ -281,17 +281,15 @@ def z_of(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
 
 
-def test_a_label_on_another_grid_is_refused_with_both_grids(
-    some_dicom: Path, tmp_path: Path
-) -> None:
+def test_a_label_on_another_grid_is_refused_with_how_far(some_dicom: Path, tmp_path: Path) -> None:
     for path in (some_dicom / "labels" / "phantom-3-001").iterdir():
         one = pydicom.dcmread(path)
         one.ImagePositionPatient[0] += 4
         one.save_as(path)
     assert prepare(some_dicom, tmp_path / "r") == 1
     reason = next(row["reason"] for row in rows_of(tmp_path / "r") if row["status"] == "refused")
-    assert reason.startswith("grids_differ: image 48 x 48 x 40 voxels")
-    assert reason.endswith("corners up to 4.00 mm apart")
+    assert reason.startswith("label_shifted: ")
+    assert "-4.00, 0.00, 0.00" in reason
 
 
 def test_without_labels_cases_are_kept_and_marked(dicom: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Names for patients: the same for the same key, and telling nothing."""
 
+import csv
 import re
 import stat
 import sys
@@ -8,11 +9,11 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from pydicom import Dataset
 
-from pancseg.dataset.preparation import Cutting, Preparation
 from pancseg.errors import PancsegError
-from pancseg.intake.pseudonyms import make_names, read_key, safe_name
-from pancseg.intake.sources import find_dicom
+from pancseg.intake.pseudonyms import make_names, read_key, remember, safe_name
+from tests.conftest import run_command
 from tests.tiny_dicom import write_series
 
 IDENTITIES = ["P-1", "P_1", "P/1", "P 1", "P.1", "../../x", "x", "a/b", "a-b", "", " ", "-", "."]
@@ -159,10 +160,44 @@ def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tel
 ) -> None:
     for folder, identity in (("a", "P-1"), ("b", "p-1")):
         write_series(tmp_path / "images" / folder, patient_id=identity)
-    preparation = Preparation(
-        tmp_path / "root", Cutting(2, "drop", False), {}, make_names("none", tmp_path)
-    )
-    for candidate in find_dicom(tmp_path / "images", None).candidates:
-        preparation.take(candidate)
-    cases = preparation.manifest.cases
-    assert len({case.case.casefold() for case in cases}) == 2
+    words = [f"source.images={tmp_path / 'images'}", "source.labels=null", "privacy=none"]
+    assert run_command("prepare", *words, f"data.root={tmp_path / 'root'}", "data.depth=2") == 0
+    images = [path.name for path in (tmp_path / "root" / "cases").iterdir()]
+    assert sorted(images) == ["P-1_image.nii.gz", "p-1-2_image.nii.gz"]
+
+
+@pytest.mark.parametrize("identity", ["../../x", "a/b", "", "p" * 64, "🙂", "CON", "a b"])
+@pytest.mark.parametrize("rule", ["none", "pseudonym"])
+def test_no_patient_id_leaves_the_folder_or_breaks_a_name(
+    tmp_path: Path, identity: str, rule: str
+) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        for one in slices:
+            one.SpecificCharacterSet = "ISO_IR 192"
+
+    write_series(tmp_path / "in" / "images", patient_id=identity, damage=damage)
+    words = [f"source.images={tmp_path / 'in' / 'images'}", "source.labels=null"]
+    words += [f"privacy={rule}", f"data.root={tmp_path / 'out' / 'root'}", "data.depth=2"]
+    assert run_command("prepare", *words) == 0
+    (image,) = (tmp_path / "out" / "root" / "cases").iterdir()
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,60}_image\.nii\.gz", image.name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_the_table_of_names_is_its_owners_alone_and_only_grows(
+    tmp_path: Path, key_file: Path
+) -> None:
+    names = make_names("pseudonym", key_file)
+    remember(names, ["Müller, Max", 'quote " and\nline'])
+    remember(names, ["P-3", "Müller, Max"])
+    table = key_file.with_name("privacy.key.names.csv")
+    assert stat.S_IMODE(table.stat().st_mode) == 0o600
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = {row["patient"]: row["identity"] for row in csv.DictReader(file)}
+    identities = ["Müller, Max", 'quote " and\nline', "P-3"]
+    assert rows == {names.of(identity): identity for identity in identities}
+
+
+def test_without_pseudonyms_there_is_no_table_of_names(tmp_path: Path) -> None:
+    remember(make_names("none", tmp_path / "privacy.key"), ["P-1"])
+    assert list(tmp_path.iterdir()) == []

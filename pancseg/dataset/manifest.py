@@ -27,6 +27,10 @@ class Case:
         source: Hash of the input files' names, sizes and times: changed input is noticed by it.
         sha256: Hash of image and label as stored.
         phantom: Whether this is no patient.
+        pixels: Hash of the decoded volume: one scan under two names is noticed by it.
+        study: Keyed hash of StudyInstanceUID, or empty.
+        repairs: What was put on a regular grid, in words with numbers.
+        duplicate_of: A case with the same pixels, which is used instead of this one.
     """
 
     case: str
@@ -40,6 +44,15 @@ class Case:
     source: str
     sha256: str
     phantom: bool
+    pixels: str = ""
+    study: str = ""
+    repairs: list[str] = field(default_factory=list)
+    duplicate_of: str | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it can be trained on or scored: it has a label and is nobody's copy."""
+        return self.label is not None and self.duplicate_of is None
 
 
 @dataclass(frozen=True)
@@ -79,18 +92,18 @@ class Manifest:
 
     def labelled_patients(self) -> list[str]:
         """Patients with at least one label, sorted."""
-        return sorted({case.patient for case in self.cases if case.label})
+        return sorted({case.patient for case in self.cases if case.is_used})
 
     def groups_of(self, patients: list[str]) -> list[Group]:
         """Labelled groups of some patients, in order of their names."""
-        wanted = set(patients)
-        chosen = (group for group in self.groups if group.patient in wanted and group.label)
+        used = {case.case for case in self.cases_of(patients)}
+        chosen = (group for group in self.groups if group.case in used)
         return sorted(chosen, key=lambda group: group.group)
 
     def cases_of(self, patients: list[str]) -> list[Case]:
         """Labelled cases of some patients, in order of their names."""
         wanted = set(patients)
-        chosen = (case for case in self.cases if case.patient in wanted and case.label)
+        chosen = (case for case in self.cases if case.patient in wanted and case.is_used)
         return sorted(chosen, key=lambda case: case.case)
 
     def write(self, root: Path) -> None:

@@ -1,14 +1,11 @@
-"""What must hold before a folder is filled and before a case is taken into it."""
+"""What must hold before a folder is filled and before it is extended."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-
-from pancseg.affine import describe_grid, farthest_corner_mm, same_grid
-from pancseg.errors import PancsegError, Refused
-from pancseg.intake.sources import Candidate
+from pancseg.errors import PancsegError
+from pancseg.intake.found import Candidate
 
 BYTES_OUT_PER_BYTE_IN = 2.5  # whole cases and groups, gzipped, against raw DICOM
 
@@ -44,19 +41,3 @@ def check_disk(root: Path, candidates: list[Candidate]) -> None:
             f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
             "another data.root"
         )
-
-
-def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
-    """Check that a label lies on its image's grid.
-
-    Raises:
-        Refused: With both grids.
-    """
-    if same_grid(image.shape, image.affine, label.shape, label.affine):
-        return
-    detail = f"image {describe_grid(image.shape, image.affine)}; "
-    detail += f"label {describe_grid(label.shape, label.affine)}"
-    if image.shape == label.shape:
-        shift_mm = farthest_corner_mm(image.shape, image.affine, label.affine)
-        detail += f"; corners up to {shift_mm:.2f} mm apart"
-    raise Refused("grids_differ", detail)

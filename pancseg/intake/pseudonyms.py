@@ -1,11 +1,13 @@
 """Names for patients that tell nothing: a keyed hash, one key per site."""
 
+import csv
 import hashlib
 import hmac
+import io
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +17,7 @@ from filelock import FileLock
 from pancseg.errors import PancsegError
 
 Namer = Callable[[str], str]
+TABLE_ENDING = ".names.csv"
 LENGTH = 10  # hexadecimal digits: a collision among 10,000 patients has odds of 1 in 22,000
 
 
@@ -26,11 +29,14 @@ class Names:
         of: From identity to name.
         hash: From any text, such as a path, to a word that gives nothing away.
         rule: A word that tells keys apart without giving them away.
+        table: Where the identities of names are kept for those who may look; None where names
+            are identities.
     """
 
     of: Namer
     hash: Namer
     rule: str
+    table: Path | None = None
 
 
 def make_names(rule: str, key_file: Path) -> Names:
@@ -47,7 +53,25 @@ def make_names(rule: str, key_file: Path) -> Names:
         lambda identity: "p" + digest(key, identity)[:LENGTH],
         partial(digest, key),
         "pseudonym-" + digest(key, "")[:8],
+        key_file.with_name(key_file.name + TABLE_ENDING),
     )
+
+
+def remember(names: Names, identities: Iterable[str]) -> None:
+    """Add patients to the table of names, which only its owner can read; none is ever taken out."""
+    if names.table is None:
+        return
+    with FileLock(f"{names.table}.lock"):
+        known = {}
+        if names.table.is_file():
+            with names.table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                known = {row["patient"]: row["identity"] for row in csv.DictReader(file)}
+        table = known | {names.of(identity): identity for identity in identities}
+        if table != known:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows([("patient", "identity"), *sorted(table.items())])
+            write_secret(names.table, text.getvalue())
 
 
 def digest(key: bytes, text: str) -> str:
@@ -79,11 +103,16 @@ def read_key(path: Path) -> bytes:
 
 
 def make_key(path: Path) -> None:
-    """Write a new key under a temporary name, then give it its own: no one reads half a key."""
+    """Write a new key."""
+    write_secret(path, secrets.token_hex(32) + "\n")
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file for its owner alone, under a temporary name first: no one reads half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        file.write(text)
     temporary.replace(path)
 
 

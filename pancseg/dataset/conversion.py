@@ -1,0 +1,246 @@
+"""One candidate becomes one case with its groups, or a row that says why not."""
+
+import hashlib
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pancseg.affine import oriented_like, spacing_of, voxel_ml
+from pancseg.dataset.groups import pairs_of, plan_cut
+from pancseg.dataset.intake_table import Row
+from pancseg.dataset.manifest import Case, Group
+from pancseg.dataset.thumbnails import thumbnail, write_thumbnail
+from pancseg.errors import Refused
+from pancseg.intake.checks import Checks, flags_of, in_order
+from pancseg.intake.found import Candidate, Mask, Scan
+from pancseg.intake.label_grid import grid_problem
+from pancseg.nifti_file import write_nifti
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How cases become groups: slices of a group, what becomes of the tail and of empty groups."""
+
+    depth: int
+    tail: str
+    keep_empty: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate with all that is needed to convert it in another process.
+
+    Attributes:
+        candidate: What to read.
+        case: Name of the case it becomes.
+        patient: Pseudonym.
+        origin: Keyed hash of the candidate's path.
+        study: Keyed hash of its StudyInstanceUID, or empty.
+        root: The prepared folder.
+        cutting: How to cut.
+        checks: What to flag and what to refuse.
+    """
+
+    candidate: Candidate
+    case: str
+    patient: str
+    origin: str
+    study: str
+    root: Path
+    cutting: Cutting
+    checks: Checks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        origin: Keyed hash of the candidate's path.
+        source: Fingerprint of its files.
+        rows: Its rows of the table: the image's, then the label's.
+        case: The case, or None where it was refused.
+        groups: The case's groups.
+    """
+
+    origin: str
+    source: str
+    rows: list[Row]
+    case: Case | None = None
+    groups: list[Group] = field(default_factory=list)
+
+
+def convert(job: Job) -> Outcome:
+    """Read, check, cut and write one candidate; nothing it can raise stops a batch."""
+    candidate, source = job.candidate, ""
+    try:
+        source = fingerprint_of(candidate)
+        scan = candidate.read_image()
+        mask = candidate.read_label(scan) if candidate.read_label else None
+        label = None if mask is None else on_grid(mask, scan)
+        flags = flags_found(job, scan, mask, label)
+        return write_case(job, scan, label, flags, source)
+    except Refused as refused:
+        return refusal(job, source, refused)
+    except MemoryError:
+        return refusal(job, source, Refused("too_large", "memory ran out while it was read"))
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        log.debug("%s", candidate.path, exc_info=True)
+        return refusal(job, source, Refused("unreadable", told))
+
+
+def killed(job: Job) -> Outcome:
+    """The outcome of a candidate whose process ended."""
+    return refusal(
+        job,
+        "",
+        Refused("reader_died", "its process was ended: a decoder crashed or memory ran out"),
+    )
+
+
+def refusal(job: Job, source: str, refused: Refused) -> Outcome:
+    """The rows of a refused candidate."""
+    candidate = job.candidate
+    rows = [Row(job.patient, "", str(candidate.path), "image", "refused", str(refused))]
+    if candidate.label_path:
+        reason = "image_refused: see the image's row"
+        rows.append(Row(job.patient, "", str(candidate.label_path), "label", "refused", reason))
+    return Outcome(job.origin, source, rows)
+
+
+def on_grid(mask: Mask, scan: Scan) -> nib.Nifti1Image:
+    """A mask with its axes as the image's, checked to lie on the image's grid.
+
+    Raises:
+        Refused: With what differs.
+    """
+    label = oriented_like(mask.image, scan.image)
+    problem = grid_problem(scan.image, label)
+    if problem is not None:
+        raise problem
+    return nib.Nifti1Image(np.asanyarray(label.dataobj), scan.image.affine)
+
+
+def flags_found(
+    job: Job, scan: Scan, mask: Mask | None, label: nib.Nifti1Image | None
+) -> list[str]:
+    """Everything that a person should look at, in the order of the list of flags.
+
+    Raises:
+        Refused: If one of them is to refuse.
+    """
+    hu = np.asanyarray(scan.image.dataobj)
+    values = None if label is None else np.asanyarray(label.dataobj)
+    flags = flags_of(hu, values, spacing_of(scan.image.affine), job.checks)
+    flags += mask.flags if mask else ["unlabelled"]
+    told = {
+        "label_values": mask is not None and mask.undeclared,
+        "repaired": scan.stack is not None and scan.stack.repairs,
+        "phantom": job.candidate.is_phantom,
+    }
+    flags = in_order([*flags, *(flag for flag, is_so in told.items() if is_so)])
+    refused = [flag for flag in flags if flag in job.checks.refuse]
+    if refused:
+        detail = f" ({', '.join(mask.undeclared)})" if mask and mask.undeclared else ""
+        raise Refused(refused[0], f"flagged {' '.join(flags)}{detail}, and checks.refuse names it")
+    return flags
+
+
+def write_case(
+    job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[str], source: str
+) -> Outcome:
+    """Write a case, its groups and its picture."""
+    image, candidate = scan.image, job.candidate
+    mask = None if label is None else np.asanyarray(label.dataobj)
+    voxels = None if mask is None else int(np.count_nonzero(mask))
+    groups, row = cut(job, image, label)
+    files, sha256 = save(job.root, f"cases/{job.case}", image, label)
+    write_thumbnail(job.root / picture_of(job.case), thumbnail(image, mask))
+    spacing_mm = [round(value, 6) for value in spacing_of(image.affine)]
+    case = Case(
+        job.case,
+        job.patient,
+        *files,
+        shape=list(image.shape),
+        spacing_mm=spacing_mm,
+        label_voxels=voxels,
+        origin=job.origin,
+        source=source,
+        sha256=sha256,
+        phantom=candidate.is_phantom,
+        pixels=hash_of(np.asanyarray(image.dataobj)),
+        study=job.study,
+        repairs=list(scan.stack.repairs) if scan.stack else [],
+    )
+    row.path, row.flags = str(candidate.path), " ".join(flags)
+    row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = spacing_mm
+    rows = [row]
+    if voxels is not None:
+        row.label_voxels, row.label_ml = voxels, round(voxels * voxel_ml(image.affine), 3)
+    if candidate.label_path:
+        path = str(candidate.label_path)
+        rows.append(Row(job.patient, job.case, path, "label", "kept", slices=row.slices))
+    return Outcome(job.origin, source, rows, case, groups)
+
+
+def cut(job: Job, image: nib.Nifti1Image, label: nib.Nifti1Image | None) -> tuple[list[Group], Row]:
+    """Write the groups of a case, without the empty ones unless they are to be kept."""
+    cutting, case = job.cutting, job.case
+    plan = plan_cut(image.shape[2], cutting.depth, cutting.tail)
+    row = Row(job.patient, case, "", "image", "kept", slices=image.shape[2])
+    groups, empty = [], 0
+    for start, cut_image, cut_label in pairs_of(image, label, plan.starts, cutting.depth):
+        voxels = None if cut_label is None else int(np.count_nonzero(cut_label.dataobj))
+        if voxels == 0:
+            empty += 1
+            if not cutting.keep_empty:
+                continue
+        name = f"{case}_{start:04d}"
+        files, _ = save(job.root, f"groups/{name}", cut_image, cut_label)
+        groups.append(Group(name, case, job.patient, start, *files, label_voxels=voxels))
+    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, plan.left_out
+    return groups, row
+
+
+def save(
+    root: Path, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+) -> tuple[tuple[str, str | None], str]:
+    """Write an image and its label.
+
+    Returns:
+        Their paths relative to the root, and a hash of both.
+    """
+    image_file, label_file = f"{name}_image.nii.gz", f"{name}_label.nii.gz"
+    hashes = [write_nifti(root / image_file, image)]
+    if label is not None:
+        hashes.append(write_nifti(root / label_file, label))
+    both = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return (image_file, label_file if label is not None else None), both
+
+
+def picture_of(case: str) -> str:
+    """Where the picture of a case lies, relative to the root."""
+    return f"pictures/{case}.png"
+
+
+def hash_of(values: np.ndarray) -> str:
+    """Hash of a volume's values, whatever its affine: the same pixels are known again by it."""
+    digest = hashlib.sha256(str(values.shape).encode())
+    digest.update(np.ascontiguousarray(values.T).data)
+    return digest.hexdigest()
+
+
+def fingerprint_of(candidate: Candidate) -> str:
+    """Hash of the names, sizes and times of a candidate's files."""
+    parts = []
+    for file in candidate.files:
+        status = file.stat()
+        parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    text = "\n".join(sorted(parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

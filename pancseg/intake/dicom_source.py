@@ -1,0 +1,237 @@
+"""The ``dicom`` layout: CT series at any depth, tied to labels of any form."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from pancseg.errors import PancsegError
+from pancseg.intake.contours import read_contours
+from pancseg.intake.found import Candidate, Found, LabelReader, Mask, Reading, Scan, Stray
+from pancseg.intake.headers import Series, find_series
+from pancseg.intake.nifti import find_nifti, read_nifti_mask, stem_of
+from pancseg.intake.nrrd import read_nrrd_mask
+from pancseg.intake.places import places_of
+from pancseg.intake.segmentation import read_segmentation
+from pancseg.intake.series import read_ct, read_mask_series
+from pancseg.intake.ties import Entry, Tie, tie
+
+FileReader = Callable[[Path, Reading, Scan], Mask]
+READERS: dict[str, FileReader] = {"seg": read_segmentation, "rtstruct": read_contours}
+FILE_READERS: dict[str, FileReader] = {"nifti": read_nifti_mask, "nrrd": read_nrrd_mask}
+
+
+def find_dicom(images: Path, labels: Path | None, modality: str, reading: Reading) -> Found:
+    """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD drawn on them.
+
+    The patient is the PatientID; where an anonymiser emptied it, the folder of the study's first
+    series; under a pattern, what its wildcards stand for. SEG and RTSTRUCT may lie among the
+    images: give the same folder for both.
+
+    Args:
+        images: Folder, file or pattern.
+        labels: Likewise, or None.
+        modality: ``CT``, or ``any`` to take other images too.
+        reading: How to read.
+    """
+    together = labels is not None and images.resolve() == labels.resolve()
+    entries, strays = look(images, reading.processes)
+    label_entries, label_strays = (
+        ([], []) if labels is None or together else look(labels, reading.processes)
+    )
+    if together:
+        label_entries = [entry for entry in entries if entry.series.kind in READERS]
+        check_apart(images, label_entries)
+    elif labels is not None:
+        label_entries += file_entries(labels)
+    found = Found(strays=[*strays, *label_strays])
+    entries, label_entries = apart(entries, label_entries)
+    held = {file for entry in label_entries for file in entry.series.files}
+    found.strays = [one for one in found.strays if one.path not in held]
+    scans = [entry for entry in entries if is_scan(entry.series, modality)]
+    found.strays += [no_scan(entry, entries, modality) for entry in entries if entry not in scans]
+    ties = tie(label_entries, scans)
+    take(found, scans, ties, labels is not None, reading)
+    if warning := one_for_all(found.candidates):
+        found.warnings.append(warning)
+    return found
+
+
+def apart(images: list[Entry], labels: list[Entry]) -> tuple[list[Entry], list[Entry]]:
+    """Give what was found among both, where one folder lies in the other, to the narrower one."""
+    ours, theirs = ({f for one in side for f in one.series.files} for side in (images, labels))
+    if len(ours) < len(theirs):
+        return images, [one for one in labels if ours.isdisjoint(one.series.files)]
+    return [one for one in images if theirs.isdisjoint(one.series.files)], labels
+
+
+def look(path: Path, processes: int) -> tuple[list[Entry], list[Stray]]:
+    """Series and strays of every place that a path or pattern names."""
+    entries, strays = [], []
+    for place in places_of(path):
+        series, left = find_series(place.path, processes)
+        base = place.path if place.path.is_dir() else place.path.parent
+        for one in series:
+            key = place.key or one.folder.as_posix()
+            entries.append(Entry(one, base, key, bool(place.key)))
+        strays += left
+    return entries, strays
+
+
+def file_entries(labels: Path) -> list[Entry]:
+    """NIfTI and NRRD labels: ``p7.nii.gz``, or alone in a folder ``p7``, go with folder ``p7``."""
+    entries = []
+    for place in places_of(labels):
+        base = place.path if place.path.is_dir() else place.path.parent
+        files = find_nifti(place.path) + find_nrrd(place.path)
+        for file in files:
+            kind = "nifti" if "nii" in file.name.lower() else "nrrd"
+            folder = file.parent.relative_to(base)
+            alone = folder != Path() and sum(other.parent == file.parent for other in files) == 1
+            key = place.key or (folder if alone else folder / stem_of(file)).as_posix()
+            series = Series(folder, "", "", "", "", "", kind, False, (file,))
+            entries.append(Entry(series, base, key, bool(place.key)))
+    return entries
+
+
+def find_nrrd(root: Path) -> list[Path]:
+    """NRRD files at any depth of a folder, or the file itself."""
+    files = [root] if root.is_file() else sorted(root.rglob("*"))
+    is_nrrd = [file for file in files if file.suffix.lower() in (".nrrd", ".nhdr")]
+    return [file for file in is_nrrd if file.is_file() and not file.name.startswith("._")]
+
+
+def is_scan(series: Series, modality: str) -> bool:
+    """Whether a series is an image of the kind that is wanted."""
+    return series.kind == "image" and modality in ("any", series.modality)
+
+
+def no_scan(entry: Entry, entries: list[Entry], modality: str) -> Stray:
+    """The row of a series that is no image of the kind that is wanted.
+
+    Alone in its folder it is refused, for somebody meant it to be read; beside a scan it is what
+    archives put there.
+    """
+    series = entry.series
+    if series.kind != "image":
+        return stray(entry, "label", "dropped", f"label_among_images: {series.kind.upper()}")
+    beside = any(
+        other.folder == entry.folder and is_scan(other.series, modality) for other in entries
+    )
+    reason = f"not_ct: modality is {series.modality or 'empty'}"
+    if beside:
+        return stray(entry, "other", "dropped", reason, entries)
+    advice = ", expected CT; source.modality=any takes it"
+    return stray(entry, "image", "refused", reason + advice, entries)
+
+
+def take(
+    found: Found, scans: list[Entry], ties: list[Tie], wants_labels: bool, reading: Reading
+) -> None:
+    """Enter scans as candidates or as strays, and labels that have no image as strays."""
+    partners = {one.image.series: one for one in ties if one.image}
+    tied_studies = {study_of(one.image.series) for one in ties if one.image}
+    patients = stand_ins(scans)
+    for scan in scans:
+        one = partners.get(scan.series)
+        if not wants_labels or (one and not one.problem):
+            label = one.label if one else None
+            patient = patients[scan.series]
+            found.candidates.append(candidate(scan, place_of(scan, scans), patient, label, reading))
+        elif one:
+            found.strays.append(stray(scan, "image", "refused", one.problem, scans))
+        elif study_of(scan.series) in tied_studies:
+            reason = "other_series: the label belongs to another series of this patient"
+            found.strays.append(stray(scan, "image", "dropped", reason, scans))
+        else:
+            reason = "no_label: no label belongs to this series"
+            found.strays.append(stray(scan, "image", "refused", reason, scans))
+    everything = [one.label for one in ties]
+    found.strays += [
+        stray(one.label, "label", "refused", one.problem, everything) for one in ties if one.problem
+    ]
+
+
+def candidate(
+    scan: Entry, path: Path, patient: str, label: Entry | None, reading: Reading
+) -> Candidate:
+    """A scan and, where there is one, its label."""
+    return Candidate(
+        path=path,
+        patient=patient,
+        files=scan.series.files + (label.series.files if label else ()),
+        read_image=partial(read_ct, scan.series.files, reading),
+        read_label=reader_of(label.series, reading) if label else None,
+        label_path=place_of(label, [label]) if label else None,
+        study_uid=scan.series.study_uid,
+        is_phantom=scan.series.is_phantom,
+    )
+
+
+def reader_of(series: Series, reading: Reading) -> LabelReader:
+    """What reads a label of this form."""
+    if series.kind == "image":
+        return partial(read_mask_series, series.files, reading)
+    read = (READERS | FILE_READERS)[series.kind]
+    return partial(read, series.files[0], reading)
+
+
+def stand_ins(scans: list[Entry]) -> dict[Series, str]:
+    """The patient of each series: a pattern's wildcards, PatientID, or a stable stand-in.
+
+    Series of one study are of one patient, also where both are anonymous.
+    """
+    by_study: dict[str, str] = {}
+    patients = {}
+    for scan in scans:
+        own = scan.series.folder.as_posix()
+        own = scan.root.resolve().name if own == "." else own
+        study = scan.series.study_uid
+        stand_in = by_study.setdefault(study, own) if study else own
+        named = scan.key if scan.names_patient else scan.series.patient_id
+        patients[scan.series] = named or stand_in
+    return patients
+
+
+def study_of(series: Series) -> str:
+    """What series of one patient have in common."""
+    return series.patient_id or series.study_uid or series.folder.as_posix()
+
+
+def stray(
+    entry: Entry, kind: str, status: str, reason: str, neighbours: Iterable[Entry] = ()
+) -> Stray:
+    """The row of a series that makes no case."""
+    files = entry.series.files
+    return Stray(place_of(entry, list(neighbours)), kind, status, reason, len(files))
+
+
+def place_of(entry: Entry, neighbours: list[Entry]) -> Path:
+    """What names a series in the table: its folder, or its first file where it shares that."""
+    shared = sum(other.folder == entry.folder for other in neighbours) != 1
+    is_file = entry.series.kind not in ("image",)
+    return entry.series.files[0] if shared or is_file else entry.folder
+
+
+def check_apart(images: Path, labels: list[Entry]) -> None:
+    """Check that one folder for both holds labels that cannot be mistaken for images.
+
+    Raises:
+        PancsegError: If a CT would be its own mask.
+    """
+    if not labels:
+        raise PancsegError(
+            f"source.images={images}: is given for source.labels too, and holds no DICOM SEG or "
+            "RTSTRUCT; give the labels' own folder"
+        )
+
+
+def one_for_all(candidates: list[Candidate]) -> str | None:
+    """A warning where many folders carry one PatientID, as some anonymisers leave them."""
+    folders, patients = {one.path for one in candidates}, {one.patient for one in candidates}
+    if len(folders) < 3 or len(patients) > 1:
+        return None
+    return (
+        f"all {len(folders)} scans carry one PatientID and count as one patient, so that no split "
+        "can hold any of them out; if they are several, name them by their folders with patterns, "
+        "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
+    )

@@ -1,0 +1,34 @@
+"""The ``ircadb`` layout: 3D-IRCADb, ``*/PATIENT_DICOM`` beside ``*/MASKS_DICOM/<organ>``.
+
+Every PatientID in it is empty, each mask series has a StudyInstanceUID of its own and no
+FrameOfReferenceUID exists: only path and geometry tie them, and the path names the patient.
+"""
+
+from pathlib import Path
+
+from pancseg.errors import PancsegError
+from pancseg.intake.dicom_source import find_dicom
+from pancseg.intake.found import Found, Reading
+
+
+def find_ircadb(folder: Path, organ: str, reading: Reading) -> Found:
+    """Scans and masks of one organ.
+
+    Args:
+        folder: Holds ``3Dircadb1.1``, ``3Dircadb1.2``, ...
+        organ: Folder below MASKS_DICOM.
+        reading: How to read.
+
+    Raises:
+        PancsegError: If the archives inside are still packed, or the folder is another one.
+    """
+    if not any(folder.glob("*/PATIENT_DICOM")):
+        packed = any(folder.glob("*/PATIENT_DICOM.zip"))
+        advice = (
+            "unpack PATIENT_DICOM.zip and MASKS_DICOM.zip in each folder"
+            if packed
+            else "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
+        )
+        raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
+    images, labels = folder / "*" / "PATIENT_DICOM", folder / "*" / "MASKS_DICOM" / organ
+    return find_dicom(images, labels, "CT", reading)

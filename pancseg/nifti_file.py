@@ -1,0 +1,48 @@
+"""NIfTI files written: whole or not at all, the same bytes every time, nothing said of anybody."""
+
+import hashlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from isal import isal_zlib
+
+from pancseg.atomic import replaced
+
+LEVEL = 2  # as small as zlib's level 1, in a sixth of its time
+CHUNK = 4 * 2**20  # bytes
+GZIP = 31  # window bits that make a gzip stream, without name and time
+
+
+def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
+    """Write an image as ``.nii.gz`` with a fresh header: no text, affine as scanner coordinates.
+
+    nibabel writes the same bytes through zlib, which takes most of the time of a conversion.
+
+    Returns:
+        SHA-256 of the file, hexadecimal.
+    """
+    values = np.asanyarray(image.dataobj)
+    clean = nib.Nifti1Image(values, image.affine)
+    clean.header.set_xyzt_units("mm")
+    clean.set_qform(image.affine, code=1)
+    clean.set_sform(image.affine, code=1)
+    clean.header["magic"] = b"n+1"
+    clean.header["vox_offset"] = 352
+    clean.header.set_slope_inter(1, 0)
+    stored = np.ascontiguousarray(values.T).data.cast("B")  # NIfTI: first axis fastest
+    digest, packer = hashlib.sha256(), isal_zlib.compressobj(LEVEL, wbits=GZIP)
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        for piece in (clean.header.binaryblock + bytes(4), *pieces(stored)):
+            packed = packer.compress(piece)
+            digest.update(packed)
+            file.write(packed)
+        packed = packer.flush()
+        digest.update(packed)
+        file.write(packed)
+    return digest.hexdigest()
+
+
+def pieces(stored: memoryview) -> list[memoryview]:
+    """A buffer in pieces, so that packing it needs no second copy."""
+    return [stored[start : start + CHUNK] for start in range(0, len(stored), CHUNK)]

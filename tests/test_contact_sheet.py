@@ -1,0 +1,151 @@
+"""Thumbnails and contact sheets: what a person sees of a case."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from PIL import Image
+
+from pancseg.dataset.contact_sheet import FRAME, GAP, HEADER, Tile, draw_contact_sheet
+from pancseg.dataset.thumbnails import (
+    OUTLINE,
+    SIDE,
+    read_thumbnail,
+    thumbnail,
+    write_thumbnail,
+)
+
+WARNING = (255, 179, 71)
+
+
+def scan(code: str = "RAS") -> nib.Nifti1Image:
+    """Bone at the right, half grey at the front, air elsewhere; 20 x 10 x 3 voxels of 2 mm."""
+    hu = np.full((20, 10, 3), -1000, np.int16)
+    hu[15:, 4:6] = 1000  # x runs to the right
+    hu[9:11, 8:] = 40  # y runs to the front
+    image = nib.Nifti1Image(hu, np.diag([2.0, 2, 2, 1]))
+    return image.as_reoriented(ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(code)))
+
+
+def is_outline(pixels: np.ndarray) -> np.ndarray:
+    return (pixels == OUTLINE).all(axis=2)
+
+
+@pytest.mark.parametrize("code", ["RAS", "LPS", "LAS", "SAR", "IPL"])
+def test_the_patients_right_is_on_the_left_and_the_front_above(code: str) -> None:
+    pixels = thumbnail(scan(code), None)
+    assert pixels.shape == (SIDE, SIDE, 3)
+    assert pixels[SIDE // 2, 10].tolist() == [255, 255, 255]
+    assert pixels[SIDE // 2, SIDE - 10].tolist() == [0, 0, 0]
+    assert pixels[65, SIDE // 2].tolist() == [127, 127, 127]  # 40 HU, middle of the window
+    assert not pixels[:60].any() and not pixels[180:].any()  # 20 mm high in a square of 40 mm
+
+
+def test_pixels_are_as_many_mm_down_as_across() -> None:
+    image = nib.Nifti1Image(np.full((10, 20, 3), 40, np.int16), np.diag([4.0, 1, 2, 1]))
+    shown = thumbnail(image, None)[..., 0] > 0
+    assert np.flatnonzero(shown.any(axis=0)).tolist() == list(range(SIDE))
+    assert np.flatnonzero(shown.any(axis=1)).tolist() == list(range(60, 180))  # 20 of 40 mm
+
+
+def test_the_outline_lies_around_the_label_on_its_fullest_slice() -> None:
+    mask = np.zeros((20, 10, 3), np.uint8)
+    mask[3, 3, 0] = 1
+    mask[5:10, 2:4, 2] = 1  # 12 pixels a voxel: columns 120 to 180, rows 132 to 156
+    image = scan()
+    found = is_outline(thumbnail(image, mask))
+    assert np.flatnonzero(found.any(axis=0))[[0, -1]].tolist() == [118, 181]
+    assert np.flatnonzero(found.any(axis=1))[[0, -1]].tolist() == [130, 157]
+    assert not found[132:156, 120:180].any()
+    turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt("PIR")))
+    label = nib.Nifti1Image(mask, image.affine).as_reoriented(
+        ornt_transform(io_orientation(image.affine), axcodes2ornt("PIR"))
+    )
+    again = thumbnail(turned, np.asanyarray(label.dataobj))
+    np.testing.assert_array_equal(again, thumbnail(image, mask))
+
+
+def test_a_label_of_one_small_voxel_is_still_outlined() -> None:
+    image = nib.Nifti1Image(np.zeros((600, 500, 2), np.int16), np.diag([0.6, 0.6, 1, 1]))
+    mask = np.zeros((600, 500, 2), np.uint8)
+    mask[301, 251, 1] = 1
+    assert is_outline(thumbnail(image, mask)).sum() >= 8
+    assert not is_outline(thumbnail(image, np.zeros_like(mask))).any()
+
+
+def test_a_thumbnail_comes_back_from_its_file_and_equal_ones_are_equal_files(
+    tmp_path: Path,
+) -> None:
+    pixels = thumbnail(scan(), None)
+    for name in ("a.png", "b.png"):
+        write_thumbnail(tmp_path / name, pixels)
+    np.testing.assert_array_equal(read_thumbnail(tmp_path / "a.png"), pixels)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def tiles(count: int, picture: Path | None = None, flags: str = "") -> list[Tile]:
+    return [Tile(f"case-{n}", f"patient-{n}", picture, flags, "20.5 ml") for n in range(count)]
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [page.name for page in pages]
+
+
+def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path: Path) -> None:
+    other = tmp_path / "intake_notes.png"
+    other.touch()
+    assert names(draw_contact_sheet(tmp_path, tiles(81))) == [
+        *("intake.png", "intake_2.png", "intake_3.png")
+    ]
+    assert names(draw_contact_sheet(tmp_path, tiles(40))) == ["intake.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["intake.png", "intake_notes.png"]
+    assert draw_contact_sheet(tmp_path, []) == []
+    assert list(tmp_path.iterdir()) == [other]
+
+
+def test_a_picture_keeps_its_pixels_and_a_missing_one_is_said(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    write_thumbnail(tmp_path / "one.png", pixels)
+    cases = tiles(1, tmp_path / "one.png") + tiles(1) + tiles(1, tmp_path / "gone.png")
+    (page,) = draw_contact_sheet(tmp_path, cases)
+    sheet = np.asarray(Image.open(page).convert("RGB"))
+    np.testing.assert_array_equal(sheet[HEADER : HEADER + SIDE, GAP : GAP + SIDE], pixels)
+    second = sheet[HEADER : HEADER + SIDE, 2 * GAP + SIDE : 2 * GAP + 2 * SIDE]
+    third = sheet[HEADER : HEADER + SIDE, 3 * GAP + 2 * SIDE : 3 * GAP + 3 * SIDE]
+    np.testing.assert_array_equal(second, third)
+    assert second[0, 0].tolist() == [40, 40, 40] and (second > 100).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "framed"),
+    [("", False), ("unlabelled phantom", False), ("label_cut", True), ("phantom label_cut", True)],
+)
+def test_a_frame_marks_what_to_look_at_but_not_what_somebody_chose(
+    flags: str, framed: bool, tmp_path: Path
+) -> None:
+    (page,) = draw_contact_sheet(tmp_path, tiles(1, flags=flags))
+    sheet = np.asarray(Image.open(page).convert("RGB"))
+    left = sheet[HEADER + SIDE // 2, GAP - FRAME // 2 + 1]
+    assert (tuple(left.tolist()) == WARNING) == framed
+    is_orange = sheet[..., 0].astype(int) - sheet[..., 2] > 60
+    assert is_orange.any() == framed
+
+
+def test_equal_tiles_give_equal_bytes(tmp_path: Path) -> None:
+    (page,) = draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
+    before = page.read_bytes()
+    draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
+    assert page.read_bytes() == before
+
+
+def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path: Path) -> None:
+    """Nothing is drawn into the gap between two tiles; no warning for letters the font lacks."""
+    strange = "漢字$x_1$\n\udcff" + 50 * "long-"
+    tile = Tile(strange, strange, None, " ".join(["label_outside_body"] * 9), 50 * "ml ")
+    (page,) = draw_contact_sheet(tmp_path, [tile, tile])
+    sheet = np.asarray(Image.open(page).convert("RGB")).astype(int)
+    between = sheet[HEADER + SIDE + FRAME :, GAP + SIDE + 1 : 2 * GAP + SIDE - 1]
+    assert np.abs(between - sheet[-1, -1]).max() == 0

@@ -1,0 +1,332 @@
+"""The layout ``dicom``: which label belongs to which series, who the patient is, what strays."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from pancseg.errors import PancsegError
+from pancseg.intake.dicom_source import find_dicom
+from pancseg.intake.found import Found, Reading
+from tests.tiny_dicom import write_series
+
+
+def find(images: Path, labels: Path | None, modality: str = "CT") -> Found:
+    return find_dicom(images, labels, modality, Reading())
+
+
+def pairs(found: Found, images: Path, labels: Path) -> list[tuple[str, str]]:
+    """Relative paths of each candidate's image and label."""
+    return [
+        (one.path.relative_to(images).as_posix(), one.label_path.relative_to(labels).as_posix())
+        for one in found.candidates
+        if one.label_path
+    ]
+
+
+def told(found: Found, status: str = "refused") -> list[tuple[str, str, str]]:
+    """Name, kind and reason code of each stray of a status."""
+    strays = [stray for stray in found.strays if stray.status == status]
+    return sorted((one.path.name, one.kind, one.reason.split(":")[0]) for one in strays)
+
+
+def patients(found: Found) -> list[str]:
+    return [one.patient for one in found.candidates]
+
+
+def put(**values: Any) -> Any:
+    """Give every slice some values; None takes an attribute away."""
+
+    def damage(slices: list[Dataset]) -> None:
+        for one in slices:
+            for keyword, value in values.items():
+                if value is None:
+                    delattr(one, keyword)
+                else:
+                    setattr(one, keyword, value)
+
+    return damage
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return tmp_path / "labels"
+
+
+def test_a_series_goes_with_the_mask_series_of_the_same_relative_path(
+    images: Path, labels: Path
+) -> None:
+    for name in ("p1", "site/p2"):
+        write_series(images / name)
+        write_series(labels / name, pixels=np.eye(5)[:, :4, None] + [0, 0, 0], modality="OT")
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("p1", "p1"), ("site/p2", "site/p2")]
+    for one in found.candidates:
+        assert len(one.files) == 10
+        scan = one.read_image()
+        assert np.asarray(scan.image.dataobj).max() == 432
+        assert one.read_label is not None
+        assert np.count_nonzero(one.read_label(scan).image.dataobj) == 12  # the label's
+
+
+def test_series_that_lie_in_the_roots_themselves_go_together(images: Path, labels: Path) -> None:
+    write_series(images)
+    write_series(labels)
+    assert pairs(find(images, labels), images, labels) == [(".", ".")]
+
+
+def test_an_image_without_label_is_refused_and_the_rest_goes_on(images: Path, labels: Path) -> None:
+    for n in (1, 2, 3):
+        write_series(images / f"p{n}", patient_id=f"P-{n}")
+    for n in (1, 3):
+        write_series(labels / f"p{n}", patient_id=f"P-{n}")
+    found = find(images, labels)
+    assert told(found) == [("p2", "image", "no_label")]
+    assert [stray.slices for stray in found.strays] == [5]
+    assert pairs(found, images, labels) == [("p1", "p1"), ("p3", "p3")]
+
+
+def test_a_label_without_image_is_refused_and_the_rest_goes_on(images: Path, labels: Path) -> None:
+    write_series(images / "p1")
+    for name in ("p1", "p2"):
+        write_series(labels / name)
+    found = find(images, labels)
+    assert told(found) == [("p2", "label", "no_image")]
+    assert pairs(found, images, labels) == [("p1", "p1")]
+
+
+def test_two_series_that_one_label_fits_are_both_refused(images: Path, labels: Path) -> None:
+    write_series(images / "p1", names=list("abcde"))
+    write_series(images / "p1", names=list("vwxyz"))
+    write_series(labels / "p1")
+    found = find(images, labels)
+    assert told(found) == [
+        ("a", "image", "no_label"),
+        ("p1", "label", "ambiguous_label"),
+        ("v", "image", "no_label"),
+    ]
+    assert found.candidates == []
+
+
+def test_a_series_with_two_labels_is_refused(images: Path, labels: Path) -> None:
+    write_series(images / "p1")
+    write_series(labels / "p1", names=list("abcde"))
+    write_series(labels / "p1", names=list("vwxyz"))
+    found = find(images, labels)
+    assert ("p1", "image", "ambiguous_label") in told(found)
+    assert found.candidates == []
+
+
+def test_a_common_frame_of_reference_ties_whatever_the_folders(images: Path, labels: Path) -> None:
+    for n in (1, 2):
+        frame = put(FrameOfReferenceUID=f"1.2.{n}", PatientID="")
+        write_series(images / f"scan{n}", damage=frame)
+        write_series(labels / f"drawn{3 - n}", damage=frame)
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("scan1", "drawn2"), ("scan2", "drawn1")]
+
+
+def test_geometry_ties_within_one_patient(images: Path, labels: Path) -> None:
+    for n, height in enumerate((30.0, 90.0)):
+        write_series(images / f"scan{n}", first=(-10, -20, height))
+        write_series(labels / f"drawn{1 - n}", first=(-10, -20, height))
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("scan0", "drawn1"), ("scan1", "drawn0")]
+
+
+def test_geometry_ties_nothing_across_patients(images: Path, labels: Path) -> None:
+    write_series(images / "scan", patient_id="A")
+    write_series(labels / "drawn", patient_id="B")
+    assert told(find(images, labels)) == [
+        ("drawn", "label", "no_image"), ("scan", "image", "no_label"),
+    ]  # fmt: skip
+
+
+def test_a_label_of_another_patient_in_the_same_folder_is_refused(
+    images: Path, labels: Path
+) -> None:
+    write_series(images / "p1", patient_id="A")
+    write_series(labels / "p1", patient_id="B")
+    found = find(images, labels)
+    assert found.candidates == []
+    assert ("p1", "image", "other_patient") in told(found)
+
+
+def test_other_series_of_a_labelled_patient_are_dropped_not_refused(
+    images: Path, labels: Path
+) -> None:
+    write_series(images / "p1/venous", damage=put(FrameOfReferenceUID="1.2.1"))
+    write_series(images / "p1/thin", gap_mm=1.0, damage=put(FrameOfReferenceUID="1.2.9"))
+    write_series(labels / "p1", damage=put(FrameOfReferenceUID="1.2.1"))
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("p1/venous", "p1")]
+    assert told(found) == []
+    assert told(found, "dropped") == [("thin", "image", "other_series")]
+
+
+def test_a_nifti_label_goes_with_the_folder_of_its_name(images: Path, labels: Path) -> None:
+    write_series(images / "p1")
+    write_series(images / "p2", patient_id="P-2")
+    affine = np.array([[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
+    drawn = np.zeros((3, 4, 5), np.uint8)
+    drawn[1, 2, 3] = 1
+    for path in (labels / "p1.nii.gz", labels / "p2" / "pancreas.nii"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(drawn, affine), path)
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("p1", "p1.nii.gz"), ("p2", "p2/pancreas.nii")]
+    for one in found.candidates:
+        scan = one.read_image()
+        mask = one.read_label(scan).image  # type: ignore[misc]
+        np.testing.assert_array_equal(mask.dataobj, drawn)
+        np.testing.assert_allclose(mask.affine, scan.image.affine)
+    assert told(found) == told(found, "dropped") == []
+
+
+def test_patterns_tie_by_what_their_wildcards_stand_for_and_name_the_patient(
+    tmp_path: Path,
+) -> None:
+    for name in ("b", "a"):
+        write_series(tmp_path / name / "CT" / "1", patient_id="same")
+        write_series(tmp_path / name / "MASK" / "pancreas", patient_id="same")
+        write_series(tmp_path / name / "MASK" / "liver", patient_id="same")
+    found = find(tmp_path / "*" / "CT", tmp_path / "*" / "MASK" / "pancreas")
+    assert patients(found) == ["a", "b"]
+    assert pairs(found, tmp_path, tmp_path) == [
+        ("a/CT/1", "a/MASK/pancreas"), ("b/CT/1", "b/MASK/pancreas"),
+    ]  # fmt: skip
+
+
+def test_without_labels_every_series_of_a_folder_is_a_candidate(images: Path) -> None:
+    write_series(images / "p1", names=list("abcde"))
+    write_series(images / "p1", names=list("vwxyz"))
+    found = find(images, None)
+    assert [one.read_label for one in found.candidates] == [None, None]
+    assert len({one.path for one in found.candidates}) == 2
+    assert found.strays == []
+
+
+def test_the_patient_is_the_patient_id_whatever_the_folder(images: Path) -> None:
+    write_series(images / "first", patient_id="P-1")
+    write_series(images / "second", patient_id="P-1")
+    assert patients(find(images, None)) == ["P-1", "P-1"]
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_the_patient_is_the_folder_where_the_patient_id_is_empty(images: Path, empty: str) -> None:
+    write_series(images / "site/p7", patient_id=empty)
+    assert patients(find(images, None)) == ["site/p7"]
+
+
+def test_series_of_one_study_are_of_one_patient_though_nobody_names_him(images: Path) -> None:
+    for name, study in (("a/1", "1.2.1"), ("a/2", "1.2.1"), ("b/1", "1.2.2")):
+        write_series(images / name, patient_id="", damage=put(StudyInstanceUID=study))
+    assert patients(find(images, None)) == ["a/1", "a/1", "b/1"]
+
+
+def test_the_patient_is_the_root_where_nothing_else_names_it(images: Path) -> None:
+    assert patients(find(write_series(images, patient_id=""), None)) == ["images"]
+
+
+def test_a_series_without_class_frame_or_patient_is_read(images: Path) -> None:
+    write_series(images, damage=put(FrameOfReferenceUID=None, PatientID=None))
+    for path in images.iterdir():
+        slice_ = pydicom.dcmread(path)
+        slice_.SOPClassUID = ""
+        slice_.save_as(path)
+    (one,) = find(images, None).candidates
+    assert one.read_image().image.shape == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
+        (
+            {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None},
+            "secondary_capture",
+        ),
+        ({"Modality": "SR", "Rows": None}, "not_an_image"),
+        ({"Modality": "PT"}, "not_ct"),
+    ],
+)
+def test_what_lies_beside_a_scan_is_dropped_with_its_reason(
+    images: Path, values: dict[str, Any], code: str
+) -> None:
+    write_series(images / "p1")
+    write_series(images / "p1", damage=put(**values), names=list("vwxyz"))
+    found = find(images, None)
+    assert len(found.candidates) == 1
+    assert len(found.candidates[0].files) == 5
+    assert told(found, "dropped") == [("v", "other", code)]
+    assert [stray.slices for stray in found.strays] == [5]
+
+
+def test_a_localizer_inside_a_series_is_left_out_of_it(images: Path) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        slices[4].ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        slices[4].ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+    (one,) = find(write_series(images, damage=damage), None).candidates
+    assert one.read_image().image.shape == (3, 4, 4)
+
+
+def test_another_modality_is_refused_unless_any_is_asked_for(images: Path) -> None:
+    write_series(images / "p1", modality="MR")
+    found = find(images, None)
+    assert told(found) == [("p1", "image", "not_ct")]
+    assert "source.modality=any" in found.strays[0].reason
+    assert len(find(images, None, modality="any").candidates) == 1
+
+
+def test_files_that_are_not_dicom_are_dropped_with_a_reason(images: Path, labels: Path) -> None:
+    write_series(images / "p1")
+    write_series(labels / "p1")
+    (images / "p1" / "notes.txt").write_text("seen")
+    (labels / "README").write_text("drawn")
+    found = find(images, labels)
+    assert told(found, "dropped") == [
+        ("README", "other", "not_dicom"), ("notes.txt", "other", "not_dicom"),
+    ]  # fmt: skip
+    assert len(found.candidates) == 1
+
+
+def test_one_folder_for_images_and_labels_makes_no_image_its_own_mask(images: Path) -> None:
+    write_series(images / "p1")
+    with pytest.raises(PancsegError, match=r"source.labels.*holds no DICOM SEG or RTSTRUCT"):
+        find(images, images)
+
+
+def test_labels_in_a_folder_inside_the_images_are_no_images(images: Path) -> None:
+    write_series(images / "p1")
+    write_series(images / "masks" / "p1")
+    found = find(images, images / "masks")
+    assert pairs(found, images, images / "masks") == [("p1", "p1")]
+    assert found.strays == []
+
+
+def test_images_in_a_folder_inside_the_labels_are_no_labels(tmp_path: Path) -> None:
+    write_series(tmp_path / "images" / "p1")
+    write_series(tmp_path / "labels" / "p1")
+    found = find(tmp_path / "images", tmp_path)
+    assert pairs(found, tmp_path, tmp_path) == [("images/p1", "labels/p1")]
+    assert found.strays == []
+
+
+@pytest.mark.parametrize(("ids", "warned"), [("XXX", True), ("XYZ", False), ("XX", False)])
+def test_many_scans_under_one_patient_id_are_warned_of(
+    images: Path, ids: str, warned: bool
+) -> None:
+    for n, identity in enumerate(ids):
+        write_series(images / f"p{n}", patient_id=identity)
+    assert any("one PatientID" in one for one in find(images, None).warnings) == warned
