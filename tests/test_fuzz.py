@@ -33,7 +33,7 @@ from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_nrrd, write_segmentation
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
-SEED, EXAMPLES = 20261123, 200  # examples of each of the forms below
+SEED, EXAMPLES = 20261123, 2500  # examples of each of the forms below
 SECONDS, BYTES = 10.0, 2 * 2**30
 PIXELS = np.random.default_rng(0).integers(-1000, 1000, (4, 64, 64))
 
@@ -135,7 +135,8 @@ def with_label(folder: Path, name: str) -> Path:
     file = folder / "labels" / name
     file.parent.mkdir()
     if name.endswith("nrrd"):
-        return write_nrrd(file, PIXELS.transpose(2, 1, 0) > 0, Segment0_Name="Pancreas")
+        slicer = {"Segment0_Name": "Pancreas", "Segment0_LabelValue": 1, "Segment0_Layer": 0}
+        return write_nrrd(file, (PIXELS.transpose(2, 1, 0) > 0).astype(np.uint8), **slicer)
     if name == "seg.dcm":
         return write_segmentation(file, [Frame(PIXELS[k] > 0, at(k)) for k in range(4)])
     square = [at(1, 5, 5), at(1, 40, 5), at(1, 40, 40), at(1, 5, 40)]

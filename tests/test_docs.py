@@ -1,0 +1,26 @@
+"""The documentation names what there is."""
+
+import re
+from pathlib import Path
+
+from pancseg.intake.checks import FLAGS
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_intake_page_explains_every_flag_and_no_other() -> None:
+    page = (ROOT / "docs" / "intake.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == set(FLAGS)
+
+
+def test_the_intake_page_names_every_layout() -> None:
+    page = (ROOT / "docs" / "intake.md").read_text()
+    layouts = {path.stem for path in (ROOT / "conf" / "source").iterdir()}
+    assert set(re.findall(r"source=(\w+)", page)) == layouts
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
