@@ -11,7 +11,6 @@ from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
 
 if TYPE_CHECKING:
-    from pancseg.dataset.conversion import Outcome
     from pancseg.dataset.preparation import Preparation
     from pancseg.intake.found import Found, Reading
     from pancseg.intake.pseudonyms import Names
@@ -39,8 +38,9 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from hydra.utils import instantiate
 
     from pancseg.dataset.conversion import Cutting
+    from pancseg.dataset.filling import fill, lock
     from pancseg.dataset.groups import check_cut
-    from pancseg.dataset.preparation import Preparation, fill, lock
+    from pancseg.dataset.preparation import Preparation
     from pancseg.intake.checks import Checks
     from pancseg.intake.pseudonyms import make_names, remember
     from pancseg.progress import follow
@@ -48,10 +48,10 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     check_cut(cfg.data.depth, cfg.data.tail)
     checks = Checks(**OmegaConf.to_container(cfg.checks))  # type: ignore[arg-type]
     reading, root = reading_of(cfg), Path(cfg.data.root)
-    paths = {name: existing(cfg.source, name) for name in PLACES if name in cfg.source.keys()}
+    keys = set(cfg.source.keys())  # "in" on the node itself is false for what is not given yet
+    paths = {name: existing(cfg.source, name) for name in PLACES if name in keys}
     found = instantiate(cfg.source, **paths, _partial_=True)(reading=reading)
-    check_found(found, paths)
-    for warning in found.warnings:
+    for warning in [*found.warnings, *nothing_found(found, paths)]:
         print(f"warning: {warning}", file=sys.stderr)
     names = make_names(cfg.privacy.names, Path(cfg.privacy.key_file or root.parent / "privacy.key"))
     remember(names, [candidate.patient for candidate in found.candidates])
@@ -61,7 +61,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     settings |= {f"repair.{what}": rule for what, rule in cfg.repair.items()}
     with lock(root):
         preparation = Preparation(root, cutting, checks, settings, names)
-        follow(fill(preparation, found, reading.processes), "preparing", "scan", name_of)
+        follow(fill(preparation, found, reading.processes), "preparing", "scan")
     for line in summary(preparation, found):
         print(line)  # to the console alone: paths of input files stand in no log
     return preparation.problems
@@ -84,18 +84,15 @@ def reading_of(cfg: DictConfig) -> "Reading":
     if not (choice is None or (isinstance(choice, list) and choice)):
         raise PancsegError(f"labels={choice}: expected null or a list, such as labels=[1,2]")
     repair = Repair(**{what: rule == "resample" for what, rule in cfg.repair.items()})
-    processes = cfg.processes or cores()
+    processes = cores() if cfg.processes is None else cfg.processes
+    if not isinstance(processes, int) or processes < 0:
+        raise PancsegError(f"processes={processes}: expected null, 0 or a number of processes")
     return Reading(None if choice is None else tuple(choice), repair, processes)
 
 
 def plain(value: Any) -> Any:
     """A value of the configuration without Hydra's own types."""
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-
-
-def name_of(outcome: "Outcome") -> str:
-    """What the progress bar shows of a case: never a path."""
-    return outcome.rows[0].case or outcome.rows[0].reason.partition(":")[0]
 
 
 def existing(source: DictConfig, name: str) -> Path | None:
@@ -123,27 +120,30 @@ def existing(source: DictConfig, name: str) -> Path | None:
     return path.resolve()  # one spelling, so that a case is known again
 
 
-def check_found(found: "Found", paths: dict[str, Path | None]) -> None:
-    """Check that a source holds at least one candidate.
+def nothing_found(found: "Found", paths: dict[str, Path | None]) -> list[str]:
+    """A warning where everything was refused before it was read.
 
     Raises:
-        PancsegError: If it holds none, or no label fits any image.
+        PancsegError: If there is nothing at all that a table could tell of.
     """
     if found.candidates:
-        return
+        return []
     key = "images" if "images" in paths else "folder"
-    images = paths[key]
     refused = [stray for stray in found.strays if stray.status == "refused"]
     first = next((stray for stray in refused if stray.kind == "image"), None)
-    untied = ("no_label", "ambiguous", "other_patient")
-    if first is not None and paths.get("labels") and first.reason.startswith(untied):
+    if first is None:
+        told = f" ({refused[0].path}: {refused[0].reason})" if refused else ""
         raise PancsegError(
-            f"source.labels={paths['labels']}: no label there belongs to an image of {images} "
-            f"({first.reason}); labels need a reference to the images, their PatientID and "
-            "geometry, or their relative paths, as images/p7 and labels/p7"
+            f"source.{key}={paths[key]}: holds no image that this source reads{told}"
         )
-    told = f" ({first.path}: {first.reason})" if first is not None else ""
-    raise PancsegError(f"source.{key}={images}: holds no image that this source reads{told}")
+    untied = ("no_label", "ambiguous", "other_patient")
+    if not paths.get("labels") or not first.reason.startswith(untied):
+        return []
+    return [
+        f"source.labels={paths['labels']}: no label there belongs to an image of {paths[key]} "
+        f"({first.reason}); labels need a reference to the images, their PatientID and geometry, "
+        "or their relative paths, as images/p7 and labels/p7"
+    ]
 
 
 def source_settings(

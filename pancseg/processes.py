@@ -31,11 +31,12 @@ def in_processes(
     Args:
         work: A module function; it and the items cross to other processes.
         items: What to work on.
-        processes: With 1, everything happens in this process.
+        processes: How many; with 0 everything happens in this process, which then ends where an
+            item ends it.
         died: The result for an item whose process ended, as by a decoder that crashes or by the
             kernel when memory runs out.
     """
-    if processes < 2 or len(items) < 2:
+    if processes < 1:
         yield from map(work, items)
         return
     left = dict(enumerate(items))

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,16 +16,14 @@ def track(items: Sequence[Item], doing: str, unit: str) -> Iterable[Item]:
     return tqdm(items, desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)
 
 
-def follow(
-    steps: Iterator[tuple[int, Item]], doing: str, unit: str, name_of: Callable[[Item], str]
-) -> None:
-    """Run through steps, each with how many there are in all, and show the last one's name."""
+def follow(steps: Iterator[tuple[int, str]], doing: str, unit: str) -> None:
+    """Run through steps, each with how many there are in all and what is worked on next."""
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     with tqdm(desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True) as bar:
-        for total, item in steps:
+        for done, (total, current) in enumerate(steps):
             bar.total = total
-            bar.set_postfix_str(name_of(item), refresh=False)
-            bar.update()
+            bar.set_postfix_str(current, refresh=False)
+            bar.update(min(done, 1))
 
 
 def passing(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterator[Item]:

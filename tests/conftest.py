@@ -79,7 +79,7 @@ def prepare(dicom: Path, root: Path, *arguments: str) -> int:
     """Prepare groups of 32 of phantoms, under their own names."""
     source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
     return run_command(
-        "prepare", *source, f"data.root={root}", "privacy=none", "processes=1", *SHALLOW, *arguments
+        "prepare", *source, f"data.root={root}", "privacy=none", "processes=0", *SHALLOW, *arguments
     )
 
 

@@ -83,7 +83,7 @@ def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
 
 def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     for name in options("split"):
-        accepted = set(inspect.signature(deal).parameters) - {"patients"}
+        accepted = set(inspect.signature(deal).parameters) - {"patients", "same_person"}
         assert set(composed("train", f"split={name}").split) <= accepted
     for name in options("augment"):
         assert set(composed("train", f"augment={name}").augment) == set(

@@ -180,10 +180,19 @@ def test_a_contour_on_no_slice_is_refused_with_numbers(
 
 
 def test_what_reaches_beyond_the_image_is_cut_off(tmp_path: Path, scan: Scan) -> None:
-    huge = [(-9e5, -9e5), (9e5, -9e5), (9e5, 9e5), (-9e5, 9e5)]
-    assert len(drawn(tmp_path, scan, on(2, huge))) == SIZE[0] * SIZE[1]
-    beside = [(column + 500, row) for column, row in SQUARE]
-    assert drawn(tmp_path, scan, on(2, beside)) == []
+    around = [(-1.5, -1.5), (SIZE[1] + 0.5, -1.5), (SIZE[1] + 0.5, SIZE[0] + 0.5)]
+    whole = [*around, (-1.5, SIZE[0] + 0.5)]
+    assert len(drawn(tmp_path, scan, on(2, whole))) == SIZE[0] * SIZE[1]
+
+
+@pytest.mark.parametrize("move", [(500, 0), (0, -9e5), (-12, 0)])
+def test_a_contour_that_lies_beyond_the_image_is_of_another_one(
+    tmp_path: Path, scan: Scan, move: tuple[float, float]
+) -> None:
+    beside = [(column + move[0], row + move[1]) for column, row in SQUARE]
+    with pytest.raises(Refused, match="pixels beyond the image") as refused:
+        drawn(tmp_path, scan, on(2, beside))
+    assert refused.value.code == "label_off_grid"
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -193,7 +202,7 @@ def test_random_polygons_are_filled_as_matplotlib_does(
     random = np.random.default_rng(seed)
     angles = np.sort(random.uniform(0, 2 * np.pi, random.integers(3, 40)))
     around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    points = (7.3, 6.6) + random.uniform(1, 9, (len(angles), 1)) * around
+    points = (7.3, 6.6) + random.uniform(1, 8, (len(angles), 1)) * around
     centres = np.stack(np.indices(SIZE[::-1]), axis=-1).reshape(-1, 2)
     inside = Polygon(points).contains_points(centres).reshape(SIZE[::-1])
     assert inside.any()

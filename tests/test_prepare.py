@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from pancseg.dataset import preparation
+from pancseg.dataset import filling
 from pancseg.dataset.conversion import Job, Outcome
 from tests.conftest import SHALLOW, Command, prepare, run_command
 
@@ -194,7 +194,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "r"
-    convert, done = preparation.convert, []
+    convert, done = filling.convert, []
 
     def interrupted(job: Job) -> Outcome:
         if len(done) == 2:
@@ -203,9 +203,9 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
         return convert(job)
 
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
-    words = [*source, f"data.root={root}", "privacy=none", "processes=1", *SHALLOW]
+    words = [*source, f"data.root={root}", "privacy=none", "processes=0", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "convert", interrupted)
+        patch.setattr(filling, "convert", interrupted)
         assert command("prepare", *words).code == 130
     (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
     ended = command("train", f"data.root={root}", *SHALLOW)

@@ -35,14 +35,14 @@ def minus(number: int) -> int:
     return number
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [0, 1, 2])
 def test_every_item_has_its_result(processes: int) -> None:
     results = list(in_processes(double_or_crash, range(9), processes, minus))
     assert sorted(results) == list(range(0, 18, 2))
 
 
-def test_one_process_works_in_order_in_this_process() -> None:
-    assert list(in_processes(lambda n: os.getpid() + n, [1, 2], 1, minus)) == [
+def test_without_processes_the_work_is_done_in_order_in_this_one() -> None:
+    assert list(in_processes(lambda n: os.getpid() + n, [1, 2], 0, minus)) == [
         os.getpid() + 1,
         os.getpid() + 2,
     ]

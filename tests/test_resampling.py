@@ -33,7 +33,7 @@ def uneven(tmp_path: Path) -> Path:
 
 
 def test_uneven_gaps_are_refused_unless_they_may_be_repaired(uneven: Path) -> None:
-    with pytest.raises(Refused, match=r"missing_slice: 2 gaps, the first of 7\.0 mm at slice 2"):
+    with pytest.raises(Refused, match=r"uneven_gaps: gaps go from 1\.00 to 8\.00 mm"):
         read(uneven)
     assert read(uneven, gaps=True).stack.repairs == ("gaps of 1.00 to 8.00 mm, now 4.00 mm",)  # type: ignore[union-attr]
 

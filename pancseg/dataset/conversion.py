@@ -13,10 +13,11 @@ from pancseg.dataset.groups import pairs_of, plan_cut
 from pancseg.dataset.intake_table import Row
 from pancseg.dataset.manifest import Case, Group
 from pancseg.dataset.thumbnails import thumbnail, write_thumbnail
-from pancseg.errors import Refused
+from pancseg.errors import PancsegError, Refused
 from pancseg.intake.checks import Checks, flags_of, in_order
 from pancseg.intake.found import Candidate, Mask, Scan
 from pancseg.intake.label_grid import grid_problem
+from pancseg.intake.pixels import brief
 from pancseg.nifti_file import write_nifti
 
 log = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ class Job:
         candidate: What to read.
         case: Name of the case it becomes.
         patient: Pseudonym.
-        origin: Keyed hash of the candidate's path.
+        origin: Keyed hash of what the candidate is known again by.
+        source: Keyed hash of what it is read from and how: changed input is noticed by it.
         study: Keyed hash of its StudyInstanceUID, or empty.
+        person: Keyed hash of its PatientID, or empty.
         root: The prepared folder.
         cutting: How to cut.
         checks: What to flag and what to refuse.
@@ -50,7 +53,9 @@ class Job:
     case: str
     patient: str
     origin: str
+    source: str
     study: str
+    person: str
     root: Path
     cutting: Cutting
     checks: Checks
@@ -61,14 +66,16 @@ class Outcome:
     """What became of a candidate.
 
     Attributes:
-        origin: Keyed hash of the candidate's path.
-        source: Fingerprint of its files.
+        origin: Keyed hash of what the candidate is known again by.
+        name: Of the case it was to become.
+        source: Keyed hash of what it was read from and how.
         rows: Its rows of the table: the image's, then the label's.
         case: The case, or None where it was refused.
         groups: The case's groups.
     """
 
     origin: str
+    name: str
     source: str
     rows: list[Row]
     case: Case | None = None
@@ -76,42 +83,47 @@ class Outcome:
 
 
 def convert(job: Job) -> Outcome:
-    """Read, check, cut and write one candidate; nothing it can raise stops a batch."""
-    candidate, source = job.candidate, ""
+    """Read, check, cut and write one candidate; nothing in it can stop a batch.
+
+    Raises:
+        PancsegError: If the folder cannot be written, which is no candidate's fault.
+    """
     try:
-        source = fingerprint_of(candidate)
-        scan = candidate.read_image()
-        mask = candidate.read_label(scan) if candidate.read_label else None
+        scan = job.candidate.read_image()
+        mask = job.candidate.read_label(scan) if job.candidate.read_label else None
         label = None if mask is None else on_grid(mask, scan)
         flags = flags_found(job, scan, mask, label)
-        return write_case(job, scan, label, flags, source)
     except Refused as refused:
-        return refusal(job, source, refused)
+        return refusal(job, refused)
     except MemoryError:
-        return refusal(job, source, Refused("too_large", "memory ran out while it was read"))
+        return refusal(job, Refused("too_large", "memory ran out while it was read"))
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        log.debug("%s", candidate.path, exc_info=True)
-        return refusal(job, source, Refused("unreadable", told))
+        log.debug("%s", job.candidate.path, exc_info=True)
+        return refusal(job, Refused("unreadable", f"{type(error).__name__}: {brief(error)}"))
+    try:
+        return write_case(job, scan, label, flags)
+    except OSError as error:
+        raise PancsegError(
+            f"{job.root}: cannot be written ({brief(error)}); mend that and run the same command "
+            "again, it goes on where it was"
+        ) from error
 
 
 def killed(job: Job) -> Outcome:
     """The outcome of a candidate whose process ended."""
     return refusal(
-        job,
-        "",
-        Refused("reader_died", "its process was ended: a decoder crashed or memory ran out"),
+        job, Refused("reader_died", "its process was ended: a decoder crashed or memory ran out")
     )
 
 
-def refusal(job: Job, source: str, refused: Refused) -> Outcome:
+def refusal(job: Job, refused: Refused) -> Outcome:
     """The rows of a refused candidate."""
     candidate = job.candidate
     rows = [Row(job.patient, "", str(candidate.path), "image", "refused", str(refused))]
     if candidate.label_path:
         reason = "image_refused: see the image's row"
         rows.append(Row(job.patient, "", str(candidate.label_path), "label", "refused", reason))
-    return Outcome(job.origin, source, rows)
+    return Outcome(job.origin, job.case, job.source, rows)
 
 
 def on_grid(mask: Mask, scan: Scan) -> nib.Nifti1Image:
@@ -152,9 +164,7 @@ def flags_found(
     return flags
 
 
-def write_case(
-    job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[str], source: str
-) -> Outcome:
+def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[str]) -> Outcome:
     """Write a case, its groups and its picture."""
     image, candidate = scan.image, job.candidate
     mask = None if label is None else np.asanyarray(label.dataobj)
@@ -171,11 +181,12 @@ def write_case(
         spacing_mm=spacing_mm,
         label_voxels=voxels,
         origin=job.origin,
-        source=source,
+        source=job.source,
         sha256=sha256,
         phantom=candidate.is_phantom,
-        pixels=hash_of(np.asanyarray(image.dataobj)),
+        pixels=hash_of(image),
         study=job.study,
+        person=job.person,
         repairs=list(scan.stack.repairs) if scan.stack else [],
     )
     row.path, row.flags = str(candidate.path), " ".join(flags)
@@ -186,7 +197,7 @@ def write_case(
     if candidate.label_path:
         path = str(candidate.label_path)
         rows.append(Row(job.patient, job.case, path, "label", "kept", slices=row.slices))
-    return Outcome(job.origin, source, rows, case, groups)
+    return Outcome(job.origin, job.case, job.source, rows, case, groups)
 
 
 def cut(job: Job, image: nib.Nifti1Image, label: nib.Nifti1Image | None) -> tuple[list[Group], Row]:
@@ -229,18 +240,13 @@ def picture_of(case: str) -> str:
     return f"pictures/{case}.png"
 
 
-def hash_of(values: np.ndarray) -> str:
-    """Hash of a volume's values, whatever its affine: the same pixels are known again by it."""
+def hash_of(image: nib.Nifti1Image) -> str:
+    """Hash of a volume's values, wherever it lies and whichever way its axes run.
+
+    The same scan is known again by it, as DICOM and as NIfTI in any orientation.
+    """
+    values = np.asanyarray(nib.as_closest_canonical(image).dataobj)
     digest = hashlib.sha256(str(values.shape).encode())
-    digest.update(np.ascontiguousarray(values.T).data)
+    for k in range(values.shape[2]):  # turned slice by slice: a whole scan would be copied
+        digest.update(np.ascontiguousarray(values[..., k].T).data)
     return digest.hexdigest()
-
-
-def fingerprint_of(candidate: Candidate) -> str:
-    """Hash of the names, sizes and times of a candidate's files."""
-    parts = []
-    for file in candidate.files:
-        status = file.stat()
-        parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
-    text = "\n".join(sorted(parts))
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

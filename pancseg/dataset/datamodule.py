@@ -19,6 +19,7 @@ from pancseg.dataset.cached_groups import CachedGroups
 from pancseg.dataset.manifest import Group, Manifest, has_manifest, read_manifest
 from pancseg.dataset.splits import PARTS, Split, deal
 from pancseg.dataset.transforms import Augmentation, Preprocessing
+from pancseg.dataset.whole_root import same_person
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ class GroupData(pl.LightningDataModule):
                 f"{self.root} was prepared with groups of {depth}, data.depth is "
                 f"{self.hparams['depth']}; give the data.root of such groups or prepare one"
             )
-        split = deal(manifest.labelled_patients(), **self.hparams["split"])
+        names = same_person(manifest.cases)
+        split = deal(manifest.labelled_patients(), **self.hparams["split"], same_person=names)
         if not manifest.groups_of(split.train):
             raise PancsegError(
                 f"{self.root}: the {len(split.train)} training patients have no labelled group; "

@@ -33,14 +33,22 @@ class Row:
     label_voxels: int | str = ""
     label_ml: float | str = ""
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a row is replaced by: another one of the same path and kind."""
+        return self.path or self.case, self.kind
+
 
 def read_rows(path: Path) -> dict[tuple[str, str], Row]:
-    """Rows of an earlier table, by path and kind."""
+    """Rows of an earlier table, by path and kind; none if another version wrote it."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [Row(**row) for row in csv.DictReader(file)]
-    return {(row.path, row.kind): row for row in rows}
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [one.name for one in fields(Row)]:
+            return {}
+        rows = [Row(**row) for row in reader]
+    return {row.key: row for row in rows}
 
 
 def rows_to_csv(rows: list[Row]) -> str:

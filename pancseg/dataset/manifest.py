@@ -29,7 +29,10 @@ class Case:
         phantom: Whether this is no patient.
         pixels: Hash of the decoded volume: one scan under two names is noticed by it.
         study: Keyed hash of StudyInstanceUID, or empty.
+        person: Keyed hash of PatientID, or empty: it differs from ``patient`` where paths name
+            patients.
         repairs: What was put on a regular grid, in words with numbers.
+        settled: Whether it was there when a preparation last came to its end: later ones give way.
         duplicate_of: A case with the same pixels, which is used instead of this one.
     """
 
@@ -46,7 +49,9 @@ class Case:
     phantom: bool
     pixels: str = ""
     study: str = ""
+    person: str = ""
     repairs: list[str] = field(default_factory=list)
+    settled: bool = False
     duplicate_of: str | None = None
 
     @property

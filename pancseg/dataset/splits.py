@@ -6,7 +6,8 @@ patients is asked for instead of a share, do the patients' hashes have to be ran
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def deal(
     folds: int = 5,
     fold: int = 0,
     path: str | None = None,
+    same_person: Mapping[str, str] | None = None,
 ) -> Split:
     """Deal patients to the three parts.
 
@@ -73,11 +75,13 @@ def deal(
         folds: Parts of ``kfold``.
         fold: Which fold is test; the next is validation.
         path: JSON file with lists ``train``, ``val`` and ``test``, such as a run's splits.json.
+        same_person: For patients who go by several names, the one they are dealt by.
 
     Raises:
         PancsegError: If there are too few patients, or the settings make no split.
     """
-    patients = sorted(set(patients))
+    everyone, names = sorted(set(patients)), same_person or {}
+    patients = everyone if rule == "file" else sorted({names.get(p, p) for p in everyone})
     if not patients:
         raise PancsegError("no labelled patient to train on; prepare with source.labels")
     if rule == "same":
@@ -90,8 +94,19 @@ def deal(
         split = deal_holdout(patients, seed, val, test)
     else:
         raise PancsegError(f"split.rule={rule}: expected holdout, kfold, same or file")
+    if rule != "file":
+        split = with_all_names(split, everyone, names)
     split.check()
     return split
+
+
+def with_all_names(split: Split, patients: list[str], names: Mapping[str, str]) -> Split:
+    """A split of persons as one of all the names that they go by."""
+    train, val, test = (
+        [patient for patient in patients if names.get(patient, patient) in dealt]
+        for dealt in (set(split.train), set(split.val), set(split.test))
+    )
+    return replace(split, train=train, val=val, test=test)
 
 
 def deal_holdout(patients: list[str], seed: int, val: float, test: float) -> Split:

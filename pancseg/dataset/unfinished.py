@@ -4,7 +4,7 @@ A killed preparation loses no more than the candidates it was at.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pancseg.atomic import write_json
@@ -16,23 +16,27 @@ FOLDER = ".unfinished"
 
 
 def keep_record(root: Path, outcome: Outcome) -> None:
-    """Write the record of one candidate."""
-    write_json(root / FOLDER / f"{outcome.origin}.json", asdict(outcome))
+    """Write the record of one candidate, without the paths of its input: they may name patients."""
+    rows = [replace(row, path="") for row in outcome.rows]
+    write_json(root / FOLDER / f"{outcome.origin}.json", asdict(replace(outcome, rows=rows)))
 
 
-def read_records(root: Path) -> list[Outcome]:
-    """Records of a preparation that was interrupted; one of another version is done again."""
-    outcomes = []
-    for path in sorted((root / FOLDER).glob("*.json")):
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            case = Case(**value["case"]) if value["case"] else None
-            groups = [Group(**group) for group in value["groups"]]
-            rows = [Row(**row) for row in value["rows"]]
-            outcomes.append(Outcome(value["origin"], value["source"], rows, case, groups))
-        except (ValueError, KeyError, TypeError):
-            path.unlink()
-    return outcomes
+def read_record(root: Path, origin: str, paths: dict[str, Path | None]) -> Outcome | None:
+    """The record of a candidate in a preparation that was interrupted, if there is one.
+
+    Args:
+        root: The prepared folder.
+        origin: Keyed hash of the candidate.
+        paths: Of its image and its label.
+    """
+    try:
+        value = json.loads((root / FOLDER / f"{origin}.json").read_text(encoding="utf-8"))
+        case = Case(**value["case"]) if value["case"] else None
+        groups = [Group(**group) for group in value["groups"]]
+        rows = [Row(**{**row, "path": str(paths[row["kind"]])}) for row in value["rows"]]
+        return Outcome(origin, value["name"], value["source"], rows, case, groups)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is done again
 
 
 def forget_records(root: Path) -> None:

@@ -39,11 +39,10 @@ def root_flags(
     flags: dict[str, list[str]] = defaultdict(list)
     for name in {*copies, *copies.values()}:
         flags[name].append("duplicate_pixels")
-    names: dict[str, set[str]] = defaultdict(set)
+    names = same_person(cases)
+    shared = {name for patient, name in names.items() if patient != name}
     for case in cases:
-        names[case.study].add(case.patient)
-    for case in cases:
-        if case.study and len(names[case.study]) > 1:
+        if names[case.patient] in shared:
             flags[case.case].append("two_names")
     if len(cases) >= FEWEST_FOR_OUTLIERS:
         spacing_mm = np.array([case.spacing_mm for case in cases])
@@ -52,3 +51,25 @@ def root_flags(
             if distance > np.log(spacing_factor):
                 flags[case.case].append("spacing_outlier")
     return flags
+
+
+def same_person(cases: list[Case]) -> dict[str, str]:
+    """For each patient the first name of the same person: who shares a study or a PatientID.
+
+    A study or PatientID that all patients share is an anonymiser's, and tells nothing.
+
+    >>> from types import SimpleNamespace as Of
+    >>> of_study = {"a": "1", "b": "1", "c": "2"}
+    >>> same_person([Of(patient=p, study=s, person="") for p, s in of_study.items()])
+    {'a': 'a', 'b': 'a', 'c': 'c'}
+    """
+    first = {case.patient: case.patient for case in sorted(cases, key=lambda case: case.patient)}
+    for what in ("study", "person"):
+        groups: dict[str, set[str]] = defaultdict(set)
+        for case in cases:
+            groups[getattr(case, what)].add(first[case.patient])
+        for value, names in groups.items():
+            if value and len(names) > 1 and (len(names) < len(first) or len(first) == 2):
+                one = min(names)
+                first = {patient: one if name in names else name for patient, name in first.items()}
+    return first

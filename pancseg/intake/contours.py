@@ -11,12 +11,12 @@ from pancseg.errors import Refused
 from pancseg.intake.foreground import chosen_structures
 from pancseg.intake.found import Mask, Reading, Scan
 from pancseg.intake.pixels import parsing
-from pancseg.intake.planes import Plane
+from pancseg.intake.planes import FARTHEST_MM, Plane
 from pancseg.intake.stack import Stack
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+OUTSIDE = 2.0  # pixels that an outline may reach beyond the outermost centres
 OFF_SLICE = 0.25  # of the step; planning systems round, and some shift by half a pixel
-FARTHEST_MM = 1e6  # no scanner is a kilometre long; larger numbers only overflow
 DIGITS = 6  # of a pixel: points meant for a pixel's centre must not waver beside it
 EDGES_AT_ONCE = 512  # bounds the memory a drawing can ask for
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ def read_contours(file: Path, reading: Reading, scan: Scan) -> Mask:
         outlines: dict[int, dict[bytes, Floats]] = {}
         for points in contours:
             k = slice_of(points, scan.stack, file)
-            edges = edges_of(points, scan.stack.planes[k])
+            edges = edges_of(points, scan.stack.planes[k], file)
             outlines.setdefault(k, {})[edges.tobytes()] = edges  # copies of a contour count once
         for k, once in outlines.items():
             mask[..., k] |= filled(np.concatenate(list(once.values())), mask.shape[:2])
@@ -129,14 +129,25 @@ def slice_of(points: Floats, stack: Stack, file: Path) -> int:
     )
 
 
-def edges_of(points: Floats, plane: Plane) -> Floats:
+def edges_of(points: Floats, plane: Plane, file: Path) -> Floats:
     """Edges of a contour that cross rows, in an order that only depends on its shape.
 
     Returns:
         ``(edges, 4)``: column and row of the upper end, then of the lower end, pixels.
+
+    Raises:
+        Refused: If it reaches beyond the image: it was drawn on another one.
     """
     axes = np.reshape(plane.orientation, (2, 3))
     pixels = (points - plane.position_mm) @ axes.T / np.array(plane.spacing_mm[::-1])
+    last = np.array([plane.columns, plane.rows]) - 1
+    outside = float(np.max([-pixels, pixels - last]))
+    if outside > OUTSIDE:
+        raise Refused(
+            "label_off_grid",
+            f"{file.name} has a contour that reaches {outside:.1f} pixels beyond the image; give "
+            "the series it was drawn on",
+        )
     pixels = np.round(pixels, DIGITS) + 0.0  # no negative zero: copies are compared as bytes
     edges = np.hstack([pixels, np.roll(pixels, -1, axis=0)])
     upwards = edges[:, 1] > edges[:, 3]

@@ -14,6 +14,7 @@ from pancseg.intake.places import places_of
 from pancseg.intake.segmentation import read_segmentation
 from pancseg.intake.series import read_ct, read_mask_series
 from pancseg.intake.ties import Entry, Tie, tie
+from pancseg.intake.walk import files_under, is_fork
 
 FileReader = Callable[[Path, Reading, Scan], Mask]
 READERS: dict[str, FileReader] = {"seg": read_segmentation, "rtstruct": read_contours}
@@ -66,14 +67,18 @@ def apart(images: list[Entry], labels: list[Entry]) -> tuple[list[Entry], list[E
 
 def look(path: Path, processes: int) -> tuple[list[Entry], list[Stray]]:
     """Series and strays of every place that a path or pattern names."""
-    entries, strays = [], []
+    entries: list[Entry] = []
+    strays: list[Stray] = []
+    seen: set[Path] = set()
     for place in places_of(path):
         series, left = find_series(place.path, processes)
         base = place.path if place.path.is_dir() else place.path.parent
         for one in series:
-            key = place.key or one.folder.as_posix()
-            entries.append(Entry(one, base, key, bool(place.key)))
-        strays += left
+            if seen.isdisjoint(one.files):  # folders that a ** names lie in each other
+                key = place.key or one.folder.as_posix()
+                entries.append(Entry(one, base, key, bool(place.key)))
+                seen.update(one.files)
+        strays += [one for one in left if one not in strays]
     return entries, strays
 
 
@@ -95,9 +100,8 @@ def file_entries(labels: Path) -> list[Entry]:
 
 def find_nrrd(root: Path) -> list[Path]:
     """NRRD files at any depth of a folder, or the file itself."""
-    files = [root] if root.is_file() else sorted(root.rglob("*"))
-    is_nrrd = [file for file in files if file.suffix.lower() in (".nrrd", ".nhdr")]
-    return [file for file in is_nrrd if file.is_file() and not file.name.startswith("._")]
+    is_nrrd = [file for file in files_under(root) if file.suffix.lower() in (".nrrd", ".nhdr")]
+    return [file for file in is_nrrd if not is_fork(file)]
 
 
 def is_scan(series: Series, modality: str) -> bool:
@@ -129,41 +133,47 @@ def take(
 ) -> None:
     """Enter scans as candidates or as strays, and labels that have no image as strays."""
     partners = {one.image.series: one for one in ties if one.image}
-    tied_studies = {study_of(one.image.series) for one in ties if one.image}
-    patients = stand_ins(scans)
+    tied_studies = {study_of(one.image) for one in ties if one.image}
+    patients, labels = stand_ins(scans), [one.label for one in ties]
     for scan in scans:
         one = partners.get(scan.series)
-        if not wants_labels or (one and not one.problem):
-            label = one.label if one else None
-            patient = patients[scan.series]
-            found.candidates.append(candidate(scan, place_of(scan, scans), patient, label, reading))
-        elif one:
-            found.strays.append(stray(scan, "image", "refused", one.problem, scans))
-        elif study_of(scan.series) in tied_studies:
+        problem = scan.series.problem or (one.problem or one.label.series.problem if one else "")
+        if problem:
+            found.strays.append(stray(scan, "image", "refused", problem, scans))
+            if one and not one.problem:
+                reason = one.label.series.problem or "image_refused: see the image's row"
+                found.strays.append(stray(one.label, "label", "refused", reason, labels))
+        elif one or not wants_labels:
+            label = (one.label, place_of(one.label, labels)) if one else None
+            places = (place_of(scan, scans), label)
+            found.candidates.append(candidate(scan, patients[scan.series], *places, reading))
+        elif study_of(scan) in tied_studies:
             reason = "other_series: the label belongs to another series of this patient"
             found.strays.append(stray(scan, "image", "dropped", reason, scans))
         else:
             reason = "no_label: no label belongs to this series"
             found.strays.append(stray(scan, "image", "refused", reason, scans))
-    everything = [one.label for one in ties]
     found.strays += [
-        stray(one.label, "label", "refused", one.problem, everything) for one in ties if one.problem
+        stray(one.label, "label", "refused", one.problem, labels) for one in ties if one.problem
     ]
 
 
 def candidate(
-    scan: Entry, path: Path, patient: str, label: Entry | None, reading: Reading
+    scan: Entry, patient: str, path: Path, label: tuple[Entry, Path] | None, reading: Reading
 ) -> Candidate:
-    """A scan and, where there is one, its label."""
+    """A scan and, where there is one, its label with its place."""
+    series, (drawn, label_path) = scan.series, label or (None, None)
     return Candidate(
         path=path,
         patient=patient,
-        files=scan.series.files + (label.series.files if label else ()),
-        read_image=partial(read_ct, scan.series.files, reading),
-        read_label=reader_of(label.series, reading) if label else None,
-        label_path=place_of(label, [label]) if label else None,
-        study_uid=scan.series.study_uid,
-        is_phantom=scan.series.is_phantom,
+        files=series.files + (drawn.series.files if drawn else ()),
+        read_image=partial(read_ct, series.files, reading),
+        read_label=reader_of(drawn.series, reading) if drawn else None,
+        label_path=label_path,
+        identity="\n".join((str(scan.folder), series.uid, series.patient_id, series.modality)),
+        study_uid=series.study_uid,
+        patient_id=series.patient_id,
+        is_phantom=series.is_phantom,
     )
 
 
@@ -178,23 +188,27 @@ def reader_of(series: Series, reading: Reading) -> LabelReader:
 def stand_ins(scans: list[Entry]) -> dict[Series, str]:
     """The patient of each series: a pattern's wildcards, PatientID, or a stable stand-in.
 
-    Series of one study are of one patient, also where both are anonymous.
+    Series of one study are of one patient, also where some or all of them are anonymous.
     """
+    named = {one.study_uid: one.patient_id for scan in scans if (one := scan.series).patient_id}
     by_study: dict[str, str] = {}
     patients = {}
     for scan in scans:
-        own = scan.series.folder.as_posix()
-        own = scan.root.resolve().name if own == "." else own
-        study = scan.series.study_uid
-        stand_in = by_study.setdefault(study, own) if study else own
-        named = scan.key if scan.names_patient else scan.series.patient_id
-        patients[scan.series] = named or stand_in
+        one = scan.series
+        folder = one.folder.as_posix()
+        own = scan.root.resolve().name if folder == "." else folder
+        stand_in = by_study.setdefault(one.study_uid, own) if one.study_uid else own
+        identity = one.patient_id or (named.get(one.study_uid) if one.study_uid else "")
+        patients[one] = (scan.key if scan.names_patient else identity) or stand_in
     return patients
 
 
-def study_of(series: Series) -> str:
+def study_of(scan: Entry) -> str:
     """What series of one patient have in common."""
-    return series.patient_id or series.study_uid or series.folder.as_posix()
+    one = scan.series
+    if scan.names_patient:
+        return scan.key
+    return one.patient_id or one.study_uid or one.folder.as_posix()
 
 
 def stray(

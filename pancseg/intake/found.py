@@ -72,7 +72,9 @@ class Candidate:
         read_image: Gives the image, HU.
         read_label: Gives the mask of an image, or None where there is none.
         label_path: The label's folder or file.
+        identity: What it is known again by, whatever lies beside it.
         study_uid: StudyInstanceUID, to notice one study under two patients.
+        patient_id: PatientID, to notice one patient under two names.
         is_phantom: Whether this is no patient, so that every table can say so.
     """
 
@@ -82,7 +84,9 @@ class Candidate:
     read_image: ImageReader
     read_label: LabelReader | None = None
     label_path: Path | None = None
+    identity: str = ""
     study_uid: str = ""
+    patient_id: str = ""
     is_phantom: bool = False
 
 

@@ -9,13 +9,15 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from pancseg.intake.extent import extent_of
 from pancseg.intake.found import Stray
-from pancseg.intake.pixels import RAW_STARTS
+from pancseg.intake.pixels import RAW_STARTS, quiet
+from pancseg.intake.walk import FORK, files_under, is_fork
 from pancseg.processes import in_processes
 from pancseg.progress import passing
 
 READ_FIRST = [
-    *("SOPClassUID", "Modality", "ImageType", "QualityControlImage", "Rows"),
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "QualityControlImage", "Rows"),
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
     *("ImagePositionPatient", "NumberOfFrames", "ReferencedSeriesSequence"),
     "ReferencedFrameOfReferenceSequence",
@@ -23,6 +25,7 @@ READ_FIRST = [
 A_PART = 200  # files that are looked at in one go
 FEWEST_PARTS = 10  # that are worth starting processes for
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+IMAGES = ("CT", "MR", "PT")
 LABELS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
 NO_IMAGE = {
     "localizer": "localizer: a scout view, no volume",
@@ -47,6 +50,7 @@ class Series:
         is_phantom: Whether the header says that this is no patient (QualityControlImage).
         files: Paths, in no order that means anything.
         refers_to: SeriesInstanceUIDs of the images that a label was drawn on.
+        problem: Why it is refused before it is read, reason code and sentence; mostly empty.
     """
 
     folder: Path
@@ -59,6 +63,7 @@ class Series:
     is_phantom: bool
     files: tuple[Path, ...]
     refers_to: tuple[str, ...] = ()
+    problem: str = ""
 
 
 NO_SERIES = Series(Path(), "", "", "", "", "", "", False, ())
@@ -70,6 +75,7 @@ class Header:
 
     path: Path
     series: Series = NO_SERIES
+    instance_uid: str = ""
     problem: str = ""
     status: str = "dropped"
 
@@ -85,38 +91,85 @@ def find_series(root: Path, processes: int = 1) -> tuple[list[Series], list[Stra
         The series, ordered by folder and UID, and what can be none.
     """
     base = root.parent if root.is_file() else root
-    files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.is_file())
     members: dict[Hashable, list[Header]] = defaultdict(list)
     others: dict[Hashable, list[Header]] = defaultdict(list)
-    for header in read_headers(files, processes):
+    for header in read_headers(files_under(root), processes):
         one = header.series
         if header.problem:
             alone = None if header.problem in NO_IMAGE else header.path
             others[header.path.parent, header.problem, header.status, one.uid, alone].append(header)
             continue
         alone = None if one.kind == "image" else header.path
-        key = (header.path.parent, one.uid, one.patient_id, one.modality, one.is_phantom, alone)
+        patient = None if one.uid else one.patient_id  # one series has one, or is refused
+        key = (header.path.parent, one.uid, patient, one.modality, one.is_phantom, alone)
         members[key].append(header)
-    series = [gathered(headers, base) for headers in members.values()]
+    damaged = [headers[0] for headers in others.values() if headers[0].status == "refused"]
+    series = [gathered(headers, base) for headers in join_folders(list(members.values()))]
     strays = [
         Stray(one.path, "other", one.status, NO_IMAGE.get(one.problem, one.problem), len(headers))
         for headers in others.values()
         for one in headers[:1]
     ]
+    series = [doubted(one, series, damaged, base) for one in series]
     return sorted(series, key=lambda one: (one.folder, one.uid, one.files)), strays
+
+
+def join_folders(groups: list[list[Header]]) -> list[list[Header]]:
+    """Put a series together that lies in several folders, as archives cut them.
+
+    Copies of a series stay apart, and so does what makes no regular stack together, as where an
+    anonymiser gave all series one UID.
+    """
+    by_uid: dict[Hashable, list[list[Header]]] = defaultdict(list)
+    for headers in groups:
+        one = headers[0].series
+        alone = None if one.uid and one.kind == "image" else headers[0].path
+        by_uid[one.uid, one.patient_id, one.modality, one.is_phantom, alone].append(headers)
+    joined = []
+    for parts in by_uid.values():
+        together = [header for headers in parts for header in headers]
+        instances = {header.instance_uid for header in together}
+        are_new = len(instances) == len(together) and "" not in instances
+        if len(parts) > 1 and are_new and extent_of([one.path for one in together]) is not None:
+            joined.append(together)
+        else:
+            joined += parts
+    return joined
 
 
 def gathered(headers: list[Header], base: Path) -> Series:
     """One series of the files that belong to it."""
     folder = headers[0].path.parent.relative_to(base)
-    return replace(headers[0].series, folder=folder, files=tuple(one.path for one in headers))
+    patients = {header.series.patient_id for header in headers}
+    several = f"mixed_patient: slices carry {len(patients)} PatientIDs, expected one"
+    return replace(
+        headers[0].series,
+        folder=folder,
+        files=tuple(header.path for header in headers),
+        problem=several if len(patients) > 1 else "",
+    )
+
+
+def doubted(one: Series, series: list[Series], damaged: list[Header], base: Path) -> Series:
+    """Refuse a series that a damaged file beside it may belong to: it may lack that slice.
+
+    Where several series share the folder, nobody knows whose it is, and its own row has to do.
+    """
+    folder = base / one.folder
+    beside = [header for header in damaged if header.path.parent == folder]
+    alone = sum(other.folder == one.folder and other.kind == "image" for other in series) == 1
+    if not beside or not alone or one.problem or one.kind != "image":
+        return one
+    more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+    reason = f"{beside[0].path.name}{more} beside it cannot be read and may be a slice of it"
+    return replace(one, problem=f"damaged_slice: {reason}")
 
 
 def read_headers(files: list[Path], processes: int) -> Iterable[Header]:
     """Look at each file, in order; thousands of them in several processes."""
     parts = [files[start : start + A_PART] for start in range(0, len(files), A_PART)]
     if len(parts) < FEWEST_PARTS:
-        processes = 1
+        processes = 0
     steps = in_processes(read_some, parts, processes, died)
     looked = passing(steps, len(parts), "looking", f"{A_PART} files")
     return sorted((header for part in looked for header in part), key=lambda one: one.path)
@@ -137,6 +190,8 @@ def died(files: list[Path]) -> list[Header]:
 
 def read_header(path: Path) -> Header:
     """Look at one file."""
+    if is_fork(path):
+        return Header(path, problem=FORK)
     try:
         with path.open("rb") as file:
             start = file.read(132)
@@ -147,13 +202,14 @@ def read_header(path: Path) -> Header:
     if not start:
         return Header(path, problem="empty_file: 0 bytes", status="refused")
     try:
-        one = pydicom.dcmread(
-            path,
-            stop_before_pixels=True,
-            specific_tags=list(READ_FIRST),
-            force=start[:2] in RAW_STARTS,
-        )
-        return describe(path, one)
+        with quiet():
+            one = pydicom.dcmread(
+                path,
+                stop_before_pixels=True,
+                specific_tags=list(READ_FIRST),
+                force=start[:2] in RAW_STARTS,
+            )
+            return describe(path, one)
     except Exception:  # a damaged header raises nearly anything
         if not looks_dicom:
             return Header(path, problem="not_dicom: not a DICOM file")
@@ -180,7 +236,11 @@ def describe(path: Path, one: Dataset) -> Header:
         files=(path,),
         refers_to=references(one),
     )
-    return Header(path, series, why_no_image(one) if kind == "image" else "")
+    problem = why_no_image(one) if kind == "image" else ""
+    if problem == "object" and modality in IMAGES:
+        problem = f"unreadable: {modality} without Rows, its header is damaged"
+        return Header(path, series, problem=problem, status="refused")
+    return Header(path, series, text(one, "SOPInstanceUID"), problem)
 
 
 def why_no_image(one: Dataset) -> str:

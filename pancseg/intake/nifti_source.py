@@ -10,6 +10,7 @@ from pancseg.intake.found import Candidate, Found, LabelReader, Reading, Stray
 from pancseg.intake.nifti import IS_NIFTI, read_nifti_ct, read_nifti_mask, stem_of
 from pancseg.intake.nrrd import read_nrrd_mask
 from pancseg.intake.places import is_pattern, places_of
+from pancseg.intake.walk import FORK, files_under, is_fork
 
 IS_LABEL = re.compile(r"\.(nii|nii\.gz|nrrd)$", re.IGNORECASE)
 FORMAT = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
@@ -81,6 +82,7 @@ def pair_up(
                 read_image=partial(read_nifti_ct, scans[0]),
                 read_label=read_label(masks[0]) if masks else None,
                 label_path=masks[0] if masks else None,
+                identity=str(scans[0]),
             )
         )
     return found
@@ -150,11 +152,9 @@ def keyed(
 
 def listed(root: Path) -> tuple[list[Path], list[Stray]]:
     """Files at any depth of a folder, or the file itself, and the resource forks of macOS."""
-    files = [root] if root.is_file() else sorted(f for f in root.rglob("*") if f.is_file())
-    forks = [file for file in files if file.name.startswith("._")]
-    reason = "resource_fork: what macOS keeps beside a file, no image"
-    strays = [Stray(fork, "other", "dropped", reason) for fork in forks]
-    return [file for file in files if file not in set(forks)], strays
+    files = files_under(root)
+    strays = [Stray(file, "other", "dropped", FORK) for file in files if is_fork(file)]
+    return [file for file in files if not is_fork(file)], strays
 
 
 def check_paths(images: Path, labels: Path | None) -> None:

@@ -45,28 +45,41 @@ def find_nih(images: Path, labels: Path | None, reading: Reading) -> Found:
     for number in sorted(scans.keys() | masks.keys()):
         own, drawn = scans.get(number, []), masks.get(number, [])
         files = [series.files[0] for series in own]
-        problem = why_no_pair(f"{number:04}", files, drawn, wants_label=labels is not None)
+        problem = (own[0].problem if own else "") or why_no_pair(
+            f"{number:04}", files, drawn, wants_label=labels is not None
+        )
         if problem:
             found.strays += [stray(one, "image", "refused", problem) for one in own]
             found.strays += [Stray(file, "label", "refused", problem) for file in drawn]
         else:
-            found.candidates.append(candidate(own[0], number, drawn, images, reading))
+            shares_folder = sum(one.folder == own[0].folder for one in everything) > 1
+            found.candidates.append(
+                candidate(own[0], number, drawn, images, reading, shares_folder=shares_folder)
+            )
     return found
 
 
 def candidate(
-    series: Series, number: int, labels: list[Path], images: Path, reading: Reading
+    series: Series,
+    number: int,
+    labels: list[Path],
+    images: Path,
+    reading: Reading,
+    *,
+    shares_folder: bool,
 ) -> Candidate:
     """A scan with its label, if it has one."""
     label = labels[0] if labels else None
     return Candidate(
-        path=images / series.folder,
+        path=series.files[0] if shares_folder else images / series.folder,
         patient=series.patient_id or f"PANCREAS_{number:04}",
         files=(*series.files, *labels),
         read_image=partial(read_ct, series.files, reading),
         read_label=partial(read_nih_mask, label, reading) if label else None,
         label_path=label,
+        identity=str(images / series.folder) + "\n" + series.uid,
         study_uid=series.study_uid,
+        patient_id=series.patient_id,
         is_phantom=series.is_phantom,
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Choice, Found, LabelReader, Reading, Stray
 from pancseg.intake.nifti import IS_NIFTI, read_nifti_mask, without_ending
-from pancseg.intake.nifti_source import Files, listed, pair_up
+from pancseg.intake.nifti_source import Files, listed, pair_up, pieces_of_one_patient
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 TEST_FOLDERS = {"imagesTs": "test_image", "labelsTs": "test_label"}
@@ -75,6 +75,8 @@ def tied(
     labels, forks = nifti_in(folder / "labelsTr")
     found = pair_up(images, by_id(labels), patient=str, read_label=read_label)
     found.strays += [*strays, *forks, *left_for_testing(folder)]
+    if pieces := pieces_of_one_patient([one.patient for one in found.candidates]):
+        found.warnings.append(pieces)
     return found
 
 

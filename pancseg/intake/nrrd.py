@@ -19,8 +19,9 @@ from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
 from pancseg.intake.foreground import chosen_structures, chosen_values
 from pancseg.intake.found import Choice, Mask, Reading, Scan
-from pancseg.intake.nifti import check_affine
+from pancseg.intake.nifti_content import check_affine
 from pancseg.intake.pixels import LARGEST_BYTES, brief
+from pancseg.intake.planes import FARTHEST_MM
 
 RAS_FROM = {
     "right-anterior-superior": (1, 1, 1),
@@ -33,7 +34,6 @@ RAS_FROM = {
 OPENERS: dict[str, Any] = {"gzip": gzip.open, "gz": gzip.open, "bzip2": bz2.open, "bz2": bz2.open}
 LONGEST_HEADER = 2**22  # bytes
 CHUNK = 2**24  # bytes
-FARTHEST_MM = 1e6  # no scanner is a kilometre long; larger numbers only overflow
 Header = Mapping[str, Any]
 
 

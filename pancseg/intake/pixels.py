@@ -1,5 +1,6 @@
 """Pixel data: decoded, checked against what the header claims, turned into HU."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,20 @@ LARGEST_BYTES = 4 * 2**30  # of decoded pixels in one file: no scan is larger
 
 
 @contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom from telling what it thinks of values: it quotes them, names among them."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
 def parsing(file: Path) -> Iterator[None]:
     """Turn whatever a damaged file raises, now or when a value is asked for, into a refusal.
 
@@ -28,7 +43,8 @@ def parsing(file: Path) -> Iterator[None]:
         Refused: With what it was.
     """
     try:
-        yield
+        with quiet():
+            yield
     except Refused:
         raise
     except Exception as error:
@@ -93,8 +109,7 @@ def frames_of(one: Dataset, planes: list[Plane]) -> Iterator[NDArray[Any]]:
     """
     for plane in planes:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about padding and lengths, which are checked here
+            with quiet():
                 values = pixel_array(one, index=plane.frame)
         except Exception as error:  # decoders raise nearly anything
             raise Refused("undecodable", f"{plane.file.name}: {brief(error)}") from error

@@ -66,7 +66,14 @@ def remember(names: Names, identities: Iterable[str]) -> None:
         if names.table.is_file():
             with names.table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 known = {row["patient"]: row["identity"] for row in csv.DictReader(file)}
-        table = known | {names.of(identity): identity for identity in identities}
+        table = dict(known)
+        for identity in identities:
+            other = table.setdefault(names.of(identity), identity)
+            if other != identity:
+                raise PancsegError(
+                    f"{names.table}: two patients have one pseudonym, {names.of(identity)}, by "
+                    "chance; prepare with another privacy.key_file"
+                )
         if table != known:
             text = io.StringIO()
             writer = csv.writer(text, lineterminator="\n")
@@ -123,7 +130,7 @@ def safe_name(identity: str) -> str:
     ('P-07', 'x-9cdf6a50')
     """
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", identity).strip("-.")[:40]
-    if safe and safe == identity:
+    if safe and safe == identity and not re.search(r"-[0-9a-f]{8}$", safe):
         return safe
     whole = identity.encode("utf-8", "surrogateescape")
     return f"{safe}-{hashlib.sha256(whole).hexdigest()[:8]}".strip("-")

@@ -70,13 +70,16 @@ def read_stack(files: tuple[Path, ...], repair: Repair) -> tuple[Stack, Volume]:
 
 def told_apart(planes: list[Plane], opened: dict[Path, Dataset], refused: Refused) -> Refused:
     """Whether slices that share a position are copies of one, or contradict each other."""
-    pixels: dict[tuple[float, ...], set[bytes]] = {}
+    if len(planes) > len(opened):
+        return refused  # frames of one file: nobody copied a file
+    contents: dict[tuple[float, ...], set[bytes]] = {}
     for plane in planes:
-        content = hashlib.sha256(opened[plane.file].PixelData).digest() + bytes([plane.frame % 256])
-        pixels.setdefault(plane.position_mm, set()).add(content)
-    if max(map(len, pixels.values())) > 1:
+        place = tuple(round(value, 2) for value in plane.position_mm)
+        pixels = hashlib.sha256(opened[plane.file].PixelData).digest()
+        contents.setdefault(place, set()).add(pixels)
+    copies = len(planes) - len(contents)
+    if copies == 0 or max(map(len, contents.values())) > 1:
         return refused
-    copies = len(planes) - len(pixels)
     return Refused(
         "duplicate_slice",
         f"{copies} slices are copies of another one at the same position; remove the copies",

@@ -18,7 +18,8 @@ FEWEST_SLICES = 3  # two have one gap, which nothing confirms
 GAP_TOLERANCE = 0.02  # of the spacing; positions are rounded in headers
 MISSING = 1.5  # times the spacing: a gap this wide lacks a slice
 WIDEST_REPAIR = 4.5  # times the spacing: three slices in a row may be interpolated, no more
-TILT_TOLERANCE_DEGREES = 0.5
+DRIFT_TOLERANCE = 0.1  # of the spacing: what rounded gaps may add up to
+LEAN_TOLERANCE = 1.0  # pixels, and mm, that the last slice may lie beside the first
 Floats = NDArray[np.float64]
 
 
@@ -109,9 +110,9 @@ def stack(planes: list[Plane], repair: Repair) -> Stack:
     positions = positions[order]
     offsets_mm = (positions - positions[0]) @ normal
     step_mm, gaps_repaired = regular_step(np.diff(offsets_mm), repair.gaps)
-    tilt_degrees = lean(positions, normal, max(GAP_TOLERANCE * step_mm, 0.1))
+    tilt_degrees, beside_mm = lean(positions, normal, max(GAP_TOLERANCE * step_mm, 0.1))
     shifts_mm, repairs = np.zeros((len(planes), 2)), []
-    if tilt_degrees > TILT_TOLERANCE_DEGREES:
+    if beside_mm > LEAN_TOLERANCE * max(1.0, *first.spacing_mm):
         if not repair.tilt:
             raise Refused(
                 "gantry_tilt",
@@ -162,12 +163,14 @@ def regular_step(gaps_mm: Floats, may_repair: bool) -> tuple[float, str]:
         raise Refused("same_position", f"{shared + 1} slices or more share a position")
     wide = np.flatnonzero(gaps_mm > MISSING * step_mm)
     uneven_mm = float(np.abs(gaps_mm - step_mm).max())
-    if not len(wide) and uneven_mm <= max(GAP_TOLERANCE * step_mm, 0.01):
-        return float(gaps_mm.mean()), ""
+    mean_mm = float(gaps_mm.mean())
+    drift_mm = float(np.abs(np.cumsum(gaps_mm - mean_mm)).max())
+    if uneven_mm <= max(GAP_TOLERANCE * step_mm, 0.01) and drift_mm <= DRIFT_TOLERANCE * step_mm:
+        return mean_mm, ""
     if may_repair and gaps_mm.max() <= WIDEST_REPAIR * step_mm:
         span = f"{gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm"
         return step_mm, f"gaps of {span}, now {step_mm:.2f} mm"
-    if len(wide):
+    if len(wide) and gaps_mm.min() > step_mm / MISSING:
         gaps = "1 gap" if len(wide) == 1 else f"{len(wide)} gaps, the first"
         raise Refused(
             "missing_slice",
@@ -177,8 +180,8 @@ def regular_step(gaps_mm: Floats, may_repair: bool) -> tuple[float, str]:
     raise Refused("uneven_gaps", f"gaps go from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm")
 
 
-def lean(positions: Floats, normal: Floats, tolerance_mm: float) -> float:
-    """Angle between the stack and its normal, degrees.
+def lean(positions: Floats, normal: Floats, tolerance_mm: float) -> tuple[float, float]:
+    """Angle between the stack and its normal, degrees, and how far beside the last slice lies, mm.
 
     Args:
         positions: ``(slices, 3)`` in order along the normal, mm.
@@ -194,4 +197,5 @@ def lean(positions: Floats, normal: Floats, tolerance_mm: float) -> float:
     beside_mm = float(np.linalg.norm(positions - on_line, axis=1).max())
     if beside_mm > tolerance_mm:
         raise Refused("shifted_slice", f"a slice lies {beside_mm:.1f} mm beside the stack")
-    return float(np.degrees(np.arccos(np.clip(leaning @ normal / np.linalg.norm(leaning), -1, 1))))
+    aside_mm = float(np.linalg.norm(leaning - depth_mm[-1] * normal))
+    return float(np.degrees(np.arctan2(aside_mm, depth_mm[-1]))), aside_mm

@@ -4,18 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
-import pydicom
-from numpy.typing import NDArray
-from pydicom import Dataset
-
+from pancseg.intake.extent import Extent, equal, extent_of
 from pancseg.intake.headers import Series
-from pancseg.intake.planes import planes_of
-from pancseg.intake.stack import Repair, stack
-
-Extent = NDArray[np.float64] | None
-"""Sizes of the axes, sorted, then the lowest and the highest corner, RAS mm."""
+from pancseg.intake.stack import Repair
 
 
 @dataclass(frozen=True)
@@ -59,37 +50,41 @@ def tie(labels: list[Entry], images: list[Entry]) -> list[Tie]:
     """Find the image of each label.
 
     Evidence, strongest first: the SeriesInstanceUID that a label refers to, a common
-    FrameOfReferenceUID, a common PatientID, a common path. Where one leaves several images, equal
-    grids and then equal paths narrow it down; what is still several is refused.
+    FrameOfReferenceUID, a common PatientID, a common path. Where one leaves several images, the
+    PatientID, equal grids and then equal paths narrow it down; what is still several is refused.
+    Under patterns only images of the same key come into question.
     """
-    grids: dict[Series, Extent] = {}
+    extents: dict[Series, Extent] = {}
 
-    def grid(entry: Entry) -> Extent:
-        if entry.series not in grids:
-            grids[entry.series] = grid_of(entry.series)
-        return grids[entry.series]
+    def extent(entry: Entry) -> Extent:
+        if entry.series not in extents:
+            extents[entry.series] = extent_of(entry.series.files, Repair(gaps=True, tilt=True))
+        return extents[entry.series]
 
-    ties = [tie_one(label, images, grid) for label in labels]
-    return settle(ties)
+    return settle([tie_one(label, images, extent) for label in labels])
 
 
-def tie_one(label: Entry, images: list[Entry], grid: Callable[[Entry], Extent]) -> Tie:
+def tie_one(label: Entry, images: list[Entry], extent: Callable[[Entry], Extent]) -> Tie:
     """The image of one label."""
     own = label.series
-    evidence: tuple[Callable[[Series], bool], ...] = (
-        lambda one: one.uid in own.refers_to,
-        lambda one: one.frame_of_reference_uid == own.frame_of_reference_uid != "",
-        lambda one: one.patient_id == own.patient_id != "",
+    if label.names_patient:  # a pattern says whose it is, whatever the headers say
+        images = [image for image in images if image.key == label.key]
+    images = [image for image in images if not contradicts(own, image.series)]
+    evidence: tuple[Callable[[Entry], bool], ...] = (
+        lambda image: image.series.uid in own.refers_to,
+        lambda image: same_frame(own, image.series),
+        lambda image: image.series.patient_id == own.patient_id != "",
+        lambda image: image.key == label.key,
     )
-    found: list[Entry] = []
-    for holds in evidence:
-        found = found or [image for image in images if holds(image.series)]
-    found = found or [image for image in images if image.key == label.key]
+    choices = ([image for image in images if holds(image)] for holds in evidence)
+    found = next((choice for choice in choices if choice), [])
+    found = narrowed(found, lambda image: image.series.patient_id == own.patient_id)
     if len(found) > 1 and own.kind == "image":
-        found = narrowed(found, lambda image: equal(grid(label), grid(image)))
+        found = narrowed(found, lambda image: equal(extent(label), extent(image)))
     found = narrowed(found, lambda image: image.key == label.key)
     if not found:
-        return Tie(label, problem="no_image: no image series belongs to this label")
+        elsewhere = "; the series that it refers to is not here" if own.refers_to else ""
+        return Tie(label, problem=f"no_image: no image series belongs to this label{elsewhere}")
     if len(found) > 1:
         reason = f"ambiguous_label: {len(found)} image series fit this label equally well"
         return Tie(label, problem=reason)
@@ -98,6 +93,22 @@ def tie_one(label: Entry, images: list[Entry], grid: Callable[[Entry], Extent]) 
         reason = "other_patient: image and mask carry different PatientIDs"
         return Tie(label, found[0], problem=reason)
     return Tie(label, found[0])
+
+
+def contradicts(label: Series, image: Series) -> bool:
+    """Whether a label says itself that it was drawn on something else.
+
+    A series of mask slices says nothing of the kind: tools give it a frame of its own.
+    """
+    if label.kind not in ("seg", "rtstruct") or image.uid in label.refers_to:
+        return False
+    frames = (label.frame_of_reference_uid, image.frame_of_reference_uid)
+    return not same_frame(label, image) and (bool(label.refers_to) or all(frames))
+
+
+def same_frame(label: Series, image: Series) -> bool:
+    """Whether two series share a frame of reference that is known."""
+    return label.frame_of_reference_uid == image.frame_of_reference_uid != ""
 
 
 def settle(ties: list[Tie]) -> list[Tie]:
@@ -129,28 +140,3 @@ def narrowed(found: list[Entry], holds: Callable[[Entry], bool]) -> list[Entry]:
     if len(found) < 2:
         return found
     return [one for one in found if holds(one)] or found
-
-
-def grid_of(series: Series) -> Extent:
-    """Extent of a series as stored, or None where it is no regular stack.
-
-    Files that cannot be opened are told of when they are read.
-    """
-    try:
-        planes = [plane for file in series.files for plane in planes_of(header(file), file)]
-        lying = stack(planes, Repair(gaps=True, tilt=True))
-    except Exception:  # a damaged header raises nearly anything
-        return None
-    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(lying.shape) - 1)
-    corners = nib.affines.apply_affine(lying.affine_at(lying.corner_mm), ends)
-    return np.array([*sorted(lying.shape), *corners.min(axis=0), *corners.max(axis=0)])
-
-
-def equal(one: Extent, other: Extent) -> bool:
-    """Whether two grids are known and equal, whichever way their axes run."""
-    return one is not None and other is not None and bool(np.allclose(one, other, atol=0.05))
-
-
-def header(file: Path) -> Dataset:
-    """A header without its pixels."""
-    return pydicom.dcmread(file, stop_before_pixels=True, force=True)
