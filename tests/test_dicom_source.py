@@ -1,5 +1,6 @@
 """The layout ``dicom``: which label belongs to which series, who the patient is, what strays."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pancseg.errors import PancsegError
 from pancseg.intake.dicom_source import find_dicom
 from pancseg.intake.found import Found, Reading
 from tests.tiny_dicom import write_series
+from tests.tiny_labels import Frame, at, item, write_segmentation
 
 
 def find(images: Path, labels: Path | None, modality: str = "CT") -> Found:
@@ -207,6 +209,117 @@ def test_patterns_tie_by_what_their_wildcards_stand_for_and_name_the_patient(
     ]  # fmt: skip
 
 
+def test_under_a_pattern_no_header_ties_across_folders(tmp_path: Path) -> None:
+    write_series(tmp_path / "b" / "CT", patient_id="ANON")
+    write_series(tmp_path / "a" / "MASK", patient_id="ANON")
+    found = find(tmp_path / "*" / "CT", tmp_path / "*" / "MASK")
+    assert found.candidates == []
+    assert told(found) == [("CT", "image", "no_label"), ("MASK", "label", "no_image")]
+
+
+@pytest.mark.parametrize("frame", ["1.2.8", ""])
+def test_a_label_that_refers_to_a_series_that_is_not_here_is_tied_to_no_other(
+    images: Path, labels: Path, frame: str
+) -> None:
+    write_series(images / "p1", damage=put(FrameOfReferenceUID="1.2.9"))
+
+    def refer(one: Dataset) -> None:
+        one.ReferencedSeriesSequence = [item(SeriesInstanceUID="1.2.3.999")]
+        one.FrameOfReferenceUID = frame
+
+    (labels / "p1").mkdir(parents=True)
+    write_segmentation(labels / "p1" / "x.dcm", [Frame(np.ones((4, 3)), at(1))], damage=refer)
+    found = find(images, labels)
+    assert found.candidates == []
+    assert ("x.dcm", "label", "no_image") in told(found)
+    assert any("refers to is not here" in one.reason for one in found.strays)
+
+
+def test_one_frame_of_reference_for_all_leaves_the_patient_to_decide(
+    images: Path, labels: Path
+) -> None:
+    for name in ("a", "b"):
+        constant = put(FrameOfReferenceUID="1.2.3")
+        write_series(images / f"scan-{name}", patient_id=name, damage=constant)
+        write_series(labels / f"drawn-{name}", patient_id=name, damage=constant)
+    found = find(images, labels)
+    assert pairs(found, images, labels) == [("scan-a", "drawn-a"), ("scan-b", "drawn-b")]
+
+
+@pytest.mark.parametrize("parts", [(slice(0, 3), slice(3, 6)), (slice(0, 6, 2), slice(1, 6, 2))])
+def test_a_series_that_lies_in_two_folders_is_one(images: Path, parts: tuple[slice, slice]) -> None:
+    whole = write_series(images / "whole", count=6)
+    slices = sorted(whole.iterdir(), key=lambda path: float(z_of(path)))
+    for name, part in zip(("s1", "s2"), parts, strict=True):
+        (images / name).mkdir()
+        for path in slices[part]:
+            path.rename(images / name / path.name)
+    (one,) = find(images, None).candidates
+    image = one.read_image().image
+    assert image.shape == (3, 4, 6)
+    assert image.affine[2, 2] == 2.5
+
+
+def z_of(path: Path) -> float:
+    return float(pydicom.dcmread(path).ImagePositionPatient[2])
+
+
+def test_copies_of_a_series_in_two_folders_stay_two(images: Path) -> None:
+    shutil.copytree(write_series(images / "a"), images / "b")
+    assert len(find(images, None).candidates) == 2
+
+
+def test_series_to_which_an_anonymiser_gave_one_uid_stay_apart(images: Path) -> None:
+    for n, z in enumerate((0.0, 1.0)):
+        write_series(images / f"p{n}", first=(0, 0, z), series_uid="1.2.3", patient_id="")
+    assert len(find(images, None).candidates) == 2
+
+
+def test_one_series_of_two_patients_is_refused(images: Path) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        slices[0].PatientID = "somebody else"
+
+    found = find(write_series(images / "p1", damage=damage).parent, None)
+    assert found.candidates == []
+    assert told(found) == [("p1", "image", "mixed_patient")]
+
+
+@pytest.mark.parametrize("content", [b"", b"text", bytes(128) + b"DICM" + b"\1" * 40])
+def test_a_damaged_file_beside_a_series_may_be_a_slice_of_it(images: Path, content: bytes) -> None:
+    write_series(images / "p1")
+    (images / "p1" / "x.dcm").write_bytes(content)
+    write_series(images / "p2", patient_id="P-2")
+    found = find(images, None)
+    assert patients(found) == ["P-2"]
+    assert ("p1", "image", "damaged_slice") in told(found)
+    assert any(one.path.name == "x.dcm" and one.status == "refused" for one in found.strays)
+
+
+def test_a_damaged_file_among_several_series_refuses_none_of_them(images: Path) -> None:
+    write_series(images, names=list("abcde"))
+    write_series(images, names=list("vwxyz"), patient_id="P-2")
+    (images / "bad.dcm").write_bytes(b"")
+    assert len(find(images, None).candidates) == 2
+
+
+def test_a_pattern_of_any_depth_finds_a_series_once(images: Path) -> None:
+    write_series(images / "a" / "b" / "c")
+    assert len(find(images / "**", None).candidates) == 1
+
+
+def test_links_to_folders_are_followed_and_prepared_folders_are_not_entered(
+    images: Path, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "real" / "a")
+    images.mkdir()
+    (images / "link").symlink_to(tmp_path / "real" / "a")
+    (images / "loop").symlink_to(images)
+    write_series(images / "prepared" / "cases")
+    for name in ("manifest.json", "intake.csv"):
+        (images / "prepared" / name).touch()
+    assert [one.path.name for one in find(images, None).candidates] == ["link"]
+
+
 def test_without_labels_every_series_of_a_folder_is_a_candidate(images: Path) -> None:
     write_series(images / "p1", names=list("abcde"))
     write_series(images / "p1", names=list("vwxyz"))
@@ -232,6 +345,12 @@ def test_series_of_one_study_are_of_one_patient_though_nobody_names_him(images: 
     for name, study in (("a/1", "1.2.1"), ("a/2", "1.2.1"), ("b/1", "1.2.2")):
         write_series(images / name, patient_id="", damage=put(StudyInstanceUID=study))
     assert patients(find(images, None)) == ["a/1", "a/1", "b/1"]
+
+
+def test_series_of_one_study_are_of_the_patient_that_one_of_them_names(images: Path) -> None:
+    write_series(images / "a", patient_id="", damage=put(StudyInstanceUID="1.2.1"))
+    write_series(images / "b", patient_id="P-7", damage=put(StudyInstanceUID="1.2.1"))
+    assert patients(find(images, None)) == ["P-7", "P-7"]
 
 
 def test_the_patient_is_the_root_where_nothing_else_names_it(images: Path) -> None:

@@ -564,32 +564,3 @@ def test_a_stem_is_the_name_without_ending_and_role(name: str, stem: str) -> Non
 @pytest.mark.parametrize("name", ["p7_ct.nii.gz", "p7_ct.seg.nrrd", "p7_ct.nii", "p7_ct"])
 def test_a_name_without_ending_keeps_its_role(name: str) -> None:
     assert without_ending(Path(name)) == "p7_ct"
-
-
-def test_one_head_in_twelve_axis_orders_is_one_image(shared_data: Path) -> None:
-    folder = shared_data / "orientations"
-    expected = nib.as_closest_canonical(nib.load(folder / "RAS.nii.gz"))
-    for axes in AXES:
-        image = ct_of(folder / f"{axes}.nii.gz")
-        assert nib.aff2axcodes(image.affine)[2] == "S"
-        np.testing.assert_allclose(values_of(image), expected.dataobj, rtol=1e-6)
-        upright = nib.as_closest_canonical(image)
-        np.testing.assert_allclose(upright.affine, expected.affine, atol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "code"), [("no_affine", "no_affine"), ("shear", "bad_affine")])
-def test_a_real_file_without_a_usable_place_is_refused(
-    shared_data: Path, name: str, code: str
-) -> None:
-    with pytest.raises(Refused) as refused:
-        ct_of(shared_data / "orientations" / f"{name}.nii.gz")
-    assert refused.value.code == code
-
-
-def test_a_real_scan_stored_as_int32_and_its_mask_as_float64_are_read(shared_data: Path) -> None:
-    image = ct_of(shared_data / "abdomen" / "ct.nii.gz")
-    mask = mask_of(shared_data / "abdomen" / "pancreas.nii.gz").image
-    assert image.shape == mask.shape == (122, 101, 112)
-    voxels = np.asarray(image.dataobj)
-    assert (voxels.dtype, voxels.min(), voxels.max()) == (np.int16, -1207, 3382)
-    assert (mask.get_data_dtype(), np.count_nonzero(mask.dataobj)) == (np.uint8, 818)

@@ -1,6 +1,7 @@
 """The command ``prepare`` on phantoms: what it writes, and what it refuses."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from pancseg.dataset import filling
+from pancseg.dataset import conversion, filling
 from pancseg.dataset.conversion import Job, Outcome
+from pancseg.dataset.manifest import read_manifest
 from tests.conftest import SHALLOW, Command, prepare, run_command
 
 COLUMNS = (
@@ -214,6 +216,166 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     assert command("prepare", *words).code == 0
     prepare(some_dicom, tmp_path / "alone")
     assert tree(root) == tree(tmp_path / "alone")
+
+
+def test_a_case_whose_label_is_gone_is_taken_out_and_told(some_dicom: Path, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    shutil.rmtree(some_dicom / "labels" / "phantom-3-001")
+    for _ in range(2):
+        assert prepare(some_dicom, root) == 1
+        statuses = {row["path"][-3:]: row["status"] for row in rows_of(root)}
+        assert statuses == {"000": "kept", "001": "refused", "002": "kept"}
+        assert not list(root.rglob("phantom-3-001*"))
+
+
+def test_a_case_whose_source_was_moved_away_stays_with_its_row_even_if_the_table_is_lost(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    for kind in ("images", "labels"):
+        shutil.rmtree(some_dicom / kind / "phantom-3-001")
+    (root / "intake.csv").unlink()
+    for _ in range(2):
+        assert prepare(some_dicom, root) == 0
+        assert sorted(row["case"] for row in rows_of(root)) == [
+            f"phantom-3-00{n}" for n in range(3)
+        ]
+
+
+def test_checks_that_changed_are_applied_to_cases_that_were_there(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    assert prepare(some_dicom, root) == 0
+    before = tree(root)
+    assert prepare(some_dicom, root, "checks.volume_ml=[0.1,0.2]") == 0
+    assert all("label_volume" in row["flags"] for row in rows_of(root))
+    assert (root / "intake.png").read_bytes() != before["intake.png"]
+    assert prepare(some_dicom, root, "checks.refuse=[phantom]") == 1
+    assert {row["reason"].split(":")[0] for row in rows_of(root)} == {"phantom"}
+    assert not list((root / "cases").iterdir())
+    assert prepare(some_dicom, root) == 0
+    assert tree(root) == before
+
+
+def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    for kind in ("images", "labels"):
+        copied = some_dicom / kind / "a-copy"
+        shutil.copytree(some_dicom / kind / "phantom-3-002", copied)
+        for path in copied.iterdir():
+            one = pydicom.dcmread(path)
+            one.PatientID, one.StudyInstanceUID = "somebody", "1.2.3"
+            one.SOPInstanceUID, one.SeriesInstanceUID = f"1.2.4.{len(one.SOPInstanceUID)}", "1.2.4"
+            one.FrameOfReferenceUID = "1.2.5"
+            one.save_as(path)
+    assert prepare(some_dicom, root) == 0
+    cases = {
+        case["case"]: case for case in json.loads((root / "manifest.json").read_text())["cases"]
+    }
+    assert cases["somebody"]["duplicate_of"] == "phantom-3-002"
+    assert cases["phantom-3-002"]["duplicate_of"] is None
+    flagged = [row["case"] for row in rows_of(root) if "duplicate_pixels" in row["flags"]]
+    assert sorted(flagged) == ["phantom-3-002", "somebody"]
+    assert "somebody" not in read_manifest(root).labelled_patients()
+    assert prepare(some_dicom, root, "checks.refuse=[duplicate_pixels]") == 1
+    assert sorted(case.case for case in read_manifest(root).cases) == [
+        f"phantom-3-00{n}" for n in range(3)
+    ]
+
+
+def test_what_a_killed_run_had_begun_is_swept_away(some_dicom: Path, tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    before = tree(root)
+    for name in (
+        "cases/pdead_image.nii.gz",
+        "groups/pdead_0000_label.nii.gz",
+        "pictures/pdead.png",
+    ):
+        (root / name).write_bytes(b"whole, but of no case")
+    prepare(some_dicom, root)
+    assert tree(root) == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
+    some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, image: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={tmp_path / 'r'}", "privacy=none", "processes=0", *SHALLOW]
+    with monkeypatch.context() as patch:
+        patch.setattr(conversion, "write_nifti", full)
+        ended = command("prepare", *words)
+    assert ended.code == 2
+    assert "cannot be written (No space left on device)" in ended.err
+    assert {row["status"] for row in rows_of(tmp_path / "r")} <= {"kept"}
+    assert command("prepare", *words).code == 0
+    prepare(some_dicom, tmp_path / "alone")
+    assert tree(tmp_path / "r") == tree(tmp_path / "alone")
+
+
+def test_a_full_disk_takes_nothing_that_was_there(
+    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    before = tree(root)
+    for path in (some_dicom / "images" / "phantom-3-001").iterdir():
+        os.utime(path, (1, 1))
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1))
+        assert prepare(some_dicom, root) == 2
+    assert tree(root) == before
+
+
+def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
+    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some_dicom.rename(tmp_path / "Mueller")
+    with monkeypatch.context() as patch:
+        patch.setattr(filling, "forget_records", lambda root: None)
+        prepare(tmp_path / "Mueller", tmp_path / "r")
+    records = list((tmp_path / "r" / ".unfinished").iterdir())
+    assert len(records) == 3
+    for name, content in tree(tmp_path / "r").items():
+        assert b"Mueller" not in content or name == "intake.csv"
+
+
+@pytest.mark.parametrize("processes", ["1", "3"])
+def test_the_number_of_processes_changes_nothing(
+    some_dicom: Path, tmp_path: Path, processes: str
+) -> None:
+    prepare(some_dicom, tmp_path / "r", f"processes={processes}")
+    prepare(some_dicom, tmp_path / "alone")
+    assert tree(tmp_path / "r") == tree(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("repair.gaps=yes", "repair.gaps=yes: expected refuse or resample"),
+        ("labels=pancreas", "labels=pancreas: expected null or a list"),
+        ("processes=-1", "processes=-1: expected null, 0 or a number"),
+        ("checks.refuse=[typo]", "typo"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_told_in_one_line(
+    dicom: Path, tmp_path: Path, command: Command, word: str, says: str
+) -> None:
+    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={tmp_path / 'r'}", word)
+    assert ended.code == 2
+    assert says in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
 
 
 def test_a_file_name_that_is_not_utf8_stops_nothing(

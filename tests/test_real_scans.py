@@ -190,11 +190,7 @@ def test_a_real_pancreas_is_kept_with_its_voxels_and_volume(
     assert_same(done.volume(), read_with_simpleitk(folder / "ct.nii.gz"))
 
 
-# BUG: one label file given by its name is not tied to the only series that is given
-ALONE = pytest.param("alone", marks=pytest.mark.xfail(strict=True))
-
-
-@pytest.mark.parametrize("given", ["by_path", ALONE])
+@pytest.mark.parametrize("given", ["by_path", "alone"])
 def test_an_organ_of_a_nifti_label_lies_on_its_scanners_series(
     given: str, shared_data: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -115,3 +115,24 @@ def test_a_patient_in_two_parts_is_caught(tmp_path: Path) -> None:
     path.write_text(json.dumps({"train": ["p001", "p002"], "val": ["p002"], "test": []}))
     with pytest.raises(PancsegError, match="both train and val: p002"):
         deal(FEW, "file", path=str(path))
+
+
+@pytest.mark.parametrize("rule", ["holdout", "kfold"])
+def test_a_patient_who_goes_by_two_names_is_dealt_once(rule: str) -> None:
+    patients = [f"p{n:02}" for n in range(40)]
+    names = {patient: f"p{int(patient[1:]) // 2 * 2:02}" for patient in patients}
+    split = deal(patients, rule, same_person=names)
+    for part in (split.train, split.val, split.test):
+        assert part
+        for patient in part:
+            assert names[patient] in part
+    assert sorted(split.train + split.val + split.test) == patients
+
+
+def test_names_of_others_do_not_move_those_who_go_by_one() -> None:
+    patients = [f"p{n:02}" for n in range(40)]
+    alone = deal(patients)
+    together = deal(patients, same_person={"p07": "p03"})
+    for part in ("train", "val", "test"):
+        moved = set(getattr(alone, part)) ^ set(getattr(together, part))
+        assert moved <= {"p07"}

@@ -44,6 +44,7 @@ class Job:
         source: Keyed hash of what it is read from and how: changed input is noticed by it.
         study: Keyed hash of its StudyInstanceUID, or empty.
         person: Keyed hash of its PatientID, or empty.
+        settled: Whether it was a case before, and is converted anew.
         root: The prepared folder.
         cutting: How to cut.
         checks: What to flag and what to refuse.
@@ -56,6 +57,7 @@ class Job:
     source: str
     study: str
     person: str
+    settled: bool
     root: Path
     cutting: Cutting
     checks: Checks
@@ -90,7 +92,7 @@ def convert(job: Job) -> Outcome:
     """
     try:
         scan = job.candidate.read_image()
-        mask = job.candidate.read_label(scan) if job.candidate.read_label else None
+        mask = read_mask(job.candidate, scan)
         label = None if mask is None else on_grid(mask, scan)
         flags = flags_found(job, scan, mask, label)
     except Refused as refused:
@@ -107,6 +109,20 @@ def convert(job: Job) -> Outcome:
             f"{job.root}: cannot be written ({brief(error)}); mend that and run the same command "
             "again, it goes on where it was"
         ) from error
+
+
+def read_mask(candidate: Candidate, scan: Scan) -> Mask | None:
+    """Read the label, if there is one.
+
+    Raises:
+        Refused: Saying that it is the label that is wrong: its reason stands in the image's row.
+    """
+    if candidate.read_label is None:
+        return None
+    try:
+        return candidate.read_label(scan)
+    except Refused as refused:
+        raise Refused(refused.code, f"label: {str(refused).partition(': ')[2]}") from refused
 
 
 def killed(job: Job) -> Outcome:
@@ -187,6 +203,7 @@ def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[
         pixels=hash_of(image),
         study=job.study,
         person=job.person,
+        settled=job.settled,
         repairs=list(scan.stack.repairs) if scan.stack else [],
     )
     row.path, row.flags = str(candidate.path), " ".join(flags)

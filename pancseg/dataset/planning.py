@@ -36,6 +36,7 @@ def plan(preparation: Preparation, candidates: list[Candidate]) -> list[Job]:
             source,
             study,
             person,
+            known is not None and known.settled,
             preparation.root,
             preparation.cutting,
             preparation.checks,

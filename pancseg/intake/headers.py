@@ -237,8 +237,8 @@ def describe(path: Path, one: Dataset) -> Header:
         refers_to=references(one),
     )
     problem = why_no_image(one) if kind == "image" else ""
-    if problem == "object" and modality in IMAGES:
-        problem = f"unreadable: {modality} without Rows, its header is damaged"
+    if problem == "object" and (modality in IMAGES or not (modality or one.get("SOPClassUID"))):
+        problem = f"unreadable: {modality or 'DICOM'} without Rows, its header is damaged"
         return Header(path, series, problem=problem, status="refused")
     return Header(path, series, text(one, "SOPInstanceUID"), problem)
 

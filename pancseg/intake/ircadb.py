@@ -20,7 +20,8 @@ def find_ircadb(folder: Path, organ: str, reading: Reading) -> Found:
         reading: How to read.
 
     Raises:
-        PancsegError: If the archives inside are still packed, or the folder is another one.
+        PancsegError: If the archives inside are still packed, the folder is another one, or nobody
+            has a mask of the organ.
     """
     if not any(folder.glob("*/PATIENT_DICOM")):
         packed = any(folder.glob("*/PATIENT_DICOM.zip"))
@@ -30,5 +31,11 @@ def find_ircadb(folder: Path, organ: str, reading: Reading) -> Found:
             else "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
         )
         raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
+    if not any(folder.glob(f"*/MASKS_DICOM/{organ}")):
+        organs = sorted({path.name for path in folder.glob("*/MASKS_DICOM/*")})
+        there = ", ".join(organs) or "none"
+        raise PancsegError(
+            f"source.organ={organ}: no patient has a mask of it; there are masks of {there}"
+        )
     images, labels = folder / "*" / "PATIENT_DICOM", folder / "*" / "MASKS_DICOM" / organ
     return find_dicom(images, labels, "CT", reading)

@@ -94,11 +94,12 @@ def check_pixels(one: Dataset, file: Path) -> None:
     syntax = one.file_meta.get("TransferSyntaxUID") if hasattr(one, "file_meta") else None
     if syntax is not None and syntax.is_compressed and not syntax.is_deflated:
         return
-    if len(one.PixelData) < expected:
-        raise Refused(
-            "truncated",
-            f"{file.name} has {len(one.PixelData)} bytes of pixels, its header claims {expected}",
-        )
+    there = len(one.PixelData)
+    told = f"{file.name} has {there} bytes of pixels, its header claims {expected}"
+    if there < expected:
+        raise Refused("truncated", told)
+    if there - expected >= max(columns * bits // 8, 2):  # more than what pads to whole words
+        raise Refused("bad_pixels", told)
 
 
 def frames_of(one: Dataset, planes: list[Plane]) -> Iterator[NDArray[Any]]:
@@ -129,8 +130,10 @@ def brief(error: Exception) -> str:
     'too short: 3 bytes'
     """
     told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    text = told.strip().splitlines()
-    return (text[0][:200] if text else "") or type(error).__name__
+    lines = [line.strip() for line in told.strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1]}"
+    return (lines[0][:200] if lines else "") or type(error).__name__
 
 
 class Volume:

@@ -61,6 +61,8 @@ def tie(labels: list[Entry], images: list[Entry]) -> list[Tie]:
             extents[entry.series] = extent_of(entry.series.files, Repair(gaps=True, tilt=True))
         return extents[entry.series]
 
+    if len(labels) == len(images) == 1 and labels[0].series.kind in ("nifti", "nrrd"):
+        return [Tie(labels[0], images[0])]  # one file for one series, whatever their names
     return settle([tie_one(label, images, extent) for label in labels])
 
 
