@@ -32,7 +32,8 @@ class Case:
         person: Keyed hash of PatientID, or empty: it differs from ``patient`` where paths name
             patients.
         repairs: What was put on a regular grid, in words with numbers.
-        settled: Whether it was there when a preparation last came to its end: later ones give way.
+        settled: Whether it was there, as nobody's copy, when a preparation last came to its end:
+            later ones give way to it.
         duplicate_of: A case with the same pixels, which is used instead of this one.
     """
 

@@ -141,7 +141,7 @@ class Preparation:
             own = [flag for flag in str(row.flags).split() if flag not in ROOT_FLAGS]
             row.flags = " ".join(in_order([*own, *told]))
             original = copies.get(case.case)
-            self.cases[case.origin] = replace(case, settled=True, duplicate_of=original)
+            self.cases[case.origin] = replace(case, settled=original is None, duplicate_of=original)
             refusing = [flag for flag in told if flag in self.checks.refuse]
             if refusing and not (refusing == ["duplicate_pixels"] and original is None):
                 reason = Refused(refusing[0], reason_of(refusing[0], original))
