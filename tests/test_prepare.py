@@ -205,7 +205,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
         return convert(job)
 
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
-    words = [*source, f"data.root={root}", "privacy=none", "processes=0", *SHALLOW]
+    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
         patch.setattr(filling, "convert", interrupted)
         assert command("prepare", *words).code == 130
@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
-    words = [*source, f"data.root={tmp_path / 'r'}", "privacy=none", "processes=0", *SHALLOW]
+    words = [*source, f"data.root={tmp_path / 'r'}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
         patch.setattr(conversion, "write_nifti", full)
         ended = command("prepare", *words)

@@ -103,9 +103,7 @@ class Preparation:
         return [self.root / file for file in files if file]
 
     def forget(self, case: Case) -> None:
-        """Take out a case, with its files and rows, so that nothing is left over."""
-        for path in self.files_of(case):
-            path.unlink(missing_ok=True)
+        """Take out a case with its rows; its files stay until :meth:`sweep`, when all is done."""
         del self.groups[case.case], self.cases[case.origin]
         self.rows = {key: row for key, row in self.rows.items() if row.case != case.case}
 
@@ -157,7 +155,7 @@ class Preparation:
             self.rows[late.key] = late
 
     def sweep(self) -> None:
-        """Remove files of cases that a killed run had begun and that are no cases now."""
+        """Remove files of what is no case now: taken out, or begun by a run that was killed."""
         named = {path for case in self.cases.values() for path in self.files_of(case)}
         for pattern in ("cases/*.nii.gz", "groups/*.nii.gz", "pictures/*.png"):
             for path in set(self.root.glob(pattern)) - named:
