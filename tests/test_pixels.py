@@ -201,6 +201,18 @@ def test_damaged_compressed_pixels_are_undecodable(tmp_path: Path, uid: str) -> 
     assert path.name in str(told)
 
 
+def test_a_damaged_stream_reaches_no_decoder_that_ends_the_process(tmp_path: Path) -> None:
+    """GDCM calls abort() where a JPEG 2000 stream has no header; fuzzing found it."""
+    write_series(tmp_path, pixels=PIXELS)
+    rewrite(tmp_path, lambda one: one.compress(JPEG2000Lossless, generate_instance_uid=False))
+    path = sorted(tmp_path.iterdir())[0]
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xff\x4f\xff\x51")  # SOC, SIZ
+    content[start + 4 : start + 44] = bytes(40)
+    path.write_bytes(content)
+    assert refused(tmp_path).code == "undecodable"
+
+
 def test_copies_of_a_slice_are_told_from_slices_that_contradict_each_other(tmp_path: Path) -> None:
     write_series(tmp_path / "copies", pixels=PIXELS)
     path = sorted((tmp_path / "copies").iterdir())[0]

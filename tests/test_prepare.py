@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -378,6 +380,37 @@ def test_a_setting_that_makes_no_sense_is_told_in_one_line(
     assert len(ended.err.strip().splitlines()) == 1
 
 
+CRASH = """
+import os, sys
+import pancseg.dataset.conversion as conversion
+from pancseg.intake import series
+
+def read(files, repair, real=series.read_stack):
+    if "phantom-3-001" in str(files[0]):
+        os.abort()
+    return real(files, repair)
+
+series.read_stack = read
+"""
+
+
+def test_a_scan_that_ends_its_process_is_a_row_and_the_rest_is_done(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CRASH)
+    words = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words += [f"data.root={tmp_path / 'r'}", "privacy=none", "processes=1", *SHALLOW]
+    start = [sys.executable, "-m", "pancseg.prepare", *words]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(start, env=env, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1, ended.stderr
+    rows = {row["path"][-3:]: row for row in rows_of(tmp_path / "r")}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "000": "kept", "001": "refused", "002": "kept",
+    }  # fmt: skip
+    assert rows["001"]["reason"].startswith("reader_died: ")
+
+
 def test_a_file_name_that_is_not_utf8_stops_nothing(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -497,9 +530,6 @@ def test_one_patient_has_one_name_in_every_folder_of_a_site(dicom: Path, tmp_pat
 
 
 def test_two_at_once_on_one_folder_give_what_one_gives(dicom: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     root = tmp_path / "r"
     words = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
     words += [f"data.root={root}", "privacy=none", *SHALLOW]

@@ -67,7 +67,7 @@ def draw(preparation: Preparation) -> None:
             row.patient,
             preparation.root / picture_of(row.case),
             str(row.flags),
-            f"{row.label_ml} ml" if row.label_ml != "" else "",
+            f"{float(row.label_ml):.1f} ml" if row.label_ml != "" else "",
         )
         for row in rows
     ]

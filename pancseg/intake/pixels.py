@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom import Dataset
+from pydicom import Dataset, uid
 from pydicom.pixels import pixel_array
 
 from pancseg.errors import Refused
@@ -18,6 +18,12 @@ from pancseg.intake.planes import MOST_FRAMES, Plane, size_of
 
 CT_RANGE = (np.iinfo(np.int16).min, np.iinfo(np.int16).max)
 RAW_STARTS = (b"\x02\x00", b"\x08\x00")  # tags of the first two groups, little endian
+DECODERS = {
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless), "pylibjpeg"),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
+    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGExtended12Bit), "gdcm"),
+    uid.JPEGBaseline8Bit: "pillow",
+}
 LARGEST_BYTES = 4 * 2**30  # of decoded pixels in one file: no scan is larger
 
 
@@ -111,7 +117,7 @@ def frames_of(one: Dataset, planes: list[Plane]) -> Iterator[NDArray[Any]]:
     for plane in planes:
         try:
             with quiet():
-                values = pixel_array(one, index=plane.frame)
+                values = pixel_array(one, index=plane.frame, decoding_plugin=decoder_of(one))
         except Exception as error:  # decoders raise nearly anything
             raise Refused("undecodable", f"{plane.file.name}: {brief(error)}") from error
         if values.shape != (plane.rows, plane.columns):
@@ -121,6 +127,14 @@ def frames_of(one: Dataset, planes: list[Plane]) -> Iterator[NDArray[Any]]:
                 f"its header says {(plane.rows, plane.columns)}",
             )
         yield values
+
+
+def decoder_of(one: Dataset) -> str:
+    """Name of the decoder of a file's pixels, empty where nothing is compressed.
+
+    Left to itself pydicom tries GDCM first, which ends the whole process at some damaged files.
+    """
+    return DECODERS.get(one.file_meta.get("TransferSyntaxUID"), "")
 
 
 def brief(error: Exception) -> str:
