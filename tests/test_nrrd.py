@@ -282,3 +282,14 @@ def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(tmp_path: P
         file.write_bytes(one)
         with contextlib.suppress(Refused):
             read_nrrd_mask(file, Reading(("Liver",)), SCAN)
+
+
+def test_a_mask_that_slicer_cropped_is_put_on_the_whole_grid(tmp_path: Path) -> None:
+    affine = np.array([[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
+    scan = Scan(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine))
+    origin = f"({-10 + 0.5},{-20 + 2 * 0.8},{30 + 3 * 2.5})"
+    drawn = np.array([[[1], [0]], [[1], [1]]], np.uint8)
+    file = write_nrrd(tmp_path / "a.nrrd", drawn, space_origin=origin)
+    image = read_nrrd_mask(file, Reading((1,)), scan).image
+    assert voxels(image) == [[1, 2, 3], [2, 2, 3], [2, 3, 3]]
+    np.testing.assert_array_equal(image.affine, affine)

@@ -1,10 +1,10 @@
-"""What is wrong with the grid of a label that does not lie on its image."""
+"""The grid of a label that does not lie on its image: what is wrong, or how it was cropped."""
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine, describe_grid, same_grid, spacing_of
+from pancseg.affine import Affine, describe_grid, oriented_like, same_grid, spacing_of
 from pancseg.errors import Refused
 
 AXES = ("left-right", "back-front", "feet-head")
@@ -38,6 +38,30 @@ def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | No
         or flip_problem(image.shape, grid, other)
         or shift_problem(image.shape, grid, other)
     )
+
+
+def uncropped(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """A label that was cropped to its structure, as 3D Slicer does, on its image's whole grid.
+
+    Returned as it is where its voxels do not coincide with some of the image's.
+
+    >>> image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([2.0, 2, 2, 1]))
+    >>> part = nib.Nifti1Image(np.ones((1, 2, 1), np.uint8), image.affine)
+    >>> part.affine[:3, 3] = [2, 0, 6]
+    >>> np.argwhere(uncropped(part, image).dataobj).tolist()
+    [[1, 0, 3], [1, 1, 3]]
+    """
+    turned = oriented_like(label, image)
+    shape = turned.shape
+    first = np.rint((np.linalg.inv(image.affine) @ turned.affine)[:3, 3]).astype(int)
+    if shape == image.shape or (first < 0).any() or (first + shape > image.shape).any():
+        return label
+    part = tuple(slice(a, a + n) for a, n in zip(first, shape, strict=True))
+    if not same_grid(shape, turned.affine, shape, image.slicer[part].affine):
+        return label
+    whole = np.zeros(image.shape, np.uint8)
+    whole[part] = np.asanyarray(turned.dataobj)
+    return nib.Nifti1Image(whole, image.affine)
 
 
 def spacing_problem(shape: tuple[int, ...], grid: Affine, other: Affine) -> Refused | None:

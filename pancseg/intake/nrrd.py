@@ -19,6 +19,7 @@ from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
 from pancseg.intake.foreground import chosen_structures, chosen_values
 from pancseg.intake.found import Choice, Mask, Reading, Scan
+from pancseg.intake.label_grid import uncropped
 from pancseg.intake.nifti_content import check_affine
 from pancseg.intake.pixels import LARGEST_BYTES, brief
 from pancseg.intake.planes import FARTHEST_MM
@@ -52,7 +53,7 @@ def read_nrrd_mask(file: Path, reading: Reading, scan: Scan) -> Mask:
     Args:
         file: ``.nrrd`` or ``.seg.nrrd``.
         reading: Which values or segments.
-        scan: Not needed, as the file says where it lies.
+        scan: The image: a mask that was cropped to its structure is put on its whole grid.
 
     Raises:
         Refused: If the file is damaged, has no place in space or the choice is unclear.
@@ -72,7 +73,8 @@ def read_nrrd_mask(file: Path, reading: Reading, scan: Scan) -> Mask:
         raise Refused(
             "not_a_volume", f"{file.name} has {len(layers)} layers without names, expected one"
         )
-    return Mask(slices_from_feet(nib.Nifti1Image(mask, affine)), undeclared)
+    label = slices_from_feet(nib.Nifti1Image(mask, affine))
+    return Mask(uncropped(label, scan.image), undeclared)
 
 
 def load(file: Path) -> tuple[NDArray[Any], Affine, list[Segment]]:
