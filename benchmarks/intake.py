@@ -32,10 +32,10 @@ def convert_pancseg(series: Path, out: Path) -> float:
     import numpy as np
 
     from pancseg.affine import spacing_of
-    from pancseg.intake.checks import Checks, flags_of
+    from pancseg.intake.checks.flags import Checks, flags_of
+    from pancseg.intake.dicom.finding import find_series
+    from pancseg.intake.dicom.series import read_ct
     from pancseg.intake.found import Reading
-    from pancseg.intake.headers import find_series
-    from pancseg.intake.series import read_ct
     from pancseg.nifti_file import write_nifti
 
     begun = time.perf_counter()

@@ -41,7 +41,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from pancseg.dataset.filling import fill, lock
     from pancseg.dataset.groups import check_cut
     from pancseg.dataset.preparation import Preparation
-    from pancseg.intake.checks import Checks
+    from pancseg.intake.checks.flags import Checks
     from pancseg.intake.pseudonyms import make_names, remember
     from pancseg.progress import follow
 
@@ -73,8 +73,8 @@ def reading_of(cfg: DictConfig) -> "Reading":
     Raises:
         PancsegError: If a rule is unknown.
     """
+    from pancseg.intake.dicom.stack import Repair
     from pancseg.intake.found import Reading
-    from pancseg.intake.stack import Repair
     from pancseg.processes import cores
 
     for what, rule in cfg.repair.items():
@@ -101,7 +101,7 @@ def existing(source: DictConfig, name: str) -> Path | None:
     Raises:
         PancsegError: If it is missing or not there.
     """
-    from pancseg.intake.places import is_pattern, places_of
+    from pancseg.intake.layouts.places import is_pattern, places_of
 
     if OmegaConf.is_missing(source, name):
         extra = ", or source.labels=null to convert images alone" if name == "labels" else ""

@@ -8,8 +8,8 @@ import pydicom
 import pytest
 
 from pancseg.errors import PancsegError
-from pancseg.intake.checks import FLAGS, Checks, flags_of, in_order
-from pancseg.intake.label_grid import grid_problem
+from pancseg.intake.checks.flags import FLAGS, Checks, flags_of, in_order
+from pancseg.intake.checks.label_grid import grid_problem
 
 SHAPE = (40, 40, 12)
 SPACING_MM = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml

@@ -16,8 +16,8 @@ from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.dataset.splits import deal
 from pancseg.dataset.transforms import Augmentation
 from pancseg.hardware import Machine
-from pancseg.intake.checks import Checks
-from pancseg.intake.stack import Repair
+from pancseg.intake.checks.flags import Checks
+from pancseg.intake.dicom.stack import Repair
 from pancseg.learning.building import build
 
 CONF = conf_folder()

@@ -13,9 +13,9 @@ from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
 from pancseg.errors import Refused
-from pancseg.intake.contours import EDGES_AT_ONCE, filled, read_contours
+from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Choice, Mask, Reading, Scan
-from pancseg.intake.stack import Repair
+from pancseg.intake.labels.contours import EDGES_AT_ONCE, filled, read_contours
 from tests.tiny_labels import at, scan_of, voxels, write_contours
 
 SIZE = (14, 16)  # rows, columns

@@ -12,8 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from pancseg.errors import PancsegError
-from pancseg.intake.dicom_source import find_dicom
 from pancseg.intake.found import Found, Reading
+from pancseg.intake.layouts.dicom import find_dicom
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, item, write_segmentation
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from pancseg.intake.checks import FLAGS
+from pancseg.intake.checks.flags import FLAGS
 
 ROOT = Path(__file__).parent.parent
 

@@ -26,9 +26,9 @@ from pydicom.uid import (
 )
 
 from pancseg.errors import Refused
-from pancseg.intake.dicom_source import find_dicom
 from pancseg.intake.found import Candidate, Found, Reading
-from pancseg.intake.nifti_source import find_nifti_pairs
+from pancseg.intake.layouts.dicom import find_dicom
+from pancseg.intake.layouts.nifti import find_nifti_pairs
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_nrrd, write_segmentation
 

@@ -13,8 +13,8 @@ import pytest
 from pancseg.affine import oriented_like
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Choice, Found, Mask, Reading
-from pancseg.intake.nih import find_nih
-from pancseg.intake.nnunet import chosen, find_msd, find_nnunet
+from pancseg.intake.layouts.nih import find_nih
+from pancseg.intake.layouts.nnunet import chosen, find_msd, find_nnunet
 from tests.tiny_dicom import write_series
 
 NEW = {

@@ -13,14 +13,14 @@ import SimpleITK
 
 from pancseg.errors import Refused
 from pancseg.intake.found import Mask, Reading, Scan
-from pancseg.intake.nifti import (
+from pancseg.intake.nifti.content import LONGEST_TAIL
+from pancseg.intake.nifti.reading import (
     find_nifti,
     read_nifti_ct,
     read_nifti_mask,
     stem_of,
     without_ending,
 )
-from pancseg.intake.nifti_content import LONGEST_TAIL
 
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 3, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1]])
 AXES = ["AIL", "ASR", "ILP", "LAS", "LPS", "LSA", "PIR", "PSL", "RAS", "RPI", "SAR", "SRP"]

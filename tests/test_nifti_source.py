@@ -10,7 +10,7 @@ import pytest
 
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Found, Reading
-from pancseg.intake.nifti_source import find_nifti_pairs, pieces_of_one_patient
+from pancseg.intake.layouts.nifti import find_nifti_pairs, pieces_of_one_patient
 
 
 def find(images: Path, labels: Path | None, patient: str | None = None) -> Found:

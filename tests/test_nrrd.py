@@ -14,7 +14,7 @@ import SimpleITK
 
 from pancseg.errors import Refused
 from pancseg.intake.found import Choice, Mask, Reading, Scan
-from pancseg.intake.nrrd import read_nrrd_mask
+from pancseg.intake.labels.nrrd import read_nrrd_mask
 from tests.tiny_labels import voxels, write_nrrd
 
 SCAN = Scan(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)))  # not looked at

@@ -21,9 +21,9 @@ from pydicom.uid import (
 )
 
 from pancseg.errors import Refused
+from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.series import read_ct
 from pancseg.intake.found import Reading
-from pancseg.intake.headers import find_series
-from pancseg.intake.series import read_ct
 from tests.tiny_dicom import write_series
 
 PIXELS = np.random.default_rng(1).integers(-1000, 2000, (4, 64, 72))

@@ -383,7 +383,7 @@ def test_a_setting_that_makes_no_sense_is_told_in_one_line(
 CRASH = """
 import os, sys
 import pancseg.dataset.conversion as conversion
-from pancseg.intake import series
+from pancseg.intake.dicom import series
 
 def read(files, repair, real=series.read_stack):
     if "phantom-3-001" in str(files[0]):

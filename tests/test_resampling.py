@@ -8,10 +8,10 @@ import SimpleITK
 from scipy.interpolate import interp1d
 
 from pancseg.errors import Refused
+from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.series import read_ct, read_mask_series
+from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Reading, Scan
-from pancseg.intake.headers import find_series
-from pancseg.intake.series import read_ct, read_mask_series
-from pancseg.intake.stack import Repair
 from tests.tiny_dicom import AXIAL, write_series
 
 UNEVEN_MM = [0.0, 4.0, 11.0, 12.0, 16.0, 24.0, 28.0]  # gaps of 4, 7, 1, 4, 8 and 4 mm

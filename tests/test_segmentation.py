@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from pancseg.errors import Refused
+from pancseg.intake.dicom.series import read_ct
+from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Choice, Reading, Scan
-from pancseg.intake.segmentation import read_segmentation
-from pancseg.intake.series import read_ct
-from pancseg.intake.stack import Repair
+from pancseg.intake.labels.segmentation import read_segmentation
 from tests.tiny_dicom import AXIAL
 from tests.tiny_labels import (
     LIVER,

@@ -13,10 +13,10 @@ import SimpleITK
 from pydicom.dataset import Dataset
 
 from pancseg.errors import Refused
+from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.series import read_ct, read_mask_series
+from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Reading, Scan
-from pancseg.intake.headers import find_series
-from pancseg.intake.series import read_ct, read_mask_series
-from pancseg.intake.stack import Repair
 from tests.tiny_dicom import AXIAL, write_series
 
 Volume = nib.Nifti1Image

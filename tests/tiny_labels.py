@@ -16,8 +16,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from pancseg.intake.dicom.series import read_ct
 from pancseg.intake.found import Reading, Scan
-from pancseg.intake.series import read_ct
 from tests.tiny_dicom import AXIAL, decimals, write_series
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom 3.0 has no name for it

@@ -14,10 +14,10 @@ from pancseg.dataset.intake_table import Row
 from pancseg.dataset.manifest import Case, Group
 from pancseg.dataset.thumbnails import thumbnail, write_thumbnail
 from pancseg.errors import PancsegError, Refused
-from pancseg.intake.checks import Checks, flags_of, in_order
+from pancseg.intake.checks.flags import Checks, flags_of, in_order
+from pancseg.intake.checks.label_grid import grid_problem
+from pancseg.intake.dicom.pixels import brief
 from pancseg.intake.found import Candidate, Mask, Scan
-from pancseg.intake.label_grid import grid_problem
-from pancseg.intake.pixels import brief
 from pancseg.nifti_file import write_nifti
 
 log = logging.getLogger(__name__)

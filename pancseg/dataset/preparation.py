@@ -16,7 +16,7 @@ from pancseg.dataset.preparation_checks import check_settings
 from pancseg.dataset.unfinished import FOLDER, read_record
 from pancseg.dataset.whole_root import ROOT_FLAGS, copies_of, root_flags
 from pancseg.errors import Refused
-from pancseg.intake.checks import Checks, in_order
+from pancseg.intake.checks.flags import Checks, in_order
 from pancseg.intake.found import Candidate, Found, Stray
 from pancseg.intake.pseudonyms import Names
 

@@ -34,7 +34,8 @@ def check_disk(root: Path, candidates: list[Candidate]) -> None:
     Raises:
         PancsegError: With what is needed and what is free.
     """
-    bytes_in = sum(file.stat().st_size for one in candidates for file in one.files)
+    files = [file for one in candidates for file in one.files]
+    bytes_in = sum(file.stat().st_size for file in files if file.exists())
     needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
     if needed_gb > free_gb:
         raise PancsegError(

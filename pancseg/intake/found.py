@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from pancseg.intake.stack import Repair, Stack
+from pancseg.intake.dicom.stack import Repair, Stack
 
 Choice = tuple[int | str, ...] | None
 """What of a label is the organ: values, segment numbers, names or codes; None means all of it."""

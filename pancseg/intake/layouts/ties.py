@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pancseg.intake.extent import Extent, equal, extent_of
-from pancseg.intake.headers import Series
-from pancseg.intake.stack import Repair
+from pancseg.intake.dicom.extent import Extent, equal, extent_of
+from pancseg.intake.dicom.headers import Series
+from pancseg.intake.dicom.stack import Repair
 
 
 @dataclass(frozen=True)

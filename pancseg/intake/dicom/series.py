@@ -6,11 +6,11 @@ from pathlib import Path
 from pydicom import Dataset
 
 from pancseg.errors import Refused
-from pancseg.intake.foreground import chosen_values
+from pancseg.intake.dicom.pixels import Volume, frames_of, open_dicom, parsing
+from pancseg.intake.dicom.planes import Plane, planes_of
+from pancseg.intake.dicom.stack import Repair, Stack, stack
 from pancseg.intake.found import Mask, Reading, Scan
-from pancseg.intake.pixels import Volume, frames_of, open_dicom, parsing
-from pancseg.intake.planes import Plane, planes_of
-from pancseg.intake.stack import Repair, Stack, stack
+from pancseg.intake.labels.foreground import chosen_values
 
 AIR_HU = -1024
 

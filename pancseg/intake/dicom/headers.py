@@ -1,20 +1,14 @@
-"""Folders of DICOM: one look at each header, files gathered into series."""
+"""One look at the header of a DICOM file: what it is, whose, and of which series."""
 
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from pancseg.intake.extent import extent_of
-from pancseg.intake.found import Stray
-from pancseg.intake.pixels import RAW_STARTS, quiet
-from pancseg.intake.walk import FORK, files_under, is_fork
-from pancseg.processes import in_processes
-from pancseg.progress import passing
+from pancseg.intake.dicom.pixels import RAW_STARTS, quiet
+from pancseg.intake.walk import FORK, is_fork
 
 READ_FIRST = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "QualityControlImage", "Rows"),
@@ -22,8 +16,6 @@ READ_FIRST = [
     *("ImagePositionPatient", "NumberOfFrames", "ReferencedSeriesSequence"),
     "ReferencedFrameOfReferenceSequence",
 ]
-A_PART = 200  # files that are looked at in one go
-FEWEST_PARTS = 10  # that are worth starting processes for
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 IMAGES = ("CT", "MR", "PT")
 LABELS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
@@ -78,114 +70,6 @@ class Header:
     instance_uid: str = ""
     problem: str = ""
     status: str = "dropped"
-
-
-def find_series(root: Path, processes: int = 1) -> tuple[list[Series], list[Stray]]:
-    """Search a folder at any depth.
-
-    Args:
-        root: The folder, or one file.
-        processes: How many look at headers at a time, where there are many.
-
-    Returns:
-        The series, ordered by folder and UID, and what can be none.
-    """
-    base = root.parent if root.is_file() else root
-    members: dict[Hashable, list[Header]] = defaultdict(list)
-    others: dict[Hashable, list[Header]] = defaultdict(list)
-    for header in read_headers(files_under(root), processes):
-        one = header.series
-        if header.problem:
-            alone = None if header.problem in NO_IMAGE else header.path
-            others[header.path.parent, header.problem, header.status, one.uid, alone].append(header)
-            continue
-        alone = None if one.kind == "image" else header.path
-        patient = None if one.uid else one.patient_id  # one series has one, or is refused
-        key = (header.path.parent, one.uid, patient, one.modality, one.is_phantom, alone)
-        members[key].append(header)
-    damaged = [headers[0] for headers in others.values() if headers[0].status == "refused"]
-    series = [gathered(headers, base) for headers in join_folders(list(members.values()))]
-    strays = [
-        Stray(one.path, "other", one.status, NO_IMAGE.get(one.problem, one.problem), len(headers))
-        for headers in others.values()
-        for one in headers[:1]
-    ]
-    series = [doubted(one, series, damaged, base) for one in series]
-    return sorted(series, key=lambda one: (one.folder, one.uid, one.files)), strays
-
-
-def join_folders(groups: list[list[Header]]) -> list[list[Header]]:
-    """Put a series together that lies in several folders, as archives cut them.
-
-    Copies of a series stay apart, and so does what makes no regular stack together, as where an
-    anonymiser gave all series one UID.
-    """
-    by_uid: dict[Hashable, list[list[Header]]] = defaultdict(list)
-    for headers in groups:
-        one = headers[0].series
-        alone = None if one.uid and one.kind == "image" else headers[0].path
-        by_uid[one.uid, one.patient_id, one.modality, one.is_phantom, alone].append(headers)
-    joined = []
-    for parts in by_uid.values():
-        together = [header for headers in parts for header in headers]
-        instances = {header.instance_uid for header in together}
-        are_new = len(instances) == len(together) and "" not in instances
-        if len(parts) > 1 and are_new and extent_of([one.path for one in together]) is not None:
-            joined.append(together)
-        else:
-            joined += parts
-    return joined
-
-
-def gathered(headers: list[Header], base: Path) -> Series:
-    """One series of the files that belong to it."""
-    folder = headers[0].path.parent.relative_to(base)
-    patients = {header.series.patient_id for header in headers}
-    several = f"mixed_patient: slices carry {len(patients)} PatientIDs, expected one"
-    return replace(
-        headers[0].series,
-        folder=folder,
-        files=tuple(header.path for header in headers),
-        problem=several if len(patients) > 1 else "",
-    )
-
-
-def doubted(one: Series, series: list[Series], damaged: list[Header], base: Path) -> Series:
-    """Refuse a series that a damaged file beside it may belong to: it may lack that slice.
-
-    Where several series share the folder, nobody knows whose it is, and its own row has to do.
-    """
-    folder = base / one.folder
-    beside = [header for header in damaged if header.path.parent == folder]
-    alone = sum(other.folder == one.folder and other.kind == "image" for other in series) == 1
-    if not beside or not alone or one.problem or one.kind != "image":
-        return one
-    more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-    reason = f"{beside[0].path.name}{more} beside it cannot be read and may be a slice of it"
-    return replace(one, problem=f"damaged_slice: {reason}")
-
-
-def read_headers(files: list[Path], processes: int) -> Iterable[Header]:
-    """Look at each file, in order; thousands of them in several processes."""
-    parts = [files[start : start + A_PART] for start in range(0, len(files), A_PART)]
-    if len(parts) < FEWEST_PARTS:
-        processes = 0
-    steps = in_processes(read_some, parts, processes, died)
-    looked = passing(steps, len(parts), "looking", f"{A_PART} files")
-    return sorted((header for part in looked for header in part), key=lambda one: one.path)
-
-
-def read_some(files: list[Path]) -> list[Header]:
-    """Look at some files."""
-    return [read_header(file) for file in files]
-
-
-def died(files: list[Path]) -> list[Header]:
-    """What is told of files that ended the process that looked at them."""
-    return [
-        Header(file, problem="reader_died: looking at it crashed", status="refused")
-        for file in files
-    ]
 
 
 def read_header(path: Path) -> Header:

@@ -7,8 +7,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pancseg.errors import PancsegError
-from pancseg.intake.image_checks import hu_flag, sampled, slices_look_swapped
-from pancseg.intake.label_checks import label_flags
+from pancseg.intake.checks.image_checks import hu_flag, sampled, slices_look_swapped
+from pancseg.intake.checks.label_checks import label_flags
 
 FLAGS = {
     "hu_not_applied": "Neither fat nor air is there: slope and intercept were never applied, or "

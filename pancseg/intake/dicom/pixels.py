@@ -14,7 +14,7 @@ from pydicom import Dataset, uid
 from pydicom.pixels import pixel_array
 
 from pancseg.errors import Refused
-from pancseg.intake.planes import MOST_FRAMES, Plane, size_of
+from pancseg.intake.dicom.planes import MOST_FRAMES, Plane, size_of
 
 CT_RANGE = (np.iinfo(np.int16).min, np.iinfo(np.int16).max)
 RAW_STARTS = (b"\x02\x00", b"\x08\x00")  # tags of the first two groups, little endian

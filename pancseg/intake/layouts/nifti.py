@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Candidate, Found, LabelReader, Reading, Stray
-from pancseg.intake.nifti import IS_NIFTI, read_nifti_ct, read_nifti_mask, stem_of
-from pancseg.intake.nrrd import read_nrrd_mask
-from pancseg.intake.places import is_pattern, places_of
+from pancseg.intake.labels.nrrd import read_nrrd_mask
+from pancseg.intake.layouts.places import is_pattern, places_of
+from pancseg.intake.nifti.reading import IS_NIFTI, read_nifti_ct, read_nifti_mask, stem_of
 from pancseg.intake.walk import FORK, files_under, is_fork
 
 IS_LABEL = re.compile(r"\.(nii|nii\.gz|nrrd)$", re.IGNORECASE)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
-from pancseg.intake.planes import Plane
-from pancseg.intake.resampling import between_planes, straightened
+from pancseg.intake.dicom.planes import Plane
+from pancseg.intake.dicom.resampling import between_planes, straightened
 
 FLIP_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 FEWEST_SLICES = 3  # two have one gap, which nothing confirms

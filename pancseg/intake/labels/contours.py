@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pancseg.errors import Refused
-from pancseg.intake.foreground import chosen_structures
+from pancseg.intake.dicom.pixels import parsing
+from pancseg.intake.dicom.planes import FARTHEST_MM, Plane
+from pancseg.intake.dicom.stack import Stack
 from pancseg.intake.found import Mask, Reading, Scan
-from pancseg.intake.pixels import parsing
-from pancseg.intake.planes import FARTHEST_MM, Plane
-from pancseg.intake.stack import Stack
+from pancseg.intake.labels.foreground import chosen_structures
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 OUTSIDE = 2.0  # pixels that an outline may reach beyond the outermost centres

@@ -5,15 +5,17 @@ from functools import partial
 from pathlib import Path
 
 from pancseg.errors import PancsegError
-from pancseg.intake.contours import read_contours
+from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.headers import Series
+from pancseg.intake.dicom.series import read_ct, read_mask_series
 from pancseg.intake.found import Candidate, Found, LabelReader, Mask, Reading, Scan, Stray
-from pancseg.intake.headers import Series, find_series
-from pancseg.intake.nifti import find_nifti, read_nifti_mask, stem_of
-from pancseg.intake.nrrd import read_nrrd_mask
-from pancseg.intake.places import places_of
-from pancseg.intake.segmentation import read_segmentation
-from pancseg.intake.series import read_ct, read_mask_series
-from pancseg.intake.ties import Entry, Tie, tie
+from pancseg.intake.labels.contours import read_contours
+from pancseg.intake.labels.nrrd import read_nrrd_mask
+from pancseg.intake.labels.segmentation import read_segmentation
+from pancseg.intake.layouts.patients import one_for_all, stand_ins, study_of
+from pancseg.intake.layouts.places import places_of
+from pancseg.intake.layouts.ties import Entry, Tie, tie
+from pancseg.intake.nifti.reading import find_nifti, read_nifti_mask, stem_of
 from pancseg.intake.walk import files_under, is_fork
 
 FileReader = Callable[[Path, Reading, Scan], Mask]
@@ -185,32 +187,6 @@ def reader_of(series: Series, reading: Reading) -> LabelReader:
     return partial(read, series.files[0], reading)
 
 
-def stand_ins(scans: list[Entry]) -> dict[Series, str]:
-    """The patient of each series: a pattern's wildcards, PatientID, or a stable stand-in.
-
-    Series of one study are of one patient, also where some or all of them are anonymous.
-    """
-    named = {one.study_uid: one.patient_id for scan in scans if (one := scan.series).patient_id}
-    by_study: dict[str, str] = {}
-    patients = {}
-    for scan in scans:
-        one = scan.series
-        folder = one.folder.as_posix()
-        own = scan.root.resolve().name if folder == "." else folder
-        stand_in = by_study.setdefault(one.study_uid, own) if one.study_uid else own
-        identity = one.patient_id or (named.get(one.study_uid) if one.study_uid else "")
-        patients[one] = (scan.key if scan.names_patient else identity) or stand_in
-    return patients
-
-
-def study_of(scan: Entry) -> str:
-    """What series of one patient have in common."""
-    one = scan.series
-    if scan.names_patient:
-        return scan.key
-    return one.patient_id or one.study_uid or one.folder.as_posix()
-
-
 def stray(
     entry: Entry, kind: str, status: str, reason: str, neighbours: Iterable[Entry] = ()
 ) -> Stray:
@@ -237,15 +213,3 @@ def check_apart(images: Path, labels: list[Entry]) -> None:
             f"source.images={images}: is given for source.labels too, and holds no DICOM SEG or "
             "RTSTRUCT; give the labels' own folder"
         )
-
-
-def one_for_all(candidates: list[Candidate]) -> str | None:
-    """A warning where many folders carry one PatientID, as some anonymisers leave them."""
-    folders, patients = {one.path for one in candidates}, {one.patient for one in candidates}
-    if len(folders) < 3 or len(patients) > 1:
-        return None
-    return (
-        f"all {len(folders)} scans carry one PatientID and count as one patient, so that no split "
-        "can hold any of them out; if they are several, name them by their folders with patterns, "
-        "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
-    )

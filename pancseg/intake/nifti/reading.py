@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.affine import slices_from_feet
-from pancseg.intake.foreground import chosen_values
+from pancseg.intake.dicom.pixels import Volume, smallest_type
 from pancseg.intake.found import Mask, Reading, Scan
-from pancseg.intake.nifti_content import Claim, load
-from pancseg.intake.pixels import Volume, smallest_type
+from pancseg.intake.labels.foreground import chosen_values
+from pancseg.intake.nifti.content import Claim, load
 from pancseg.intake.walk import files_under, is_fork
 
 IS_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pancseg.errors import Refused
-from pancseg.intake.foreground import chosen_structures
+from pancseg.intake.dicom.pixels import frames_of, open_dicom, parsing
+from pancseg.intake.dicom.planes import Plane, levels_of, look_up, planes_of
+from pancseg.intake.dicom.stack import Stack
 from pancseg.intake.found import Mask, Reading, Scan
-from pancseg.intake.pixels import frames_of, open_dicom, parsing
-from pancseg.intake.planes import Plane, levels_of, look_up, planes_of
-from pancseg.intake.stack import Stack
+from pancseg.intake.labels.foreground import chosen_structures
 
 TOLERANCE = 0.1  # of a pixel within a slice, of a step between slices
 

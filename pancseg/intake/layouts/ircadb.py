@@ -7,8 +7,8 @@ FrameOfReferenceUID exists: only path and geometry tie them, and the path names 
 from pathlib import Path
 
 from pancseg.errors import PancsegError
-from pancseg.intake.dicom_source import find_dicom
 from pancseg.intake.found import Found, Reading
+from pancseg.intake.layouts.dicom import find_dicom
 
 
 def find_ircadb(folder: Path, organ: str, reading: Reading) -> Found:

@@ -9,8 +9,8 @@ from typing import Any
 
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Choice, Found, LabelReader, Reading, Stray
-from pancseg.intake.nifti import IS_NIFTI, read_nifti_mask, without_ending
-from pancseg.intake.nifti_source import Files, listed, pair_up, pieces_of_one_patient
+from pancseg.intake.layouts.nifti import Files, listed, pair_up, pieces_of_one_patient
+from pancseg.intake.nifti.reading import IS_NIFTI, read_nifti_mask, without_ending
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 TEST_FOLDERS = {"imagesTs": "test_image", "labelsTs": "test_label"}

@@ -8,9 +8,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from pancseg.intake.pixels import quiet
-from pancseg.intake.planes import planes_of
-from pancseg.intake.stack import Repair, stack
+from pancseg.intake.dicom.pixels import quiet
+from pancseg.intake.dicom.planes import planes_of
+from pancseg.intake.dicom.stack import Repair, stack
 
 Extent = NDArray[np.float64] | None
 """Sizes of the axes, sorted, then the lowest and the highest corner, RAS mm."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pancseg.affine import Affine
 from pancseg.errors import Refused
-from pancseg.intake.pixels import LARGEST_BYTES, brief
-from pancseg.intake.planes import FARTHEST_MM, LARGEST_RESCALE
+from pancseg.intake.dicom.pixels import LARGEST_BYTES, brief
+from pancseg.intake.dicom.planes import FARTHEST_MM, LARGEST_RESCALE
 
 GZIP_MAGIC, GZIP = b"\x1f\x8b", 31  # window bits that make zlib check a member's checksum
 MOST_PACKED = 1032  # bytes that deflate can make of one

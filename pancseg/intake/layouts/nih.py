@@ -8,11 +8,12 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.affine import oriented_like, same_grid, spacing_of
+from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.headers import Series
+from pancseg.intake.dicom.series import read_ct
 from pancseg.intake.found import Candidate, Found, Mask, Reading, Scan, Stray
-from pancseg.intake.headers import Series, find_series
-from pancseg.intake.nifti import IS_NIFTI, read_nifti_mask, without_ending
-from pancseg.intake.nifti_source import listed, why_no_pair
-from pancseg.intake.series import read_ct
+from pancseg.intake.layouts.nifti import listed, why_no_pair
+from pancseg.intake.nifti.reading import IS_NIFTI, read_nifti_mask, without_ending
 
 SCAN = re.compile(r"PANCREAS_(\d+)", re.IGNORECASE)
 LABEL = re.compile(r"label(\d+)", re.IGNORECASE)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
-from pancseg.intake.foreground import chosen_structures, chosen_values
+from pancseg.intake.checks.label_grid import uncropped
+from pancseg.intake.dicom.pixels import LARGEST_BYTES, brief
+from pancseg.intake.dicom.planes import FARTHEST_MM
 from pancseg.intake.found import Choice, Mask, Reading, Scan
-from pancseg.intake.label_grid import uncropped
-from pancseg.intake.nifti_content import check_affine
-from pancseg.intake.pixels import LARGEST_BYTES, brief
-from pancseg.intake.planes import FARTHEST_MM
+from pancseg.intake.labels.foreground import chosen_structures, chosen_values
+from pancseg.intake.nifti.content import check_affine
 
 RAS_FROM = {
     "right-anterior-superior": (1, 1, 1),

@@ -1,0 +1,1 @@
+"""Labels of every form, put onto the image they were drawn on."""

@@ -1,0 +1,1 @@
+"""Layouts of input: which image and which label make a case, and who the patient is."""

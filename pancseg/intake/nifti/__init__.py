@@ -1,0 +1,1 @@
+"""NIfTI files: checked before they are unpacked."""
