@@ -41,6 +41,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from pancseg.dataset.filling import fill, lock
     from pancseg.dataset.groups import check_cut
     from pancseg.dataset.preparation import Preparation
+    from pancseg.dataset.preparation_checks import check_root
     from pancseg.intake.checks.flags import Checks
     from pancseg.intake.pseudonyms import make_names, remember
     from pancseg.progress import follow
@@ -50,6 +51,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     reading, root = reading_of(cfg), Path(cfg.data.root)
     keys = set(cfg.source.keys())  # "in" on the node itself is false for what is not given yet
     paths = {name: existing(cfg.source, name) for name in PLACES if name in keys}
+    check_root(root, [path for path in paths.values() if path])
     found = instantiate(cfg.source, **paths, _partial_=True)(reading=reading)
     for warning in [*found.warnings, *nothing_found(found, paths)]:
         print(f"warning: {warning}", file=sys.stderr)

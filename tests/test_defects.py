@@ -386,6 +386,7 @@ def third(change: Bytes) -> Make:
 REPAIR = ("repair.gaps=resample", "repair.tilt=resample")
 PIECES = ("checks.piece_share=0.6",)
 THIRD: dict[str, Any] = {"path": "images/bad/3.dcm", "kind": "other"}
+PDF = "1.2.840.10008.5.1.4.1.1.104.1"  # EncapsulatedPDFStorage
 NO_VOLUME: dict[str, Any] = {"path": "images/bad/0.dcm", "kind": "other", "status": "dropped"}
 
 FILES = {
@@ -437,7 +438,7 @@ FILES = {
     "no_volume_but_a_document": Defect(
         "not_an_image",
         "a DICOM object without pixels",
-        series(give(Modality="DOC", Rows=None, PixelData=None)),
+        series(give(SOPClassUID=PDF, Modality="DOC", Rows=None, PixelData=None)),
         **NO_VOLUME,
     ),
     "no_volume_but_a_localizer": Defect(

@@ -1,5 +1,6 @@
 """The layout ``dicom``: which label belongs to which series, who the patient is, what strays."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Found, Reading
@@ -295,6 +296,89 @@ def test_a_damaged_file_beside_a_series_may_be_a_slice_of_it(images: Path, conte
     assert any(one.path.name == "x.dcm" and one.status == "refused" for one in found.strays)
 
 
+def test_an_empty_file_that_is_named_like_no_slice_is_no_slice(images: Path) -> None:
+    write_series(images / "p1")
+    for name in (".complete", "READY", "privacy.key.lock"):
+        (images / "p1" / name).touch()
+    found = find(images, None)
+    assert len(found.candidates) == 1
+    assert {code for _, _, code in told(found, "dropped")} == {"empty_file"}
+
+
+def test_an_object_without_pixels_that_says_so_is_no_damaged_slice(images: Path) -> None:
+    write_series(images / "p1")
+    raw = put(SOPClassUID="1.3.12.2.1107.5.9.1", Rows=None, Columns=None, PixelData=None)
+    write_series(images / "p1", damage=raw, names=list("vwxyz"))
+    found = find(images, None)
+    assert len(found.candidates) == 1
+    assert told(found, "dropped") == [("v", "other", "not_an_image")]
+
+
+def test_a_damaged_file_that_names_its_series_refuses_that_one_among_several(images: Path) -> None:
+    def damage(slices: list[Dataset]) -> None:
+        del slices[4].Rows
+
+    write_series(images, names=list("abcde"), damage=damage)
+    write_series(images, names=list("vwxyz"), patient_id="P-2")
+    found = find(images, None)
+    assert patients(found) == ["P-2"]
+    assert ("a", "image", "damaged_slice") in told(found)
+
+
+def test_a_damaged_slice_in_the_second_folder_of_a_series_is_noticed(images: Path) -> None:
+    whole = write_series(images / "a", count=8)
+    slices = sorted(whole.iterdir(), key=z_of)
+    (images / "b").mkdir()
+    for path in slices[4:]:
+        path.rename(images / "b" / path.name)
+    cut = images / "b" / slices[7].name
+    cut.write_bytes(cut.read_bytes()[:300])
+    found = find(images, None)
+    assert found.candidates == []
+    assert "damaged_slice" in {code for _, _, code in told(found)}
+
+
+def test_one_label_file_is_tied_to_no_other_patient_under_patterns(tmp_path: Path) -> None:
+    write_series(tmp_path / "p1" / "CT")
+    (tmp_path / "p2").mkdir()
+    nib.save(nib.Nifti1Image(np.eye(5)[:3, :4, None] + np.zeros(5), np.eye(4)),
+             tmp_path / "p2" / "pancreas.nii.gz")  # fmt: skip
+    found = find(tmp_path / "*" / "CT", tmp_path / "*" / "pancreas.nii.gz")
+    assert found.candidates == []
+
+
+def test_a_series_without_file_meta_is_read(images: Path) -> None:
+    write_series(images / "p1")
+    expected = find(images, None).candidates[0].read_image().image
+    for path in (images / "p1").iterdir():
+        one = pydicom.dcmread(path)
+        bare = Dataset()
+        bare.update(one)
+        path.unlink()
+        pydicom.dcmwrite(path, bare, implicit_vr=True, little_endian=True)
+        assert path.read_bytes()[:2] == b"\x08\x00"
+    (one,) = find(images, None).candidates
+    np.testing.assert_array_equal(one.read_image().image.dataobj, expected.dataobj)
+
+
+def test_a_folder_that_cannot_be_entered_is_told(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(images / "p1")
+    write_series(images / "secret" / "p2")
+    scandir = os.scandir
+
+    def closed(path: Any) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = find(images, None)
+    assert len(found.candidates) == 1
+    assert ("secret", "other", "unreadable") in told(found)
+
+
 def test_a_damaged_file_among_several_series_refuses_none_of_them(images: Path) -> None:
     write_series(images, names=list("abcde"))
     write_series(images, names=list("vwxyz"), patient_id="P-2")
@@ -375,7 +459,7 @@ def test_a_series_without_class_frame_or_patient_is_read(images: Path) -> None:
             {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None},
             "secondary_capture",
         ),
-        ({"Modality": "SR", "Rows": None}, "not_an_image"),
+        ({"SOPClassUID": BasicTextSRStorage, "Modality": "SR", "Rows": None}, "not_an_image"),
         ({"Modality": "PT"}, "not_ct"),
     ],
 )

@@ -291,6 +291,40 @@ def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
     ]
 
 
+@pytest.mark.parametrize("images", ["r/cases", "r"])
+def test_nothing_that_lies_in_the_prepared_folder_is_a_source_or_removed(
+    prepared: Path, tmp_path: Path, command: Command, images: str
+) -> None:
+    (tmp_path / "r" / "cases").mkdir(parents=True)
+    for path in (prepared / "cases").glob("*_image.nii.gz"):
+        shutil.copy(path, tmp_path / "r" / "cases")
+    before = tree(tmp_path / "r")
+    source = ["source=nifti", f"source.images={tmp_path / images}", "source.labels=null"]
+    ended = command("prepare", *source, f"data.root={tmp_path / 'r'}")
+    assert ended.code == 2
+    assert "give another data.root" in ended.err
+    assert tree(tmp_path / "r") == before
+
+
+def test_a_folder_that_somebody_else_filled_is_not_prepared_into(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "r" / "pictures").mkdir(parents=True)
+    (tmp_path / "r" / "pictures" / "mine.png").touch()
+    assert prepare(some_dicom, tmp_path / "r") == 2
+    assert [path.name for path in (tmp_path / "r").rglob("*.png")] == ["mine.png"]
+
+
+def test_a_prepared_folder_and_its_key_beside_the_scans_change_nothing(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    scans = some_dicom / "images" / "phantom-3-001"
+    words = [f"source.images={scans}", "source.labels=null", "privacy=pseudonym"]
+    for _ in range(2):
+        assert run_command("prepare", *words, f"data.root={scans / 'prepared'}", *SHALLOW) == 0
+        assert len(rows_of(scans / "prepared")) == 1
+
+
 def test_what_a_killed_run_had_begun_is_swept_away(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
     prepare(some_dicom, root)

@@ -332,7 +332,7 @@ def test_files_that_are_not_dicom_are_told_from_damaged_ones(tmp_path: Path) -> 
         "LICENSE": foreign,
         "p1/.DS_Store": foreign,
         "p1/notes.txt": foreign,
-        "empty": ("refused", "empty_file: 0 bytes"),
+        "empty": ("dropped", "empty_file: 0 bytes"),
         "text.dcm": ("refused", "not_dicom: named .dcm, but no DICOM file"),
     }
     assert [len(one.files) for one in series] == [5]

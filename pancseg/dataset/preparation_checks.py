@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pancseg.dataset.manifest import has_manifest
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Candidate
 
@@ -26,6 +27,25 @@ def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None
             f"{root} was prepared with other settings: {', '.join(differing)}; give another "
             "data.root, or the settings it was prepared with"
         )
+
+
+def check_root(root: Path, sources: list[Path]) -> None:
+    """Check that a folder is a prepared one, or free to become one, and no source lies in it.
+
+    Raises:
+        PancsegError: With what is there.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(root.resolve()):
+            raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
+    if has_manifest(root):
+        return
+    for name in ("cases", "groups", "pictures"):
+        if (root / name).is_dir() and any((root / name).iterdir()):
+            raise PancsegError(
+                f"{root}: holds {name}/ but no manifest.json, so that pancseg did not fill it; "
+                "give another data.root"
+            )
 
 
 def check_disk(root: Path, candidates: list[Candidate]) -> None:

@@ -54,22 +54,26 @@ def root_flags(
 
 
 def same_person(cases: list[Case]) -> dict[str, str]:
-    """For each patient the first name of the same person: who shares a study or a PatientID.
+    """For each patient one name of the same person: of all who share a study or a PatientID.
 
     A study or PatientID that all patients share is an anonymiser's, and tells nothing.
 
     >>> from types import SimpleNamespace as Of
     >>> of_study = {"a": "1", "b": "1", "c": "2"}
-    >>> same_person([Of(patient=p, study=s, person="") for p, s in of_study.items()])
+    >>> nobody = {"person": "", "settled": False}
+    >>> same_person([Of(patient=p, study=s, **nobody) for p, s in of_study.items()])
     {'a': 'a', 'b': 'a', 'c': 'c'}
     """
-    first = {case.patient: case.patient for case in sorted(cases, key=lambda case: case.patient)}
+    settled = {case.patient for case in cases if case.settled}
+    first = {patient: patient for patient in sorted({case.patient for case in cases})}
     for what in ("study", "person"):
         groups: dict[str, set[str]] = defaultdict(set)
         for case in cases:
-            groups[getattr(case, what)].add(first[case.patient])
-        for value, names in groups.items():
-            if value and len(names) > 1 and (len(names) < len(first) or len(first) == 2):
-                one = min(names)
-                first = {patient: one if name in names else name for patient, name in first.items()}
+            groups[getattr(case, what)].add(case.patient)
+        for value, patients in groups.items():
+            if not value or (len(patients) == len(first) > 2):
+                continue
+            names = {first[patient] for patient in patients}
+            one = min(names, key=lambda name: (name not in settled, name))  # who was there stays
+            first = {patient: one if name in names else name for patient, name in first.items()}
     return first

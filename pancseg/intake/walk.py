@@ -21,7 +21,8 @@ def files_under(root: Path) -> list[Path]:
         return [root]
     files: list[Path] = []
     entered = {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, followlinks=True):
+    closed: list[OSError] = []  # a folder that cannot be entered is listed, to be told of
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=closed.append):
         if set(names) >= PREPARED:
             folders.clear()
             continue
@@ -33,7 +34,7 @@ def files_under(root: Path) -> list[Path]:
                 new.append(name)
         folders[:] = new
         files += [file for name in names if (file := Path(folder) / name).is_file()]
-    return sorted(files)
+    return sorted([*files, *(Path(error.filename) for error in closed if error.filename)])
 
 
 def is_fork(path: Path) -> bool:

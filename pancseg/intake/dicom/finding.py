@@ -1,12 +1,13 @@
 """Folders of DICOM: files gathered into series, and what can be none."""
 
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from pancseg.intake.dicom.extent import extent_of
-from pancseg.intake.dicom.headers import NO_IMAGE, Header, Series, read_header
+from pancseg.intake.dicom.headers import EMPTY, NO_IMAGE, Header, Series, read_header
 from pancseg.intake.found import Stray
 from pancseg.intake.walk import files_under
 from pancseg.processes import in_processes
@@ -39,14 +40,19 @@ def find_series(root: Path, processes: int = 1) -> tuple[list[Series], list[Stra
         patient = None if one.uid else one.patient_id  # one series has one, or is refused
         key = (header.path.parent, one.uid, patient, one.modality, one.is_phantom, alone)
         members[key].append(header)
-    damaged = [headers[0] for headers in others.values() if headers[0].status == "refused"]
+    damaged = [
+        header
+        for headers in others.values()
+        for header in headers
+        if header.status == "refused" or header.problem == EMPTY
+    ]
     series = [gathered(headers, base) for headers in join_folders(list(members.values()))]
     strays = [
         Stray(one.path, "other", one.status, NO_IMAGE.get(one.problem, one.problem), len(headers))
         for headers in others.values()
         for one in headers[:1]
     ]
-    series = [doubted(one, series, damaged, base) for one in series]
+    series = [doubted(one, series, damaged) for one in series]
     return sorted(series, key=lambda one: (one.folder, one.uid, one.files)), strays
 
 
@@ -86,19 +92,45 @@ def gathered(headers: list[Header], base: Path) -> Series:
     )
 
 
-def doubted(one: Series, series: list[Series], damaged: list[Header], base: Path) -> Series:
-    """Refuse a series that a damaged file beside it may belong to: it may lack that slice.
+def doubted(one: Series, series: list[Series], damaged: list[Header]) -> Series:
+    """Refuse a series that a damaged file may belong to: it may lack that slice.
 
-    Where several series share the folder, nobody knows whose it is, and its own row has to do.
+    A damaged file that still names its series belongs to that one. Of others, one that is named
+    like a slice belongs to the only series of its folder; among several nobody knows whose it is,
+    and its own row has to do.
     """
-    folder = base / one.folder
-    beside = [header for header in damaged if header.path.parent == folder]
-    alone = sum(other.folder == one.folder and other.kind == "image" for other in series) == 1
-    if not beside or not alone or one.problem or one.kind != "image":
+    if one.problem or one.kind != "image":
         return one
-    more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-    reason = f"{beside[0].path.name}{more} beside it cannot be read and may be a slice of it"
+    folders = {file.parent for file in one.files}
+    others = [two for two in series if two.kind == "image" and two.files != one.files]
+    shared = {file.parent for two in others for file in two.files}
+    shapes = {shape_of(file) for file in one.files}
+    lost = [
+        header.path
+        for header in damaged
+        if header.path.parent in folders
+        and (
+            header.series.uid == one.uid
+            if header.series.uid
+            else header.path.parent not in shared and shape_of(header.path) in {*shapes, "#.dcm"}
+        )
+    ]
+    if not lost:
+        return one
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    reason = f"{lost[0].name}{more} beside it cannot be read and may be a slice of it"
     return replace(one, problem=f"damaged_slice: {reason}")
+
+
+def shape_of(path: Path) -> str:
+    """What names of slices have in common; of all that end in ``.dcm``, the ending.
+
+    >>> shape_of(Path("CT.1.2.33")), shape_of(Path("a7.dcm")), shape_of(Path("READY"))
+    ('CT.#.#.#', '#.dcm', 'READY')
+    """
+    if path.suffix.lower() == ".dcm":
+        return "#.dcm"
+    return re.sub(r"\d+", "#", path.name)
 
 
 def read_headers(files: list[Path], processes: int) -> Iterable[Header]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from pydicom import Dataset
+from pydicom import Dataset, uid
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from pancseg.intake.dicom.pixels import RAW_STARTS, quiet
@@ -17,7 +17,11 @@ READ_FIRST = [
     "ReferencedFrameOfReferenceSequence",
 ]
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-IMAGES = ("CT", "MR", "PT")
+EMPTY = "empty_file: 0 bytes"
+IMAGE_CLASSES = (
+    *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
+    *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
+)
 LABELS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
 NO_IMAGE = {
     "localizer": "localizer: a scout view, no volume",
@@ -84,7 +88,8 @@ def read_header(path: Path) -> Header:
     is_dicom = start[128:] == b"DICM"
     looks_dicom = is_dicom or path.suffix.lower() == ".dcm"
     if not start:
-        return Header(path, problem="empty_file: 0 bytes", status="refused")
+        status = "refused" if path.suffix.lower() == ".dcm" else "dropped"
+        return Header(path, problem=EMPTY, status=status)
     try:
         with quiet():
             one = pydicom.dcmread(
@@ -121,7 +126,7 @@ def describe(path: Path, one: Dataset) -> Header:
         refers_to=references(one),
     )
     problem = why_no_image(one) if kind == "image" else ""
-    if problem == "object" and (modality in IMAGES or not (modality or one.get("SOPClassUID"))):
+    if problem == "object" and text(one, "SOPClassUID") in ("", *IMAGE_CLASSES):
         problem = f"unreadable: {modality or 'DICOM'} without Rows, its header is damaged"
         return Header(path, series, problem=problem, status="refused")
     return Header(path, series, text(one, "SOPInstanceUID"), problem)

@@ -65,8 +65,17 @@ def open_dicom(file: Path) -> Dataset:
     """
     with parsing(file):
         one = pydicom.dcmread(file, force=has_no_preamble(file))
+        name_syntax(one)
         check_pixels(one, file)
     return one
+
+
+def name_syntax(one: Dataset) -> None:
+    """Say how a file without a transfer syntax was found to be written: decoders ask for it."""
+    if one.file_meta.get("TransferSyntaxUID") is None:
+        is_implicit, is_little = one.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+        one.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit
 
 
 def has_no_preamble(file: Path) -> bool:

@@ -52,7 +52,10 @@ def find_dicom(images: Path, labels: Path | None, modality: str, reading: Readin
     found.strays = [one for one in found.strays if one.path not in held]
     scans = [entry for entry in entries if is_scan(entry.series, modality)]
     found.strays += [no_scan(entry, entries, modality) for entry in entries if entry not in scans]
-    ties = tie(label_entries, scans)
+    if labels is not None and labels.is_file() and len(label_entries) == len(scans) == 1:
+        ties = [Tie(label_entries[0], scans[0])]  # one file for one series, whatever their names
+    else:
+        ties = tie(label_entries, scans)
     take(found, scans, ties, labels is not None, reading)
     if warning := one_for_all(found.candidates):
         found.warnings.append(warning)

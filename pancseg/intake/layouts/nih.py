@@ -35,10 +35,12 @@ def find_nih(images: Path, labels: Path | None, reading: Reading) -> Found:
         number = number_of(series)
         if series.kind != "image" or series.modality != "CT":
             reason = f"not_ct: modality is {series.modality or 'empty'}"
-            found.strays.append(stray(series, "other", "dropped", reason))
+            place = place_of(series, everything, images)
+            found.strays.append(Stray(place, "other", "dropped", reason, len(series.files)))
         elif number is None:
             reason = "no_label: neither PatientID nor folder is such as PANCREAS_0001"
-            found.strays.append(stray(series, "image", "refused", reason))
+            place = place_of(series, everything, images)
+            found.strays.append(Stray(place, "image", "refused", reason, len(series.files)))
         else:
             scans.setdefault(number, []).append(series)
     masks, more = numbered(labels) if labels else ({}, [])
@@ -50,35 +52,32 @@ def find_nih(images: Path, labels: Path | None, reading: Reading) -> Found:
             f"{number:04}", files, drawn, wants_label=labels is not None
         )
         if problem:
-            found.strays += [stray(one, "image", "refused", problem) for one in own]
+            found.strays += [
+                Stray(
+                    place_of(one, everything, images), "image", "refused", problem, len(one.files)
+                )
+                for one in own
+            ]
             found.strays += [Stray(file, "label", "refused", problem) for file in drawn]
         else:
-            shares_folder = sum(one.folder == own[0].folder for one in everything) > 1
-            found.candidates.append(
-                candidate(own[0], number, drawn, images, reading, shares_folder=shares_folder)
-            )
+            path = place_of(own[0], everything, images)
+            found.candidates.append(candidate(own[0], number, drawn, path, reading))
     return found
 
 
 def candidate(
-    series: Series,
-    number: int,
-    labels: list[Path],
-    images: Path,
-    reading: Reading,
-    *,
-    shares_folder: bool,
+    series: Series, number: int, labels: list[Path], path: Path, reading: Reading
 ) -> Candidate:
     """A scan with its label, if it has one."""
     label = labels[0] if labels else None
     return Candidate(
-        path=series.files[0] if shares_folder else images / series.folder,
+        path=path,
         patient=series.patient_id or f"PANCREAS_{number:04}",
         files=(*series.files, *labels),
         read_image=partial(read_ct, series.files, reading),
         read_label=partial(read_nih_mask, label, reading) if label else None,
         label_path=label,
-        identity=str(images / series.folder) + "\n" + series.uid,
+        identity=f"{series.files[0].parent}\n{series.uid}",
         study_uid=series.study_uid,
         patient_id=series.patient_id,
         is_phantom=series.is_phantom,
@@ -134,6 +133,7 @@ def numbered(labels: Path) -> tuple[dict[int, list[Path]], list[Stray]]:
     return masks, strays
 
 
-def stray(series: Series, kind: str, status: str, reason: str) -> Stray:
-    """The row of a series that makes no case: its first file, for it may share its folder."""
-    return Stray(series.files[0], kind, status, reason, len(series.files))
+def place_of(series: Series, everything: list[Series], images: Path) -> Path:
+    """What names a series in the table: its folder, or its first file where it shares that."""
+    shares = sum(other.folder == series.folder for other in everything) > 1
+    return series.files[0] if shares else images / series.folder

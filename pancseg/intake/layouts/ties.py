@@ -61,8 +61,6 @@ def tie(labels: list[Entry], images: list[Entry]) -> list[Tie]:
             extents[entry.series] = extent_of(entry.series.files, Repair(gaps=True, tilt=True))
         return extents[entry.series]
 
-    if len(labels) == len(images) == 1 and labels[0].series.kind in ("nifti", "nrrd"):
-        return [Tie(labels[0], images[0])]  # one file for one series, whatever their names
     return settle([tie_one(label, images, extent) for label in labels])
 
 
@@ -70,7 +68,7 @@ def tie_one(label: Entry, images: list[Entry], extent: Callable[[Entry], Extent]
     """The image of one label."""
     own = label.series
     if label.names_patient:  # a pattern says whose it is, whatever the headers say
-        images = [image for image in images if image.key == label.key]
+        images = [one for one in images if one.key == label.key or not one.names_patient]
     images = [image for image in images if not contradicts(own, image.series)]
     evidence: tuple[Callable[[Entry], bool], ...] = (
         lambda image: image.series.uid in own.refers_to,
