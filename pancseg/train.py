@@ -43,7 +43,8 @@ def train(cfg: DictConfig) -> float | None:
     data = instantiate(cfg.data, split=plain(cfg.split), prepare=fill, _convert_="all")
     data.prepare_data()
     data.setup()
-    segmenter = Segmenter(plain(cfg.model), plain(cfg.loss), plain(cfg.optimizer))
+    parts = (plain(cfg[name]) for name in ("model", "loss", "optimizer", "schedule"))
+    segmenter = Segmenter(*parts)
     trainer = instantiate(cfg.trainer, _convert_="all")
     folder = Path(run_path())
     if earlier:

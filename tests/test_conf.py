@@ -19,6 +19,7 @@ from pancseg.hardware import Machine
 from pancseg.intake.checks.flags import Checks
 from pancseg.intake.dicom.stack import Repair
 from pancseg.learning.building import build
+from pancseg.learning.schedule import Schedule
 
 CONF = conf_folder()
 GROUPS = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
@@ -92,6 +93,10 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
         assert set(composed("train", f"hardware={name}").hardware) == machine | {"devices"}
+    for name in options("schedule"):
+        assert set(composed("train", f"schedule={name}").schedule) == set(
+            inspect.signature(Schedule).parameters
+        )
     cfg = composed("prepare")
     assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
     assert set(cfg.repair) == set(inspect.signature(Repair).parameters)

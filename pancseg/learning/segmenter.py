@@ -1,14 +1,18 @@
 """The Lightning module: network, loss, optimiser and Dice."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from pancseg.errors import PancsegError
 from pancseg.learning.building import build
 from pancseg.learning.patient_dice import PatientDice, batch_dice
+from pancseg.learning.schedule import Schedule
 
 Batch = dict[str, Any]
 
@@ -23,13 +27,19 @@ class Segmenter(pl.LightningModule):
         loss: ``_target_`` and arguments of a loss of logits ``(B, 2, H, W, D)`` and labels
             ``(B, 1, H, W, D)``.
         optimizer: ``_target_`` and arguments, without the parameters.
+        schedule: Arguments of a :class:`Schedule`; None is a constant rate.
     """
 
     def __init__(
-        self, model: dict[str, Any], loss: dict[str, Any], optimizer: dict[str, Any]
+        self,
+        model: dict[str, Any],
+        loss: dict[str, Any],
+        optimizer: dict[str, Any],
+        schedule: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.schedule = Schedule(**(schedule or {}))
         self.network = build(model, nn.Module)
         self.loss_function = build(loss, nn.Module)
         self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
@@ -77,7 +87,21 @@ class Segmenter(pl.LightningModule):
         self.log(f"{part}/dice", dice, **epoch)
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser of the configuration."""
+    def configure_optimizers(self) -> Any:
+        """The optimiser of the configuration, and its learning rate over the steps.
+
+        Raises:
+            PancsegError: If the rate is to fall to the end of a training that has none.
+        """
         parameters = [p for p in self.parameters() if p.requires_grad]
-        return build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
+        optimizer = build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
+        if self.schedule == Schedule():
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if self.schedule.needs_an_end and math.isinf(steps):
+            raise PancsegError(
+                f"schedule={self.schedule.kind}: needs to know the last step; give "
+                "trainer.max_epochs or trainer.max_steps, or take schedule=constant"
+            )
+        rate = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}

@@ -15,7 +15,7 @@ from pancseg.tracking.epoch_report import best
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
 PATHS = ("data.root", "split.path")  # may name patients
-SEARCHED = ("model", "loss", "optimizer", "split", "seed", "data")
+SEARCHED = ("model", "loss", "optimizer", "schedule", "split", "seed", "data")
 
 
 def title_of(name: str, data: GroupData) -> str:
