@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -15,11 +16,14 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom import Dataset
 
 from pancseg.dataset import conversion, filling
 from pancseg.dataset.conversion import Job, Outcome
 from pancseg.dataset.manifest import read_manifest
 from tests.conftest import SHALLOW, Command, prepare, run_command
+from tests.tiny_dicom import write_series
+from tests.tiny_labels import Frame, at, write_contours, write_segmentation
 
 COLUMNS = (
     "patient,case,path,kind,status,reason,flags,slices,groups_kept,groups_empty,groups_tail,"
@@ -553,6 +557,41 @@ def test_identifiers_of_headers_reach_no_file_but_the_paths_in_the_table(
         assert "SECRET" not in path
     assert "SECRET" not in ended.out + ended.err
     assert stat.S_IMODE((tmp_path / "site" / "privacy.key").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("form", ["seg", "rtstruct", "refused"])
+def test_identifiers_of_labels_and_of_refused_scans_reach_no_file_either(
+    tmp_path: Path, command: Command, form: str
+) -> None:
+    def name(one: Dataset) -> None:
+        one.PatientID, one.PatientName = "SECRET7", "Muster^Max"
+        one.AccessionNumber, one.PatientBirthDate = "SECRETACC", "19230405"
+
+    def name_all(slices: list[Dataset]) -> None:
+        for one in slices:
+            name(one)
+
+    write_series(tmp_path / "in" / "images", patient_id="SECRET7", damage=name_all)
+    labels = tmp_path / "in" / "labels"
+    labels.mkdir()
+    if form == "rtstruct":
+        square = [at(2, *place) for place in ((0, 0), (0, 3), (2, 3), (2, 0))]
+        write_contours(labels / "x.dcm", {"Pancreas": [square]}, damage=name)
+    else:
+        write_segmentation(labels / "x.dcm", [Frame(np.eye(4, 3), at(2))], damage=name)
+    if form == "refused":
+        sorted((tmp_path / "in" / "images").iterdir())[2].unlink()
+    source = [f"source.images={tmp_path / 'in' / 'images'}", f"source.labels={labels}"]
+    root = tmp_path / "site" / "r"
+    ended = command("prepare", *source, f"data.root={root}", "data.depth=2")
+    assert ended.code == (form == "refused")
+    for path, content in tree(root).items():
+        unpacked = gzip.decompress(content) if path.endswith(".gz") else content
+        for word in (b"SECRET", b"Muster", b"19230405"):
+            assert word not in unpacked, path
+    assert "SECRET" not in ended.out + ended.err
+    names = (tmp_path / "site" / "privacy.key.names.csv").read_text()
+    assert "SECRET7" in names  # and there alone, for those who may look
 
 
 def test_one_patient_has_one_name_in_every_folder_of_a_site(dicom: Path, tmp_path: Path) -> None:
