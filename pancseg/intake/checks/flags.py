@@ -24,7 +24,8 @@ FLAGS = {
     "repaired": "The image was interpolated onto a regular grid; look at the slices beside gaps.",
     "duplicate_pixels": "Another case has the very same pixels; only the first is trained on or "
     "scored, so that nothing leaks between splits.",
-    "two_names": "One study goes by two patients' names; keep one, or a patient is in two splits.",
+    "two_names": "One study or PatientID goes by two patients' names; they are dealt to a split as "
+    "one person, but see which is right.",
     "unlabelled": "There is no label; the case can be segmented but neither trained on nor scored.",
     "label_empty": "The label has no voxel; see whether the organ was removed or the choice of "
     "labels is wrong.",
