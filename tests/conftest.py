@@ -1,5 +1,6 @@
 """Fixtures: the commands, run as a user runs them, on phantoms small enough for a test."""
 
+import hashlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,17 @@ def prepare(dicom: Path, root: Path, *arguments: str) -> int:
     return run_command(
         "prepare", *source, f"data.root={root}", "privacy=none", *SHALLOW, *arguments
     )
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Every file below a folder: tables and JSON as text, so that a failure reads; else a hash."""
+    return {
+        str(path.relative_to(root)): path.read_text()
+        if path.suffix in (".csv", ".json")
+        else hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
 
 
 def smoke(root: Path, run: Path, *arguments: str) -> list[str]:

@@ -10,15 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_command
+from tests.conftest import contents, run_command
 
 KILLS, A_ROOT = 30, 2  # kills in all, and of one root before it may finish
 PATIENTS = 16
-
-
-def tree(root: Path) -> dict[str, bytes]:
-    files = (file for file in sorted(root.rglob("*")) if file.is_file())
-    return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
 
 def words(dicom: Path, root: Path, key: Path) -> list[str]:
@@ -51,7 +46,7 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
     begun = time.monotonic()
     assert start(words(series, tmp_path / "alone", key)).wait() == 1  # one case is refused
     seconds = time.monotonic() - begun
-    expected = tree(tmp_path / "alone")
+    expected = contents(tmp_path / "alone")
     assert len([name for name in expected if name.startswith("cases/")]) == 2 * (PATIENTS - 1)
     chance = random.Random(0)
     moments, reached = [], []
@@ -65,7 +60,7 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
             process.wait()
             reached.append(len(list((root / "cases").glob("*_image.nii.gz"))))
         assert start(words(series, root, key)).wait() == 1
-        assert tree(root) == expected
+        assert contents(root) == expected
     print(f"{KILLS} kills after {min(moments):.1f} to {max(moments):.1f} of {seconds:.1f} s; cases")
     print(f"written by then: {reached}")
     assert len({*reached} - {0, PATIENTS - 1}) > 2  # most kills met it in the middle of its work
@@ -79,4 +74,4 @@ def test_two_at_once_with_several_processes_give_what_one_gives(
     assert start(words(series, tmp_path / "alone", key)).wait() == 1
     both = [start(words(series, tmp_path / "root", key)) for _ in range(2)]
     assert [one.wait() for one in both] == [1, 1]
-    assert tree(tmp_path / "root") == tree(tmp_path / "alone")
+    assert contents(tmp_path / "root") == contents(tmp_path / "alone")
