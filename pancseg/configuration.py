@@ -6,6 +6,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+LAST = "checkpoints/last.ckpt"
+
 
 def conf_folder() -> Path:
     """The configuration: inside the package in a wheel, beside it in a checkout."""
@@ -32,19 +34,28 @@ def run_path(inside: str = "") -> str:
 def run_folder(checkpoint: str | None, default: str) -> str:
     """The folder a run writes to: a resumed run goes on in its own.
 
-    >>> run_folder(None, "runs/b")
-    'runs/b'
+    Args:
+        checkpoint: To go on from; ``last`` is that of the newest run beside the default folder.
+        default: Of a new run.
+
+    >>> run_folder(None, "runs/b"), run_folder("last", "nowhere/b")
+    ('runs/b', 'nowhere/b')
     """
+    if checkpoint == "last":
+        found = Path(default).parent.glob(f"*/{LAST}")
+        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+        return str(newest.parent.parent) if newest else default
     return str(Path(str(checkpoint)).parent.parent) if is_of_a_run(checkpoint) else default
 
 
-def settings_folder(checkpoint: str | None) -> str:
+def settings_folder(checkpoint: str | None, folder: str) -> str:
     """Where a run's configuration is written: a resumed run leaves its first one alone.
 
-    >>> settings_folder(None)
-    '.hydra'
+    >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
+    ('.hydra', '.hydra')
     """
-    return ".hydra_resumed" if is_of_a_run(checkpoint) else ".hydra"
+    resumed = checkpoint == "last" and (Path(folder) / LAST).is_file()
+    return ".hydra_resumed" if resumed or is_of_a_run(checkpoint) else ".hydra"
 
 
 def is_of_a_run(checkpoint: str | None) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
-GEOMETRY = "whole cases on their own grid, groups put together by mean probability"
+GEOMETRY = "whole cases on their own grid, {} put together by mean probability"
 
 
 def evaluate(cfg: DictConfig) -> float | None:
@@ -47,7 +47,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     cases = cases_of(trained, root, cfg.subset)
     folder = run_of(checkpoint) / "scores"
     device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
-    network = WholeCase(trained.segmenter.to(device), trained.preprocessing, trained.data["depth"])
+    network = WholeCase(trained.segmenter.to(device), trained.preprocessing, trained.depth)
     held_out = trained.split.held_out and cfg.subset == "test"
     phantoms = any(case.phantom for case in cases)
     note = f"{'PHANTOM, ' if phantoms else ''}{'held out' if held_out else 'NOT HELD OUT'}"
@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     about = {
         "subset": cfg.subset,
         "split": {"rule": trained.split.rule, "seed": trained.split.seed},
-        "geometry": GEOMETRY,
+        "geometry": GEOMETRY.format("groups" if trained.depth else "windows"),
         "phantoms": phantoms,
         "checkpoint_epoch": trained.epoch,
         "data_fingerprint": trained.fingerprint,

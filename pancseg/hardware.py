@@ -12,6 +12,8 @@ from pancseg.errors import PancsegError
 CUDA_WHEELS = (
     "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
 )
+BYTES_A_VOXEL = 15_000  # of memory for a voxel of a planned patch: 24 GB give 1.6 million
+MOST_VOXELS = 4_000_000  # 192 x 160 x 128: an abdomen at 2 mm
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,12 @@ class Machine:
         precision: Lightning's name of the arithmetic.
         num_workers: Processes that load data.
         pin_memory: Whether batches wait in page-locked memory.
-        batch_size: Groups a step.
+        batch_size: Groups or patches a step.
+        channels_last: Whether a voxel's channels lie side by side.
+        compile: Whether the network is compiled.
+        fused: Whether the optimiser updates all weights in one pass.
+        cache: Where preprocessed volumes are read from.
+        patch_voxels: Voxels of a planned patch, at most.
         advice: A line for the user, or empty.
     """
 
@@ -32,6 +39,11 @@ class Machine:
     num_workers: int
     pin_memory: bool
     batch_size: int
+    channels_last: bool
+    compile: bool
+    fused: bool
+    cache: str
+    patch_voxels: int
     advice: str = ""
 
 
@@ -46,8 +58,32 @@ def detect() -> Machine:
     if torch.cuda.is_available():
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
         workers = min(8, os.cpu_count() or 1)
-        return Machine("gpu", precision, workers, pin_memory=True, batch_size=2)
-    return Machine("cpu", "32-true", 0, pin_memory=False, batch_size=2, advice=unusable_gpu())
+        memory = torch.cuda.get_device_properties(0).total_memory
+        return Machine(
+            accelerator="gpu",
+            precision=precision,
+            num_workers=workers,
+            pin_memory=True,
+            batch_size=2,
+            channels_last=True,
+            compile=False,
+            fused=True,
+            cache="gpu",
+            patch_voxels=min(int(memory / BYTES_A_VOXEL), MOST_VOXELS),
+        )
+    return Machine(
+        accelerator="cpu",
+        precision="32-true",
+        num_workers=0,
+        pin_memory=False,
+        batch_size=2,
+        channels_last=True,
+        compile=False,
+        fused=True,
+        cache="disk",
+        patch_voxels=500_000,
+        advice=unusable_gpu(),
+    )
 
 
 def unusable_gpu() -> str:

@@ -1,11 +1,10 @@
 """Building from plain values, and what is refused."""
 
 import pytest
-import torch
 from torch import nn
 
 from pancseg.errors import PancsegError
-from pancseg.learning.building import build, check_spatial_size, count_parameters
+from pancseg.learning.building import build, count_parameters, find_class
 
 UNET = {
     "_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1,
@@ -37,35 +36,45 @@ def test_an_unknown_argument_is_told_with_the_class() -> None:
         build({**UNET, "chanels": [1]}, nn.Module)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_target_that_was_not_given_is_said_in_one_line() -> None:
+    with pytest.raises(PancsegError, match=r"^_target_ is not given; expected a Module .*$"):
+        build({"_target_": "???", "spatial_dims": 3}, nn.Module)
+
+
 @pytest.mark.parametrize(
-    ("size", "nearest"),
+    ("name", "argument", "value"),
     [
-        (90, "80 and 96"),
-        (100, "96 and 112"),
-        (65, "64 and 80"),
-        (16, "32 and 48"),
-        (1, "32 and 48"),
+        ("nets.FlexibleUNet", "pretrained", True),
+        ("nets.HoVerNet", "pretrained_url", "https://example.org/weights.pth"),
+        ("nets.resnet.ResNetFeatures", "pretrained", "weights.pth"),
+        ("nets.TorchVisionFCModel", "weights", "DEFAULT"),
+        ("nets.Transchex", "path_or_repo_id", "somebody/model"),
+        ("nets.cell_sam_wrapper.CellSamWrapper", "checkpoint", "weights.pth"),
     ],
 )
-def test_a_size_the_network_cannot_take_names_axis_and_neighbours(
-    axis: int, size: int, nearest: str
-) -> None:
-    spatial_size = [64, 64, 64]
-    spatial_size[axis] = size
-    with pytest.raises(PancsegError, match=f"axis {axis} is {size}, .* {nearest}$"):
-        check_spatial_size(UNET, spatial_size)
+def test_a_network_that_would_load_weights_is_refused(name: str, argument: str, value: str) -> None:
+    with pytest.raises(PancsegError, match=f"{argument}={value} would load weights"):
+        build({"_target_": f"monai.networks.{name}", argument: value}, nn.Module)
 
 
-@pytest.mark.parametrize("size", [32, 64, 80, 96, 128])
-def test_the_network_takes_every_size_that_is_let_through(size: int) -> None:
-    check_spatial_size(UNET, [32, 32, size])
-    small = build({**UNET, "channels": [2, 2, 2, 2, 2], "num_res_units": 0}, nn.Module)
-    assert small(torch.zeros(1, 1, 32, 32, size)).shape == (1, 2, 32, 32, size)
+def test_a_default_that_would_load_weights_is_refused_until_it_is_switched_off() -> None:
+    node = {"_target_": "monai.networks.nets.EfficientNetBN", "model_name": "efficientnet-b0"}
+    with pytest.raises(PancsegError, match=r"pretrained=True .*; give pretrained=false$"):
+        build(node, nn.Module)
+    assert build({**node, "pretrained": False}, nn.Module)
 
 
-def test_strides_that_differ_by_axis_are_counted_by_axis() -> None:
-    flat = {**UNET, "strides": [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]}
-    check_spatial_size(flat, [32, 32, 12])
-    with pytest.raises(PancsegError, match=r"axis 2 is 10, .* 8 and 12$"):
-        check_spatial_size(flat, [32, 32, 10])
+def test_an_argument_that_only_sounds_like_a_file_is_taken() -> None:
+    node = {"_target_": "monai.losses.ds_loss.DeepSupervisionLoss", "loss": None}
+    assert build({**node, "weights": [0.5, 0.5]}, nn.Module)
+
+
+def test_what_a_constructor_raises_becomes_one_line() -> None:
+    short = {**UNET, "_target_": "monai.networks.nets.DynUNet", "kernel_size": 3}
+    with pytest.raises(PancsegError, match=r"nets\.DynUNet: [^\n]+$"):
+        build(short, nn.Module)
+
+
+def test_only_a_class_is_found() -> None:
+    assert find_class("monai.networks.nets.UNet") is not None
+    assert find_class("monai.networks.nets") is None

@@ -13,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pancseg.configuration import conf_folder, register_resolvers
+from pancseg.dataset.sampling import Sampling
 from pancseg.dataset.splits import deal
-from pancseg.dataset.transforms import Augmentation
 from pancseg.hardware import Machine
 from pancseg.intake.checks.flags import Checks
 from pancseg.intake.dicom.stack import Repair
+from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.building import build
+from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.schedule import Schedule
 
 CONF = conf_folder()
@@ -67,7 +69,11 @@ def parameters_of(target: str) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
     group = option.partition("=")[0]
-    cfg = composed("train", option, *(["split.path=x.json"] if option == "split=file" else []))
+    given = {
+        "split=file": "split.path=x.json",
+        "model=monai": "model._target_=monai.networks.nets.SegResNet",
+    }
+    cfg = composed("train", option, *([given[option]] if option in given else []))
     for key in PLACES if group == "source" else []:
         if key in cfg.source:
             cfg.source[key] = key
@@ -76,7 +82,7 @@ def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
         accepted, required = parameters_of(target)
         keys = set(node) - {"_target_"}
         assert keys <= accepted, target
-        given_later = {"split", "prepare", "params", "reading"}
+        given_later = {"split", "sampling", "seed", "prepare", "params", "reading"}
         assert required - keys <= given_later, target
         if target.startswith("pancseg."):
             assert keys == accepted - given_later, target
@@ -89,6 +95,10 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     for name in options("augment"):
         assert set(composed("train", f"augment={name}").augment) == set(
             inspect.signature(Augmentation).parameters
+        )
+    for name in options("sampling"):
+        assert set(composed("train", f"sampling={name}").sampling) == set(
+            inspect.signature(Sampling).parameters
         )
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
@@ -108,14 +118,17 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
 @pytest.mark.parametrize("group", ["model", "loss", "optimizer"])
 def test_every_network_loss_and_optimiser_is_built_and_takes_a_step(group: str) -> None:
     for name in options(group):
-        cfg = composed("train", "experiment=smoke", f"{group}={name}")
+        small = {"monai": "model._target_=monai.networks.nets.SegResNet", "resunet": "model.width=8"}
+        more = [small[name]] if group == "model" and name in small else []
+        cfg = composed("train", "experiment=smoke", f"{group}={name}", *more)
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)
         network, loss = build(plain["model"], nn.Module), build(plain["loss"], nn.Module)
         optimizer = build(plain["optimizer"], torch.optim.Optimizer, network.parameters())
         label = (torch.rand(2, 1, 32, 32, 32) > 0.9).float()
         before = [p.clone() for p in network.parameters()]
-        loss(network(torch.rand(2, 1, 32, 32, 32)), label).backward()
+        logits = network(torch.rand(2, 1, 32, 32, 32))
+        deep_supervision_loss(loss, logits, label).backward()
         optimizer.step()
         assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 

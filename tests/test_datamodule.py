@@ -6,23 +6,28 @@ from typing import Any
 
 import monai.transforms
 import pytest
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.seed import pl_worker_init_function
+from monai.transforms import Compose
 
 from pancseg.dataset.datamodule import GroupData
-from pancseg.dataset.splits import Split
+from pancseg.dataset.manifest import read_manifest
+from pancseg.dataset.splits import Split, deal
+from pancseg.dataset.transforms import deterministic
 from pancseg.errors import PancsegError
+from tests.conftest import contents
 
-NO_AUGMENT: dict[str, Any] = {}
+PHANTOMS = [f"phantom-3-00{n}" for n in range(6)]
+WHOLE: dict[str, Any] = {"kind": "whole"}
+PATCHES = {"kind": "patches", "steps_per_epoch": 3, "foreground_share": 0.5, "jitter": 0.25}
 
 
 def group_data(root: Path, **changes: Any) -> GroupData:
     settings: dict[str, Any] = {
         "name": "test", "root": str(root), "depth": 32, "tail": "shift", "keep_empty": False,
         "orientation": "RAS", "spacing_mm": [8.0, 8.0, 8.0], "window_hu": [-200, 200],
-        "spatial_size": [32, 32, 32], "augment": NO_AUGMENT, "batch_size": 2, "num_workers": 0,
-        "pin_memory": False, "cache": True, "split": {"val": 1, "test": 2},
+        "spatial_size": [32, 32, 32], "field_mm": [220, 180, 160], "patch_voxels": 40_000,
+        "batch_size": 2, "num_workers": 0, "pin_memory": False, "cache": "disk",
+        "cache_folder": None, "sampling": WHOLE, "split": {"val": 1, "test": 2},
     }  # fmt: skip
     return GroupData(**{**settings, **changes})
 
@@ -37,8 +42,8 @@ def data(prepared: Path) -> GroupData:
 def test_a_batch_has_the_shapes_of_the_contract(data: GroupData) -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["image"].shape == batch["label"].shape == (2, 1, 32, 32, 32)
-    assert batch["image"].dtype == torch.float32
-    assert set(batch["label"].unique().tolist()) <= {0.0, 1.0}
+    assert (batch["image"].dtype, batch["label"].dtype) == (torch.float16, torch.uint8)
+    assert set(batch["label"].unique().tolist()) == {0, 1}
     assert batch["patient"].shape == (2,)
 
 
@@ -57,7 +62,7 @@ def test_a_leaking_split_is_caught_when_the_module_starts(
         group_data(prepared).setup()
 
 
-def test_the_deterministic_part_runs_once_a_group_and_on_first_use(
+def test_the_deterministic_part_runs_once_a_group_for_all_trainings(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -68,14 +73,11 @@ def test_the_deterministic_part_runs_once_a_group_and_on_first_use(
         return resize(self, *args, **kwargs)
 
     monkeypatch.setattr(monai.transforms.Resized, "__call__", counted)
-    module = group_data(prepared, spatial_size=[32, 32, 48])  # a size no other test has cached
-    module.setup()
-    loader = module.train_dataloader()
-    next(iter(loader))
-    assert len(calls) == 2  # one batch of two: nothing is prepared ahead
-    for _ in range(3):
-        list(loader)
-    assert len(calls) <= len(module.groups("train"))
+    for _ in range(2):
+        module = group_data(prepared, spatial_size=[32, 32, 48])  # a size no other test has cached
+        module.setup()
+        list(module.train_dataloader())
+    assert len(calls) == len(module.groups("train")) + len(module.groups("val"))
 
 
 def test_other_settings_do_not_use_an_older_cache(prepared: Path, data: GroupData) -> None:
@@ -85,69 +87,86 @@ def test_other_settings_do_not_use_an_older_cache(prepared: Path, data: GroupDat
     assert not torch.equal(one, other)
 
 
-def test_cached_batches_equal_uncached_ones(prepared: Path, data: GroupData) -> None:
-    list(data.val_dataloader())  # fills the cache
-    plain = group_data(prepared, cache=False)
-    plain.setup()
-    for one, other in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
-        assert one.keys() == other.keys()
-        torch.testing.assert_close(one["image"], other["image"])
-        torch.testing.assert_close(one["label"], other["label"])
+def test_what_is_stored_is_what_the_transforms_give(prepared: Path, data: GroupData) -> None:
+    steps = Compose(deterministic(data.preprocessing))
+    for batch, source in zip(data.val_dataloader(), [data.sources("val")[:2]], strict=False):
+        for i, one in enumerate(source):
+            made = steps({"image": str(one.image), "label": str(one.label)})
+            assert torch.equal(batch["label"][i], made["label"].to(torch.uint8))
+            torch.testing.assert_close(
+                batch["image"][i].float(), made["image"].as_tensor(), atol=3e-4, rtol=0
+            )
 
 
-def test_a_batch_may_mix_cached_groups_and_new_ones(prepared: Path) -> None:
-    module = group_data(prepared, spatial_size=[32, 48, 32])  # a size no other test has cached
-    module.setup()
-    dataset = module.dataset("train")
-    dataset[0]
-    batch = next(iter(module.loader(dataset)))
-    assert batch["group"] == [group.group for group in module.groups("train")[:2]]
+def test_several_processes_make_the_same_volumes_as_one(prepared: Path, tmp_path: Path) -> None:
+    trees = []
+    for processes in (0, 2):
+        module = group_data(prepared, cache_folder=str(tmp_path / str(processes)))
+        module.manifest, module.split = read_manifest(prepared), Split(PHANTOMS[:3], [], [], "x", 0)
+        module.store().fill(module.sources("train"), processes)
+        trees.append(contents(module.store().folder))
+    assert trees[0] == trees[1]
+    assert len(trees[0]) > 6
 
 
 def test_a_cached_group_that_was_cut_short_is_made_again(prepared: Path, data: GroupData) -> None:
     good = next(iter(data.val_dataloader()))["image"]
-    for path in (prepared / "cache").rglob("*.pt"):
+    for path in data.store().folder.glob("*_image.npy"):
         path.write_bytes(path.read_bytes()[:1000])
-    torch.testing.assert_close(next(iter(data.val_dataloader()))["image"], good)
+    again = group_data(prepared)
+    again.setup()
+    assert torch.equal(next(iter(again.val_dataloader()))["image"], good)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_one_seed_gives_one_sequence_of_augmentation_and_samples_differ(
-    prepared: Path, workers: int
+@pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])
+@pytest.mark.parametrize("change", [{"num_workers": 2}, {"cache": "ram"}, {"cache": "gpu"}])
+def test_neither_workers_nor_where_volumes_are_kept_change_a_batch(
+    prepared: Path, sampling: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    noisy = {"intensity_probability": 1.0, "scale_share": 0.5, "shift_share": 0.5}
-    module = group_data(prepared, augment=noisy, num_workers=workers, batch_size=1)
-    module.setup()
-
-    def means() -> list[float]:
-        pl.seed_everything(0, workers=True, verbose=False)
-        loader = module.loader(module.dataset("train"), worker_init_fn=pl_worker_init_function)
-        return [float(batch["image"].mean()) for batch in loader]
-
-    first = means()
-    assert means() == first
-    plain = group_data(prepared, batch_size=1)
-    plain.setup()
-    factors = [
-        one / float(b["image"].mean())
-        for one, b in zip(first, plain.loader(plain.dataset("train")), strict=True)
-    ]
-    assert len({round(factor, 3) for factor in factors}) == len(factors)
+    batches = []
+    for more in ({}, change):
+        module = group_data(prepared, sampling=sampling, **more)
+        module.setup()
+        batches.append(list(module.train_dataloader()))
+    for one, other in zip(*batches, strict=True):
+        assert one["name"] == other["name"]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["label"], other["label"])
 
 
-def test_training_is_shuffled_and_validation_is_not(data: GroupData) -> None:
-    torch.manual_seed(0)
-    orders = [[g for b in data.train_dataloader() for g in b["group"]] for _ in range(4)]
-    assert len({tuple(order) for order in orders}) > 1
-    names = [group.group for group in data.groups("val")]
-    assert [g for b in data.val_dataloader() for g in b["group"]] == names
+@pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])
+def test_a_batch_depends_on_the_seed_and_on_its_number_alone(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any]
+) -> None:
+    def from_batch(done: int, **changes: Any) -> list[torch.Tensor]:
+        module = group_data(prepared, sampling=sampling, **changes)
+        module.setup()
+        length = len(module.train_dataloader())
+        monkeypatch.setattr(module, "position", lambda: (done, done % length))
+        return [batch["image"] for batch in module.train_dataloader()]
+
+    whole, second, other = from_batch(0), from_batch(1), from_batch(0, seed=1)
+    assert len(second) == len(whole) - 1
+    assert all(torch.equal(*pair) for pair in zip(whole[1:], second, strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(whole, other, strict=True))
+    later = from_batch(len(whole))
+    assert not all(torch.equal(*pair) for pair in zip(whole, later, strict=True))
+
+
+def test_an_epoch_has_each_group_once_and_validation_keeps_their_order(data: GroupData) -> None:
+    def names(loader: Any) -> list[str]:
+        return [name for batch in loader for name in batch["name"]]
+
+    groups = [group.group for group in data.groups("train")]
+    assert sorted(names(data.train_dataloader())) == groups
+    assert names(data.val_dataloader()) == [group.group for group in data.groups("val")]
 
 
 def test_a_last_batch_of_one_takes_no_step_of_its_own(prepared: Path) -> None:
     for size in (1, 2, 3, 4):
         module = group_data(prepared, batch_size=size, split={"val": 1, "test": 1})
         module.setup()
-        sizes = [len(batch["group"]) for batch in module.train_dataloader()]
+        sizes = [len(batch["name"]) for batch in module.train_dataloader()]
         assert min(sizes) > 1 or size == 1
 
 
@@ -179,8 +198,27 @@ def test_unlabelled_patients_are_never_dealt(prepared: Path, tmp_path: Path) -> 
         if entry["patient"] == "phantom-3-000":
             entry["label"] = entry["label_voxels"] = None
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "groups").symlink_to(prepared / "groups")
     module = group_data(tmp_path)
     module.setup()
     dealt = module.dealt.train + module.dealt.val + module.dealt.test
     assert len(dealt) == 5
     assert "phantom-3-000" not in dealt
+
+
+def test_two_names_of_one_person_never_fall_on_two_sides(prepared: Path, tmp_path: Path) -> None:
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    names = sorted({case["patient"] for case in manifest["cases"]})
+    rules = ({"val": 1, "test": 2, "seed": seed} for seed in range(100))
+    rule = next(rule for rule in rules if names[0] in deal(names, **rule).test)
+    apart = next(name for name in names if name not in deal(names, **rule).test)
+    for case in manifest["cases"]:
+        if case["patient"] in (names[0], apart):
+            case["person"] = "one and the same"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for folder in ("cases", "groups"):
+        (tmp_path / folder).symlink_to(prepared / folder)
+    module = group_data(tmp_path, split=rule)
+    module.setup()
+    parts = (module.dealt.train, module.dealt.val, module.dealt.test)
+    assert sorted({names[0], apart} <= set(part) for part in parts) == [False, False, True]

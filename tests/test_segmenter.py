@@ -60,13 +60,12 @@ def test_the_recipes_metric_reads_half_for_an_empty_prediction_and_dice_reads_0(
     segmenter = Segmenter(NET, LOSS, {})
     segmenter.network = Always()
     logged: dict[str, Any] = {}
-    monkeypatch.setattr(segmenter, "log", lambda name, value, **_: logged.update({name: value}))
     monkeypatch.setattr(segmenter, "log_dict", lambda values, **_: logged.update(values))
     label = torch.zeros(1, 1, 16, 16, 16)
     label[..., :4, :4, :4] = 1
     batch = {"image": torch.zeros_like(label), "label": label, "patient": torch.tensor([1])}
-    segmenter.step(batch, "val")
-    assert float(logged["val/recipe_metric"]) == pytest.approx(0.5, abs=0.01)
+    segmenter.validation_step(batch, 0)
+    assert float(logged["val/recipe_metric"].compute()) == pytest.approx(0.5, abs=0.01)
     assert float(logged["val/dice"].compute()) == 0
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +15,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from pancseg import __version__
-from pancseg.dataset import transforms
-from pancseg.dataset.cached_groups import CachedGroups
-from pancseg.dataset.manifest import Group, Manifest, has_manifest, read_manifest
+from pancseg.dataset.kept_volumes import KEEPING, KeptVolumes
+from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
+from pancseg.dataset.sampling import Patches, Sampling, Size, Volumes, WholeVolumes
 from pancseg.dataset.splits import PARTS, Split, deal
-from pancseg.dataset.transforms import Augmentation, Preprocessing
+from pancseg.dataset.steps import Steps
+from pancseg.dataset.transforms import Preprocessing
+from pancseg.dataset.volume_cache import Source, VolumeCache
+from pancseg.dataset.volume_plan import plan_volume
 from pancseg.dataset.whole_root import same_person
 from pancseg.errors import PancsegError
 
@@ -27,27 +31,33 @@ Batch = dict[str, Any]
 
 
 class GroupData(pl.LightningDataModule):
-    """Groups of a prepared folder: whole patients dealt to parts, transformed, in batches.
+    """Groups or whole cases of a prepared folder: patients dealt to parts, in batches.
 
-    A batch is ``{"image": (B, 1, H, W, D) float 0..1, "label": (B, 1, H, W, D) float 0 or 1,
-    "patient": (B,) int, "group": B names}``; ``patient`` is ``patient_number`` of the pseudonym.
+    A batch is ``{"image": (B, 1, H, W, D) float16 0..1, "label": (B, 1, H, W, D) uint8 0 or 1,
+    "patient": (B,) int, "name": B names of groups or cases}``; in training also ``"step"``, which
+    counts from its beginning, and ``"place"`` in the batch of all processes. Validation with
+    patches has whole cases, one a batch.
 
     Args:
         name: Of the dataset, for folders of runs.
         root: Prepared folder.
-        depth: Slices of a group; the folder must have been prepared with it.
+        depth: Slices of a group; the folder must have been prepared with it. None takes cases.
         tail: Belongs to preparation.
         keep_empty: Belongs to preparation.
         orientation: Axis codes given to the network.
-        spacing_mm: Voxel size after resampling.
+        spacing_mm: Voxel size after resampling; None plans it.
         window_hu: What becomes 0 and 1.
-        spatial_size: Voxels given to the network.
-        augment: Numbers of the random transforms.
-        batch_size: Groups a step.
+        spatial_size: Voxels given to the network; None plans it.
+        field_mm: What a planned patch is to see.
+        patch_voxels: That the machine takes in a planned patch.
+        batch_size: Samples a step and process.
         num_workers: Processes that load.
         pin_memory: Whether batches wait in page-locked memory.
-        cache: Whether the result of the deterministic transforms is kept on disk.
+        cache: Where preprocessed volumes are read from: ``disk``, ``ram`` or ``gpu``.
+        cache_folder: Where they are stored; None is below the root.
+        sampling: Arguments of a :class:`Sampling`.
         split: Arguments of ``pancseg.dataset.splits.deal``.
+        seed: Of the order of samples.
         prepare: Fills the root where it holds no manifest, if given.
     """
 
@@ -55,32 +65,39 @@ class GroupData(pl.LightningDataModule):
         self,
         name: str,
         root: str,
-        depth: int,
+        depth: int | None,
         tail: str,
         keep_empty: bool,
         orientation: str,
-        spacing_mm: list[float],
+        spacing_mm: list[float] | None,
         window_hu: list[float],
-        spatial_size: list[int],
-        augment: dict[str, Any],
+        spatial_size: list[int] | None,
+        field_mm: list[float],
+        patch_voxels: int,
         batch_size: int,
         num_workers: int,
         pin_memory: bool,
-        cache: bool,
+        cache: str,
+        cache_folder: str | None,
+        sampling: dict[str, Any],
         split: dict[str, Any],
+        seed: int = 0,
         prepare: Callable[[], object] | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["prepare", "root"])
+        self.save_hyperparameters(ignore=["prepare", "root", "cache_folder"])
         self.hparams["root"] = str(Path(root).resolve())
         if batch_size < 1:
-            raise PancsegError(f"data.batch_size={batch_size}: expected at least 1 group")
+            raise PancsegError(f"data.batch_size={batch_size}: expected at least 1")
+        if cache not in KEEPING:
+            raise PancsegError(f"hardware.cache={cache}: expected one of {', '.join(KEEPING)}")
         self.root = Path(root)
+        self.cache_folder = Path(cache_folder) if cache_folder else self.root / "cache"
         self.fill = prepare
-        self.preprocessing = Preprocessing(
-            orientation, tuple(spacing_mm), tuple(window_hu), tuple(spatial_size)
-        )
-        self.augmentation = Augmentation(**augment)
+        self.sampling = Sampling(**sampling)
+        if depth is None and not self.sampling.of_patches:
+            raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
+        self.margin: Size = (0, 0, 0)  # voxels around a patch that augmentation needs
         self.manifest: Manifest | None = None
         self.split: Split | None = None
 
@@ -105,15 +122,10 @@ class GroupData(pl.LightningDataModule):
                 f"{self.root}: its preparation is under way or was interrupted; run the same "
                 "pancseg.prepare again, it goes on where it was"
             )
-        depth = manifest.settings.get("depth")
-        if depth != self.hparams["depth"]:
-            raise PancsegError(
-                f"{self.root} was prepared with groups of {depth}, data.depth is "
-                f"{self.hparams['depth']}; give the data.root of such groups or prepare one"
-            )
+        self.check_depth(manifest.settings.get("depth"))
         names = same_person(manifest.cases)
         split = deal(manifest.labelled_patients(), **self.hparams["split"], same_person=names)
-        if not manifest.groups_of(split.train):
+        if not self.sampling.of_patches and not manifest.groups_of(split.train):
             raise PancsegError(
                 f"{self.root}: the {len(split.train)} training patients have no labelled group; "
                 "see groups_kept, groups_empty and groups_tail in intake.csv (data.tail=shift or "
@@ -123,6 +135,50 @@ class GroupData(pl.LightningDataModule):
         self.manifest, self.split = manifest, split
         for name in ("tail", "keep_empty"):  # as it was prepared, whatever the configuration says
             self.hparams[name] = manifest.settings[name]
+        self.plan()
+        self.store().fill([one for part in ("train", "val") for one in self.sources(part)])
+
+    def check_depth(self, prepared: int | None) -> None:
+        """Check that the groups asked for are there; patches need none.
+
+        Raises:
+            PancsegError: With both depths.
+        """
+        asked = self.hparams["depth"]
+        if prepared == asked or self.sampling.of_patches:
+            return
+        there = "as whole cases" if prepared is None else f"with groups of {prepared}"
+        raise PancsegError(
+            f"{self.root} was prepared {there}, data.depth is {asked}; give the data.root of such "
+            "groups or prepare one"
+        )
+
+    def plan(self) -> None:
+        """Choose the spacing and the patch that were not given."""
+        cases = self.contents.cases_of(self.dealt.train)
+        given = {"spacing_mm": self.hparams["spacing_mm"], "patch": self.hparams["spatial_size"]}
+        if None in given.values():
+            plan = plan_volume(
+                [case.shape for case in cases],
+                [case.spacing_mm for case in cases],
+                patch_voxels=self.hparams["patch_voxels"],
+                field_mm=self.hparams["field_mm"],
+                **given,
+            )
+            log.info("planned  %s", plan.describe())
+            self.hparams["spacing_mm"] = list(plan.spacing_mm)
+            self.hparams["spatial_size"] = list(plan.patch)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Numbers of the deterministic transforms, once planned."""
+        size = None if self.sampling.of_patches else tuple(self.hparams["spatial_size"])
+        return Preprocessing(
+            self.hparams["orientation"],
+            tuple(self.hparams["spacing_mm"]),
+            tuple(self.hparams["window_hu"]),
+            size,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data beside the hyperparameters: who was dealt where."""
@@ -164,60 +220,98 @@ class GroupData(pl.LightningDataModule):
         stored = sorted(case.sha256 for case in self.contents.cases)
         return hash_of([stored, asdict(self.preprocessing), self.contents.settings])
 
-    def dataset(self, part: str) -> CachedGroups:
-        """Groups of a part; the deterministic part runs once a group, on first use."""
-        content = {case.case: case.sha256[:32] for case in self.contents.cases}
-        items = [
-            {
-                "image": str(self.root / group.image),
-                "label": str(self.root / (group.label or "")),
-                "key": f"{group.group}-{content[group.case]}",
-                "patient": patient_number(group.patient),
-                "group": group.group,
-            }
-            for group in self.groups(part)
-        ]
-        augmentation = self.augmentation if part == "train" else Augmentation()
+    def store(self) -> VolumeCache:
+        """Where preprocessed volumes lie; other data, numbers or versions give another folder."""
         versions = [__version__, monai.__version__, torch.__version__]
         key = hash_of([asdict(self.preprocessing), self.contents.settings, versions])
-        return CachedGroups(
-            items,
-            transforms.deterministic(self.preprocessing),
-            transforms.random(augmentation),
-            self.root / "cache" / key[:16] if self.hparams["cache"] else None,
-        )
+        return VolumeCache(self.cache_folder / key[:16], self.preprocessing)
+
+    def sources(self, part: str) -> list[Source]:
+        """The labelled groups of a part, or its cases where patches are taken."""
+        content = {case.case: case for case in self.contents.cases}
+        found: list[Case] | list[Group] = self.groups(part)
+        if self.sampling.of_patches:
+            found = self.contents.cases_of(getattr(self.dealt, part))
+        return [
+            Source(
+                (name := one.group if isinstance(one, Group) else one.case),
+                one.patient,
+                self.root / one.image,
+                self.root / str(one.label),
+                f"{name}-{content[one.case].sha256[:32]}",
+                math.prod(content[one.case].shape),
+            )
+            for one in found
+        ]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of training groups, shuffled; a last batch of one joins no step of its own."""
-        dataset = self.dataset("train")
-        alone = (
-            len(dataset) > self.hparams["batch_size"]
-            and len(dataset) % self.hparams["batch_size"] == 1
-        )
-        return self.loader(dataset, shuffle=True, drop_last=alone)
+        """Batches of training samples, from where the training is."""
+        sources, patches = self.sources("train"), self.sampling.of_patches
+        batch_size, seed = self.hparams["batch_size"], self.hparams["seed"]
+        together = batch_size * self.processes
+        per_epoch = self.sampling.steps_per_epoch * together if patches else len(sources)
+        if self.processes > 1 and per_epoch < together:
+            raise PancsegError(
+                f"{per_epoch} training groups for {self.processes} processes with "
+                f"data.batch_size={batch_size}; give fewer devices"
+            )
+        steps = Steps(per_epoch, batch_size, self.position, self.rank, self.processes)
+        volumes = self.kept(sources)
+        if not patches:
+            return self.loader(WholeVolumes(volumes, steps, seed), batch_sampler=steps)
+        x, y, z = (n + more for n, more in zip(self.patch, self.margin, strict=True))
+        dataset = Patches(volumes, steps, seed, (x, y, z), self.sampling)
+        return self.loader(dataset, batch_sampler=steps)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches of validation groups."""
-        return self.loader(self.dataset("val"))
+        """Validation groups in batches, or whole cases one by one; each in one process only."""
+        sources = self.sources("val")[self.rank :: self.processes]
+        size = 1 if self.sampling.of_patches else self.hparams["batch_size"]
+        return self.loader(Volumes(self.kept(sources)), batch_size=size)
 
-    def loader(self, dataset: CachedGroups, **options: Any) -> DataLoader[Batch]:
-        """A loader with the settings of the hardware."""
-        workers = self.hparams["num_workers"]
+    def kept(self, sources: list[Source]) -> KeptVolumes:
+        """Volumes where ``hardware.cache`` says."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return KeptVolumes(sources, self.store().open, self.hparams["cache"], device)
+
+    def loader(self, dataset: Volumes, **options: Any) -> DataLoader[Batch]:
+        """A loader with the settings of the hardware; what is on the GPU needs no processes."""
+        on_gpu = dataset.volumes.on_gpu
+        workers = 0 if on_gpu else self.hparams["num_workers"]
         return DataLoader(
             dataset,
-            batch_size=self.hparams["batch_size"],
             num_workers=workers,
-            pin_memory=self.hparams["pin_memory"],
+            pin_memory=self.hparams["pin_memory"] and not on_gpu,
             persistent_workers=workers > 0,
             **options,
         )
+
+    @property
+    def patch(self) -> Size:
+        """Voxels given to the network."""
+        x, y, z = self.hparams["spatial_size"]
+        return x, y, z
+
+    @property
+    def rank(self) -> int:
+        """Which process this is."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def processes(self) -> int:
+        """How many processes train together."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def position(self) -> tuple[int, int]:
+        """Batches trained on in all, and of the present epoch: both travel in checkpoints."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop.epoch_loop
+        progress = loop.batch_progress
+        of_epoch = progress.current.processed if loop.restarting else 0  # type: ignore[attr-defined]
+        return progress.total.processed, of_epoch  # type: ignore[attr-defined]
 
 
 def hash_of(value: Any) -> str:
     """SHA-256 of plain values, hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def patient_number(patient: str) -> int:
-    """A number that stands for a patient in tensors, the same in every folder."""
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:7], "big")

@@ -15,9 +15,6 @@ from monai.transforms import (
     EnsureTyped,
     LoadImaged,
     Orientationd,
-    RandFlipd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
     Resized,
     ScaleIntensityRanged,
     Spacingd,
@@ -35,39 +32,20 @@ class Preprocessing:
         orientation: Axis codes, such as ``RAS``.
         spacing_mm: Voxel size after resampling.
         window_hu: What becomes 0 and 1; values outside are clipped.
-        spatial_size: Voxels given to the network.
+        spatial_size: Voxels that a whole group is resized to; None leaves the resolution as it is,
+            for patches.
     """
 
     orientation: str
     spacing_mm: tuple[float, ...]
     window_hu: tuple[float, ...]
-    spatial_size: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Numbers of the random transforms; all zero is none.
-
-    Attributes:
-        flip_probability: Of a flip along each of ``flip_axes``.
-        flip_axes: 0 left-right, 1 front-back, 2 feet-head. Organs have sides: a flip makes a
-            patient that does not exist, so keep it rare.
-        intensity_probability: Of each of the next two.
-        scale_share: Largest change of contrast, share.
-        shift_share: Largest change of brightness, share of the HU window.
-    """
-
-    flip_probability: float = 0.0
-    flip_axes: tuple[int, ...] = ()
-    intensity_probability: float = 0.0
-    scale_share: float = 0.0
-    shift_share: float = 0.0
+    spatial_size: tuple[int, ...] | None
 
 
 def deterministic(
     numbers: Preprocessing, keys: Sequence[str] = ("image", "label"), load: bool = True
 ) -> list[Transform]:
-    """The eight steps of the recipe, for training and inference alike.
+    """The steps of the recipe, for training and inference alike.
 
     Args:
         numbers: From the configuration.
@@ -75,13 +53,14 @@ def deterministic(
         load: Whether the items hold paths, rather than tensors with an affine and a channel.
 
     Returns:
-        Transforms whose image is ``(1, *spatial_size)``, 0..1.
+        Transforms whose image is ``(1, H, W, D)``, 0..1, of ``spatial_size`` where that is given.
     """
     loading = [nifti_loader(keys), EnsureChannelFirstd(keys)] if load else []
     linear = ["bilinear" if key == "image" else "nearest" for key in keys]
     # torch's plain "nearest" takes the voxel's corner and moves labels by up to half a voxel
     resize = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
     low, high = numbers.window_hu
+    size = numbers.spatial_size
     return [
         *loading,
         Orientationd(keys, axcodes=numbers.orientation, labels=AXES),
@@ -95,7 +74,7 @@ def deterministic(
             start_coord_key=None,  # the affine says it too, and batches hold only what is used
             end_coord_key=None,
         ),
-        Resized(keys, spatial_size=numbers.spatial_size, mode=resize),
+        *([Resized(keys, spatial_size=size, mode=resize)] if size else []),
         EnsureTyped(keys, dtype=torch.float32),  # the recipe's ToTensord
     ]
 
@@ -128,14 +107,3 @@ def inside_body(image: torch.Tensor) -> torch.Tensor:
     """
     body = (image > 0).any(dim=-1, keepdim=True).expand_as(image)
     return body if body.any() else torch.ones_like(body)
-
-
-def random(numbers: Augmentation) -> list[Transform]:
-    """The random transforms; image and label move together, only the image changes in value."""
-    both, chance = ("image", "label"), numbers.intensity_probability
-    return [
-        *(RandFlipd(both, numbers.flip_probability, axis) for axis in numbers.flip_axes),
-        RandScaleIntensityd("image", factors=numbers.scale_share, prob=chance),
-        RandShiftIntensityd("image", offsets=numbers.shift_share, prob=chance),
-        EnsureTyped(both, dtype=torch.float32, track_meta=False),
-    ]

@@ -1,7 +1,7 @@
 """Opening a checkpoint that somebody else may have written."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -34,6 +34,11 @@ class Trained:
     epoch: int
     fingerprint: str
 
+    @property
+    def depth(self) -> int | None:
+        """Slices of the groups it was trained on; None for patches of whole cases."""
+        return None if self.preprocessing.spatial_size is None else self.data["depth"]
+
 
 def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
     """Load a checkpoint; nothing in it is executed.
@@ -54,6 +59,8 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         split = Split(**state["split"])
         numbers = ("orientation", "spacing_mm", "window_hu", "spatial_size")
         preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
+        if data["sampling"]["kind"] == "patches":
+            preprocessing = replace(preprocessing, spatial_size=None)
         segmenter = Segmenter.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error

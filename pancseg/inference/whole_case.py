@@ -1,4 +1,4 @@
-"""Predicting a whole case group by group, on the scan's own grid."""
+"""Predicting a whole case on the scan's own grid, group by group or by sliding window."""
 
 import nibabel as nib
 import numpy as np
@@ -13,15 +13,17 @@ from pancseg.learning.segmenter import Segmenter
 
 
 class WholeCase:
-    """Predicts cases as training saw them: in groups, through the same transforms.
+    """Predicts cases as training saw them: through the same transforms, in groups or windows.
 
     Args:
         segmenter: The trained network, on its device, in evaluation mode.
         preprocessing: The transforms' numbers it was trained with.
-        depth: Slices of a group.
+        depth: Slices of a group; None where training saw patches of whole cases.
     """
 
-    def __init__(self, segmenter: Segmenter, preprocessing: Preprocessing, depth: int) -> None:
+    def __init__(
+        self, segmenter: Segmenter, preprocessing: Preprocessing, depth: int | None
+    ) -> None:
         self.segmenter = segmenter
         self.depth = depth
         self.transform = Compose(deterministic(preprocessing, keys=("image",), load=False))
@@ -31,6 +33,8 @@ class WholeCase:
 
         Groups cover every slice; where two overlap, their mean counts.
         """
+        if self.depth is None:
+            return self.of_group(image)
         slices = image.shape[2]
         total = np.zeros(image.shape, np.float32)
         times = np.zeros(slices, np.float32)
@@ -43,7 +47,7 @@ class WholeCase:
 
     @torch.inference_mode()
     def of_group(self, group: nib.Nifti1Image) -> NDArray[np.float32]:
-        """Probability on the grid of one group."""
+        """Probability on the grid of one group, or of a whole case."""
         values = torch.as_tensor(np.asanyarray(group.dataobj).astype(np.float32))[None]
         own_grid = torch.as_tensor(group.affine)
         item = self.transform({"image": MetaTensor(values, affine=own_grid)})

@@ -1,12 +1,13 @@
 """Building networks, losses and optimisers from plain values, and only those.
 
 The values may come out of a checkpoint that somebody else wrote, so a ``_target_`` is looked up
-in four libraries and nowhere else. Hydra's ``instantiate`` would call any function it names.
+in four libraries and nowhere else, and may load no file. Hydra's ``instantiate`` would call any
+function it names.
 """
 
 import importlib
-import math
-from collections.abc import Sequence
+import inspect
+import re
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,6 +16,8 @@ from pancseg.errors import PancsegError
 
 Built = TypeVar("Built")
 ALLOWED = ("monai.networks", "monai.losses", "torch.optim", "pancseg")
+# arguments by which classes of MONAI 1.6 download or open a file of weights
+LOADS = re.compile(r"pretrained.*|.*url|weights|checkpoint|path_or_repo_id|filename")
 
 
 def build(node: dict[str, Any], kind: type[Built], *first: Any) -> Built:
@@ -26,19 +29,57 @@ def build(node: dict[str, Any], kind: type[Built], *first: Any) -> Built:
         first: Positional arguments that come before.
 
     Raises:
-        PancsegError: If the target is not a class of an allowed library, or takes no such argument.
+        PancsegError: If the target is not given, is not a class of an allowed library, would load
+            weights, or cannot be built of these arguments.
     """
     target = str(node.get("_target_", ""))
+    if target == "???":  # how OmegaConf writes a value that must be given
+        raise PancsegError(
+            f"_target_ is not given; expected a {kind.__name__} of {', '.join(ALLOWED)}, such as "
+            "model._target_=monai.networks.nets.AttentionUnet"
+        )
     found = find_class(target)
     if found is None or not issubclass(found, kind):
         raise PancsegError(
             f"_target_={target}: not allowed; expected a {kind.__name__} of {', '.join(ALLOWED)}"
         )
     arguments = {key: value for key, value in node.items() if key != "_target_"}
+    check_loads_nothing(found, arguments)
     try:
         return found(*first, **arguments)
-    except (TypeError, ValueError) as error:
-        raise PancsegError(f"{target}: {error}") from error
+    except PancsegError:
+        raise
+    except Exception as error:  # a constructor of another library raises what it likes
+        raise PancsegError(f"{target}: {one_line(error)}") from error
+
+
+def check_loads_nothing(found: type, arguments: dict[str, Any]) -> None:
+    """Check that no argument, given or by default, makes a class download or open weights.
+
+    Raises:
+        PancsegError: Naming the argument and the value that is taken.
+    """
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(found).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    for name, value in {**defaults, **arguments}.items():
+        # numbers are no file: DeepSupervisionLoss(weights=[1, 0.5])
+        if LOADS.fullmatch(name) and (value is True or isinstance(value, (str, dict))):
+            raise PancsegError(
+                f"{found.__name__}: {name}={value} would load weights from elsewhere, which is not "
+                f"allowed; give {name}={'false' if value is True else 'null'}"
+            )
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, on one line.
+
+    >>> one_line(ValueError("no such" + chr(10) + "size")), one_line(KeyError())
+    ('no such size', 'KeyError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def find_class(target: str) -> type | None:
@@ -60,31 +101,6 @@ def is_allowed(module: str) -> bool:
     (True, False, False)
     """
     return any(module == root or module.startswith(root + ".") for root in ALLOWED)
-
-
-def check_spatial_size(model: dict[str, Any], spatial_size: Sequence[int]) -> None:
-    """Check that a network with strides takes patches of a size.
-
-    Each axis must be a multiple of the product of its strides, so that skip connections fit, and
-    at least twice that, so that batch norm has more than one value at the bottom.
-
-    Raises:
-        PancsegError: Naming the axis and the two nearest sizes that work.
-    """
-    if len(spatial_size) != 3:
-        raise PancsegError(f"data.spatial_size={list(spatial_size)}: expected three sizes, voxels")
-    strides = [s if isinstance(s, (list, tuple)) else [s] * 3 for s in model.get("strides", [])]
-    for axis, size in enumerate(spatial_size):
-        factor = math.prod(int(stride[axis]) for stride in strides)
-        if size >= 2 * factor and size % factor == 0:
-            continue
-        below = max(2 * factor, size // factor * factor)
-        nearest = [below, below + factor]
-        raise PancsegError(
-            f"data.spatial_size={list(spatial_size)}: axis {axis} is {size}, but this network "
-            f"takes multiples of {factor} from {2 * factor} on; the nearest that work are "
-            f"{nearest[0]} and {nearest[1]}"
-        )
 
 
 def count_parameters(network: nn.Module) -> int:

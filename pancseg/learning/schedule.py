@@ -1,4 +1,7 @@
-"""The learning rate over a training: a factor for each optimiser step."""
+"""The learning rate over a training: a factor for each optimiser step.
+
+The end may be a number of steps or a time.
+"""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ class Schedule:
 
     Attributes:
         kind: ``constant``, ``cosine`` (half a cosine down to 0; Loshchilov and Hutter 2017) or
-            ``poly`` (``(1 - step / steps) ** power``, as nnU-Net's; Chen and others 2017).
+            ``poly`` (``(1 - share done) ** power``, as nnU-Net's; Chen and others 2017).
         warmup_steps: Steps in which the rate rises linearly to its full value.
         power: Of ``poly``.
 
@@ -37,25 +40,24 @@ class Schedule:
 
     @property
     def needs_an_end(self) -> bool:
-        """Whether the factor depends on how many steps there are in all."""
+        """Whether the factor depends on when the training ends."""
         return self.kind != "constant"
 
-    def factor(self, step: int, steps: float) -> float:
+    def factor(self, step: int, share: float) -> float:
         """Factor of the learning rate.
 
         Args:
             step: Optimiser steps done.
-            steps: Of the whole training.
+            share: Of the whole training that is done, 0 to 1.
 
-        >>> [round(Schedule("poly", power=1).factor(step, 4), 2) for step in range(5)]
+        >>> [round(Schedule("poly", power=1).factor(step, step / 4), 2) for step in range(5)]
         [1.0, 0.75, 0.5, 0.25, 0.0]
-        >>> [Schedule(warmup_steps=4).factor(step, 100) for step in range(5)]
+        >>> [Schedule(warmup_steps=4).factor(step, 0.0) for step in range(5)]
         [0.25, 0.5, 0.75, 1.0, 1.0]
         """
         rising = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = min(max(1.0 - share, 0.0), 1.0)
         if self.kind == "constant":
             return rising
-        after = max(step - self.warmup_steps, 0) / max(steps - self.warmup_steps, 1)
-        left = max(1.0 - after, 0.0)
         falling = left**self.power if self.kind == "poly" else 0.5 - 0.5 * math.cos(math.pi * left)
         return rising * falling

@@ -1,20 +1,29 @@
 """The Lightning module: network, loss, optimiser and Dice."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from monai.inferers import sliding_window_inference
 from monai.losses import DiceLoss
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 
-from pancseg.errors import PancsegError
+from pancseg.errors import Incomplete, PancsegError
+from pancseg.learning.augmentation.augmenter import Augmenter
+from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.building import build
+from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.patient_dice import PatientDice, batch_dice
 from pancseg.learning.schedule import Schedule
 
 Batch = dict[str, Any]
+PARTS = ("train", "val")
+STREAM = 1_000_003  # a prime: seeds of neighbouring steps do not meet
 
 
 class Segmenter(pl.LightningModule):
@@ -23,11 +32,17 @@ class Segmenter(pl.LightningModule):
     The arguments are plain values, so that a checkpoint loads from its path alone.
 
     Args:
-        model: ``_target_`` and arguments of a network with 1 channel in and 2 out.
+        model: ``_target_`` and arguments of a network with 1 channel in and 2 out; in training it
+            may give a list of logits, from fine to coarse.
         loss: ``_target_`` and arguments of a loss of logits ``(B, 2, H, W, D)`` and labels
             ``(B, 1, H, W, D)``.
         optimizer: ``_target_`` and arguments, without the parameters.
         schedule: Arguments of a :class:`Schedule`; None is a constant rate.
+        augment: Arguments of an :class:`Augmentation`; None is none.
+        view: ``size`` of what the network is given, voxels, its ``spacing_mm`` and ``window_hu``,
+            and ``overlap`` of the windows by which a larger image is read; None takes any image
+            whole.
+        seed: Of everything random in a step.
     """
 
     def __init__(
@@ -36,6 +51,9 @@ class Segmenter(pl.LightningModule):
         loss: dict[str, Any],
         optimizer: dict[str, Any],
         schedule: dict[str, Any] | None = None,
+        augment: dict[str, Any] | None = None,
+        view: dict[str, Any] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -43,12 +61,52 @@ class Segmenter(pl.LightningModule):
         self.network = build(model, nn.Module)
         self.loss_function = build(loss, nn.Module)
         self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
-        self.train_dice = PatientDice()
-        self.val_dice = PatientDice()
+        self.dice = nn.ModuleDict({f"{part}_dice": PatientDice() for part in PARTS})
+        self.means = nn.ModuleDict(
+            {f"{part}_{name}": MeanMetric() for part in PARTS for name in ("loss", "recipe_metric")}
+        )
+        for metric in (*self.dice.values(), *self.means.values()):
+            metric.persistent(True)  # type: ignore[operator] # an epoch may be saved half done
+        self.augmenter = make_augmenter(augment or {}, view) if view else None
+        self.memory_format = torch.contiguous_format
+
+    def prepare_for(self, *, channels_last: bool, compiled: bool) -> None:
+        """Arrange the network as is fast on this machine; weights and checkpoints are the same."""
+        if channels_last:
+            self.memory_format = torch.channels_last_3d
+            self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if compiled:
+            self.network.compile()
+
+    @property
+    def margin(self) -> tuple[int, int, int]:
+        """Voxels that augmentation needs beside a patch, both sides together."""
+        if self.augmenter is None:
+            return 0, 0, 0
+        x, y, z = (a - b for a, b in zip(self.augmenter.box, self.augmenter.size, strict=True))
+        return x, y, z
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``."""
-        return self.network(image)
+        """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
+
+        Windows are weighted by a Gaussian, so that their borders, which saw least, count least.
+        """
+        view = self.hparams["view"]
+        if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
+            return self.finest(self.network(image))
+        return sliding_window_inference(  # type: ignore[return-value]
+            image,
+            roi_size=view["size"],
+            sw_batch_size=1,
+            predictor=lambda window: self.finest(self.network(window)).float(),
+            overlap=view["overlap"],
+            mode="gaussian",
+        )
+
+    @staticmethod
+    def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
+        """The logits at full resolution."""
+        return logits if isinstance(logits, Tensor) else logits[0]
 
     def probability(self, image: Tensor) -> Tensor:
         """Probability of pancreas, ``(B, 1, H, W, D)`` float32: softmax over the two channels.
@@ -57,38 +115,77 @@ class Segmenter(pl.LightningModule):
         """
         return self(image).float().softmax(dim=1)[:, 1:]
 
+    def seen(self, batch: Batch, training: bool) -> Batch:
+        """A batch as network and loss see it; in training changed at random, on its device."""
+        image, label = batch["image"].float(), batch["label"].float()
+        if training:
+            seed = self.hparams["seed"] * STREAM + int(batch["step"][0])
+            torch.manual_seed(seed)  # of dropout, say: a step depends on nothing before it
+            if self.augmenter:
+                image, label = self.augmenter(image, label, seed, first=int(batch["place"][0]))
+        return {
+            **batch,
+            "image": image.contiguous(memory_format=self.memory_format),
+            "label": label,
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Begin to count anew; an epoch that is gone on with goes on counting."""
+        self.dice["train_dice"].reset()  # type: ignore[operator]
+        for name in ("loss", "recipe_metric"):
+            self.means[f"train_{name}"].reset()  # type: ignore[operator]
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of a batch."""
-        return self.step(batch, "train")
+        """Loss of a batch.
 
-    def validation_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Loss of a batch."""
-        return self.step(batch, "val")
+        Raises:
+            Incomplete: If the loss is no number.
+        """
+        batch = self.seen(batch, training=True)
+        logits, label = self.network(batch["image"]), batch["label"]
+        finest = self.finest(logits).float()  # sums over 10^6 voxels lose digits in half precision
+        loss = deep_supervision_loss(self.loss_function, logits, label)
+        if not torch.isfinite(loss):
+            names = ", ".join(batch["name"])
+            raise Incomplete(
+                f"step {self.global_step}: the loss is {loss.item()} on {names}; "
+                "last.ckpt holds the last good weights: lower optimizer.lr, or clip gradients by "
+                "trainer.gradient_clip_val=1"
+            )
+        self.note(batch, finest, loss.detach(), "train")
+        return loss
 
-    def step(self, batch: Batch, part: str) -> Tensor:
-        """Loss, Dice and the recipe's metric of a batch, logged per step and per epoch.
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Loss and logits of a batch."""
+        batch = self.seen(batch, training=False)
+        logits = self(batch["image"]).float()
+        loss = self.loss_function(logits, batch["label"])
+        self.note(batch, logits, loss, "val")
+        return {"loss": loss, "logits": logits}
+
+    @torch.no_grad()
+    def note(self, batch: Batch, logits: Tensor, loss: Tensor, part: str) -> None:
+        """Log loss, Dice and the recipe's metric of a batch, per step and per epoch.
 
         ``<part>/dice`` of an epoch is the mean over patients; of a step, over the batch's voxels.
         """
-        image, label = batch["image"], batch["label"]
-        logits = self(image).float()  # sums over 10^6 voxels lose digits in half precision
-        loss = self.loss_function(logits, label)
-        with torch.no_grad():
-            prediction = logits[:, 1:] > logits[:, :1]
-            recipe = 1 - self.recipe_loss(logits, label)
-            dice = self.train_dice if part == "train" else self.val_dice
-            dice.update(prediction, label, batch["patient"])
-        means = {f"{part}/loss": loss.detach(), f"{part}/recipe_metric": recipe}
-        steps = {**means, f"{part}/dice": batch_dice(prediction, label)}
-        named = {f"{name}_step": value for name, value in steps.items()}
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(image)}
-        self.log_dict(named, on_step=True, on_epoch=False, batch_size=len(image))
-        self.log_dict(means, sync_dist=True, **epoch)
-        self.log(f"{part}/dice", dice, **epoch)
-        return loss
+        label, size = batch["label"], len(batch["label"])
+        prediction = logits[:, 1:] > logits[:, :1]
+        recipe = 1 - self.recipe_loss(logits, label)
+        dice = self.dice[f"{part}_dice"]
+        dice.update(prediction, label, batch["patient"])  # type: ignore[operator]
+        steps = {"loss": loss, "recipe_metric": recipe, "dice": batch_dice(prediction, label)}
+        named = {f"{part}/{name}_step": value for name, value in steps.items()}
+        self.log_dict(named, on_step=True, on_epoch=False, batch_size=size)
+        epoch: dict[str, Any] = {f"{part}/dice": dice}
+        for name in ("loss", "recipe_metric"):
+            mean = self.means[f"{part}_{name}"]
+            mean.update(steps[name], size)  # type: ignore[operator]
+            epoch[f"{part}/{name}"] = mean
+        self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=size)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser of the configuration, and its learning rate over the steps.
+        """The optimiser of the configuration, and its learning rate over the training.
 
         Raises:
             PancsegError: If the rate is to fall to the end of a training that has none.
@@ -97,11 +194,35 @@ class Segmenter(pl.LightningModule):
         optimizer = build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
         if self.schedule == Schedule():
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if self.schedule.needs_an_end and math.isinf(steps):
+        ends = [self.trainer.estimated_stepping_batches < math.inf, timer_of(self.trainer)]
+        if self.schedule.needs_an_end and not any(ends):
             raise PancsegError(
-                f"schedule={self.schedule.kind}: needs to know the last step; give "
-                "trainer.max_epochs or trainer.max_steps, or take schedule=constant"
+                f"schedule={self.schedule.kind}: needs to know the end; give trainer.max_epochs, "
+                "trainer.max_steps or trainer.max_time, or take schedule=constant"
             )
-        rate = LambdaLR(optimizer, lambda step: self.schedule.factor(step, steps))
+        rate = LambdaLR(optimizer, lambda step: self.schedule.factor(step, self.share_done(step)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def share_done(self, step: int) -> float:
+        """Share of the training that is done, by its steps or its time, whichever ends first."""
+        by_steps = step / max(self.trainer.estimated_stepping_batches, 1)
+        timer = timer_of(self.trainer)
+        if timer is None:
+            return by_steps
+        elapsed_s, left_s = timer.time_elapsed(), timer.time_remaining() or 0.0
+        return max(by_steps, elapsed_s / max(elapsed_s + left_s, 1e-9))
+
+
+def timer_of(trainer: pl.Trainer) -> Timer | None:
+    """The clock behind ``trainer.max_time``, if there is one."""
+    return next((one for one in trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
+
+
+def make_augmenter(augment: dict[str, Any], view: dict[str, Any]) -> Augmenter:
+    """What changes batches in training."""
+    return Augmenter(
+        Augmentation(**augment),
+        spacing_mm=view["spacing_mm"],
+        window_hu=view["window_hu"],
+        size=view["size"],
+    )

@@ -38,6 +38,11 @@ class EpochReport(pl.Callback):
         self.title = ""
         self.validated = False
         self.began = time.perf_counter()
+        self.spent_s = 0.0  # on the present epoch, by a run that this one goes on with
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of an epoch that was half done."""
+        self.began = time.perf_counter() - self.spent_s
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the epoch's clock."""
@@ -94,11 +99,12 @@ class EpochReport(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The history so far."""
-        return {"rows": self.rows}
+        return {"rows": self.rows, "spent_s": time.perf_counter() - self.began}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the history of the run that is resumed."""
         self.rows = list(state_dict["rows"])
+        self.spent_s = float(state_dict["spent_s"])
 
 
 def is_trial(trainer: pl.Trainer) -> bool:

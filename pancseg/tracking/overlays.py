@@ -1,10 +1,9 @@
-"""Pictures of validation groups in TensorBoard: the same ones through the epochs."""
+"""Pictures of validation groups or cases in TensorBoard: the same ones through the epochs."""
 
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -15,7 +14,7 @@ Batch = dict[str, Any]
 
 
 class Overlays(pl.Callback):
-    """Draws the slice of largest area of a few validation groups, with both outlines.
+    """Draws the slice of largest area of a few validation volumes, with both outlines.
 
     Args:
         groups: How many.
@@ -42,8 +41,7 @@ class Overlays(pl.Callback):
         boards = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
         if wanted < 1 or not due or not boards or not trainer.is_global_zero:
             return
-        with torch.inference_mode():
-            probability = pl_module.probability(batch["image"][:wanted])  # type: ignore[operator]
+        probability = outputs["logits"][:wanted].softmax(dim=1)[:, 1:]
         for i in range(wanted):
             arrays = [
                 tensor[i, 0].float().cpu().numpy()

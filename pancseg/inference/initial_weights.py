@@ -1,0 +1,74 @@
+"""Weights to begin with, from another training or from anybody's state_dict."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from torch import Tensor, nn
+
+from pancseg.errors import PancsegError
+from pancseg.inference.checkpoint import load
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "network_weights")  # around the weights
+PREFIXES = ("network.", "module.", "_orig_mod.")  # that trainings put before names
+FEWEST = 0.5  # share of the network's tensors that must be there
+
+
+def begin_with(network: nn.Module, path: Path) -> str:
+    """Copy every weight of the same name and shape into a network.
+
+    Args:
+        network: To be filled.
+        path: Of a checkpoint of pancseg, or of a state_dict as MONAI's examples save it.
+
+    Returns:
+        How many weights were taken, in one line.
+
+    Raises:
+        PancsegError: If the file holds no weights, or not those of such a network.
+    """
+    if not path.is_file():
+        raise PancsegError(f"init_from={path}: there is no such file")
+    try:
+        stored = weights_in(load(path))
+    except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise PancsegError(
+            f"init_from={path}: is neither a checkpoint nor a state_dict ({type(error).__name__})"
+        ) from error
+    own = network.state_dict()
+    fitting = {name: value for name, value in stored.items() if fits(own.get(name), value)}
+    if len(fitting) < max(1, FEWEST * len(own)):
+        raise PancsegError(
+            f"init_from={path}: {len(fitting)} of this network's {len(own)} weights are there with "
+            "their shapes; give the model it was trained with, RUN/.hydra/config.yaml names it"
+        )
+    network.load_state_dict(fitting, strict=False)
+    new = sorted(set(own) - set(fitting))
+    told = f", new: {', '.join(new[:3])}{'...' if len(new) > 3 else ''}" if new else ""
+    return f"init_from: {len(fitting)} of {len(own)} weights taken{told}"
+
+
+def weights_in(content: Any) -> dict[str, Tensor]:
+    """The weights in what a file holds, under the network's own names.
+
+    >>> import torch
+    >>> list(weights_in({"state_dict": {"network.conv.weight": torch.ones(1), "epoch": 3}}))
+    ['conv.weight']
+    """
+    for name in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping):
+        raise ValueError("no weights")
+    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for prefix in PREFIXES:
+        if any(name.startswith(prefix) for name in found):
+            inside = (item for item in found.items() if item[0].startswith(prefix))
+            found = {name.removeprefix(prefix): value for name, value in inside}
+    return found
+
+
+def fits(own: Tensor | None, stored: Tensor) -> bool:
+    """Whether a stored weight can take the place of the network's own."""
+    return own is not None and own.shape == stored.shape

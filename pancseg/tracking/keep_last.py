@@ -1,0 +1,94 @@
+"""``last.ckpt``: written often, whole or not at all, and never with weights that are no numbers."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning.callbacks import Checkpoint
+
+from pancseg.atomic import replaced
+from pancseg.tracking.epoch_report import is_trial
+
+log = logging.getLogger(__name__)
+
+
+class KeepLast(Checkpoint):
+    """Saves where the training is: after some time, at its end, and where it is interrupted.
+
+    Lightning's ModelCheckpoint saves by time too, but also at the last step of an epoch, from
+    where Lightning goes on without that epoch's validation.
+
+    Args:
+        path: Of the checkpoint.
+        every_s: Seconds between two.
+    """
+
+    def __init__(self, path: str, every_s: float) -> None:
+        self.path = Path(path)
+        self.every_s = every_s
+        self.saved_at = time.monotonic()
+        self.saved_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save if it is time and gradients of no batch wait for others."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        whole = batches.current.processed % trainer.accumulate_grad_batches == 0  # type: ignore[attr-defined]
+        if whole and not batches.is_last_batch and self.is_time(trainer):
+            self.save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if it is time, or the last epoch: later, averaged weights replace the current."""
+        if is_final(trainer) or self.is_time(trainer):
+            self.save(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Save what was reached, unless nothing was learnt since."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        if trainer.global_step > self.saved_step and not batches.is_last_batch:
+            self.save(trainer)
+
+    def is_time(self, trainer: pl.Trainer) -> bool:
+        """Whether it is time to save; all processes do as the first one."""
+        due = time.monotonic() - self.saved_at >= self.every_s
+        return bool(trainer.strategy.broadcast(due))
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save, unless the weights are spoilt."""
+        weights = trainer.lightning_module.parameters()
+        if is_trial(trainer) or not all(bool(w.isfinite().all()) for w in weights):
+            return
+        trainer.save_checkpoint(self.path)
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+
+
+def is_final(trainer: pl.Trainer) -> bool:
+    """Whether no epoch comes after this one."""
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    ended = (0 < epochs <= trainer.current_epoch + 1) or (0 < steps <= trainer.global_step)
+    return ended or trainer.should_stop
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints under another name first.
+
+    Lightning writes to the system's temporary folder and moves from there, which copies where that
+    is another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint."""
+        with replaced(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)

@@ -1,0 +1,212 @@
+"""Going on, stopping and beginning: a run that was killed equals one that was not."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pancseg.inference.initial_weights import begin_with
+from pancseg.learning.building import build
+from tests.conftest import Command, run_command, smoke
+
+PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
+EVERYTHING = [
+    *PATCHES, "augment=light", "schedule=cosine", "schedule.warmup_steps=2", "ema_decay=0.9",
+    "trainer.max_epochs=3",
+]  # fmt: skip
+KILLED = """
+import os, sys
+from pancseg.tracking.keep_last import KeepLast
+saves, save = [], KeepLast.save
+def save_and_die(self, trainer):
+    save(self, trainer)
+    saves.append(1)
+    if len(saves) == int(os.environ["DIE_AFTER"]):
+        os.kill(os.getpid(), 9)
+KeepLast.save = save_and_die
+from pancseg.train import main
+main()
+"""
+
+
+def killed_after(saves: int, words: list[str]) -> None:
+    environment = {**os.environ, "DIE_AFTER": str(saves)}
+    command = [sys.executable, "-c", KILLED, *words]
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+
+
+def learnt(run: Path) -> dict[str, Any]:
+    """Everything in ``last.ckpt`` that decides how the training goes on."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    names = ["state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step"]
+    names += ["current_model_state", "averaging_state"]
+    return {name: content[name] for name in names if name in content}
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def curves(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert curves(one) == curves(other)
+    states = learnt(one), learnt(other)
+    assert states[0].keys() == states[1].keys()
+    assert [name for name in states[0] if not same(states[0][name], states[1][name])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed")
+    assert run_command("train", *smoke(prepared, run, *EVERYTHING)) == 0
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moments", [(1, 4, 1), (3, 2, 5), (5, 1, 3, 1)])
+def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
+    prepared: Path, undisturbed: Path, tmp_path: Path, moments: tuple[int, ...]
+) -> None:
+    words = smoke(prepared, tmp_path, *EVERYTHING, "save_every_s=0", "ckpt_path=last")
+    for saves in moments:
+        killed_after(saves, words)
+    assert run_command("train", *words) == 0
+    assert_same(tmp_path, undisturbed)
+
+
+def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
+    prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    constant = [*EVERYTHING, "schedule=constant", "schedule.warmup_steps=0"]
+    for folder, parts in (("at_once", [3]), ("in_parts", [1, 3])):
+        for epochs in parts:
+            more = [f"trainer.max_epochs={epochs}", "ckpt_path=last"]
+            assert run_command("train", *smoke(prepared, tmp_path / folder, *constant, *more)) == 0
+    assert_same(tmp_path / "at_once", tmp_path / "in_parts")
+    assert not same(learnt(tmp_path / "at_once"), learnt(undisturbed))
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(
+    prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    again = ["deterministic=true", *EVERYTHING]
+    assert run_command("train", *smoke(prepared, tmp_path / "again", *again)) == 0
+    assert_same(tmp_path / "again", undisturbed)
+    other = [*EVERYTHING, "seed=1", "trainer.max_epochs=1"]
+    assert run_command("train", *smoke(prepared, tmp_path / "other", *other)) == 0
+    assert curves(tmp_path / "other")[0] != curves(undisturbed)[0]
+
+
+def test_the_averaged_weights_are_what_is_saved_and_validated(undisturbed: Path) -> None:
+    content = torch.load(undisturbed / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(key for key in content["state_dict"] if key.startswith("network."))
+    assert not torch.equal(content["state_dict"][name], content["current_model_state"][name])
+    assert content["averaging_state"]["n_averaged"] == 12
+
+
+def test_ckpt_path_last_goes_on_with_the_newest_run_of_that_name(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
+    words += ["hydra.job.chdir=false", "trainer.max_epochs=1"]
+    first = command("train", *words, "ckpt_path=last")
+    assert "there is none yet, a new training begins" in first.out
+    (run,) = (tmp_path / "runs" / "smoke").iterdir()
+    again = command("train", *words, "ckpt_path=last", "trainer.max_epochs=2")
+    assert again.code == 0
+    assert [folder.name for folder in (tmp_path / "runs" / "smoke").iterdir()] == [run.name]
+    assert [row["epoch"] for row in curves(run)] == ["1", "2"]
+    assert (run / ".hydra_resumed").is_dir()
+
+
+def test_training_stops_where_validation_gets_no_better(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    stuck = ["optimizer.lr=0", "model.norm=instance", "patience=2", "trainer.max_epochs=50"]
+    assert command("train", *smoke(prepared, tmp_path / "run", *stuck)).code == 0
+    assert len(curves(tmp_path / "run")) == 3
+    ended = command("train", *smoke(prepared, tmp_path / "none", "split.val=0", "patience=2"))
+    assert ended.code == 2
+    assert "there is no validation to wait for" in ended.err
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_cases(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    wild = ["optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=20", "save_every_s=0"]
+    ended = command("train", *smoke(prepared, tmp_path / "run", *wild))
+    assert ended.code == 1
+    assert "the loss is nan on phantom-3-00" in ended.err
+    assert "lower optimizer.lr" in ended.err
+    for weight in learnt(tmp_path / "run")["state_dict"].values():
+        assert not isinstance(weight, Tensor) or weight.isfinite().all()
+
+
+def test_preview_draws_what_the_network_would_see_and_trains_nothing(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    ended = command("train", *smoke(prepared, run, *PATCHES, "augment=full", "preview=true"))
+    assert ended.code == 0
+    assert (run / "preview.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (run / "checkpoints").exists()
+
+
+NET = {"_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1,
+       "out_channels": 2, "channels": [4, 8, 8, 8, 8], "strides": [2, 2, 2, 2]}  # fmt: skip
+
+
+def test_a_run_begins_with_another_runs_weights(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    before = trained / "checkpoints" / "best.ckpt"
+    words = [f"init_from={before}", "optimizer.lr=0", "model.norm=batch", "trainer.max_epochs=1"]
+    ended = command("train", *smoke(prepared, tmp_path / "run", *words))
+    assert "weights taken" in ended.out
+    old = torch.load(before, weights_only=True)["state_dict"]
+    new = learnt(tmp_path / "run")["state_dict"]
+    names = [name for name in old if name.startswith("network.") and name.endswith("weight")]
+    assert names
+    assert all(torch.equal(old[name], new[name]) for name in names)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_dict_as_monai_saves_it_is_taken(tmp_path: Path, wrapped: bool) -> None:
+    theirs, ours = build(NET, torch.nn.Module), build(NET, torch.nn.Module)
+    weights = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"model": weights} if wrapped else weights, tmp_path / "monai.pt")
+    assert "of" in begin_with(ours, tmp_path / "monai.pt")
+    assert same(theirs.state_dict(), ours.state_dict())
+
+
+@pytest.mark.parametrize("content", [b"words", {"a": torch.zeros(1)}, [1, 2]])
+def test_a_file_without_such_weights_is_refused_in_one_line(
+    prepared: Path, tmp_path: Path, command: Command, content: Any
+) -> None:
+    path = tmp_path / "bad.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    ended = command("train", *smoke(prepared, tmp_path / "run", f"init_from={path}"))
+    assert ended.code == 2
+    assert f"init_from={path}" in ended.err
+    assert ended.err.count("\n") == 1
