@@ -39,24 +39,6 @@ def diagonal_mm(shape: tuple[int, ...], affine: Affine) -> float:
     return float(np.linalg.norm(affine[:3, :3] @ (np.array(shape[:3]) - 1.0)))
 
 
-def place_group(affine: Affine, first_slice: int) -> Affine:
-    """Place a group in the scanner space of the case it was cut from.
-
-    Leaving out slices moves the array's corner, so the translation moves with it;
-    spacing and direction stay.
-
-    Args:
-        affine: ``(4, 4)`` voxel-to-world matrix of the whole case, RAS, mm.
-        first_slice: Where the group begins on the last axis, voxels.
-
-    >>> place_group(np.diag([0.8, 0.8, 2.5, 1.0]), first_slice=64)[:3, 3].tolist()
-    [0.0, 0.0, 160.0]
-    """
-    placed = np.array(affine, dtype=float)
-    placed[:3, 3] += first_slice * placed[:3, 2]
-    return placed
-
-
 def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Turn the array so that its last axis runs from feet to head; the voxels stay in place.
 

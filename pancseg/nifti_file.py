@@ -1,4 +1,4 @@
-"""NIfTI files written: whole or not at all, the same bytes every time, nothing said of anybody."""
+"""NIfTI files written: whole or not at all, nothing said of anybody."""
 
 import hashlib
 from pathlib import Path
@@ -17,10 +17,11 @@ GZIP = 31  # window bits that make a gzip stream, without name and time
 def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
     """Write an image as ``.nii.gz`` with a fresh header: no text, affine as scanner coordinates.
 
-    nibabel writes the same bytes through zlib, which takes most of the time of a conversion.
+    nibabel writes the same content through zlib, which takes most of the time of a conversion.
 
     Returns:
-        SHA-256 of the file, hexadecimal.
+        SHA-256 of the unpacked file, hexadecimal. Equal images give equal hashes; the packed bytes
+        may differ, for ISA-L now and then packs one content in another way, also on one machine.
     """
     values = np.asanyarray(image.dataobj)
     clean = nib.Nifti1Image(values, image.affine)
@@ -34,12 +35,9 @@ def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
     digest, packer = hashlib.sha256(), isal_zlib.compressobj(LEVEL, wbits=GZIP)
     with replaced(path) as temporary, temporary.open("wb") as file:
         for piece in (clean.header.binaryblock + bytes(4), *pieces(stored)):
-            packed = packer.compress(piece)
-            digest.update(packed)
-            file.write(packed)
-        packed = packer.flush()
-        digest.update(packed)
-        file.write(packed)
+            digest.update(piece)
+            file.write(packer.compress(piece))
+        file.write(packer.flush())
     return digest.hexdigest()
 
 

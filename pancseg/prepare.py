@@ -37,9 +37,8 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     """Fill ``cfg.data.root`` from ``cfg.source`` and return what was refused."""
     from hydra.utils import instantiate
 
-    from pancseg.dataset.conversion import Cutting
     from pancseg.dataset.filling import fill, lock
-    from pancseg.dataset.groups import check_cut
+    from pancseg.dataset.groups import Cutting, check_cut
     from pancseg.dataset.preparation import Preparation
     from pancseg.dataset.preparation_checks import check_root
     from pancseg.intake.checks.flags import Checks
@@ -161,21 +160,28 @@ def source_settings(
 
 def summary(preparation: "Preparation", found: "Found") -> Iterable[str]:
     """Closing lines: what was kept, what was refused and why."""
+    from pancseg.dataset.contact_sheet import FACTS
+
     manifest, refused = preparation.manifest, preparation.problems
     counts = [row for row in preparation.rows.values() if row.kind == "image"]
     empty = sum(int(row.groups_empty or 0) for row in counts)
     tails = sum(int(row.groups_tail or 0) for row in counts)
     looked_at = len(manifest.cases) + sum(row.status == "refused" for row in counts)
     unlabelled = sum(case.label is None for case in manifest.cases)
-    plain_facts = {"phantom", "unlabelled"}
-    flagged = sum(bool(set(str(row.flags).split()) - plain_facts) for row in counts if row.case)
-    dropped = "kept" if preparation.cutting.keep_empty else "dropped"
+    raised = [set(str(row.flags).split()).difference(FACTS) for row in counts if row.case]
+    flagged = sum(map(bool, raised))
+    cutting = preparation.cutting
+    dropped = "kept" if cutting.keep_empty else "dropped"
+    groups = (
+        "no groups"
+        if cutting.depth is None
+        else f"{len(manifest.groups)} groups of {cutting.depth} ({empty} empty groups {dropped}, "
+        f"{tails} incomplete groups left out)"
+    )
     yield (
         f"{preparation.root}: kept {len(manifest.cases)} of {looked_at} cases "
-        f"({preparation.added} new, {unlabelled} unlabelled, {flagged} flagged), "
-        f"{len(manifest.groups)} groups of {preparation.cutting.depth} ({empty} empty groups "
-        f"{dropped}, {tails} incomplete groups left out); refused {len(refused)}"
-        + (":" if refused else "")
+        f"({preparation.added} new, {unlabelled} unlabelled, {flagged} flagged), {groups}; "
+        f"refused {len(refused)}" + (":" if refused else "")
     )
     for line in refused[:MOST_TOLD]:
         yield f"refused {line}"
@@ -187,7 +193,17 @@ def summary(preparation: "Preparation", found: "Found") -> Iterable[str]:
             "repair.gaps=resample and repair.tilt=resample put such series on a regular grid, with "
             "another data.root"
         )
+    yield from told_flags(raised)
     yield f"look at {preparation.root / 'intake.png'}"
+
+
+def told_flags(raised: list[set[str]]) -> Iterable[str]:
+    """For each flag that occurred, on how many cases, what it means and what to do."""
+    from pancseg.intake.checks.flags import FLAGS
+
+    for flag, meaning in FLAGS.items():
+        if count := sum(flag in flags for flags in raised):
+            yield f"flagged {flag}, {count} case{'s' * (count != 1)}: {meaning}"
 
 
 main = command(prepare)

@@ -118,8 +118,11 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
 @pytest.mark.parametrize("group", ["model", "loss", "optimizer"])
 def test_every_network_loss_and_optimiser_is_built_and_takes_a_step(group: str) -> None:
     for name in options(group):
-        small = {"monai": "model._target_=monai.networks.nets.SegResNet", "resunet": "model.width=8"}
-        more = [small[name]] if group == "model" and name in small else []
+        small = {
+            "model=monai": "model._target_=monai.networks.nets.SegResNet",
+            "model=resunet": "model.width=8",
+        }
+        more = [small[f"{group}={name}"]] if f"{group}={name}" in small else []
         cfg = composed("train", "experiment=smoke", f"{group}={name}", *more)
         plain = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(plain, dict)

@@ -17,29 +17,11 @@ from pancseg.intake.found import Found, Reading
 from pancseg.intake.layouts.dicom import find_dicom
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, item, write_segmentation
+from tests.what_was_found import pairs, patients, told
 
 
 def find(images: Path, labels: Path | None, modality: str = "CT") -> Found:
     return find_dicom(images, labels, modality, Reading())
-
-
-def pairs(found: Found, images: Path, labels: Path) -> list[tuple[str, str]]:
-    """Relative paths of each candidate's image and label."""
-    return [
-        (one.path.relative_to(images).as_posix(), one.label_path.relative_to(labels).as_posix())
-        for one in found.candidates
-        if one.label_path
-    ]
-
-
-def told(found: Found, status: str = "refused") -> list[tuple[str, str, str]]:
-    """Name, kind and reason code of each stray of a status."""
-    strays = [stray for stray in found.strays if stray.status == status]
-    return sorted((one.path.name, one.kind, one.reason.split(":")[0]) for one in strays)
-
-
-def patients(found: Found) -> list[str]:
-    return [one.patient for one in found.candidates]
 
 
 def put(**values: Any) -> Any:
@@ -83,8 +65,8 @@ def test_a_series_goes_with_the_mask_series_of_the_same_relative_path(
 
 
 def test_series_that_lie_in_the_roots_themselves_go_together(images: Path, labels: Path) -> None:
-    write_series(images)
-    write_series(labels)
+    write_series(images, patient_id="")  # so that nothing but the path ties them
+    write_series(labels, patient_id="", first=(0, 0, 0))
     assert pairs(find(images, labels), images, labels) == [(".", ".")]
 
 
@@ -236,6 +218,26 @@ def test_a_label_that_refers_to_a_series_that_is_not_here_is_tied_to_no_other(
     assert any("refers to is not here" in one.reason for one in found.strays)
 
 
+@pytest.mark.parametrize("series", ["first", "second"])
+def test_the_series_that_a_label_refers_to_decides_alone(
+    images: Path, labels: Path, series: str
+) -> None:
+    frame = put(FrameOfReferenceUID="1.2.8")
+    for name, file_names in (("first", "abcde"), ("second", "vwxyz")):
+        uid = f"1.2.3.{len(name)}"
+        write_series(images / "p1", names=list(file_names), series_uid=uid, damage=frame)
+
+    def refer(one: Dataset) -> None:
+        one.ReferencedSeriesSequence = [item(SeriesInstanceUID=f"1.2.3.{len(series)}")]
+        one.FrameOfReferenceUID, one.PatientID = "1.2.8", "P-1"
+
+    labels.mkdir()
+    write_segmentation(labels / "x.dcm", [Frame(np.ones((4, 3)), at(1))], damage=refer)
+    found = find(images, labels)
+    file = {"first": "a", "second": "v"}[series]
+    assert pairs(found, images, labels) == [(f"p1/{file}", "x.dcm")]
+
+
 def test_one_frame_of_reference_for_all_leaves_the_patient_to_decide(
     images: Path, labels: Path
 ) -> None:
@@ -261,12 +263,42 @@ def test_a_series_that_lies_in_two_folders_is_one(images: Path, parts: tuple[sli
     assert image.affine[2, 2] == 2.5
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "intake.csv"])
+def test_a_folder_is_no_prepared_one_for_one_file_of_such_a_name(images: Path, name: str) -> None:
+    write_series(images)
+    (images / name).write_text("somebody's")
+    assert len(find(images, None).candidates) == 1
+
+
 def z_of(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
 
 
 def test_copies_of_a_series_in_two_folders_stay_two(images: Path) -> None:
     shutil.copytree(write_series(images / "a"), images / "b")
+    assert len(find(images, None).candidates) == 2
+
+
+@pytest.mark.parametrize("names", [["1.2.1", "1.2.2"], ["1.2.1", "1.2.9"]])
+def test_parts_whose_slices_are_not_all_known_as_different_stay_apart(
+    images: Path, names: list[str]
+) -> None:
+    for n, last in enumerate(names):  # one part above the other, the first slices of one name
+
+        def name(slices: list[Dataset], last: str = last, n: int = n) -> None:
+            for k, one in enumerate(slices):
+                one.SOPInstanceUID = f"1.2.{n}.{k}"
+                one.FrameOfReferenceUID = "1.2.8"
+            slices[-1].SOPInstanceUID = last
+            slices[0].SOPInstanceUID = "1.2.5" if "1.2.9" not in names else f"1.2.6.{n}"
+
+        above = (0, 0, 7.5 * n)
+        write_series(images / f"s{n}", count=3, first=above, series_uid="1.2.3", damage=name)
+    for path in images.rglob("*.dcm"):
+        one = pydicom.dcmread(path)
+        if one.SOPInstanceUID == "1.2.9":  # is never written empty
+            one.SOPInstanceUID = ""
+            one.save_as(path)
     assert len(find(images, None).candidates) == 2
 
 
@@ -435,6 +467,12 @@ def test_series_of_one_study_are_of_the_patient_that_one_of_them_names(images: P
     write_series(images / "a", patient_id="", damage=put(StudyInstanceUID="1.2.1"))
     write_series(images / "b", patient_id="P-7", damage=put(StudyInstanceUID="1.2.1"))
     assert patients(find(images, None)) == ["P-7", "P-7"]
+
+
+def test_series_without_a_study_are_not_of_one_patient_for_that(images: Path) -> None:
+    write_series(images / "a", patient_id="", damage=put(StudyInstanceUID=""))
+    write_series(images / "b", patient_id="P-7", damage=put(StudyInstanceUID=""))
+    assert patients(find(images, None)) == ["a", "P-7"]
 
 
 def test_the_patient_is_the_root_where_nothing_else_names_it(images: Path) -> None:

@@ -259,7 +259,7 @@ def write_label(
     labels: Path,
     signs: tuple[int, int, int] = (-1, 1, 1),
     *,
-    scale: float = 1.0,
+    scale: float | tuple[float, float, float] = 1.0,
     origin: tuple[float, float, float] = (0, 0, 0),
     number: int = 1,
 ) -> None:
@@ -312,9 +312,11 @@ def test_a_label_that_lies_on_its_scan_is_not_flagged(tmp_path: Path) -> None:
     assert mask.flags == ()
 
 
-@pytest.mark.parametrize(("scale", "is_placed"), [(1.009, True), (1.02, False), (0.98, False)])
+@pytest.mark.parametrize(
+    ("scale", "is_placed"), [(1.009, True), (1.02, False), (0.98, False), ((1, 1, 1.02), False)]
+)
 def test_a_label_of_other_spacing_is_left_where_it_is(
-    tmp_path: Path, scale: float, is_placed: bool
+    tmp_path: Path, scale: float | tuple[float, float, float], is_placed: bool
 ) -> None:
     images, labels = write_nih(tmp_path)
     write_label(labels, scale=scale)

@@ -11,6 +11,7 @@ import pytest
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Found, Reading
 from pancseg.intake.layouts.nifti import find_nifti_pairs, pieces_of_one_patient
+from tests.what_was_found import pairs, patients, told
 
 
 def find(images: Path, labels: Path | None, patient: str | None = None) -> Found:
@@ -25,25 +26,6 @@ def write_files(root: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
     return root
-
-
-def pairs(found: Found, images: Path, labels: Path) -> list[tuple[str, str]]:
-    """Relative paths of each candidate's image and label."""
-    return [
-        (one.path.relative_to(images).as_posix(), one.label_path.relative_to(labels).as_posix())
-        for one in found.candidates
-        if one.label_path
-    ]
-
-
-def refused(found: Found) -> list[tuple[str, str, str]]:
-    """Name, kind and reason code of each refused stray."""
-    strays = [stray for stray in found.strays if stray.status == "refused"]
-    return [(stray.path.name, stray.kind, stray.reason.split(":")[0]) for stray in strays]
-
-
-def patients(found: Found) -> list[str]:
-    return [one.patient for one in found.candidates]
 
 
 @pytest.fixture
@@ -132,7 +114,7 @@ def test_images_and_labels_without_partner_are_refused_and_the_rest_goes_on(
     write_files(labels, "p2.nii.gz", "p3.nii.gz", "a/p1.nii.gz")
     found = find(images, labels)
     assert patients(found) == ["p2"]
-    assert sorted(refused(found)) == [
+    assert sorted(told(found)) == [
         ("p1.nii.gz", "image", "no_label"),
         ("p1.nii.gz", "label", "no_image"),
         ("p3.nii.gz", "label", "no_image"),
@@ -154,7 +136,7 @@ def test_two_images_of_one_stem_are_refused_and_the_rest_goes_on(
     write_files(images, *twins, "p8.nii")
     found = find(images, None)
     assert patients(found) == ["p8"]
-    assert refused(found) == [(name, "image", "ambiguous_image") for name in twins]
+    assert told(found) == [(name, "image", "ambiguous_image") for name in twins]
     assert f"{twins[0]} and {twins[1]} are all images named p7" in found.strays[0].reason
 
 
@@ -170,10 +152,12 @@ def test_two_labels_of_one_stem_are_refused_with_their_image_and_the_rest_goes_o
         (labels / name).touch()
     found = find(images, labels)
     assert patients(found) == ["p8"]
-    assert refused(found) == [
-        ("p7.nii.gz", "image", "ambiguous_label"),
-        *((name, "label", "ambiguous_label") for name in sorted(twins)),
-    ]
+    assert told(found) == sorted(
+        [
+            ("p7.nii.gz", "image", "ambiguous_label"),
+            *((name, "label", "ambiguous_label") for name in twins),
+        ]
+    )
     assert f"{sorted(twins)[0]} and {sorted(twins)[1]}" in found.strays[0].reason
 
 
@@ -210,7 +194,7 @@ def test_what_a_wildcard_stands_for_ties_files_and_names_the_patient(tmp_path: P
     assert pairs(found, tmp_path, tmp_path) == [
         (f"{name}/ct.nii.gz", f"{name}/segmentations/pancreas.nii.gz") for name in patients(found)
     ]
-    assert refused(found) == [("ct.nii.gz", "image", "no_label")]
+    assert told(found) == [("ct.nii.gz", "image", "no_label")]
     assert "s0003" in found.strays[0].reason
 
 
@@ -221,7 +205,7 @@ def test_a_wildcard_within_a_name_stands_for_a_part_of_it_whatever_the_format(
     write_files(tmp_path, "ct/7-x.nii.gz", "mask/organ_7.nii", "ct/8-x.nii", "mask/organ_9.nii.gz")
     found = find(tmp_path / "ct" / f"?-x{ending}", tmp_path / "mask" / f"organ_?{ending}")
     assert patients(found) == ["7"]
-    assert refused(found) == [
+    assert told(found) == [
         ("8-x.nii", "image", "no_label"),
         ("organ_9.nii.gz", "label", "no_image"),
     ]
@@ -245,7 +229,7 @@ def test_two_files_of_one_wildcard_are_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "p1/ct.nii.gz", "p1/ct.nii", "p2/ct.nii")
     found = find(tmp_path / "*" / "ct.nii*", None)
     assert patients(found) == ["p2"]
-    assert sorted(refused(found)) == [
+    assert sorted(told(found)) == [
         ("ct.nii", "image", "ambiguous_image"),
         ("ct.nii.gz", "image", "ambiguous_image"),
     ]

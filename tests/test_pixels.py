@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import gdcm
@@ -21,10 +22,12 @@ from pydicom.uid import (
 )
 
 from pancseg.errors import Refused
+from pancseg.intake.dicom import deflated, headers
 from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.pixels import check_pixels
 from pancseg.intake.dicom.series import read_ct
 from pancseg.intake.found import Reading
-from tests.tiny_dicom import write_series
+from tests.tiny_dicom import make_slice, write_series
 
 PIXELS = np.random.default_rng(1).integers(-1000, 2000, (4, 64, 72))
 
@@ -148,6 +151,20 @@ def test_a_file_that_ends_inside_its_pixels_is_truncated(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("count", "code"), [(29, "truncated"), (30, ""), (31, ""), (39, ""), (40, "bad_pixels")]
+)
+def test_pixels_may_be_longer_than_claimed_by_less_than_a_row_and_never_shorter(
+    count: int, code: str
+) -> None:
+    one = make_slice(np.zeros((3, 5)))  # 30 bytes, 10 a row
+    one.PixelData = bytes(count)
+    told = nullcontext() if not code else pytest.raises(Refused, match=f"has {count} bytes")
+    with told as error:
+        check_pixels(one, Path("x.dcm"))
+    assert not code or error.value.code == code
+
+
+@pytest.mark.parametrize(
     ("values", "code"),
     [
         ({"Rows": 30000, "Columns": 30000}, "too_large"),
@@ -174,6 +191,24 @@ def test_a_header_that_claims_nonsense_is_refused_before_anything_is_allocated(
         assert refused(tmp_path).code in ("bad_frames", "truncated")
     else:
         assert refused(tmp_path).code == code
+
+
+@pytest.mark.parametrize(("largest", "is_refused"), [(200_000, True), (20_000_000, False)])
+def test_a_deflated_file_that_holds_more_than_any_scan_is_never_inflated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, is_refused: bool
+) -> None:
+    one = pydicom.dcmread(next(write_series(tmp_path / "x", pixels=PIXELS).iterdir()))
+    as_syntax(DeflatedExplicitVRLittleEndian)(one)
+    one.add_new(0x00091010, "OB", bytes(10_000_000))  # packs to some 10 kB
+    (tmp_path / "bomb").mkdir()
+    one.save_as(tmp_path / "bomb" / "a.dcm", enforce_file_format=True)
+    assert (tmp_path / "bomb" / "a.dcm").stat().st_size < 30_000
+    inflated = []
+    monkeypatch.setattr(deflated, "LARGEST_INFLATED", largest)
+    monkeypatch.setattr(headers.pydicom, "dcmread", lambda *_, **__: inflated.append(1))
+    _, strays = find_series(tmp_path / "bomb")
+    assert bool(inflated) != is_refused
+    assert strays[0].reason.startswith("too_large") == is_refused
 
 
 def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:

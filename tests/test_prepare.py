@@ -3,6 +3,7 @@
 import csv
 import errno
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from pancseg.dataset import conversion, filling
+from pancseg import nifti_file
+from pancseg.dataset import case_files, filling
 from pancseg.dataset.conversion import Job, Outcome
 from pancseg.dataset.manifest import read_manifest
+from pancseg.intake.checks.flags import FLAGS
 from tests.conftest import SHALLOW, Command, contents, prepare, run_command
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_segmentation
@@ -80,6 +83,14 @@ def test_slice_0_is_nearest_the_feet_in_every_file(prepared: Path) -> None:
         assert nib.aff2axcodes(nib.load(path).affine)[2] == "S"
 
 
+def test_every_file_says_millimetres_and_scanner_coordinates(prepared: Path) -> None:
+    for path in prepared.rglob("*.nii.gz"):
+        header = nib.load(path).header
+        assert header.get_xyzt_units() == ("mm", "unknown")
+        assert (header["qform_code"], header["sform_code"]) == (1, 1)
+        assert header.get_slope_inter() in ((1, 0), (None, None))
+
+
 def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared: Path) -> None:
     assert (prepared / "intake.csv").read_text().splitlines()[0] == COLUMNS
     for row in rows_of(prepared):
@@ -99,43 +110,45 @@ def test_the_labels_volume_stands_on_the_images_row_once(prepared: Path) -> None
 
 
 @pytest.mark.parametrize(("tail", "left_out"), [("drop", 1), ("shift", 0), ("pad", 0)])
-def test_the_tail_is_cut_as_asked(dicom: Path, tmp_path: Path, tail: str, left_out: int) -> None:
-    prepare(dicom, tmp_path / "r", f"data.tail={tail}", "data.keep_empty=true")
+def test_the_tail_is_cut_as_asked(
+    some_dicom: Path, tmp_path: Path, tail: str, left_out: int
+) -> None:
+    prepare(some_dicom, tmp_path / "r", f"data.tail={tail}", "data.keep_empty=true")
     starts = {"drop": {0}, "shift": {0, 8}, "pad": {0, 32}}[tail]
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
     assert {group["first_slice"] for group in manifest["groups"]} == starts
     assert {row["groups_tail"] for row in rows_of(tmp_path / "r")} == {str(left_out)}
 
 
-def test_empty_groups_are_removed_and_counted_unless_kept(dicom: Path, tmp_path: Path) -> None:
+def test_empty_groups_are_removed_and_counted_unless_kept(some_dicom: Path, tmp_path: Path) -> None:
     small = ["data.depth=8"]
-    prepare(dicom, tmp_path / "without", *small)
-    prepare(dicom, tmp_path / "with", *small, "data.keep_empty=true")
+    prepare(some_dicom, tmp_path / "without", *small)
+    prepare(some_dicom, tmp_path / "with", *small, "data.keep_empty=true")
     for root, all_kept in ((tmp_path / "without", False), (tmp_path / "with", True)):
         kept = sum(int(row["groups_kept"]) for row in rows_of(root))
         empty = sum(int(row["groups_empty"]) for row in rows_of(root))
         assert empty > 0
-        assert kept + (0 if all_kept else empty) == 6 * 5
+        assert kept + (0 if all_kept else empty) == 3 * 5
         labels = [nib.load(path).dataobj for path in (root / "groups").glob("*_label.nii.gz")]
         assert any(not np.any(label) for label in labels) == all_kept
 
 
 def test_another_spelling_of_the_same_source_is_the_same_source(
-    dicom: Path, tmp_path: Path
+    some_dicom: Path, tmp_path: Path
 ) -> None:
-    prepare(dicom, tmp_path / "r")
-    (tmp_path / "link").symlink_to(dicom)
+    prepare(some_dicom, tmp_path / "r")
+    (tmp_path / "link").symlink_to(some_dicom)
     before = contents(tmp_path / "r")
     assert prepare(tmp_path / "link", tmp_path / "r") == 0
     assert contents(tmp_path / "r") == before
 
 
-def test_running_again_changes_nothing(dicom: Path, prepared: Path, tmp_path: Path) -> None:
+def test_running_again_changes_nothing(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "copy"
-    prepare(dicom, root)
+    assert prepare(some_dicom, root) == 0
     before = contents(root)
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")}
-    assert prepare(dicom, root) == 0
+    assert prepare(some_dicom, root) == 0
     assert contents(root) == before
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")} == times
 
@@ -226,7 +239,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
 def test_a_case_whose_label_is_gone_is_taken_out_and_told(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
     prepare(some_dicom, root)
-    shutil.rmcontents(some_dicom / "labels" / "phantom-3-001")
+    shutil.rmtree(some_dicom / "labels" / "phantom-3-001")
     for _ in range(2):
         assert prepare(some_dicom, root) == 1
         statuses = {row["path"][-3:]: row["status"] for row in rows_of(root)}
@@ -240,7 +253,7 @@ def test_a_case_whose_source_was_moved_away_stays_with_its_row_even_if_the_table
     root = tmp_path / "r"
     prepare(some_dicom, root)
     for kind in ("images", "labels"):
-        shutil.rmcontents(some_dicom / kind / "phantom-3-001")
+        shutil.rmtree(some_dicom / kind / "phantom-3-001")
     (root / "intake.csv").unlink()
     for _ in range(2):
         assert prepare(some_dicom, root) == 0
@@ -328,6 +341,74 @@ def test_a_prepared_folder_and_its_key_beside_the_scans_change_nothing(
         assert len(rows_of(scans / "prepared")) == 1
 
 
+def test_without_depth_whole_cases_are_prepared_and_no_group(
+    dicom: Path, some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    root = tmp_path / "r"
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={root}", "privacy=none", "data.depth=null"]
+    ended = command("prepare", *words)
+    assert ended.code == 0
+    assert "kept 3 of 3 cases (3 new, 0 unlabelled, 0 flagged), no groups; refused 0" in ended.out
+    for path in (dicom / "truth").glob("phantom-3-00[012]_*.nii.gz"):
+        truth = nib.as_closest_canonical(nib.load(path))
+        case = nib.as_closest_canonical(nib.load(root / "cases" / path.name))
+        np.testing.assert_array_equal(case.dataobj, truth.dataobj)
+    assert not (root / "groups").exists()
+    manifest = read_manifest(root)
+    assert (manifest.groups, manifest.settings["depth"], manifest.complete) == ([], None, True)
+    for row in rows_of(root):
+        assert [row[f"groups_{what}"] for what in ("kept", "empty", "tail")] == ["0", "0", "0"]
+    before = contents(root)
+    assert "intake.png" in before
+    assert command("prepare", *words).code == 0
+    assert contents(root) == before
+    other = command("prepare", *words, "data.depth=32")
+    assert other.code == 2
+    assert "depth (there None, now 32)" in other.err
+    assert contents(root) == before
+
+
+def test_a_whole_case_whose_file_is_gone_or_of_nobody_is_made_again_or_swept(
+    some_dicom: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root, "data.depth=null")
+    before = contents(root)
+    (root / "cases" / "phantom-3-001_label.nii.gz").unlink()
+    (root / "cases" / "nobody_image.nii.gz").write_bytes(b"whole, but of no case")
+    assert prepare(some_dicom, root, "data.depth=null") == 0
+    assert contents(root) == before
+
+
+def test_each_flag_that_occurred_is_told_with_what_it_means(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [f"data.root={tmp_path / 'r'}", "privacy=none", "checks.volume_ml=[0.1,0.2]"]
+    lines = command("prepare", *source, *words, *SHALLOW).out.splitlines()
+    told = [line for line in lines if line.startswith("flagged ")]
+    assert told == [f"flagged label_volume, 3 cases: {FLAGS['label_volume']}"]
+
+
+def test_while_a_preparation_is_under_way_its_manifest_is_not_complete(
+    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, told = tmp_path / "r", []
+    convert = filling.convert
+
+    def watched(job: Job) -> Outcome:
+        told.append(read_manifest(root).complete)
+        return convert(job)
+
+    monkeypatch.setattr(filling, "convert", watched)
+    for done in (3, 4):  # anew, then because one scan has changed
+        assert prepare(some_dicom, root) == 0
+        assert told == [False] * done
+        assert read_manifest(root).complete
+        os.utime(next((some_dicom / "images" / "phantom-3-001").iterdir()), (1, 1))
+
+
 def test_what_a_killed_run_had_begun_is_swept_away(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
     prepare(some_dicom, root)
@@ -351,7 +432,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
     words = [*source, f"data.root={tmp_path / 'r'}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(conversion, "write_nifti", full)
+        patch.setattr(case_files, "write_nifti", full)
         ended = command("prepare", *words)
     assert ended.code == 2
     assert "cannot be written (No space left on device)" in ended.err
@@ -393,9 +474,26 @@ def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
 def test_the_number_of_processes_changes_nothing(
     some_dicom: Path, tmp_path: Path, processes: str
 ) -> None:
-    prepare(some_dicom, tmp_path / "r", f"processes={processes}")
-    prepare(some_dicom, tmp_path / "alone")
+    assert prepare(some_dicom, tmp_path / "r", f"processes={processes}") == 0
+    assert prepare(some_dicom, tmp_path / "alone") == 0
     assert contents(tmp_path / "r") == contents(tmp_path / "alone")
+
+
+def test_the_manifest_tells_of_what_files_hold_however_they_were_packed(
+    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare(some_dicom, tmp_path / "r") == 0
+    monkeypatch.setattr(nifti_file, "LEVEL", 0)
+    assert prepare(some_dicom, tmp_path / "other") == 0
+    one, other = (
+        tmp_path / root / "cases" / "phantom-3-001_image.nii.gz" for root in ("r", "other")
+    )
+    assert one.read_bytes() != other.read_bytes()  # the packer chose other bytes, as ISA-L may
+    assert contents(tmp_path / "r") == contents(tmp_path / "other")
+    case = read_manifest(tmp_path / "r").cases[1]
+    pair = (tmp_path / "r" / str(file) for file in (case.image, case.label))
+    each = "".join(hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest() for file in pair)
+    assert case.sha256 == hashlib.sha256(each.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -524,13 +622,13 @@ def test_a_label_on_another_grid_is_refused_with_how_far(some_dicom: Path, tmp_p
     assert "-4.00, 0.00, 0.00" in reason
 
 
-def test_without_labels_cases_are_kept_and_marked(dicom: Path, tmp_path: Path) -> None:
+def test_without_labels_cases_are_kept_and_marked(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    images = [f"source.images={dicom / 'images'}", "source.labels=null"]
+    images = [f"source.images={some_dicom / 'images'}", "source.labels=null"]
     assert run_command("prepare", *images, f"data.root={root}", "privacy=none", *SHALLOW) == 0
     assert {row["flags"] for row in rows_of(root)} == {"unlabelled phantom"}
     assert not list(root.rglob("*_label.nii.gz"))
-    assert len(list((root / "groups").iterdir())) == 12
+    assert len(list((root / "groups").iterdir())) == 6
 
 
 def test_identifiers_of_headers_reach_no_file_but_the_paths_in_the_table(
@@ -594,22 +692,24 @@ def test_identifiers_of_labels_and_of_refused_scans_reach_no_file_either(
     assert "SECRET7" in names  # and there alone, for those who may look
 
 
-def test_one_patient_has_one_name_in_every_folder_of_a_site(dicom: Path, tmp_path: Path) -> None:
+def test_one_patient_has_one_name_in_every_folder_of_a_site(
+    some_dicom: Path, tmp_path: Path
+) -> None:
     for name, depth in (("a", 16), ("b", 32)):
-        prepare(dicom, tmp_path / name, "privacy=pseudonym", f"data.depth={depth}")
+        prepare(some_dicom, tmp_path / name, "privacy=pseudonym", f"data.depth={depth}")
     names = [{row["patient"] for row in rows_of(tmp_path / name)} for name in ("a", "b")]
     assert names[0] == names[1]
-    assert len(names[0]) == 6
+    assert len(names[0]) == 3
 
 
-def test_two_at_once_on_one_folder_give_what_one_gives(dicom: Path, tmp_path: Path) -> None:
+def test_two_at_once_on_one_folder_give_what_one_gives(some_dicom: Path, tmp_path: Path) -> None:
     root = tmp_path / "r"
-    words = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
-    words += [f"data.root={root}", "privacy=none", *SHALLOW]
+    words = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words += [f"data.root={root}", "privacy=none", "processes=0", *SHALLOW]
     start = [sys.executable, "-m", "pancseg.prepare", *words]
     both = [subprocess.Popen(start, stderr=subprocess.DEVNULL) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]
-    prepare(dicom, tmp_path / "alone")
+    assert prepare(some_dicom, tmp_path / "alone") == 0
     assert contents(root) == contents(tmp_path / "alone")
 
 

@@ -50,9 +50,9 @@ def test_without_processes_the_work_is_done_in_order_in_this_one() -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_items_that_end_their_process_cost_only_themselves() -> None:
-    items = [0, 1, -1, 2, 3, 4, -2, 5, 6]
+    items = [0, -1, 3, 4, -2, 5]
     results = list(in_processes(double_or_crash, items, 2, minus))
-    assert sorted(results) == [-2, -1, 0, 2, 4, 6, 8, 10, 12]
+    assert sorted(results) == [-2, -1, 0, 6, 8, 10]
 
 
 def test_processes_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:

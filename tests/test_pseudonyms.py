@@ -12,6 +12,7 @@ import pytest
 from pydicom import Dataset
 
 from pancseg.errors import PancsegError
+from pancseg.intake import pseudonyms
 from pancseg.intake.pseudonyms import make_names, read_key, remember, safe_name
 from tests.conftest import run_command
 from tests.tiny_dicom import write_series
@@ -166,21 +167,22 @@ def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tel
     assert sorted(images) == ["P-1_image.nii.gz", "p-1-2_image.nii.gz"]
 
 
-@pytest.mark.parametrize("identity", ["../../x", "a/b", "", "p" * 64, "🙂", "CON", "a b"])
 @pytest.mark.parametrize("rule", ["none", "pseudonym"])
-def test_no_patient_id_leaves_the_folder_or_breaks_a_name(
-    tmp_path: Path, identity: str, rule: str
-) -> None:
+def test_no_patient_id_leaves_the_folder_or_breaks_a_name(tmp_path: Path, rule: str) -> None:
     def damage(slices: list[Dataset]) -> None:
         for one in slices:
             one.SpecificCharacterSet = "ISO_IR 192"
 
-    write_series(tmp_path / "in" / "images", patient_id=identity, damage=damage)
+    identities = ["../../x", "a/b", "", "p" * 64, "🙂", "CON", "a b"]
+    for n, identity in enumerate(identities):
+        write_series(tmp_path / "in" / "images" / str(n), patient_id=identity, damage=damage)
     words = [f"source.images={tmp_path / 'in' / 'images'}", "source.labels=null"]
     words += [f"privacy={rule}", f"data.root={tmp_path / 'out' / 'root'}", "data.depth=2"]
     assert run_command("prepare", *words) == 0
-    (image,) = (tmp_path / "out" / "root" / "cases").iterdir()
-    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,60}_image\.nii\.gz", image.name)
+    images = list((tmp_path / "out" / "root" / "cases").iterdir())
+    assert len(images) == len(identities)
+    for image in images:
+        assert re.fullmatch(r"[A-Za-z0-9_.-]{1,60}_image\.nii\.gz", image.name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
@@ -201,3 +203,19 @@ def test_the_table_of_names_is_its_owners_alone_and_only_grows(
 def test_without_pseudonyms_there_is_no_table_of_names(tmp_path: Path) -> None:
     remember(make_names("none", tmp_path / "privacy.key"), ["P-1"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_patients_of_one_pseudonym_are_refused_also_from_one_run_to_the_next(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pseudonyms, "LENGTH", 1)  # 16 names
+    names = make_names("pseudonym", key_file)
+    first = "P-0"
+    other = next(word for n in range(1, 999) if names.of(word := f"P-{n}") == names.of(first))
+    remember(names, [first])
+    before = names.table.read_text()
+    with pytest.raises(PancsegError, match=f"one pseudonym, {names.of(first)}, by chance"):
+        remember(names, [other])
+    assert names.table.read_text() == before
+    with pytest.raises(PancsegError, match="by chance"):
+        remember(make_names("pseudonym", key_file.with_name("another.key")), ["P-0", *IDENTITIES])

@@ -69,6 +69,17 @@ def test_the_recipes_metric_reads_half_for_an_empty_prediction_and_dice_reads_0(
     assert float(logged["val/dice"].compute()) == 0
 
 
+@pytest.mark.parametrize(("sigmoid", "expected"), [(True, 0.7311), (False, 0.0180)])
+def test_a_voxel_is_decided_by_the_rule_that_the_loss_teaches(
+    sigmoid: bool, expected: float
+) -> None:
+    loss = {**LOSS, "sigmoid": sigmoid, "softmax": not sigmoid}
+    logits = torch.tensor([5.0, 1.0]).reshape(1, 2, 1, 1, 1)  # background, pancreas
+    assert Segmenter(NET, loss, {}).probability_of(logits).item() == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
 def test_the_optimiser_takes_the_recipes_numbers() -> None:
     adam = {"_target_": "torch.optim.Adam", "lr": 1e-5, "weight_decay": 1e-5, "amsgrad": True}
     optimizer = Segmenter(NET, LOSS, adam).configure_optimizers()

@@ -14,10 +14,12 @@ from pydicom.dataset import Dataset
 
 from pancseg.errors import Refused
 from pancseg.intake.dicom.finding import find_series
+from pancseg.intake.dicom.planes import levels_of, look_up
 from pancseg.intake.dicom.series import read_ct, read_mask_series
 from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Reading, Scan
 from tests.tiny_dicom import AXIAL, write_series
+from tests.tiny_labels import item
 
 Volume = nib.Nifti1Image
 NO_SCAN = Scan(nib.Nifti1Image(np.zeros((1, 1, 1)), np.eye(4)))
@@ -147,6 +149,12 @@ def test_gaps_that_add_up_to_another_place_are_uneven(tmp_path: Path) -> None:
     with pytest.raises(Refused) as refused:
         read_folder(write_series(tmp_path, positions=[(0, 0, z) for z in heights]))
     assert refused.value.code == "uneven_gaps"
+
+
+def test_gaps_that_are_rounded_to_and_fro_are_one_spacing(tmp_path: Path) -> None:
+    heights = np.cumsum([0.0, *[5.04] * 5, *[4.96] * 5])  # 0.2 mm off in the middle
+    image = read_folder(write_series(tmp_path, positions=[(0, 0, z) for z in heights]))
+    assert nib.affines.voxel_sizes(image.affine)[2] == pytest.approx(5)
 
 
 @pytest.mark.parametrize(("count", "is_refused"), [(120, True), (8, False)])
@@ -349,3 +357,18 @@ def test_a_file_cut_short_anywhere_never_stops_the_search(tmp_path: Path) -> Non
     files = [file for one in series for file in one.files]
     told = sum(one.slices or 1 for one in strays)
     assert len(files) + told == len(range(0, len(content), 7))
+
+
+def test_what_a_frame_says_of_itself_goes_before_what_all_share_and_that_before_the_file() -> None:
+    def measured(*spacing_mm: float) -> Dataset:
+        return item(PixelMeasuresSequence=[item(PixelSpacing=list(spacing_mm))])
+
+    one = item(NumberOfFrames=2, PixelSpacing=[9, 9])
+    one.PerFrameFunctionalGroupsSequence = [measured(1, 2), Dataset()]
+    one.SharedFunctionalGroupsSequence = [measured(3, 4)]
+    found = [look_up(levels, "PixelSpacing") for levels in levels_of(one, Path("x.dcm"))]
+    assert found == [[1, 2], [3, 4]]
+    one.PerFrameFunctionalGroupsSequence[0] = item(PixelMeasuresSequence=[item(SliceThickness=5)])
+    assert look_up(levels_of(one, Path("x.dcm"))[0], "PixelSpacing") == [3, 4]
+    one.SharedFunctionalGroupsSequence = [Dataset()]
+    assert look_up(levels_of(one, Path("x.dcm"))[1], "PixelSpacing") == [9, 9]

@@ -1,6 +1,5 @@
 """One candidate becomes one case with its groups, or a row that says why not."""
 
-import hashlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,8 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.affine import oriented_like, spacing_of, voxel_ml
-from pancseg.dataset.groups import pairs_of, plan_cut
+from pancseg.dataset.case_files import hash_of, picture_of, write_groups, write_pair
+from pancseg.dataset.groups import Cutting
 from pancseg.dataset.intake_table import Row
 from pancseg.dataset.manifest import Case, Group
 from pancseg.dataset.thumbnails import thumbnail, write_thumbnail
@@ -18,18 +18,8 @@ from pancseg.intake.checks.flags import Checks, flags_of, in_order
 from pancseg.intake.checks.label_grid import grid_problem
 from pancseg.intake.dicom.pixels import brief
 from pancseg.intake.found import Candidate, Mask, Scan
-from pancseg.nifti_file import write_nifti
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How cases become groups: slices of a group, what becomes of the tail and of empty groups."""
-
-    depth: int
-    tail: str
-    keep_empty: bool
 
 
 @dataclass(frozen=True)
@@ -185,8 +175,8 @@ def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[
     image, candidate = scan.image, job.candidate
     mask = None if label is None else np.asanyarray(label.dataobj)
     voxels = None if mask is None else int(np.count_nonzero(mask))
-    groups, row = cut(job, image, label)
-    files, sha256 = save(job.root, f"cases/{job.case}", image, label)
+    groups, empty, tail = write_groups(job.root, job.case, job.patient, job.cutting, image, label)
+    files, sha256 = write_pair(job.root, f"cases/{job.case}", image, label)
     write_thumbnail(job.root / picture_of(job.case), thumbnail(image, mask))
     spacing_mm = [round(value, 6) for value in spacing_of(image.affine)]
     case = Case(
@@ -206,7 +196,9 @@ def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[
         settled=job.settled,
         repairs=list(scan.stack.repairs) if scan.stack else [],
     )
-    row.path, row.flags = str(candidate.path), " ".join(flags)
+    row = Row(job.patient, job.case, str(candidate.path), "image", "kept", flags=" ".join(flags))
+    row.slices = image.shape[2]
+    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
     row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = spacing_mm
     rows = [row]
     if voxels is not None:
@@ -215,55 +207,3 @@ def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[
         path = str(candidate.label_path)
         rows.append(Row(job.patient, job.case, path, "label", "kept", slices=row.slices))
     return Outcome(job.origin, job.case, job.source, rows, case, groups)
-
-
-def cut(job: Job, image: nib.Nifti1Image, label: nib.Nifti1Image | None) -> tuple[list[Group], Row]:
-    """Write the groups of a case, without the empty ones unless they are to be kept."""
-    cutting, case = job.cutting, job.case
-    plan = plan_cut(image.shape[2], cutting.depth, cutting.tail)
-    row = Row(job.patient, case, "", "image", "kept", slices=image.shape[2])
-    groups, empty = [], 0
-    for start, cut_image, cut_label in pairs_of(image, label, plan.starts, cutting.depth):
-        voxels = None if cut_label is None else int(np.count_nonzero(cut_label.dataobj))
-        if voxels == 0:
-            empty += 1
-            if not cutting.keep_empty:
-                continue
-        name = f"{case}_{start:04d}"
-        files, _ = save(job.root, f"groups/{name}", cut_image, cut_label)
-        groups.append(Group(name, case, job.patient, start, *files, label_voxels=voxels))
-    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, plan.left_out
-    return groups, row
-
-
-def save(
-    root: Path, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image | None
-) -> tuple[tuple[str, str | None], str]:
-    """Write an image and its label.
-
-    Returns:
-        Their paths relative to the root, and a hash of both.
-    """
-    image_file, label_file = f"{name}_image.nii.gz", f"{name}_label.nii.gz"
-    hashes = [write_nifti(root / image_file, image)]
-    if label is not None:
-        hashes.append(write_nifti(root / label_file, label))
-    both = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return (image_file, label_file if label is not None else None), both
-
-
-def picture_of(case: str) -> str:
-    """Where the picture of a case lies, relative to the root."""
-    return f"pictures/{case}.png"
-
-
-def hash_of(image: nib.Nifti1Image) -> str:
-    """Hash of a volume's values, wherever it lies and whichever way its axes run.
-
-    The same scan is known again by it, as DICOM and as NIfTI in any orientation.
-    """
-    values = np.asanyarray(nib.as_closest_canonical(image).dataobj)
-    digest = hashlib.sha256(str(values.shape).encode())
-    for k in range(values.shape[2]):  # turned slice by slice: a whole scan would be copied
-        digest.update(np.ascontiguousarray(values[..., k].T).data)
-    return digest.hexdigest()

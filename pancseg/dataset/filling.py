@@ -5,8 +5,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pancseg.dataset.case_files import picture_of
 from pancseg.dataset.contact_sheet import Tile, draw_contact_sheet
-from pancseg.dataset.conversion import convert, killed, picture_of
+from pancseg.dataset.conversion import convert, killed
 from pancseg.dataset.planning import plan
 from pancseg.dataset.preparation import Preparation
 from pancseg.dataset.preparation_checks import check_disk

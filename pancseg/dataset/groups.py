@@ -14,6 +14,21 @@ AIR_HU = -1024
 
 
 @dataclass(frozen=True)
+class Cutting:
+    """How cases become groups.
+
+    Attributes:
+        depth: Slices of a group; None makes no groups, but whole cases alone.
+        tail: What becomes of the slices after the last whole group.
+        keep_empty: Whether groups without label are kept.
+    """
+
+    depth: int | None
+    tail: str
+    keep_empty: bool
+
+
+@dataclass(frozen=True)
 class Cut:
     """Where the groups of a case begin, and how many incomplete ones were left out."""
 
@@ -21,14 +36,16 @@ class Cut:
     left_out: int
 
 
-def check_cut(depth: int, tail: str) -> None:
-    """Check the settings of a cut before any data is read.
+def check_cut(depth: int | None, tail: str) -> None:
+    """Check the settings of a cut before any data is read; without depth nothing is cut.
 
     Raises:
         PancsegError: If there is no such cut.
     """
-    if depth < 1:
-        raise PancsegError(f"data.depth={depth}: expected at least 1 slice")
+    if depth is not None and depth < 1:
+        raise PancsegError(
+            f"data.depth={depth}: expected at least 1 slice, or null for whole cases alone"
+        )
     if tail not in get_args(Tail):
         raise PancsegError(f"data.tail={tail}: expected one of {', '.join(get_args(Tail))}")
 

@@ -13,7 +13,7 @@ class Row:
     """A line of ``intake.csv``; groups_kept, groups_empty and groups_tail add up to all groups.
 
     ``groups_tail`` counts an incomplete group that was left out; one that was shifted or padded
-    counts as kept or empty.
+    counts as kept or empty. All three are 0 where whole cases alone are prepared.
     """
 
     patient: str

@@ -25,7 +25,7 @@ class Case:
         label_voxels: Foreground voxels, or None.
         origin: Keyed hash of the input image's path: the same input is known again by it.
         source: Hash of the input files' names, sizes and times: changed input is noticed by it.
-        sha256: Hash of image and label as stored.
+        sha256: Hash of image and label as stored, unpacked.
         phantom: Whether this is no patient.
         pixels: Hash of the decoded volume: one scan under two names is noticed by it.
         study: Keyed hash of StudyInstanceUID, or empty.

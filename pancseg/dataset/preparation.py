@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pancseg.atomic import PARTIAL, write_text
-from pancseg.dataset.conversion import (
-    Cutting,
-    Outcome,
-    picture_of,
-)
+from pancseg.dataset.case_files import picture_of
+from pancseg.dataset.conversion import Outcome
+from pancseg.dataset.groups import Cutting
 from pancseg.dataset.intake_table import TABLE, Row, read_rows, rows_to_csv
 from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
 from pancseg.dataset.preparation_checks import check_settings

@@ -38,14 +38,13 @@ def check_root(root: Path, sources: list[Path]) -> None:
     for source in sources:
         if source.resolve().is_relative_to(root.resolve()):
             raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
-    if has_manifest(root):
-        return
-    for name in ("cases", "groups", "pictures"):
-        if (root / name).is_dir() and any((root / name).iterdir()):
-            raise PancsegError(
-                f"{root}: holds {name}/ but no manifest.json, so that pancseg did not fill it; "
-                "give another data.root"
-            )
+    folders = [name for name in ("cases", "groups", "pictures") if (root / name).is_dir()]
+    filled = [name for name in folders if any((root / name).iterdir())]
+    if filled and not has_manifest(root):  # asked last: another preparation may have just begun
+        raise PancsegError(
+            f"{root}: holds {filled[0]}/ but no manifest.json, so that pancseg did not fill it; "
+            "give another data.root"
+        )
 
 
 def check_disk(root: Path, candidates: list[Candidate]) -> None:

@@ -109,11 +109,18 @@ class Segmenter(pl.LightningModule):
         return logits if isinstance(logits, Tensor) else logits[0]
 
     def probability(self, image: Tensor) -> Tensor:
-        """Probability of pancreas, ``(B, 1, H, W, D)`` float32: softmax over the two channels.
+        """Probability of pancreas, ``(B, 1, H, W, D)`` float32."""
+        return self.probability_of(self(image).float())
 
-        One rule for every loss: above 0.5 is where the pancreas has the larger logit.
+    def probability_of(self, logits: Tensor) -> Tensor:
+        """Probability of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches.
+
+        A loss with ``sigmoid``, as the recipe's, teaches each channel by itself, and nothing ties
+        their logits together; others teach a softmax over both.
         """
-        return self(image).float().softmax(dim=1)[:, 1:]
+        if self.hparams["loss"].get("sigmoid"):
+            return logits[:, 1:].sigmoid()
+        return logits.softmax(dim=1)[:, 1:]
 
     def seen(self, batch: Batch, training: bool) -> Batch:
         """A batch as network and loss see it; in training changed at random, on its device."""
@@ -170,7 +177,7 @@ class Segmenter(pl.LightningModule):
         ``<part>/dice`` of an epoch is the mean over patients; of a step, over the batch's voxels.
         """
         label, size = batch["label"], len(batch["label"])
-        prediction = logits[:, 1:] > logits[:, :1]
+        prediction = self.probability_of(logits) > 0.5
         recipe = 1 - self.recipe_loss(logits, label)
         dice = self.dice[f"{part}_dice"]
         dice.update(prediction, label, batch["patient"])  # type: ignore[operator]

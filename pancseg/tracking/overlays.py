@@ -41,7 +41,7 @@ class Overlays(pl.Callback):
         boards = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
         if wanted < 1 or not due or not boards or not trainer.is_global_zero:
             return
-        probability = outputs["logits"][:wanted].softmax(dim=1)[:, 1:]
+        probability = pl_module.probability_of(outputs["logits"][:wanted])  # type: ignore[operator]
         for i in range(wanted):
             arrays = [
                 tensor[i, 0].float().cpu().numpy()

@@ -7,6 +7,7 @@ import pydicom
 from pydicom import Dataset, uid
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from pancseg.intake.dicom.deflated import LARGEST_INFLATED, inflates_too_far
 from pancseg.intake.dicom.pixels import RAW_STARTS, quiet
 from pancseg.intake.walk import FORK, is_fork
 
@@ -90,6 +91,9 @@ def read_header(path: Path) -> Header:
     if not start:
         status = "refused" if path.suffix.lower() == ".dcm" else "dropped"
         return Header(path, problem=EMPTY, status=status)
+    if is_dicom and inflates_too_far(path):
+        told = f"inflates to more than {LARGEST_INFLATED / 1e9:.1f} GB"
+        return Header(path, problem=f"too_large: {told}", status="refused")
     try:
         with quiet():
             one = pydicom.dcmread(
@@ -153,7 +157,7 @@ def references(one: Dataset) -> tuple[str, ...]:
     for frame in one.get("ReferencedFrameOfReferenceSequence") or []:
         for study in frame.get("RTReferencedStudySequence") or []:
             found += study.get("RTReferencedSeriesSequence") or []
-    return tuple(sorted({uid for item in found if (uid := text(item, "SeriesInstanceUID"))}))
+    return tuple(sorted({text(item, "SeriesInstanceUID") for item in found} - {""}))
 
 
 def text(one: Dataset, keyword: str) -> str:

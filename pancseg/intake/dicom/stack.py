@@ -43,6 +43,7 @@ class Stack:
             gantry was tilted; zero otherwise.
         step_mm: From slice to slice of the regular grid.
         repairs: What was repaired, for the manifest.
+        is_uneven: Whether the planes lie between the steps of the grid and are interpolated.
     """
 
     planes: tuple[Plane, ...]
@@ -51,6 +52,7 @@ class Stack:
     shifts_mm: Floats
     step_mm: float
     repairs: tuple[str, ...] = ()
+    is_uneven: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,7 +80,7 @@ class Stack:
             )
             row, column = np.reshape(self.planes[0].orientation, (2, 3))
             corner = corner + moved_mm[0] * row + moved_mm[1] * column
-        if any(word.startswith("gaps") for word in self.repairs):
+        if self.is_uneven:
             stored = between_planes(stored, self.offsets_mm / self.step_mm, linear=linear)
         return slices_from_feet(nib.Nifti1Image(stored, self.affine_at(corner)))
 
@@ -123,7 +125,8 @@ def stack(planes: list[Plane], repair: Repair) -> Stack:
     if gaps_repaired:
         repairs.append(gaps_repaired)
     ordered = tuple(planes[i] for i in order)
-    return Stack(ordered, normal, offsets_mm, shifts_mm, step_mm, tuple(repairs))
+    is_uneven = bool(gaps_repaired)
+    return Stack(ordered, normal, offsets_mm, shifts_mm, step_mm, tuple(repairs), is_uneven)
 
 
 def check_alike(planes: list[Plane]) -> None:
