@@ -34,25 +34,29 @@ def train(cfg: DictConfig) -> float | None:
 
     from pancseg.atomic import write_json
     from pancseg.hardware import check_accelerator
+    from pancseg.inference.checkpoint import check_resumable, open_checkpoint
     from pancseg.tracking.summary import describe_run, log_hyperparameters, title_of
 
     check_accelerator(cfg.hardware.accelerator)
     set_up_process(cfg.seed)
     checkpoint = checkpoint_of(cfg)
+    earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
     data = set_up_data(cfg)
     segmenter = make_segmenter(cfg, data)
-    tell_cost(cfg, data)
     if cfg.preview:
         draw_preview(cfg, data, segmenter)
         return None
     trainer = instantiate(cfg.trainer, _convert_="all")
     folder, title = Path(run_path()), title_of(cfg.name, data)
-    if checkpoint:
-        check_checkpoint(checkpoint, cfg, data)
+    if earlier:
+        check_resumable(earlier, plain(cfg.model), data.preprocessing, data.dealt)
+        if earlier.fingerprint != data.fingerprint():
+            log.warning("the prepared data are not those that ckpt_path was trained on")
     elif not trainer.fast_dev_run and trainer.is_global_zero:
         write_json(folder / "splits.json", data.dealt.as_dict())
     report = set_up_callbacks(cfg, trainer, data, title)
     log.info(title)
+    tell_cost(cfg, data)
     fit(trainer, segmenter, data, checkpoint)
     if trainer.fast_dev_run:
         return None
@@ -161,20 +165,6 @@ def tell_cost(cfg: DictConfig, data: "GroupData") -> None:
     advice = check_memory(model, size, batch_size, available, accelerator, **counting)
     if advice:
         log.warning(advice)
-
-
-def check_checkpoint(path: Path, cfg: DictConfig, data: "GroupData") -> None:
-    """Check that a run can go on from a checkpoint with what is configured now.
-
-    Raises:
-        PancsegError: If it cannot.
-    """
-    from pancseg.inference.checkpoint import check_resumable, open_checkpoint
-
-    earlier = open_checkpoint(path, "ckpt_path")
-    check_resumable(earlier, plain(cfg.model), data.preprocessing, data.dealt)
-    if earlier.fingerprint != data.fingerprint():
-        log.warning("the prepared data are not those that ckpt_path was trained on")
 
 
 def set_up_callbacks(cfg: DictConfig, trainer: Any, data: "GroupData", title: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,10 @@ def test_a_gpu_computes_in_what_it_has_units_for(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    memory = SimpleNamespace(total_memory=24_000_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     machine = detect.__wrapped__()
+    assert (machine.cache, machine.patch_voxels) == ("gpu", 1_600_000)
     assert (machine.accelerator, machine.precision) == ("gpu", precision)
     assert (machine.num_workers, machine.pin_memory) == (4, True)
 

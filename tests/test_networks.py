@@ -92,8 +92,6 @@ def commands() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", commands())
 def test_the_command_lines_of_the_page_train(name: str) -> None:
-    if name == "SwinUNETR":
-        pytest.importorskip("einops")
     small, size = SMALLER[name]
     step(model_of(*commands()[name], *small), build(LOSS, nn.Module), size)
 

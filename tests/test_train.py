@@ -81,10 +81,11 @@ def test_an_epochs_line_and_the_closing_line_read_as_the_recipes(
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert "train 3 patients" in lines[0]
-    assert lines[1].startswith("epoch 1/1 train loss 0.")
-    assert " | val loss 0." in lines[1]
-    assert " | best " in lines[1]
-    assert lines[2].startswith("train completed, best dice ")
+    assert lines[1].startswith("a step   0.0 M parameters, ")
+    assert lines[2].startswith("epoch 1/1 train loss 0.")
+    assert " | val loss 0." in lines[2]
+    assert " | best " in lines[2]
+    assert lines[3].startswith("train completed, best dice ")
 
 
 def test_the_same_seed_gives_the_same_curve(prepared: Path, trained: Path, tmp_path: Path) -> None:
