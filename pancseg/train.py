@@ -72,6 +72,7 @@ def set_up_process(seed: int) -> None:
     """Seeds, arithmetic and what is said on the console."""
     import pytorch_lightning as pl
     import torch
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
 
     from pancseg.hardware import detect
 
@@ -81,7 +82,12 @@ def set_up_process(seed: int) -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # ours does: a batch is a function of its number alone
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # what it says, we say
+    # a first layer of one channel lies the same way in both orders of memory
+    warnings.filterwarnings("ignore", message="(?s)Grad strides do not match bucket view strides")
+    for name in ("pytorch_lightning", "lightning_fabric"):  # what they say, we say
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if rank_zero_only.rank:  # type: ignore[attr-defined] # one process of several speaks
+        logging.getLogger("pancseg").setLevel(logging.WARNING)
     if detect().advice:
         log.warning(detect().advice)
     torch.set_float32_matmul_precision("high")

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from pancseg.inference.initial_weights import begin_with
+from pancseg.learning import network_cost
 from pancseg.learning.building import build
+from pancseg.learning.segmenter import Segmenter
 from tests.conftest import Command, run_command, smoke
 
 PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
@@ -160,6 +162,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_cases(
         assert not isinstance(weight, Tensor) or weight.isfinite().all()
 
 
+def test_memory_that_runs_out_is_told_with_what_takes_less(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Segmenter, "training_step", full)
+    ended = command("train", *smoke(prepared, tmp_path / "run"))
+    assert ended.code == 2
+    assert "memory ran out with data.batch_size=2 and data.spatial_size=[32, 32, 32]" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_a_step_that_may_not_fit_is_warned_of_before_training(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network_cost, "available_memory", lambda accelerator: 4_500_000)
+    ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
+    assert ended.code == 0
+    assert "this machine has 4 MB; give data.batch_size=1" in ended.out
+
+
 def test_preview_draws_what_the_network_would_see_and_trains_nothing(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -168,6 +192,31 @@ def test_preview_draws_what_the_network_would_see_and_trains_nothing(
     assert ended.code == 0
     assert (run / "preview.png").read_bytes()[:4] == b"\x89PNG"
     assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [[], PATCHES], ids=["whole", "patches"])
+def test_two_processes_with_half_the_batch_give_the_curve_of_one_with_the_whole(
+    prepared: Path, tmp_path: Path, sampling: list[str]
+) -> None:
+    alike = [*sampling, "model.norm=instance", "loss=dice_ce", "loss.batch=false", "optimizer=sgd"]
+    alike += ["hardware=cpu", "split.val=3", "split.test=0", "trainer.max_epochs=3"]
+    for name, more in {
+        "one": ["data.batch_size=2"],
+        "two": ["data.batch_size=1", "hardware.devices=2", "trainer.strategy=ddp"],
+    }.items():
+        words = smoke(prepared, tmp_path / name)
+        words = [word for word in words if not word.startswith("split.")]
+        command = [sys.executable, "-m", "pancseg.train", *words, *alike, *more]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count("train completed") == 1
+    for one, two in zip(curves(tmp_path / "one"), curves(tmp_path / "two"), strict=True):
+        numbers = [[float(value) for value in row.values()] for row in (one, two)]
+        assert numbers[1] == pytest.approx(numbers[0], rel=1e-4)
+    both = [learnt(tmp_path / name)["state_dict"] for name in ("one", "two")]
+    for key in (key for key in both[0] if key.startswith("network.")):
+        torch.testing.assert_close(both[0][key], both[1][key], rtol=1e-3, atol=1e-5)
 
 
 NET = {"_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1,

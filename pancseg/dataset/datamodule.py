@@ -209,11 +209,23 @@ class GroupData(pl.LightningDataModule):
         return any(case.phantom for case in self.contents.cases if case.patient in dealt)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Patients and groups of each part."""
+        """Patients of each part, and its groups, or its cases where patches are taken."""
+        unit = "cases" if self.sampling.of_patches else "groups"
         return {
-            part: {"patients": len(getattr(self.dealt, part)), "groups": len(self.groups(part))}
+            part: {"patients": len(getattr(self.dealt, part)), unit: len(self.sources(part))}
             for part in PARTS
         }
+
+    @property
+    def geometry(self) -> str:
+        """On which grid ``val/dice`` is measured, in words."""
+        size, spacing_mm = (
+            " x ".join(f"{value:g}" for value in values)
+            for values in (self.patch, self.preprocessing.spacing_mm)
+        )
+        if self.sampling.of_patches:
+            return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
+        return f"voxels summed over a patient's groups, on the network's grid of {size}"
 
     def fingerprint(self) -> str:
         """Hash of every stored case of the folder and of what is done to it."""
@@ -265,7 +277,13 @@ class GroupData(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation groups in batches, or whole cases one by one; each in one process only."""
-        sources = self.sources("val")[self.rank :: self.processes]
+        sources = self.sources("val")
+        if 0 < len(sources) < self.processes:
+            raise PancsegError(
+                f"{len(sources)} to validate on for {self.processes} processes; give fewer devices "
+                "or more split.val"
+            )
+        sources = sources[self.rank :: self.processes]
         size = 1 if self.sampling.of_patches else self.hparams["batch_size"]
         return self.loader(Volumes(self.kept(sources)), batch_size=size)
 

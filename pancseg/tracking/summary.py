@@ -22,12 +22,13 @@ def title_of(name: str, data: GroupData) -> str:
     """One line: what is trained on how much, and what is held out."""
     counts = data.counts()
     parts = ", ".join(
-        f"{part} {n['patients']} patients {n['groups']} groups" for part, n in counts.items()
+        f"{part} {' '.join(f'{n} {what}' for what, n in numbers.items())}"
+        for part, numbers in counts.items()
     )
     notes = "; PHANTOMS" if data.of_phantoms else ""
     if not data.dealt.held_out:
         notes += "; NOT HELD OUT: validation and test are training patients"
-    if not counts["val"]["groups"]:
+    if not data.sources("val"):
         notes += "; no validation: the best checkpoint is the last"
     return f"{name}: {parts}{notes}"
 
@@ -47,10 +48,7 @@ def describe_run(
         "best_epoch": by_dice["epoch"] if by_dice else None,
         "best_loss": by_loss["val/loss"] if by_loss else None,
         "best_loss_epoch": by_loss["epoch"] if by_loss else None,
-        "geometry": (
-            "val/dice: mean over patients, voxels summed over a patient's groups, on the network's "
-            f"grid of {' x '.join(map(str, cfg.data.spatial_size))}; true scores are evaluate's"
-        ),
+        "geometry": f"val/dice: mean over patients, {data.geometry}; true scores are evaluate's",
         "epochs": rows[-1]["epoch"] if rows else 0,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "held_out": data.dealt.held_out,
