@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pancseg.learning.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
+SPLITS = "splits.json"
 STATES = {"Adam": 3, "SGD": 1}  # numbers an optimiser keeps for a weight; ours is with amsgrad
 
 
@@ -46,14 +47,19 @@ def train(cfg: DictConfig) -> float | None:
     if cfg.preview:
         draw_preview(cfg, data, segmenter)
         return None
+    if not cfg.trainer.enable_progress_bar:
+        shown = [one for one in cfg.trainer.callbacks if not one["_target_"].endswith("RunBar")]
+        cfg.trainer.callbacks = shown
     trainer = instantiate(cfg.trainer, _convert_="all")
     folder, title = Path(run_path()), title_of(cfg.name, data)
     if earlier:
-        check_resumable(earlier, plain(cfg.model), data.preprocessing, data.dealt)
+        parts = (plain(cfg.model), plain(cfg.optimizer))
+        check_resumable(earlier, *parts, data.preprocessing, data.dealt)
         if earlier.fingerprint != data.fingerprint():
             log.warning("the prepared data are not those that ckpt_path was trained on")
-    elif not trainer.fast_dev_run and trainer.is_global_zero:
-        write_json(folder / "splits.json", data.dealt.as_dict())
+    known = earlier and (folder / SPLITS).exists()
+    if not (known or trainer.fast_dev_run) and trainer.is_global_zero:
+        write_json(folder / SPLITS, data.dealt.as_dict())
     report = set_up_callbacks(cfg, trainer, data, title)
     log.info(title)
     tell_cost(cfg, data)
@@ -62,6 +68,7 @@ def train(cfg: DictConfig) -> float | None:
         return None
     summary = describe_run(cfg, trainer, segmenter, data, report.rows)
     if trainer.is_global_zero:
+        give_a_best(folder / LAST)
         write_json(folder / "summary.json", summary)
         log_hyperparameters(trainer, cfg, summary)
         log.info("%s", folder)
@@ -133,6 +140,8 @@ def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
 
     names = ("model", "loss", "optimizer", "schedule", "augment")
     parts = {name: plain(cfg[name]) for name in names}
+    if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
+        parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
     if not data.sampling.of_patches:
         parts["augment"]["margin_share"] = 0.0  # there is nothing around a whole group
     view = {
@@ -175,10 +184,11 @@ def tell_cost(cfg: DictConfig, data: "GroupData") -> None:
 
 def set_up_callbacks(cfg: DictConfig, trainer: Any, data: "GroupData", title: str) -> Any:
     """Fit the callbacks to the data, and return the epoch report among them."""
-    from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+    from pytorch_lightning.callbacks import ModelCheckpoint
 
     from pancseg.learning.averaging import MovingAverage
     from pancseg.tracking.epoch_report import EpochReport
+    from pancseg.tracking.going_on import Patience
 
     report = next(one for one in trainer.callbacks if isinstance(one, EpochReport))
     report.title = title
@@ -189,10 +199,7 @@ def set_up_callbacks(cfg: DictConfig, trainer: Any, data: "GroupData", title: st
     if cfg.patience is not None:
         if not validates:
             raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
-        stopping = EarlyStopping(
-            "val/dice", mode="max", patience=cfg.patience, check_on_train_epoch_end=False
-        )
-        trainer.callbacks.insert(0, stopping)
+        trainer.callbacks.insert(0, Patience(cfg.patience))
     savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
     if trainer.fast_dev_run:  # Lightning's own last checkpoint slips through
         trainer.callbacks = [one for one in trainer.callbacks if one not in savers]
@@ -223,6 +230,19 @@ def fit(trainer: Any, segmenter: "Segmenter", data: "GroupData", checkpoint: Pat
             f"the GPU's memory ran out with data.batch_size={data.hparams['batch_size']} and "
             f"data.spatial_size={list(data.patch)}; give less of either, or hardware.cache=ram"
         ) from error
+
+
+def give_a_best(last: Path) -> None:
+    """Where a run ended before its first validation the best checkpoint is the last."""
+    import shutil
+
+    from pancseg.atomic import replaced
+
+    best = last.with_name("best.ckpt")
+    if last.is_file() and not best.is_file():
+        log.info("nothing was validated: best.ckpt is the last")
+        with replaced(best) as temporary:
+            shutil.copyfile(last, temporary)
 
 
 def draw_preview(cfg: DictConfig, data: "GroupData", segmenter: "Segmenter") -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from monai.transforms import Compose
 
+from pancseg.dataset import volume_cache
 from pancseg.dataset.datamodule import GroupData
 from pancseg.dataset.manifest import read_manifest
 from pancseg.dataset.splits import Split, deal
@@ -96,6 +97,18 @@ def test_what_is_stored_is_what_the_transforms_give(prepared: Path, data: GroupD
             torch.testing.assert_close(
                 batch["image"][i].float(), made["image"].as_tensor(), atol=3e-4, rtol=0
             )
+
+
+def test_a_filled_cache_is_read_where_nothing_may_be_written(
+    prepared: Path, data: GroupData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(volume_cache, "FileLock", forbidden)
+    group_data(prepared).setup()
+    with pytest.raises(PancsegError, match=r"Read-only file system.*data\.cache_folder=FOLDER"):
+        group_data(prepared, spatial_size=[32, 64, 32]).setup()
 
 
 def test_several_processes_make_the_same_volumes_as_one(prepared: Path, tmp_path: Path) -> None:

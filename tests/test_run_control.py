@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from pancseg.errors import Incomplete
 from pancseg.inference.initial_weights import begin_with
 from pancseg.learning import network_cost
 from pancseg.learning.building import build
 from pancseg.learning.segmenter import Segmenter
+from pancseg.tracking.going_on import BestCheckpoint, Patience
 from tests.conftest import Command, run_command, smoke
 
 PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
@@ -83,11 +85,14 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moments", [(1, 4, 1), (3, 2, 5), (5, 1, 3, 1)])
+@pytest.mark.parametrize(
+    ("moments", "workers"), [((1, 4, 1), 0), ((3, 2, 5), 2), ((5, 1, 3, 1), 0)]
+)
 def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
-    prepared: Path, undisturbed: Path, tmp_path: Path, moments: tuple[int, ...]
+    prepared: Path, undisturbed: Path, tmp_path: Path, moments: tuple[int, ...], workers: int
 ) -> None:
     words = smoke(prepared, tmp_path, *EVERYTHING, "save_every_s=0", "ckpt_path=last")
+    words.append(f"data.num_workers={workers}")
     for saves in moments:
         killed_after(saves, words)
     assert run_command("train", *words) == 0
@@ -104,6 +109,19 @@ def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
             assert run_command("train", *smoke(prepared, tmp_path / folder, *constant, *more)) == 0
     assert_same(tmp_path / "at_once", tmp_path / "in_parts")
     assert not same(learnt(tmp_path / "at_once"), learnt(undisturbed))
+
+
+def test_a_run_that_goes_on_to_more_steps_equals_one_that_took_them_at_once(
+    prepared: Path, tmp_path: Path
+) -> None:
+    constant = [*EVERYTHING, "schedule=constant", "schedule.warmup_steps=0"]
+    constant += ["trainer.max_epochs=-1", "trainer.enable_progress_bar=false"]
+    for folder, parts in (("at_once", [12]), ("in_parts", [8, 12])):
+        for steps in parts:
+            more = [f"trainer.max_steps={steps}", "ckpt_path=last"]
+            assert run_command("train", *smoke(prepared, tmp_path / folder, *constant, *more)) == 0
+    assert [row["step"] for row in curves(tmp_path / "in_parts")] == ["4", "8", "12"]
+    assert curves(tmp_path / "in_parts") == curves(tmp_path / "at_once")
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(
@@ -157,7 +175,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_cases(
     ended = command("train", *smoke(prepared, tmp_path / "run", *wild))
     assert ended.code == 1
     assert "the loss is nan on phantom-3-00" in ended.err
-    assert "lower optimizer.lr" in ended.err
+    assert "begin with them at a lower rate by init_from" in ended.err
     for weight in learnt(tmp_path / "run")["state_dict"].values():
         assert not isinstance(weight, Tensor) or weight.isfinite().all()
 
@@ -182,6 +200,60 @@ def test_a_step_that_may_not_fit_is_warned_of_before_training(
     ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
     assert ended.code == 0
     assert "this machine has 4 MB; give data.batch_size=1" in ended.out
+
+
+def test_weights_are_not_saved_after_a_step_that_went_wrong(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Segmenter.training_step
+
+    def wrong_at_last(self: Segmenter, batch: Any, index: int) -> Tensor:
+        if self.global_step == 2:
+            raise Incomplete("the loss is nan")
+        return step(self, batch, index)
+
+    monkeypatch.setattr(Segmenter, "training_step", wrong_at_last)
+    assert command("train", *smoke(prepared, tmp_path / "run")).code == 1
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_gradients_are_clipped_in_mixed_precision_too(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    mixed = ["hardware.precision=bf16-mixed", "trainer.gradient_clip_val=1", "trainer.max_steps=1"]
+    assert command("train", *smoke(prepared, tmp_path / "run", *mixed)).code == 0
+
+
+def test_a_run_that_ends_before_it_validates_has_a_best_checkpoint_all_the_same(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    short = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"]
+    ended = command("train", *smoke(prepared, tmp_path / "run", *short))
+    assert ended.code == 0
+    assert "nothing was validated: best.ckpt is the last" in ended.out
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_the_best_of_a_run_that_was_moved_stays_the_best(tmp_path: Path) -> None:
+    def made(folder: str) -> BestCheckpoint:
+        return BestCheckpoint(str(tmp_path / folder))
+
+    before, after = made("a"), made("b")
+    path = str(tmp_path / "a" / "best.ckpt")
+    before.best_k_models, before.kth_best_model_path = {path: torch.tensor(0.8)}, path
+    before.best_model_path, before.best_model_score = path, torch.tensor(0.8)
+    after.load_state_dict(before.state_dict())
+    here = str(tmp_path / "b" / "best.ckpt")
+    assert (list(after.best_k_models), after.kth_best_model_path) == ([here], here)
+    assert after.best_model_path == here
+    assert after.best_model_score == pytest.approx(0.8)
+
+
+def test_patience_is_what_is_asked_for_now() -> None:
+    before, after = Patience(2), Patience(50)
+    before.wait_count = 2
+    after.load_state_dict(before.state_dict())
+    assert (after.patience, after.wait_count) == (50, 2)
 
 
 def test_preview_draws_what_the_network_would_see_and_trains_nothing(

@@ -1,5 +1,7 @@
 """Which samples a step takes, and what they hold."""
 
+import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from pancseg.dataset.steps import Steps
 from pancseg.dataset.volume_cache import Source, Volume
 from pancseg.dataset.volume_plan import plan_volume
 from pancseg.errors import PancsegError
+from pancseg.learning.resunet import plan_levels
 
 SIZE = (8, 8, 8)
 
@@ -44,6 +47,11 @@ def test_processes_share_each_batch_of_one_process_with_all_of_it() -> None:
     assert [one + other for one, other in zip(*parts, strict=True)] == alone
 
 
+def test_workers_get_the_batches_without_the_training() -> None:
+    steps = Steps(4, 2, lambda: (0, 0))  # a lambda, as the trainer, crosses to no other process
+    assert pickle.loads(pickle.dumps(steps)).together == 2
+
+
 def volume(shape: Size, at: Size | None) -> Volume:
     """Values that tell where a voxel is; one labelled voxel."""
     image = (np.arange(np.prod(shape)) % 997).reshape(shape).astype(np.float16)
@@ -53,13 +61,15 @@ def volume(shape: Size, at: Size | None) -> Volume:
     return Volume(image, label, np.argwhere(label).astype(np.int32))
 
 
-def patches(*volumes: Volume, together: int = 2, **numbers: Any) -> Patches:
+def patches(
+    *volumes: Volume, together: int = 2, margin: Size = (0, 0, 0), **numbers: Any
+) -> Patches:
     sources = [Source(str(n), str(n), Path(), Path(), str(n), 1) for n in range(len(volumes))]
     kept = KeptVolumes(
         sources, lambda source: volumes[int(source.name)], "disk", torch.device("cpu")
     )
     sampling = Sampling("patches", steps_per_epoch=100, **numbers)
-    return Patches(kept, Steps(100 * together, together), 0, SIZE, sampling)
+    return Patches(kept, Steps(100 * together, together), 0, SIZE, margin, sampling)
 
 
 def test_the_first_patches_of_each_batch_hold_the_organ_wherever_it_is() -> None:
@@ -72,6 +82,17 @@ def test_the_first_patches_of_each_batch_hold_the_organ_wherever_it_is() -> None
         assert all(held[0::3])
         assert all(held[1::3])  # 0.34 of 3 is rounded up to 2
         assert not all(held[2::3])
+
+
+def test_a_margin_moves_no_patch_and_may_lie_beyond_the_volume() -> None:
+    where = volume((12, 20, 25), (0, 0, 0))
+    numbers = {"foreground_share": 0.5, "jitter": 0.5}
+    plain, wide = patches(where, **numbers), patches(where, margin=(4, 6, 2), **numbers)
+    for n in range(20):
+        middle = wide[n]["image"][:, 2:-2, 3:-3, 1:-1]
+        assert torch.equal(middle, plain[n]["image"])
+        assert wide[n]["image"].shape == (1, 12, 14, 10)
+        assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
 
 
 def test_without_a_share_patches_come_from_everywhere_alike() -> None:
@@ -121,7 +142,9 @@ def test_what_is_given_is_not_planned() -> None:
     scans: dict[str, Any] = {"shapes": [(512, 512, 200)], "spacings_mm": [(0.75, 0.75, 2.0)]}
     numbers: dict[str, Any] = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
     assert plan_volume(**scans, **numbers, spacing_mm=(1, 1, 1)).spacing_mm == (1, 1, 1)
-    assert plan_volume(**scans, **numbers, patch=(64, 64, 64)).patch == (64, 64, 64)
+    given = plan_volume(**scans, **numbers, patch=(64, 64, 64))
+    assert given.patch == (64, 64, 64)
+    assert math.prod(np.multiply(given.patch, given.spacing_mm)) >= 0.9 * math.prod((220, 180, 160))
 
 
 @pytest.mark.parametrize("patch_voxels", [100_000, 500_000, 4_000_000])
@@ -134,5 +157,7 @@ def test_a_planned_patch_sees_the_organ_and_fits_the_machine(
     seen_mm = np.multiply(plan.patch, plan.spacing_mm)
     assert np.prod(plan.patch) <= patch_voxels
     assert (seen_mm >= 0.6 * np.array((220, 180, 160))).all()
-    assert all(side % 16 == 0 for side in plan.patch)
+    assert all(side % (32 if side > 128 else 16) == 0 for side in plan.patch)
+    strides, _ = plan_levels(plan.patch, plan.spacing_mm)
+    assert not (np.array(plan.patch) % np.prod(strides, axis=0)).any()
     assert all(new >= old for new, old in zip(plan.spacing_mm, spacing_mm, strict=True))

@@ -118,6 +118,8 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
     [
         ("split.seed=1", "trained with another split"),
         ("model.norm=instance", "trained with another model"),
+        ("optimizer.lr=0.5", "goes on with its own optimizer.lr"),
+        ("optimizer=sgd", "goes on with its own optimizer."),
         ("data.window_hu=[-100,100]", "other numbers under data"),
     ],
 )

@@ -271,8 +271,7 @@ class GroupData(pl.LightningDataModule):
         volumes = self.kept(sources)
         if not patches:
             return self.loader(WholeVolumes(volumes, steps, seed), batch_sampler=steps)
-        x, y, z = (n + more for n, more in zip(self.patch, self.margin, strict=True))
-        dataset = Patches(volumes, steps, seed, (x, y, z), self.sampling)
+        dataset = Patches(volumes, steps, seed, self.patch, self.margin, self.sampling)
         return self.loader(dataset, batch_sampler=steps)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -119,15 +119,23 @@ class Patches(Volumes):
         volumes: That samples are taken from.
         steps: The batches.
         seed: Of what is taken.
-        size: Voxels of a patch, with the margin that augmentation needs.
+        size: Voxels of a patch.
+        margin: Voxels that augmentation needs beside it, both sides together, even.
         sampling: Numbers.
     """
 
     def __init__(
-        self, volumes: KeptVolumes, steps: Steps, seed: int, size: Size, sampling: Sampling
+        self,
+        volumes: KeptVolumes,
+        steps: Steps,
+        seed: int,
+        size: Size,
+        margin: Size,
+        sampling: Sampling,
     ) -> None:
         super().__init__(volumes)
-        self.steps, self.seed, self.size, self.sampling = steps, seed, size, sampling
+        self.steps, self.seed, self.sampling = steps, seed, sampling
+        self.size, self.margin = size, margin
         self.labelled = [i for i in range(len(volumes)) if len(volumes[i][2])]
 
     def __getitem__(self, sample: int) -> Item:
@@ -146,8 +154,9 @@ class Patches(Volumes):
             start = start.clip(voxel - self.size + 1, voxel)  # the voxel itself stays in
         else:
             start = np.rint(random.uniform(0, 1, 3) * (shape - self.size)).astype(int)
-        corner = within(start, self.size, image.shape)
-        image, label = (box_of(array, corner, self.size) for array in (image, label))
+        corner = np.array(within(start, self.size, image.shape)) - np.array(self.margin) // 2
+        box = [side + more for side, more in zip(self.size, self.margin, strict=True)]
+        image, label = (box_of(array, corner.tolist(), box) for array in (image, label))
         return {**self.item(index, image, label), "step": step, "place": place}
 
 

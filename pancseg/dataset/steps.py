@@ -5,6 +5,7 @@ processes, sees what it would have seen.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch.utils.data import Sampler
 
@@ -37,6 +38,10 @@ class Steps(Sampler[list[int]]):
     def together(self) -> int:
         """Samples of a batch of all processes."""
         return self.batch_size * self.processes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What workers need: where the training is, only this process knows."""
+        return {**vars(self), "position": None}
 
     def __len__(self) -> int:
         """Batches of an epoch; one of a single sample, or not for all processes, is left out."""

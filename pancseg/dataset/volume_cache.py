@@ -93,6 +93,8 @@ class VolumeCache:
         Raises:
             PancsegError: If the folder cannot be written, or a volume cannot be made.
         """
+        if all(map(self.is_whole, sources)):
+            return  # also where nothing may be written
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MULTIPLE = 16  # voxels: what networks with four halvings take
+SMALLEST = 32  # voxels of a side: less is nothing at the bottom of a network
 COARSER = 1.02  # a step
 
 
@@ -67,6 +67,8 @@ def plan_volume(
     'patches of 96 x 80 x 64 voxels of 2.32 x 2.32 x 2.32 mm: 223 x 186 x 148 mm'
     """
     extent_mm = np.median(np.array(shapes) * np.array(spacings_mm), axis=0)
+    if patch is not None:
+        patch_voxels = math.prod(patch)
     if spacing_mm is None:
         median = np.median(np.array(spacings_mm, dtype=float), axis=0)
         spacing_mm = coarse_enough(median, np.minimum(field_mm, extent_mm), patch_voxels)
@@ -101,11 +103,21 @@ def fitted_patch(
         field: Size of what is to be seen, voxels.
         patch_voxels: At most.
     """
-    patch = [max(2, math.ceil(side / MULTIPLE)) * MULTIPLE for side in volume]
-    while math.prod(patch) > patch_voxels and max(patch) > 2 * MULTIPLE:
+    patch = [max(SMALLEST, math.ceil(side / step_of(side)) * step_of(side)) for side in volume]
+    while math.prod(patch) > patch_voxels and max(patch) > SMALLEST:
         shares = [
-            side / wanted if side > 2 * MULTIPLE else 0.0
+            side / wanted if side > SMALLEST else 0.0
             for side, wanted in zip(patch, field, strict=True)
         ]
-        patch[int(np.argmax(shares))] -= MULTIPLE
+        axis = int(np.argmax(shares))
+        patch[axis] -= step_of(patch[axis])
     return patch[0], patch[1], patch[2]
+
+
+def step_of(side: float) -> int:
+    """Voxels by which a side may differ: networks halve a long one five times, a short one four.
+
+    >>> step_of(160), step_of(128)
+    (32, 16)
+    """
+    return 32 if side > 128 else 16

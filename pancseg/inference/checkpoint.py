@@ -80,12 +80,16 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
 
 
 def check_resumable(
-    trained: Trained, model: dict[str, Any], preprocessing: Preprocessing, split: Split
+    trained: Trained,
+    model: dict[str, Any],
+    optimizer: dict[str, Any],
+    preprocessing: Preprocessing,
+    split: Split,
 ) -> None:
     """Check that a run can go on from a checkpoint with what is configured now.
 
     Raises:
-        PancsegError: If it would go on with other patients or another network.
+        PancsegError: If it would go on with other patients, another network or another optimiser.
     """
     before, now = trained.split, split
     if any(getattr(before, part) != getattr(now, part) for part in PARTS):
@@ -97,6 +101,14 @@ def check_resumable(
         raise PancsegError(
             "ckpt_path was trained with another model, or with other numbers under data; give the "
             "same experiment and overrides, RUN/.hydra/overrides.yaml lists them"
+        )
+    own = trained.segmenter.hparams["optimizer"]
+    keys = (set(own) | set(optimizer)) - {"fused"}  # which is of the machine
+    changed = sorted(key for key in keys if own.get(key) != optimizer.get(key))
+    if changed:
+        raise PancsegError(
+            f"ckpt_path goes on with its own optimizer.{changed[0]}; give the same, or begin anew "
+            "with its weights by init_from"
         )
 
 

@@ -1,6 +1,5 @@
 """The Lightning module: network, loss, optimiser and Dice."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,7 +155,8 @@ class Segmenter(pl.LightningModule):
             names = ", ".join(batch["name"])
             raise Incomplete(
                 f"step {self.global_step}: the loss is {loss.item()} on {names}; "
-                "last.ckpt holds the last good weights: lower optimizer.lr, or clip gradients by "
+                "last.ckpt holds the last good weights: begin with them at a lower rate by "
+                "init_from=RUN/checkpoints/last.ckpt optimizer.lr=..., or clip gradients by "
                 "trainer.gradient_clip_val=1"
             )
         self.note(batch, finest, loss.detach(), "train")
@@ -201,8 +201,8 @@ class Segmenter(pl.LightningModule):
         optimizer = build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
         if self.schedule == Schedule():
             return optimizer
-        ends = [self.trainer.estimated_stepping_batches < math.inf, timer_of(self.trainer)]
-        if self.schedule.needs_an_end and not any(ends):
+        endless = self.trainer.max_epochs in (None, -1) and self.trainer.max_steps == -1
+        if self.schedule.needs_an_end and endless and timer_of(self.trainer) is None:
             raise PancsegError(
                 f"schedule={self.schedule.kind}: needs to know the end; give trainer.max_epochs, "
                 "trainer.max_steps or trainer.max_time, or take schedule=constant"
@@ -211,13 +211,20 @@ class Segmenter(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
     def share_done(self, step: int) -> float:
-        """Share of the training that is done, by its steps or its time, whichever ends first."""
+        """Share of the training that is done, by its steps or its time, whichever ends first.
+
+        Before the first step nothing is asked: the trainer would set up its loader to count
+        batches, before it knows where a training goes on.
+        """
+        if not step:
+            return 0.0
         by_steps = step / max(self.trainer.estimated_stepping_batches, 1)
         timer = timer_of(self.trainer)
         if timer is None:
             return by_steps
         elapsed_s, left_s = timer.time_elapsed(), timer.time_remaining() or 0.0
-        return max(by_steps, elapsed_s / max(elapsed_s + left_s, 1e-9))
+        share = max(by_steps, elapsed_s / max(elapsed_s + left_s, 1e-9))
+        return float(self.trainer.strategy.broadcast(share))  # each process has a clock of its own
 
 
 def timer_of(trainer: pl.Trainer) -> Timer | None:

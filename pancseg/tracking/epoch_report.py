@@ -55,6 +55,8 @@ class EpochReport(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row and print its line."""
+        if self.rows and self.rows[-1]["step"] == trainer.global_step:
+            return  # Lightning ends the last epoch again where a run goes on to max_steps
         measured = {name: as_number(trainer.callback_metrics.get(name)) for name in MEASURES}
         if not self.validated:  # Lightning keeps those of an earlier epoch
             measured |= {name: None for name in MEASURES if name.startswith("val/")}
@@ -160,7 +162,7 @@ def closing_line(rows: list[dict[str, Any]]) -> str:
         line += f", best dice {dice[f'{part}/dice']:.3f} at epoch {dice['epoch']}"
     if loss:
         line += f", best loss {loss[f'{part}/loss']:.3f} at {loss['epoch']}"
-    return line if part == "val" else line + " (of training: there is no validation part)"
+    return line if part == "val" else line + " (of training: nothing was validated)"
 
 
 def as_csv(rows: list[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 
 from pancseg.atomic import replaced
+from pancseg.errors import Incomplete
 from pancseg.tracking.epoch_report import is_trial
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,15 @@ class KeepLast(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what was reached, unless nothing was learnt since."""
+        """Save what was reached, unless nothing was learnt since, or it is no good.
+
+        Not from one of several processes, for the others would not come to save; and not in the
+        middle of a validation, where the averaged weights stand in the place of the current.
+        """
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        if trainer.global_step > self.saved_step and not batches.is_last_batch:
+        alone = trainer.world_size == 1 and not trainer.validating
+        good = not isinstance(exception, Incomplete) and not batches.is_last_batch
+        if alone and good and trainer.global_step > self.saved_step:
             self.save(trainer)
 
     def is_time(self, trainer: pl.Trainer) -> bool:
@@ -65,8 +72,9 @@ class KeepLast(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save, unless the weights are spoilt."""
-        weights = trainer.lightning_module.parameters()
-        if is_trial(trainer) or not all(bool(w.isfinite().all()) for w in weights):
+        network = trainer.lightning_module
+        tensors = (*network.parameters(), *network.buffers())
+        if is_trial(trainer) or not all(bool(one.isfinite().all()) for one in tensors):
             return
         trainer.save_checkpoint(self.path)
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
