@@ -8,6 +8,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from tqdm import tqdm
 
+from pancseg.learning.segmenter import timer_of
+
 
 class RunBar(TQDMProgressBar):
     """Lightning's bar with ``left`` for the whole run; silent where there is no terminal."""
@@ -36,6 +38,9 @@ class RunBar(TQDMProgressBar):
             trainer.global_step - self.first_step,
             trainer.estimated_stepping_batches - trainer.global_step,
         )
+        timer = timer_of(trainer)
+        if timer is not None and seconds is not None:
+            seconds = min(seconds, timer.time_remaining() or 0.0)
         if seconds is not None:
             shown["left"] = tqdm.format_interval(seconds)
         return shown
