@@ -217,6 +217,24 @@ def test_weights_are_not_saved_after_a_step_that_went_wrong(
     assert not list((tmp_path / "run").rglob("*.ckpt"))
 
 
+def test_a_validation_that_is_interrupted_saves_current_and_averaged_weights_as_what_they_are(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validated = {}
+
+    def interrupted(self: Segmenter, batch: Any, index: int) -> None:
+        validated.update({name: one.clone() for name, one in self.network.state_dict().items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Segmenter, "validation_step", interrupted)
+    averaged = [*EVERYTHING, "ckpt_path=null"]
+    assert command("train", *smoke(prepared, tmp_path / "run", *averaged)).code == 130
+    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(name for name in validated if name.endswith("weight"))
+    assert torch.equal(content["state_dict"][f"network.{name}"], validated[name])
+    assert not torch.equal(content["current_model_state"][f"network.{name}"], validated[name])
+
+
 def test_gradients_are_clipped_in_mixed_precision_too(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:

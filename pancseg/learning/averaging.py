@@ -1,5 +1,6 @@
 """A running mean of the weights, which is what is validated and saved."""
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor
 
@@ -17,6 +18,24 @@ class MovingAverage(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(avg_fn=self.average)
         self.decay = decay
+        self.swapped = False
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the mean in the place of the current weights."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self.swapped = True
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the current weights back."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        self.swapped = False
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Put the current weights back where a validation was interrupted, to be saved as such."""
+        if self.swapped:
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def average(self, mean: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
         """One tensor's new mean; whole numbers, such as batch norm's count, are taken as they are.

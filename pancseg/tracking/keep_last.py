@@ -54,15 +54,12 @@ class KeepLast(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Save what was reached, unless nothing was learnt since, or it is no good.
+        """Save what was reached, unless nothing was learnt since, or what was learnt is no good.
 
-        Not from one of several processes, for the others would not come to save; and not in the
-        middle of a validation, where the averaged weights stand in the place of the current.
+        Not from one of several processes: the others would not come to save.
         """
-        batches = trainer.fit_loop.epoch_loop.batch_progress
-        alone = trainer.world_size == 1 and not trainer.validating
-        good = not isinstance(exception, Incomplete) and not batches.is_last_batch
-        if alone and good and trainer.global_step > self.saved_step:
+        good = trainer.world_size == 1 and not isinstance(exception, Incomplete)
+        if good and trainer.global_step > self.saved_step:
             self.save(trainer)
 
     def is_time(self, trainer: pl.Trainer) -> bool:
