@@ -1,6 +1,5 @@
 """``last.ckpt``: written often, whole or not at all, and never with weights that are no numbers."""
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from pytorch_lightning.callbacks import Checkpoint
 from pancseg.atomic import replaced
 from pancseg.errors import Incomplete
 from pancseg.tracking.epoch_report import is_trial
-
-log = logging.getLogger(__name__)
 
 
 class KeepLast(Checkpoint):
