@@ -13,6 +13,7 @@ CUDA_WHEELS = (
     "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
 )
 BYTES_A_VOXEL = 15_000  # of memory for a voxel of a planned patch: 24 GB give 1.6 million
+BF16_UNITS = ("avx512_bf16", "amx_bf16")  # as torch names them
 MOST_VOXELS = 4_000_000  # 192 x 160 x 128: an abdomen at 2 mm
 
 
@@ -31,6 +32,7 @@ class Machine:
         fused: Whether the optimiser updates all weights in one pass.
         cache: Where preprocessed volumes are read from.
         patch_voxels: Voxels of a planned patch, at most.
+        width: Channels of the planned network's first level.
         advice: A line for the user, or empty.
     """
 
@@ -44,6 +46,7 @@ class Machine:
     fused: bool
     cache: str
     patch_voxels: int
+    width: int
     advice: str = ""
 
 
@@ -51,9 +54,9 @@ class Machine:
 def detect() -> Machine:
     """Look at this machine once.
 
-    A GPU with bf16 units gets mixed bf16; a CPU stays at fp32, because bf16 autocast of a 3-D
-    UNet was measured many times slower on CPUs without matrix units. Batches load in the training
-    process on a CPU: its cores are busy with the step.
+    A GPU or CPU with bf16 units gets mixed bf16; a CPU without stays at fp32, because bf16 autocast
+    was measured many times slower there. Batches load in the training process on a CPU: its cores
+    are busy with the step.
     """
     if torch.cuda.is_available():
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
@@ -70,10 +73,11 @@ def detect() -> Machine:
             fused=True,
             cache="gpu",
             patch_voxels=min(int(memory / BYTES_A_VOXEL), MOST_VOXELS),
+            width=32,
         )
     return Machine(
         accelerator="cpu",
-        precision="32-true",
+        precision="bf16-mixed" if cpu_has_bf16() else "32-true",
         num_workers=0,
         pin_memory=False,
         batch_size=2,
@@ -82,8 +86,15 @@ def detect() -> Machine:
         fused=True,
         cache="disk",
         patch_voxels=500_000,
+        width=8,
         advice=unusable_gpu(),
     )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16; False where torch (before 2.10) cannot tell."""
+    tell = getattr(torch.cpu, "get_capabilities", dict)
+    return any(tell().get(unit) for unit in BF16_UNITS)
 
 
 def unusable_gpu() -> str:

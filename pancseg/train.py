@@ -14,6 +14,7 @@ from pancseg.errors import PancsegError
 
 if TYPE_CHECKING:
     from pancseg.dataset.datamodule import GroupData
+    from pancseg.inference.checkpoint import Trained
     from pancseg.learning.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,13 @@ def train(cfg: DictConfig) -> float | None:
         PancsegError: If it cannot start.
         KeyboardInterrupt: After Ctrl-C, with the last checkpoint saved.
     """
-    from hydra.utils import instantiate
-
     from pancseg.atomic import write_json
     from pancseg.hardware import check_accelerator
-    from pancseg.inference.checkpoint import check_resumable, open_checkpoint
+    from pancseg.inference.checkpoint import open_checkpoint
+    from pancseg.learning.memory_advice import tell_cost
+    from pancseg.tracking.callbacks import fit_callbacks
+    from pancseg.tracking.going_on import give_a_best
+    from pancseg.tracking.preview import draw_preview
     from pancseg.tracking.summary import describe_run, log_hyperparameters, title_of
 
     check_accelerator(cfg.hardware.accelerator)
@@ -44,25 +47,23 @@ def train(cfg: DictConfig) -> float | None:
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
     data = set_up_data(cfg)
     segmenter = make_segmenter(cfg, data)
+    folder = Path(run_path())
     if cfg.preview:
-        draw_preview(cfg, data, segmenter)
+        title = f"{cfg.name}: samples as the network sees them"
+        draw_preview(folder / "preview.png", data, segmenter, title)
+        log.info("%s", folder / "preview.png")
         return None
-    if not cfg.trainer.enable_progress_bar:
-        shown = [one for one in cfg.trainer.callbacks if not one["_target_"].endswith("RunBar")]
-        cfg.trainer.callbacks = shown
-    trainer = instantiate(cfg.trainer, _convert_="all")
-    folder, title = Path(run_path()), title_of(cfg.name, data)
+    trainer = make_trainer(cfg)
     if earlier:
-        parts = (plain(cfg.model), plain(cfg.optimizer))
-        check_resumable(earlier, *parts, data.preprocessing, data.dealt)
-        if earlier.fingerprint != data.fingerprint():
-            log.warning("the prepared data are not those that ckpt_path was trained on")
+        check_earlier(earlier, cfg, data)
     known = earlier and (folder / SPLITS).exists()
     if not (known or trainer.fast_dev_run) and trainer.is_global_zero:
         write_json(folder / SPLITS, data.dealt.as_dict())
-    report = set_up_callbacks(cfg, trainer, data, title)
-    log.info(title)
-    tell_cost(cfg, data)
+    validates = bool(data.sources("val"))
+    report = fit_callbacks(trainer, validates, cfg.ema_decay, cfg.patience)
+    report.title = title_of(cfg.name, data)
+    log.info(report.title)
+    tell_cost(plain(cfg.model), data.patch, cfg.data.batch_size, **counting_of(cfg))
     fit(trainer, segmenter, data, checkpoint)
     if trainer.fast_dev_run:
         return None
@@ -158,56 +159,50 @@ def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
     return segmenter
 
 
-def tell_cost(cfg: DictConfig, data: "GroupData") -> None:
-    """Say what a step costs, and warn where it may not fit: an estimate refuses nothing."""
-    from pancseg.learning.network_cost import available_memory, check_memory, cost_of, describe
-    from pancseg.learning.network_sizes import needs_values
+def make_trainer(cfg: DictConfig) -> Any:
+    """Lightning's trainer; it refuses our bar where none is to be shown.
 
-    model, size, batch_size = plain(cfg.model), data.patch, cfg.data.batch_size
+    Raises:
+        PancsegError: If the time given is none.
+    """
+    import re
+
+    from hydra.utils import instantiate
+
+    longest = cfg.trainer.max_time
+    if isinstance(longest, str) and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", longest):
+        raise PancsegError(
+            f"trainer.max_time={longest}: expected days:hours:minutes:seconds, two digits each; "
+            "ten minutes are trainer.max_time=00:00:10:00"
+        )
+    if not cfg.trainer.enable_progress_bar:
+        shown = [one for one in cfg.trainer.callbacks if not one["_target_"].endswith("RunBar")]
+        cfg.trainer.callbacks = shown
+    return instantiate(cfg.trainer, _convert_="all")
+
+
+def check_earlier(earlier: "Trained", cfg: DictConfig, data: "GroupData") -> None:
+    """Check that this is the training that is to be gone on with, on the same data.
+
+    Raises:
+        PancsegError: If it cannot be gone on with.
+    """
+    from pancseg.inference.checkpoint import check_resumable
+
+    parts = (plain(cfg.model), plain(cfg.optimizer))
+    check_resumable(earlier, *parts, data.preprocessing, data.dealt)
+    if earlier.fingerprint != data.fingerprint():
+        log.warning("the prepared data are not those that ckpt_path was trained on")
+
+
+def counting_of(cfg: DictConfig) -> dict[str, Any]:
+    """How the memory of a step is counted."""
     optimizer = cfg.optimizer["_target_"].rpartition(".")[2]
-    counting = {
+    return {
+        "accelerator": cfg.hardware.accelerator,
         "optimizer_states": STATES.get(optimizer, 2),
         "bytes_per_value": 2 if "16" in str(cfg.hardware.precision) else 4,
     }
-    try:
-        log.info("a step   %s", describe(cost_of(model, size, batch_size, **counting)))
-    except Exception as error:  # a network of another library raises what it likes
-        if not needs_values(error):
-            raise
-        return
-    accelerator: str = cfg.hardware.accelerator
-    available = available_memory(accelerator)
-    advice = check_memory(model, size, batch_size, available, accelerator, **counting)
-    if advice:
-        log.warning(advice)
-
-
-def set_up_callbacks(cfg: DictConfig, trainer: Any, data: "GroupData", title: str) -> Any:
-    """Fit the callbacks to the data, and return the epoch report among them."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
-    from pancseg.learning.averaging import MovingAverage
-    from pancseg.tracking.epoch_report import EpochReport
-    from pancseg.tracking.going_on import Patience
-
-    report = next(one for one in trainer.callbacks if isinstance(one, EpochReport))
-    report.title = title
-    validates = bool(data.sources("val")) and trainer.limit_val_batches != 0
-    # before those that save: what they save is then up to date
-    if cfg.ema_decay:
-        trainer.callbacks.insert(0, MovingAverage(cfg.ema_decay))
-    if cfg.patience is not None:
-        if not validates:
-            raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
-        trainer.callbacks.insert(0, Patience(cfg.patience))
-    savers = [one for one in trainer.callbacks if isinstance(one, ModelCheckpoint)]
-    if trainer.fast_dev_run:  # Lightning's own last checkpoint slips through
-        trainer.callbacks = [one for one in trainer.callbacks if one not in savers]
-    if not validates:
-        trainer.limit_val_batches = 0
-        for saver in savers:
-            saver.monitor = None  # the best is then the last
-    return report
 
 
 def fit(trainer: Any, segmenter: "Segmenter", data: "GroupData", checkpoint: Path | None) -> None:
@@ -230,43 +225,6 @@ def fit(trainer: Any, segmenter: "Segmenter", data: "GroupData", checkpoint: Pat
             f"the GPU's memory ran out with data.batch_size={data.hparams['batch_size']} and "
             f"data.spatial_size={list(data.patch)}; give less of either, or hardware.cache=ram"
         ) from error
-
-
-def give_a_best(last: Path) -> None:
-    """Where a run ended before its first validation the best checkpoint is the last."""
-    import shutil
-
-    from pancseg.atomic import replaced
-
-    best = last.with_name("best.ckpt")
-    if last.is_file() and not best.is_file():
-        log.info("nothing was validated: best.ckpt is the last")
-        with replaced(best) as temporary:
-            shutil.copyfile(last, temporary)
-
-
-def draw_preview(cfg: DictConfig, data: "GroupData", segmenter: "Segmenter") -> None:
-    """Draw the first samples of a training as the network sees them."""
-    from pancseg.output.sample_sheet import COLUMNS, ROWS, draw_samples
-
-    most = COLUMNS * ROWS
-    samples: list[Any] = []
-    for batch in data.train_dataloader():
-        seen = segmenter.seen(batch, training=True)
-        samples += zip(seen["image"], seen["label"], batch["name"], strict=True)
-        if len(samples) >= most:
-            break
-    images, labels, names = zip(*samples[:most], strict=True)
-    path = Path(run_path("preview.png"))
-    draw_samples(
-        path,
-        [image[0].cpu().numpy() for image in images],
-        [label[0].cpu().numpy() for label in labels],
-        names,
-        f"{cfg.name}: samples as the network sees them",
-        spacing_mm=data.preprocessing.spacing_mm,
-    )
-    log.info("%s", path)
 
 
 def plain(node: DictConfig) -> Any:

@@ -11,12 +11,30 @@ from pancseg.errors import PancsegError
 from pancseg.hardware import check_accelerator, detect
 
 
-def test_a_cpu_computes_in_fp32_and_loads_in_its_own_process(
+@pytest.mark.parametrize(
+    ("units", "precision"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
+        ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx512_f": True}, "32-true"),
+        ({"architecture": "aarch64"}, "32-true"),
+    ],
+)
+def test_a_cpu_computes_in_what_it_has_units_for_and_loads_in_its_own_process(
+    monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    machine = detect.__wrapped__()
+    assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", precision, 0)
+
+
+def test_an_older_torch_that_cannot_tell_of_units_computes_in_fp32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    machine = detect.__wrapped__()
-    assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", "32-true", 0)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert detect.__wrapped__().precision == "32-true"
 
 
 @pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16-mixed"), (False, "16-mixed")])

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pancseg.errors import PancsegError
-from pancseg.learning import network_cost
-from pancseg.learning.network_cost import available_memory, check_memory, cost_of, describe
+from pancseg.learning import memory_advice
+from pancseg.learning.memory_advice import available_memory, check_memory
+from pancseg.learning.network_cost import cost_of, describe
 from pancseg.learning.network_sizes import check_spatial_size
 from tests.test_networks import IO, PAGE, UNET, model_of, options
 
@@ -97,7 +98,7 @@ def test_advice_fits_and_the_next_larger_batch_does_not() -> None:
     assert re.match(r"data\.batch_size=8: a step needs about .*, this GPU has 60 MB; give ", line)
     batch = int(re.findall(r"give data\.batch_size=(\d+)", line)[0])
     patch = json.loads(re.findall(r"data\.spatial_size=(\[.+\])", line)[0])
-    share = network_cost.SHARE * room
+    share = memory_advice.SHARE * room
     assert cost_of(TINY, size, batch).step_bytes <= share
     assert cost_of(TINY, size, batch + 1).step_bytes > share
     assert cost_of(TINY, patch, 8).step_bytes <= share
@@ -128,7 +129,7 @@ def test_the_memory_of_this_machine_is_found_within_its_container(
     assert whole is None or whole > 10**8
     limit = tmp_path / "memory.max"
     limit.write_text("50000000\n")
-    monkeypatch.setattr(network_cost, "CGROUP_LIMITS", [str(limit)])
+    monkeypatch.setattr(memory_advice, "CGROUP_LIMITS", [str(limit)])
     assert available_memory("cpu") == 50_000_000
     limit.write_text("max\n")
     assert (available_memory("cpu") or 0) > 50_000_000

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.errors import PancsegError
-from pancseg.learning import network_cost, network_sizes
+from pancseg.learning import memory_advice, network_cost, network_sizes
 from pancseg.learning.building import build
 from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.network_sizes import check_spatial_size
@@ -189,7 +189,7 @@ def test_a_network_that_looks_at_values_is_let_through(monkeypatch: pytest.Monke
     for room in (network_sizes, network_cost):
         monkeypatch.setattr(room, "build_on_meta", lambda model: network)
     check_spatial_size({}, [32, 32, 32])
-    assert network_cost.check_memory({}, [32, 32, 32], 1, 1) is None
+    assert memory_advice.check_memory({}, [32, 32, 32], 1, 1) is None
 
 
 def test_a_network_with_several_outputs_in_evaluation_is_refused() -> None:
@@ -241,6 +241,13 @@ def test_training_gives_each_head_at_its_own_resolution_and_evaluation_one_answe
     assert isinstance(answer, Tensor)
     torch.testing.assert_close(answer, heads[0])
     assert isinstance(tiny_resunet(deep_supervision=0).train()(image), Tensor)
+
+
+def test_an_untrained_planned_network_sees_little_foreground_at_every_resolution() -> None:
+    image = torch.rand(1, 1, 32, 32, 16)
+    for prior, least, most in ((0.01, 0.002, 0.08), (0.5, 0.3, 0.7)):
+        for logits in tiny_resunet(prior=prior).train()(image):
+            assert least < logits.softmax(dim=1)[:, 1].mean() < most
 
 
 def test_every_weight_of_the_planned_network_learns_and_has_one_name() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pancseg.errors import Incomplete
 from pancseg.inference.initial_weights import begin_with
-from pancseg.learning import network_cost
+from pancseg.learning import memory_advice
 from pancseg.learning.building import build
 from pancseg.learning.segmenter import Segmenter
 from pancseg.tracking.going_on import BestCheckpoint, Patience
@@ -193,10 +193,20 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(
     assert ended.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("given", ["'00:10:00'", "10min", "'0:0:10:0'"])
+def test_a_time_in_another_form_is_refused_with_the_right_one(
+    prepared: Path, tmp_path: Path, command: Command, given: str
+) -> None:
+    ended = command("train", *smoke(prepared, tmp_path / "run", f"trainer.max_time={given}"))
+    assert ended.code == 2
+    assert ended.err.endswith("ten minutes are trainer.max_time=00:00:10:00\n")
+    assert ended.err.count("\n") == 1
+
+
 def test_a_step_that_may_not_fit_is_warned_of_before_training(
     prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network_cost, "available_memory", lambda accelerator: 4_500_000)
+    monkeypatch.setattr(memory_advice, "available_memory", lambda accelerator: 4_500_000)
     ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
     assert ended.code == 0
     assert "this machine has 4 MB; give data.batch_size=1" in ended.out

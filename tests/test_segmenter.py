@@ -10,7 +10,7 @@ from torch import nn
 
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
-from pancseg.learning.patient_dice import PatientDice
+from pancseg.learning.patient_dice import PatientDice, count_voxels
 from pancseg.learning.segmenter import Segmenter
 
 LOSS = {
@@ -28,22 +28,22 @@ def row(*values: int) -> torch.Tensor:
 
 def test_voxels_are_summed_over_a_patients_groups_before_the_ratio() -> None:
     dice = PatientDice()
-    dice.update(row(1, 1, 0, 0), row(1, 1, 1, 1), torch.tensor([7]))  # 2 of 2 and 4
-    dice.update(row(1, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([7]))  # 0 of 1 and 0
-    dice.update(row(1, 0, 0, 0), row(1, 0, 0, 0), torch.tensor([9]))  # 1
+    dice.update(count_voxels(row(1, 1, 0, 0), row(1, 1, 1, 1)), torch.tensor([7]))  # 2 of 2 and 4
+    dice.update(count_voxels(row(1, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([7]))  # 0 of 1 and 0
+    dice.update(count_voxels(row(1, 0, 0, 0), row(1, 0, 0, 0)), torch.tensor([9]))  # 1
     assert dice.compute().item() == pytest.approx((4 / 7 + 1) / 2)
 
 
 def test_an_empty_prediction_of_a_patient_with_a_pancreas_counts_0() -> None:
     dice = PatientDice()
-    dice.update(row(0, 0, 0, 0), row(1, 1, 0, 0), torch.tensor([1]))
-    dice.update(row(0, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([2]))  # takes no part
+    dice.update(count_voxels(row(0, 0, 0, 0), row(1, 1, 0, 0)), torch.tensor([1]))
+    dice.update(count_voxels(row(0, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([2]))  # takes no part
     assert dice.compute().item() == 0
 
 
 def test_no_pancreas_on_either_side_gives_no_dice_rather_than_0_or_1() -> None:
     dice = PatientDice()
-    dice.update(row(0, 0, 0, 0), row(0, 0, 0, 0), torch.tensor([2]))
+    dice.update(count_voxels(row(0, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([2]))
     assert torch.isnan(dice.compute())
 
 
@@ -75,9 +75,11 @@ def test_a_voxel_is_decided_by_the_rule_that_the_loss_teaches(
 ) -> None:
     loss = {**LOSS, "sigmoid": sigmoid, "softmax": not sigmoid}
     logits = torch.tensor([5.0, 1.0]).reshape(1, 2, 1, 1, 1)  # background, pancreas
-    assert Segmenter(NET, loss, {}).probability_of(logits).item() == pytest.approx(
-        expected, abs=1e-4
-    )
+    segmenter = Segmenter(NET, loss, {})
+    assert segmenter.probability_of(logits).item() == pytest.approx(expected, abs=1e-4)
+    assert segmenter.mask_of(logits).item() == (expected > 0.5)
+    both = torch.randn(2, 2, 4, 4, 4)
+    assert torch.equal(segmenter.mask_of(both), segmenter.probability_of(both) > 0.5)
 
 
 def test_the_optimiser_takes_the_recipes_numbers() -> None:

@@ -24,16 +24,15 @@ class PatientDice(Metric):
         self.add_state("patients", default=[], dist_reduce_fx="cat")
         self.add_state("voxels", default=[], dist_reduce_fx="cat")
 
-    def update(self, prediction: Tensor, label: Tensor, patient: Tensor) -> None:
-        """Count voxels of a batch.
+    def update(self, voxels: Tensor, patient: Tensor) -> None:
+        """Take up a batch.
 
         Args:
-            prediction: ``(B, 1, H, W, D)`` bool.
-            label: ``(B, 1, H, W, D)``, foreground above 0.
+            voxels: ``(B, 3)`` of :func:`count_voxels`.
             patient: ``(B,)`` int.
         """
         self.patients.append(patient.detach().reshape(-1))  # type: ignore[operator, union-attr]
-        self.voxels.append(count_voxels(prediction, label))  # type: ignore[operator, union-attr]
+        self.voxels.append(voxels)  # type: ignore[operator, union-attr]
 
     def compute(self) -> Tensor:
         """Mean over patients."""
@@ -47,18 +46,23 @@ class PatientDice(Metric):
 
 
 def count_voxels(prediction: Tensor, label: Tensor) -> Tensor:
-    """Voxels in common, predicted and labelled, of each sample: ``(B, 3)`` int64."""
+    """Voxels in common, predicted and labelled, of each sample: ``(B, 3)`` int64.
+
+    Args:
+        prediction: ``(B, 1, H, W, D)`` bool.
+        label: ``(B, 1, H, W, D)``, foreground above 0.
+    """
     predicted, labelled = prediction.flatten(1).bool(), label.flatten(1) > 0
     counts = [(predicted & labelled).sum(1), predicted.sum(1), labelled.sum(1)]
     return torch.stack(counts, dim=1)
 
 
-def batch_dice(prediction: Tensor, label: Tensor) -> Tensor:
+def batch_dice(voxels: Tensor) -> Tensor:
     """Hard Dice of the foreground over all voxels of a batch; 1 where both are empty.
 
-    >>> batch_dice(torch.tensor([[1, 1, 0]]) > 0, torch.tensor([[1, 0, 0]])).item()
+    >>> batch_dice(count_voxels(torch.tensor([[1, 1, 0]]) > 0, torch.tensor([[1, 0, 0]]))).item()
     0.6666666865348816
     """
-    common, predicted, labelled = count_voxels(prediction, label).sum(0)
+    common, predicted, labelled = voxels.sum(0)
     both = predicted + labelled
     return torch.where(both > 0, 2 * common / both.clamp(min=1), 1.0)

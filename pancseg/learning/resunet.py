@@ -1,9 +1,10 @@
 """A residual U-Net whose levels are planned from the patch and its voxels, as nnU-Net's are."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from monai.networks.nets import DynUNet
-from torch import Tensor
+from torch import Tensor, nn
 
 Triple = tuple[int, int, int]
 
@@ -86,6 +87,9 @@ class ResUNet(DynUNet):
         max_levels: Levels at most, the full resolution included.
         deep_supervision: Coarser heads in training; fewer where there are not as many levels.
         dropout: Share of values dropped after each convolution.
+        prior: Probability of each foreground channel that an untrained network gives, as for a rare
+            class in Lin and others 2017 (arXiv 1708.02002): else the first steps teach nothing but
+            that most is background.
 
     Raises:
         ValueError: If the patch is too small for three levels, or a number makes no sense.
@@ -102,6 +106,7 @@ class ResUNet(DynUNet):
         max_levels: int = 6,
         deep_supervision: int = 2,
         dropout: float = 0.0,
+        prior: float = 0.01,
     ) -> None:
         strides, kernels = plan_levels(spatial_size, spacing_mm, max_levels)
         if len(strides) < 3:
@@ -129,6 +134,9 @@ class ResUNet(DynUNet):
         )
         # DynUNet keeps its heads' last output, and every weight under a second name
         del self.skip_layers, self.heads
+        for head in (self.output_block, *(self.deep_supervision_heads if heads else ())):
+            nn.init.zeros_(head.conv.conv.bias)
+            nn.init.constant_(head.conv.conv.bias[1:], math.log(prior / (1 - prior)))
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits ``(B, 2, H, W, D)``; in training with deep supervision a list, fine to coarse."""

@@ -1,11 +1,16 @@
-"""Lightning's callbacks as a run that goes on needs them."""
+"""The best checkpoint and early stopping, as a run that goes on needs them."""
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
+from pancseg.atomic import replaced
+
+log = logging.getLogger(__name__)
 PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
 
 
@@ -59,3 +64,12 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up how long nothing got better."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def give_a_best(last: Path) -> None:
+    """Where a run ended before its first validation the best checkpoint is the last."""
+    best = last.with_name("best.ckpt")
+    if last.is_file() and not best.is_file():
+        log.info("nothing was validated: best.ckpt is the last")
+        with replaced(best) as temporary:
+            shutil.copyfile(last, temporary)

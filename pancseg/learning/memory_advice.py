@@ -1,0 +1,143 @@
+"""Whether a training step fits into memory, and what would: said before, not by a crash."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pancseg.errors import PancsegError
+from pancseg.learning.network_cost import cost_of, describe, gigabytes
+from pancseg.learning.network_sizes import check_spatial_size, fitted, needs_values
+
+log = logging.getLogger(__name__)
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+SHARE = 0.9  # of the memory an advised size may take: the estimate is no measurement
+
+
+def tell_cost(
+    model: dict[str, Any],
+    spatial_size: Sequence[int],
+    batch_size: int,
+    accelerator: str,
+    **counting: int,
+) -> None:
+    """Log what a step costs, and warn where it may not fit: an estimate refuses nothing.
+
+    Args:
+        model: ``_target_`` and arguments of the network.
+        spatial_size: Voxels of a patch.
+        batch_size: Patches of a step.
+        accelerator: ``gpu`` or ``cpu``.
+        counting: ``optimizer_states`` and ``bytes_per_value`` of
+            :func:`pancseg.learning.network_cost.cost_of`.
+    """
+    try:
+        log.info("a step   %s", describe(cost_of(model, spatial_size, batch_size, **counting)))
+    except Exception as error:  # a network of another library raises what it likes
+        if not needs_values(error):
+            raise
+        return
+    available = available_memory(accelerator)
+    advice = check_memory(model, spatial_size, batch_size, available, accelerator, **counting)
+    if advice:
+        log.warning(advice)
+
+
+def check_memory(
+    model: dict[str, Any],
+    spatial_size: Sequence[int],
+    batch_size: int,
+    available_bytes: int | None,
+    accelerator: str = "cpu",
+    **counting: int,
+) -> str | None:
+    """One line of advice where a training step does not fit into memory, else None.
+
+    None, too, where it is not known: a network that looks at values cannot be counted.
+
+    Args:
+        model: ``_target_`` and arguments of the network.
+        spatial_size: Voxels of a patch.
+        batch_size: Patches of a step.
+        available_bytes: What there is, as :func:`available_memory` finds it; None is not known.
+        accelerator: ``gpu`` or ``cpu``, for the words.
+        counting: ``optimizer_states`` and ``bytes_per_value`` of :func:`cost_of`.
+    """
+    try:
+        needed = cost_of(model, spatial_size, batch_size, **counting).step_bytes
+    except Exception as error:  # a network of another library raises what it likes
+        if needs_values(error):
+            return None
+        raise
+    if available_bytes is None or needed <= available_bytes:
+        return None
+    room = int(SHARE * available_bytes)
+    advice = []
+    batch = smaller_batch(model, spatial_size, batch_size, room, **counting)
+    if batch:
+        advice.append(f"data.batch_size={batch}")
+    size = smaller_patch(model, spatial_size, batch_size, room, **counting)
+    if size:
+        advice.append(f"data.spatial_size=[{','.join(map(str, size))}]")
+    what = "this GPU" if accelerator != "cpu" else "this machine"
+    return (
+        f"data.batch_size={batch_size}: a step needs about {gigabytes(needed)}, {what} has "
+        f"{gigabytes(available_bytes)}; give {' or '.join(advice) or 'a smaller network'}"
+    )
+
+
+def smaller_batch(
+    model: dict[str, Any], spatial_size: Sequence[int], batch_size: int, room: int, **counting: int
+) -> int:
+    """The largest smaller batch whose step fits; 0 if none does."""
+    fits, too_many = 0, batch_size
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if cost_of(model, spatial_size, middle, **counting).step_bytes <= room:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
+
+
+def smaller_patch(
+    model: dict[str, Any], spatial_size: Sequence[int], batch_size: int, room: int, **counting: int
+) -> list[int] | None:
+    """A smaller patch of about the same form whose step fits; None if none is found.
+
+    Its axes are multiples of 16, else of 32, which nearly every network takes.
+    """
+    seen = [list(spatial_size)]
+    for percent in range(95, 10, -5):
+        for step in (16, 32):
+            size = [voxels * percent // 100 // step * step for voxels in spatial_size]
+            if min(size) < step or size in seen:
+                continue
+            seen.append(size)
+            try:
+                check_spatial_size(fitted(model, size), size, batch_size)
+            except PancsegError:
+                continue
+            if cost_of(fitted(model, size), size, batch_size, **counting).step_bytes <= room:
+                return size
+    return None
+
+
+def available_memory(accelerator: str) -> int | None:
+    """Bytes that a training may take: free ones of the GPU, all of the machine or container.
+
+    None where it is not known.
+    """
+    if accelerator in ("gpu", "cuda"):
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+    try:
+        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+    for path in map(Path, CGROUP_LIMITS):
+        limit = path.read_text().strip() if path.is_file() else "max"
+        found += [int(limit)] if limit.isdigit() else []
+    return min(found)
