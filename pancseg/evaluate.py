@@ -43,6 +43,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_accelerator(cfg.hardware.accelerator)
     checkpoint = Path(cfg.checkpoint)
     trained = open_checkpoint(checkpoint)
+    trained.segmenter.prepare_for(channels_last=cfg.hardware.channels_last, compiled=False)
     root = Path(cfg.data.root or trained.data["root"])
     cases = cases_of(trained, root, cfg.subset)
     folder = run_of(checkpoint) / "scores"

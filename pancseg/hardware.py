@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -54,9 +55,9 @@ class Machine:
 def detect() -> Machine:
     """Look at this machine once.
 
-    A GPU or CPU with bf16 units gets mixed bf16; a CPU without stays at fp32, because bf16 autocast
-    was measured many times slower there. Batches load in the training process on a CPU: its cores
-    are busy with the step.
+    A GPU or x86 CPU with bf16 units gets mixed bf16; any other CPU stays at fp32, because bf16
+    autocast was measured many times slower there. Batches load in the training process on a CPU:
+    its cores are busy with the step.
     """
     if torch.cuda.is_available():
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
@@ -92,9 +93,12 @@ def detect() -> Machine:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16; False where torch (before 2.10) cannot tell."""
-    tell = getattr(torch.cpu, "get_capabilities", dict)
-    return any(tell().get(unit) for unit in BF16_UNITS)
+    """Whether this x86 CPU multiplies bf16; False where torch (before 2.10) cannot tell.
+
+    ARM's units are not asked for: nothing was measured there.
+    """
+    units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(units.get(unit) for unit in BF16_UNITS)
 
 
 def unusable_gpu() -> str:

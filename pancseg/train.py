@@ -42,6 +42,7 @@ def train(cfg: DictConfig) -> float | None:
     from pancseg.tracking.summary import describe_run, log_hyperparameters, title_of
 
     check_accelerator(cfg.hardware.accelerator)
+    check_duration(cfg.trainer.max_time)
     set_up_process(cfg.seed)
     checkpoint = checkpoint_of(cfg)
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
@@ -58,12 +59,12 @@ def train(cfg: DictConfig) -> float | None:
         check_earlier(earlier, cfg, data)
     known = earlier and (folder / SPLITS).exists()
     if not (known or trainer.fast_dev_run) and trainer.is_global_zero:
-        write_json(folder / SPLITS, data.dealt.as_dict())
-    validates = bool(data.sources("val"))
+        write_json(folder / SPLITS, data.chosen.split.as_dict())
+    validates = bool(data.chosen.sources("val"))
     report = fit_callbacks(trainer, validates, cfg.ema_decay, cfg.patience)
     report.title = title_of(cfg.name, data)
     log.info(report.title)
-    tell_cost(plain(cfg.model), data.patch, cfg.data.batch_size, **counting_of(cfg))
+    tell_cost(plain(cfg.model), data.chosen.patch, cfg.data.batch_size, **counting_of(cfg))
     fit(trainer, segmenter, data, checkpoint)
     if trainer.fast_dev_run:
         return None
@@ -102,6 +103,22 @@ def set_up_process(seed: int) -> None:
     pl.seed_everything(seed, workers=True, verbose=False)
 
 
+def check_duration(longest: Any) -> None:
+    """Check ``trainer.max_time``, None, text, or units and numbers, before any work.
+
+    Raises:
+        PancsegError: If it is text or a number that is no duration.
+    """
+    import re
+
+    plain_value = longest is not None and not isinstance(longest, DictConfig)
+    if plain_value and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(longest)):
+        raise PancsegError(
+            f"trainer.max_time={longest}: expected days:hours:minutes:seconds; "
+            "ten minutes are trainer.max_time=00:00:10:00"
+        )
+
+
 def checkpoint_of(cfg: DictConfig) -> Path | None:
     """What is to be gone on with, if anything."""
     if cfg.ckpt_path != "last":
@@ -128,7 +145,8 @@ def set_up_data(cfg: DictConfig) -> "GroupData":
     data.prepare_data()
     data.setup()
     planned = not (cfg.data.spatial_size and cfg.data.spacing_mm)
-    cfg.data.spacing_mm, cfg.data.spatial_size = data.preprocessing.spacing_mm, data.patch
+    chosen = data.chosen
+    cfg.data.spacing_mm, cfg.data.spatial_size = chosen.preprocessing.spacing_mm, chosen.patch
     if planned:
         check_spatial_size(plain(cfg.model), cfg.data.spatial_size, cfg.data.batch_size)
     return data
@@ -145,10 +163,11 @@ def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
         parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
     if not data.sampling.of_patches:
         parts["augment"]["margin_share"] = 0.0  # there is nothing around a whole group
+    numbers = data.chosen.preprocessing
     view = {
-        "size": list(data.patch),
-        "spacing_mm": list(data.preprocessing.spacing_mm),
-        "window_hu": list(data.preprocessing.window_hu),
+        "size": list(data.chosen.patch),
+        "spacing_mm": list(numbers.spacing_mm),
+        "window_hu": list(numbers.window_hu),
         "overlap": data.sampling.overlap,
     }
     segmenter = Segmenter(**parts, view=view, seed=cfg.seed)
@@ -160,21 +179,9 @@ def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
 
 
 def make_trainer(cfg: DictConfig) -> Any:
-    """Lightning's trainer; it refuses our bar where none is to be shown.
-
-    Raises:
-        PancsegError: If the time given is none.
-    """
-    import re
-
+    """Lightning's trainer; it refuses our bar where none is to be shown."""
     from hydra.utils import instantiate
 
-    longest = cfg.trainer.max_time
-    if isinstance(longest, str) and not re.fullmatch(r"\d\d:\d\d:\d\d:\d\d", longest):
-        raise PancsegError(
-            f"trainer.max_time={longest}: expected days:hours:minutes:seconds, two digits each; "
-            "ten minutes are trainer.max_time=00:00:10:00"
-        )
     if not cfg.trainer.enable_progress_bar:
         shown = [one for one in cfg.trainer.callbacks if not one["_target_"].endswith("RunBar")]
         cfg.trainer.callbacks = shown
@@ -190,8 +197,8 @@ def check_earlier(earlier: "Trained", cfg: DictConfig, data: "GroupData") -> Non
     from pancseg.inference.checkpoint import check_resumable
 
     parts = (plain(cfg.model), plain(cfg.optimizer))
-    check_resumable(earlier, *parts, data.preprocessing, data.dealt)
-    if earlier.fingerprint != data.fingerprint():
+    check_resumable(earlier, *parts, data.chosen.preprocessing, data.chosen.split, cfg.ema_decay)
+    if earlier.fingerprint != data.chosen.fingerprint():
         log.warning("the prepared data are not those that ckpt_path was trained on")
 
 
@@ -223,7 +230,8 @@ def fit(trainer: Any, segmenter: "Segmenter", data: "GroupData", checkpoint: Pat
     except torch.OutOfMemoryError as error:
         raise PancsegError(
             f"the GPU's memory ran out with data.batch_size={data.hparams['batch_size']} and "
-            f"data.spatial_size={list(data.patch)}; give less of either, or hardware.cache=ram"
+            f"data.spatial_size={list(data.chosen.patch)}; give less of either, or "
+            "hardware.cache=ram"
         ) from error
 
 

@@ -11,8 +11,7 @@ from monai.transforms import Compose
 
 from pancseg.dataset import volume_cache
 from pancseg.dataset.datamodule import GroupData
-from pancseg.dataset.manifest import read_manifest
-from pancseg.dataset.splits import Split, deal
+from pancseg.dataset.splits import PARTS, Split, deal
 from pancseg.dataset.transforms import deterministic
 from pancseg.errors import PancsegError
 from tests.conftest import contents
@@ -49,7 +48,7 @@ def test_a_batch_has_the_shapes_of_the_contract(data: GroupData) -> None:
 
 
 def test_no_patient_is_in_two_parts(data: GroupData) -> None:
-    parts = [{group.patient for group in data.groups(part)} for part in ("train", "val", "test")]
+    parts = [{one.patient for one in data.chosen.sources(part)} for part in PARTS]
     assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
     assert [len(part) for part in parts] == [3, 1, 2]
 
@@ -58,7 +57,7 @@ def test_a_leaking_split_is_caught_when_the_module_starts(
     prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leak = Split(["phantom-3-000"], ["phantom-3-001"], ["phantom-3-000"], "holdout", 0)
-    monkeypatch.setattr("pancseg.dataset.datamodule.deal", lambda *_, **__: leak)
+    monkeypatch.setattr("pancseg.dataset.chosen_data.deal", lambda *_, **__: leak)
     with pytest.raises(PancsegError, match="both train and test: phantom-3-000"):
         group_data(prepared).setup()
 
@@ -78,7 +77,7 @@ def test_the_deterministic_part_runs_once_a_group_for_all_trainings(
         module = group_data(prepared, spatial_size=[32, 32, 48])  # a size no other test has cached
         module.setup()
         list(module.train_dataloader())
-    assert len(calls) == len(module.groups("train")) + len(module.groups("val"))
+    assert len(calls) == len(module.chosen.sources("train")) + len(module.chosen.sources("val"))
 
 
 def test_other_settings_do_not_use_an_older_cache(prepared: Path, data: GroupData) -> None:
@@ -89,8 +88,8 @@ def test_other_settings_do_not_use_an_older_cache(prepared: Path, data: GroupDat
 
 
 def test_what_is_stored_is_what_the_transforms_give(prepared: Path, data: GroupData) -> None:
-    steps = Compose(deterministic(data.preprocessing))
-    for batch, source in zip(data.val_dataloader(), [data.sources("val")[:2]], strict=False):
+    steps = Compose(deterministic(data.chosen.preprocessing))
+    for batch, source in zip(data.val_dataloader(), [data.chosen.sources("val")[:2]], strict=False):
         for i, one in enumerate(source):
             made = steps({"image": str(one.image), "label": str(one.label)})
             assert torch.equal(batch["label"][i], made["label"].to(torch.uint8))
@@ -111,13 +110,12 @@ def test_a_filled_cache_is_read_where_nothing_may_be_written(
         group_data(prepared, spatial_size=[32, 64, 32]).setup()
 
 
-def test_several_processes_make_the_same_volumes_as_one(prepared: Path, tmp_path: Path) -> None:
+def test_several_processes_make_the_same_volumes_as_one(data: GroupData, tmp_path: Path) -> None:
     trees = []
     for processes in (0, 2):
-        module = group_data(prepared, cache_folder=str(tmp_path / str(processes)))
-        module.manifest, module.split = read_manifest(prepared), Split(PHANTOMS[:3], [], [], "x", 0)
-        module.store().fill(module.sources("train"), processes)
-        trees.append(contents(module.store().folder))
+        store = data.chosen.store(tmp_path / str(processes))
+        store.fill(data.chosen.sources("train"), processes)
+        trees.append(contents(store.folder))
     assert trees[0] == trees[1]
     assert len(trees[0]) > 6
 
@@ -170,9 +168,9 @@ def test_an_epoch_has_each_group_once_and_validation_keeps_their_order(data: Gro
     def names(loader: Any) -> list[str]:
         return [name for batch in loader for name in batch["name"]]
 
-    groups = [group.group for group in data.groups("train")]
+    groups = [one.name for one in data.chosen.sources("train")]
     assert sorted(names(data.train_dataloader())) == groups
-    assert names(data.val_dataloader()) == [group.group for group in data.groups("val")]
+    assert names(data.val_dataloader()) == [one.name for one in data.chosen.sources("val")]
 
 
 def test_a_last_batch_of_one_takes_no_step_of_its_own(prepared: Path) -> None:
@@ -214,7 +212,7 @@ def test_unlabelled_patients_are_never_dealt(prepared: Path, tmp_path: Path) -> 
     (tmp_path / "groups").symlink_to(prepared / "groups")
     module = group_data(tmp_path)
     module.setup()
-    dealt = module.dealt.train + module.dealt.val + module.dealt.test
+    dealt = module.chosen.split.train + module.chosen.split.val + module.chosen.split.test
     assert len(dealt) == 5
     assert "phantom-3-000" not in dealt
 
@@ -233,5 +231,5 @@ def test_two_names_of_one_person_never_fall_on_two_sides(prepared: Path, tmp_pat
         (tmp_path / folder).symlink_to(prepared / folder)
     module = group_data(tmp_path, split=rule)
     module.setup()
-    parts = (module.dealt.train, module.dealt.val, module.dealt.test)
+    parts = (module.chosen.split.train, module.chosen.split.val, module.chosen.split.test)
     assert sorted({names[0], apart} <= set(part) for part in parts) == [False, False, True]

@@ -17,7 +17,7 @@ from pancseg.hardware import check_accelerator, detect
         ({"avx512_bf16": True, "amx_bf16": False}, "bf16-mixed"),
         ({"avx512_bf16": False, "amx_bf16": True}, "bf16-mixed"),
         ({"avx512_bf16": False, "amx_bf16": False, "avx512_f": True}, "32-true"),
-        ({"architecture": "aarch64"}, "32-true"),
+        ({"architecture": "aarch64", "bf16": True}, "32-true"),
     ],
 )
 def test_a_cpu_computes_in_what_it_has_units_for_and_loads_in_its_own_process(

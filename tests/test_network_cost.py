@@ -112,6 +112,20 @@ def test_a_planned_network_is_planned_anew_for_the_advised_patch() -> None:
     assert re.search(r"this machine has .*; give data\.spatial_size=\[48,48,48\]$", line)
 
 
+def test_computing_again_is_advised_where_it_alone_makes_a_step_fit() -> None:
+    model = {**model_of("model=resunet", "model.width=4", size=(64, 64, 64))}
+    whole, less = (
+        cost_of({**model, "use_checkpoint": again}, [64, 64, 64], 1).step_bytes
+        for again in (False, True)
+    )
+    assert less < 0.8 * whole
+    room = int(less / memory_advice.SHARE) + 1
+    line = check_memory(model, [64, 64, 64], 1, room)
+    assert line is not None and line.endswith(" or model.use_checkpoint=true")
+    again = check_memory({**model, "use_checkpoint": True}, [64, 64, 64], 1, less - 1)
+    assert again is not None and "use_checkpoint" not in again
+
+
 def test_what_fits_or_is_not_known_needs_no_advice() -> None:
     assert check_memory(TINY, [32, 32, 32], 1, 10**9) is None
     assert check_memory(TINY, [32, 32, 32], 1, None) is None

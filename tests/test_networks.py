@@ -29,7 +29,7 @@ UNET = {
 LOSS = {"_target_": "monai.losses.DiceCELoss", "to_onehot_y": True, "softmax": True}
 SMALL = {
     "unet": ["model.channels=[4,4,4]", "model.strides=[2,2]"],
-    "resunet": ["model.width=4", "model.max_levels=3"],
+    "resunet": ["model.width=4", "model.max_levels=3", "model.deep_supervision=2"],
     "segresnet": ["model.init_filters=8", "model.blocks_down=[1,1]", "model.blocks_up=[1]"],
     "monai": [
         "model._target_=monai.networks.nets.AttentionUnet",
@@ -261,6 +261,18 @@ def test_every_weight_of_the_planned_network_learns_and_has_one_name() -> None:
     assert copy.deepcopy(network).train()(torch.rand(1, 1, 32, 32, 16))
 
 
+def test_what_is_computed_again_in_the_backward_pass_teaches_the_same() -> None:
+    image, label = torch.rand(2, 1, 32, 32, 16), (torch.rand(2, 1, 32, 32, 16) > 0.5).float()
+    taught = []
+    for again in (False, True):
+        network = tiny_resunet(use_checkpoint=again, dropout=0.2).train()
+        torch.manual_seed(1)
+        deep_supervision_loss(build(LOSS, nn.Module), network(image), label).backward()
+        taught.append([one.grad for one in network.parameters()])
+    for kept, computed in zip(*taught, strict=True):
+        torch.testing.assert_close(computed, kept)
+
+
 def test_channels_last_gives_the_same_answer() -> None:
     network, image = tiny_resunet().eval(), torch.rand(2, 1, 32, 32, 16)
     before = network(image)
@@ -279,6 +291,8 @@ def test_numbers_that_make_no_network_are_refused() -> None:
     node = {"_target_": "pancseg.learning.resunet.ResUNet", "spacing_mm": [1, 1, 1]}
     with pytest.raises(PancsegError, match=r"a patch of \[8, 8, 8\] .* expected 3 or more"):
         build({**node, "spatial_size": [8, 8, 8]}, nn.Module)
+    with pytest.raises(PancsegError, match=r"prior=1\.0: expected between 0 and 1"):
+        build({**node, "spatial_size": [16, 16, 16], "prior": 1.0}, nn.Module)
     with pytest.raises(PancsegError, match="width=0, deep_supervision=2: expected"):
         build({**node, "spatial_size": [16, 16, 16], "width": 0}, nn.Module)
 

@@ -99,10 +99,12 @@ def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
-    prepared: Path, undisturbed: Path, tmp_path: Path
+    prepared: Path, undisturbed: Path, tmp_path: Path, precision: str
 ) -> None:
     constant = [*EVERYTHING, "schedule=constant", "schedule.warmup_steps=0"]
+    constant.append(f"hardware.precision={precision}")
     for folder, parts in (("at_once", [3]), ("in_parts", [1, 3])):
         for epochs in parts:
             more = [f"trainer.max_epochs={epochs}", "ckpt_path=last"]
@@ -140,6 +142,16 @@ def test_the_averaged_weights_are_what_is_saved_and_validated(undisturbed: Path)
     name = next(key for key in content["state_dict"] if key.startswith("network."))
     assert not torch.equal(content["state_dict"][name], content["current_model_state"][name])
     assert content["averaging_state"]["n_averaged"] == 12
+
+
+def test_a_run_of_averaged_weights_does_not_go_on_from_the_mean_as_if_it_were_current(
+    prepared: Path, undisturbed: Path, command: Command
+) -> None:
+    last = f"ckpt_path={undisturbed / 'checkpoints' / 'last.ckpt'}"
+    words = smoke(prepared, undisturbed, *EVERYTHING, "ema_decay=0", "trainer.max_epochs=4", last)
+    ended = command("train", *words)
+    assert ended.code == 2
+    assert "ckpt_path keeps a running mean of its weights; give its ema_decay" in ended.err
 
 
 def test_ckpt_path_last_goes_on_with_the_newest_run_of_that_name(
@@ -193,7 +205,7 @@ def test_memory_that_runs_out_is_told_with_what_takes_less(
     assert ended.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("given", ["'00:10:00'", "10min", "'0:0:10:0'"])
+@pytest.mark.parametrize("given", ["00:10:00", "10min", "'0:0:10:0'", "600"])
 def test_a_time_in_another_form_is_refused_with_the_right_one(
     prepared: Path, tmp_path: Path, command: Command, given: str
 ) -> None:

@@ -117,10 +117,11 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
     ("change", "says"),
     [
         ("split.seed=1", "trained with another split"),
-        ("model.norm=instance", "trained with another model"),
+        ("model.norm=instance", "trained with model.norm=batch, not instance; give it, or"),
         ("optimizer.lr=0.5", "goes on with its own optimizer.lr"),
         ("optimizer=sgd", "goes on with its own optimizer."),
-        ("data.window_hu=[-100,100]", "other numbers under data"),
+        ("sampling=patches", "trained with sampling=whole; give the same"),
+        ("data.window_hu=[-100,100]", "trained with data.window_hu=[-200.0,200.0], not [-100"),
     ],
 )
 def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(

@@ -1,29 +1,22 @@
 """The data module: a prepared folder, dealt to parts, as batches."""
 
-import hashlib
-import json
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import monai
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from pancseg import __version__
+from pancseg.dataset.chosen_data import ChosenData, deal_patients, open_prepared
 from pancseg.dataset.kept_volumes import KEEPING, KeptVolumes
-from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
+from pancseg.dataset.manifest import Case, has_manifest, read_manifest
 from pancseg.dataset.sampling import Patches, Sampling, Size, Volumes, WholeVolumes
-from pancseg.dataset.splits import PARTS, Split, deal
 from pancseg.dataset.steps import Steps
 from pancseg.dataset.transforms import Preprocessing
 from pancseg.dataset.volume_cache import Source, VolumeCache
 from pancseg.dataset.volume_plan import plan_volume
-from pancseg.dataset.whole_root import same_person
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)
@@ -98,8 +91,7 @@ class GroupData(pl.LightningDataModule):
         if depth is None and not self.sampling.of_patches:
             raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
         self.margin: Size = (0, 0, 0)  # voxels around a patch that augmentation needs
-        self.manifest: Manifest | None = None
-        self.split: Split | None = None
+        self.choice: ChosenData | None = None
 
     def prepare_data(self) -> None:
         """Prepare the folder first where it holds no manifest."""
@@ -109,53 +101,31 @@ class GroupData(pl.LightningDataModule):
             self.fill()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the manifest, deal the patients, and check both.
+        """Read the manifest, deal the patients, plan what is not given, and fill the cache.
 
         Raises:
             PancsegError: If the folder does not fit the settings, or the split cannot be dealt.
         """
-        if self.manifest is not None:
+        if self.choice is not None:
             return
-        manifest = read_manifest(self.root)
-        if not manifest.complete:
-            raise PancsegError(
-                f"{self.root}: its preparation is under way or was interrupted; run the same "
-                "pancseg.prepare again, it goes on where it was"
-            )
-        self.check_depth(manifest.settings.get("depth"))
-        names = same_person(manifest.cases)
-        split = deal(manifest.labelled_patients(), **self.hparams["split"], same_person=names)
-        if not self.sampling.of_patches and not manifest.groups_of(split.train):
-            raise PancsegError(
-                f"{self.root}: the {len(split.train)} training patients have no labelled group; "
-                "see groups_kept, groups_empty and groups_tail in intake.csv (data.tail=shift or "
-                "pad keeps the slices after the last whole group)"
-            )
-        split.check()
-        self.manifest, self.split = manifest, split
+        patches = self.sampling.of_patches
+        manifest = open_prepared(self.root, self.hparams["depth"], patches)
+        split = deal_patients(self.root, manifest, self.hparams["split"], patches)
         for name in ("tail", "keep_empty"):  # as it was prepared, whatever the configuration says
             self.hparams[name] = manifest.settings[name]
-        self.plan()
-        self.store().fill([one for part in ("train", "val") for one in self.sources(part)])
-
-    def check_depth(self, prepared: int | None) -> None:
-        """Check that the groups asked for are there; patches need none.
-
-        Raises:
-            PancsegError: With both depths.
-        """
-        asked = self.hparams["depth"]
-        if prepared == asked or self.sampling.of_patches:
-            return
-        there = "as whole cases" if prepared is None else f"with groups of {prepared}"
-        raise PancsegError(
-            f"{self.root} was prepared {there}, data.depth is {asked}; give the data.root of such "
-            "groups or prepare one"
+        self.plan(manifest.cases_of(split.train))
+        x, y, z = self.hparams["spatial_size"]
+        preprocessing = Preprocessing(
+            self.hparams["orientation"],
+            tuple(self.hparams["spacing_mm"]),
+            tuple(self.hparams["window_hu"]),
+            None if patches else (x, y, z),
         )
+        self.choice = ChosenData(self.root, manifest, split, preprocessing, (x, y, z))
+        self.store().fill([one for part in ("train", "val") for one in self.chosen.sources(part)])
 
-    def plan(self) -> None:
-        """Choose the spacing and the patch that were not given."""
-        cases = self.contents.cases_of(self.dealt.train)
+    def plan(self, cases: list[Case]) -> None:
+        """Choose the spacing and the patch that were not given, for these cases."""
         given = {"spacing_mm": self.hparams["spacing_mm"], "patch": self.hparams["spatial_size"]}
         if None in given.values():
             plan = plan_volume(
@@ -170,95 +140,23 @@ class GroupData(pl.LightningDataModule):
             self.hparams["spatial_size"] = list(plan.patch)
 
     @property
-    def preprocessing(self) -> Preprocessing:
-        """Numbers of the deterministic transforms, once planned."""
-        size = None if self.sampling.of_patches else tuple(self.hparams["spatial_size"])
-        return Preprocessing(
-            self.hparams["orientation"],
-            tuple(self.hparams["spacing_mm"]),
-            tuple(self.hparams["window_hu"]),
-            size,
-        )
+    def chosen(self) -> ChosenData:
+        """Who is in which part, and how their scans are given, once set up."""
+        if self.choice is None:
+            raise RuntimeError("setup() comes first")
+        return self.choice
+
+    def store(self) -> VolumeCache:
+        """Where preprocessed volumes lie."""
+        return self.chosen.store(self.cache_folder)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data beside the hyperparameters: who was dealt where."""
-        return {"split": self.dealt.as_dict(), "fingerprint": self.fingerprint()}
-
-    @property
-    def dealt(self) -> Split:
-        """The split, once set up."""
-        if self.split is None:
-            raise RuntimeError("setup() comes first")
-        return self.split
-
-    @property
-    def contents(self) -> Manifest:
-        """The manifest, once set up."""
-        if self.manifest is None:
-            raise RuntimeError("setup() comes first")
-        return self.manifest
-
-    def groups(self, part: str) -> list[Group]:
-        """Labelled groups of ``train``, ``val`` or ``test``."""
-        return self.contents.groups_of(getattr(self.dealt, part))
-
-    @property
-    def of_phantoms(self) -> bool:
-        """Whether any of the dealt patients is a phantom."""
-        dealt = {patient for part in PARTS for patient in getattr(self.dealt, part)}
-        return any(case.phantom for case in self.contents.cases if case.patient in dealt)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Patients of each part, and its groups, or its cases where patches are taken."""
-        unit = "cases" if self.sampling.of_patches else "groups"
-        return {
-            part: {"patients": len(getattr(self.dealt, part)), unit: len(self.sources(part))}
-            for part in PARTS
-        }
-
-    @property
-    def geometry(self) -> str:
-        """On which grid ``val/dice`` is measured, in words."""
-        size, spacing_mm = (
-            " x ".join(f"{value:g}" for value in values)
-            for values in (self.patch, self.preprocessing.spacing_mm)
-        )
-        if self.sampling.of_patches:
-            return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
-        return f"voxels summed over a patient's groups, on the network's grid of {size}"
-
-    def fingerprint(self) -> str:
-        """Hash of every stored case of the folder and of what is done to it."""
-        stored = sorted(case.sha256 for case in self.contents.cases)
-        return hash_of([stored, asdict(self.preprocessing), self.contents.settings])
-
-    def store(self) -> VolumeCache:
-        """Where preprocessed volumes lie; other data, numbers or versions give another folder."""
-        versions = [__version__, monai.__version__, torch.__version__]
-        key = hash_of([asdict(self.preprocessing), self.contents.settings, versions])
-        return VolumeCache(self.cache_folder / key[:16], self.preprocessing)
-
-    def sources(self, part: str) -> list[Source]:
-        """The labelled groups of a part, or its cases where patches are taken."""
-        content = {case.case: case for case in self.contents.cases}
-        found: list[Case] | list[Group] = self.groups(part)
-        if self.sampling.of_patches:
-            found = self.contents.cases_of(getattr(self.dealt, part))
-        return [
-            Source(
-                (name := one.group if isinstance(one, Group) else one.case),
-                one.patient,
-                self.root / one.image,
-                self.root / str(one.label),
-                f"{name}-{content[one.case].sha256[:32]}",
-                math.prod(content[one.case].shape),
-            )
-            for one in found
-        ]
+        return {"split": self.chosen.split.as_dict(), "fingerprint": self.chosen.fingerprint()}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of training samples, from where the training is."""
-        sources, patches = self.sources("train"), self.sampling.of_patches
+        sources, patches = self.chosen.sources("train"), self.sampling.of_patches
         batch_size, seed = self.hparams["batch_size"], self.hparams["seed"]
         together = batch_size * self.processes
         per_epoch = self.sampling.steps_per_epoch * together if patches else len(sources)
@@ -271,12 +169,12 @@ class GroupData(pl.LightningDataModule):
         volumes = self.kept(sources)
         if not patches:
             return self.loader(WholeVolumes(volumes, steps, seed), batch_sampler=steps)
-        dataset = Patches(volumes, steps, seed, self.patch, self.margin, self.sampling)
+        dataset = Patches(volumes, steps, seed, self.chosen.patch, self.margin, self.sampling)
         return self.loader(dataset, batch_sampler=steps)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation groups in batches, or whole cases one by one; each in one process only."""
-        sources = self.sources("val")
+        sources = self.chosen.sources("val")
         if 0 < len(sources) < self.processes:
             raise PancsegError(
                 f"{len(sources)} to validate on for {self.processes} processes; give fewer devices "
@@ -304,12 +202,6 @@ class GroupData(pl.LightningDataModule):
         )
 
     @property
-    def patch(self) -> Size:
-        """Voxels given to the network."""
-        x, y, z = self.hparams["spatial_size"]
-        return x, y, z
-
-    @property
     def rank(self) -> int:
         """Which process this is."""
         return self.trainer.global_rank if self.trainer else 0
@@ -327,8 +219,3 @@ class GroupData(pl.LightningDataModule):
         progress = loop.batch_progress
         of_epoch = progress.current.processed if loop.restarting else 0  # type: ignore[attr-defined]
         return progress.total.processed, of_epoch  # type: ignore[attr-defined]
-
-
-def hash_of(value: Any) -> str:
-    """SHA-256 of plain values, hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Opening a checkpoint that somebody else may have written."""
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,6 +12,9 @@ from pancseg.dataset.splits import PARTS, Split
 from pancseg.dataset.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.learning.segmenter import Segmenter
+
+# of the machine, or of an untrained network only
+FREE = {"fused", "use_checkpoint", "prior"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Trained:
         split: Who was dealt where.
         epoch: Epochs that were complete.
         fingerprint: Of the data it was trained on.
+        averaged: Whether its weights are a running mean, beside which it keeps the current ones.
     """
 
     segmenter: Segmenter
@@ -33,6 +37,7 @@ class Trained:
     split: Split
     epoch: int
     fingerprint: str
+    averaged: bool
 
     @property
     def depth(self) -> int | None:
@@ -76,6 +81,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         split,
         int(content["epoch"]) + 1,
         state["fingerprint"],
+        "current_model_state" in content,
     )
 
 
@@ -85,31 +91,61 @@ def check_resumable(
     optimizer: dict[str, Any],
     preprocessing: Preprocessing,
     split: Split,
+    ema_decay: float,
 ) -> None:
     """Check that a run can go on from a checkpoint with what is configured now.
 
     Raises:
-        PancsegError: If it would go on with other patients, another network or another optimiser.
+        PancsegError: If it would go on with other patients, another network or another optimiser,
+            or with a mean of weights as if they were the last.
     """
-    before, now = trained.split, split
-    if any(getattr(before, part) != getattr(now, part) for part in PARTS):
+    if any(getattr(trained.split, part) != getattr(split, part) for part in PARTS):
         raise PancsegError(
             "ckpt_path was trained with another split or other patients; to go on with its own, "
             "give split=file split.path=RUN/splits.json"
         )
-    if trained.segmenter.hparams["model"] != model or trained.preprocessing != preprocessing:
-        raise PancsegError(
-            "ckpt_path was trained with another model, or with other numbers under data; give the "
-            "same experiment and overrides, RUN/.hydra/overrides.yaml lists them"
-        )
-    own = trained.segmenter.hparams["optimizer"]
-    keys = (set(own) | set(optimizer)) - {"fused"}  # which is of the machine
-    changed = sorted(key for key in keys if own.get(key) != optimizer.get(key))
+    own = trained.segmenter.hparams
+    before, now = asdict(trained.preprocessing), asdict(preprocessing)
+    if (before["spatial_size"] is None) != (now["spatial_size"] is None):
+        kind = "patches" if before["spatial_size"] is None else "whole"
+        raise PancsegError(f"ckpt_path was trained with sampling={kind}; give the same")
+    changed = difference("model", own["model"], model) or difference("data", before, now)
     if changed:
         raise PancsegError(
-            f"ckpt_path goes on with its own optimizer.{changed[0]}; give the same, or begin anew "
-            "with its weights by init_from"
+            f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
+            "overrides as before"
         )
+    changed = difference("optimizer", own["optimizer"], optimizer)
+    if changed:
+        raise PancsegError(
+            f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "
+            "weights by init_from"
+        )
+    if trained.averaged and not ema_decay:
+        raise PancsegError(
+            "ckpt_path keeps a running mean of its weights; give the ema_decay of its experiment "
+            "or overrides, or begin anew with the mean by init_from"
+        )
+
+
+def difference(group: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first number that was another one, as it is given; empty where none was.
+
+    >>> difference("model", {"width": 8, "dropout": 0.0}, {"width": 32, "dropout": 0.0})
+    'model.width=8, not 32'
+    >>> difference("data", {"window_hu": (-200.0, 200.0)}, {"window_hu": (-100.0, 200.0)})
+    'data.window_hu=[-200.0,200.0], not [-100.0,200.0]'
+    """
+
+    def given(values: dict[str, Any]) -> str:
+        value = values.get(key)
+        text = str(list(value)) if isinstance(value, (list, tuple)) else str(value)
+        return text.replace(", ", ",")
+
+    for key in sorted((set(before) | set(now)) - FREE):
+        if before.get(key) != now.get(key):
+            return f"{group}.{key}={given(before)}, not {given(now)}"
+    return ""
 
 
 def load(path: Path) -> dict[str, Any]:

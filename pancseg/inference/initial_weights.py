@@ -41,7 +41,8 @@ def begin_with(network: nn.Module, path: Path) -> str:
     if len(fitting) < max(1, FEWEST * len(own)):
         raise PancsegError(
             f"init_from={path}: {len(fitting)} of this network's {len(own)} weights are there with "
-            "their shapes; give the model it was trained with, RUN/.hydra/config.yaml names it"
+            "their shapes; give the model it was trained with: RUN/.hydra/config.yaml names it, "
+            "and the hardware in RUN/summary.json its width"
         )
     network.load_state_dict(fitting, strict=False)
     new = sorted(set(own) - set(fitting))

@@ -3,17 +3,20 @@
 import logging
 import os
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pancseg.errors import PancsegError
+from pancseg.learning.building import find_class
 from pancseg.learning.network_cost import cost_of, describe, gigabytes
 from pancseg.learning.network_sizes import check_spatial_size, fitted, needs_values
 
 log = logging.getLogger(__name__)
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CHECKPOINT = "use_checkpoint"  # MONAI's name for it
 SHARE = 0.9  # of the memory an advised size may take: the estimate is no measurement
 
 
@@ -82,11 +85,28 @@ def check_memory(
     size = smaller_patch(model, spatial_size, batch_size, room, **counting)
     if size:
         advice.append(f"data.spatial_size=[{','.join(map(str, size))}]")
+    if can_checkpoint(model):
+        less = {**model, CHECKPOINT: True}
+        if cost_of(less, spatial_size, batch_size, **counting).step_bytes <= room:
+            advice.append(f"{'' if CHECKPOINT in model else '+'}model.{CHECKPOINT}=true")
     what = "this GPU" if accelerator != "cpu" else "this machine"
     return (
         f"data.batch_size={batch_size}: a step needs about {gigabytes(needed)}, {what} has "
         f"{gigabytes(available_bytes)}; give {' or '.join(advice) or 'a smaller network'}"
     )
+
+
+def can_checkpoint(model: dict[str, Any]) -> bool:
+    """Whether a network could compute its insides again instead of keeping them, and does not.
+
+    >>> can_checkpoint({"_target_": "monai.networks.nets.SwinUNETR"})
+    True
+    >>> can_checkpoint({"_target_": "monai.networks.nets.UNet"})
+    False
+    """
+    target = find_class(str(model["_target_"]))
+    knows = target is not None and CHECKPOINT in signature(target).parameters
+    return knows and not model.get(CHECKPOINT)
 
 
 def smaller_batch(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Triple = tuple[int, int, int]
 
@@ -87,9 +88,11 @@ class ResUNet(DynUNet):
         max_levels: Levels at most, the full resolution included.
         deep_supervision: Coarser heads in training; fewer where there are not as many levels.
         dropout: Share of values dropped after each convolution.
-        prior: Probability of each foreground channel that an untrained network gives, as for a rare
-            class in Lin and others 2017 (arXiv 1708.02002): else the first steps teach nothing but
-            that most is background.
+        prior: Probability of foreground that an untrained network gives, about, as for a rare class
+            in Lin and others 2017 (arXiv 1708.02002): else the first steps teach nothing but that
+            most is background.
+        use_checkpoint: Whether what is inside a block is computed again in the backward pass
+            instead of kept: less memory, slower.
 
     Raises:
         ValueError: If the patch is too small for three levels, or a number makes no sense.
@@ -107,6 +110,7 @@ class ResUNet(DynUNet):
         deep_supervision: int = 2,
         dropout: float = 0.0,
         prior: float = 0.01,
+        use_checkpoint: bool = False,
     ) -> None:
         strides, kernels = plan_levels(spatial_size, spacing_mm, max_levels)
         if len(strides) < 3:
@@ -118,6 +122,8 @@ class ResUNet(DynUNet):
             raise ValueError(
                 f"width={width}, deep_supervision={deep_supervision}: expected 1 or more, 0 or more"
             )
+        if not 0 < prior < 1:
+            raise ValueError(f"prior={prior}: expected between 0 and 1")
         heads = min(deep_supervision, len(strides) - 2)
         super().__init__(
             spatial_dims=3,
@@ -135,21 +141,27 @@ class ResUNet(DynUNet):
         # DynUNet keeps its heads' last output, and every weight under a second name
         del self.skip_layers, self.heads
         for head in (self.output_block, *(self.deep_supervision_heads if heads else ())):
-            nn.init.zeros_(head.conv.conv.bias)
             nn.init.constant_(head.conv.conv.bias[1:], math.log(prior / (1 - prior)))
+        self.use_checkpoint = use_checkpoint
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits ``(B, 2, H, W, D)``; in training with deep supervision a list, fine to coarse."""
-        skips = [self.input_block(image)]
+        skips = [self.through(self.input_block, image)]
         for downsample in self.downsamples:
-            skips.append(downsample(skips[-1]))
-        features = self.bottleneck(skips[-1])
+            skips.append(self.through(downsample, skips[-1]))
+        features = self.through(self.bottleneck, skips[-1])
         decoded: list[Tensor] = []
         for upsample, skip in zip(self.upsamples, reversed(skips), strict=True):
-            features = upsample(features, skip)
+            features = self.through(upsample, features, skip)
             decoded.insert(0, features)
         logits = self.output_block(decoded[0])
         if not (self.training and self.deep_supervision):
             return logits
         heads = zip(self.deep_supervision_heads, decoded[1:], strict=False)
         return [logits, *(head(coarser) for head, coarser in heads)]
+
+    def through(self, block: nn.Module, *features: Tensor) -> Tensor:
+        """A block's answer, in training with what is inside kept or not."""
+        if self.use_checkpoint and self.training:
+            return checkpoint(block, *features, use_reentrant=False)
+        return block(*features)

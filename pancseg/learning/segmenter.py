@@ -104,7 +104,7 @@ class Segmenter(pl.LightningModule):
         )
 
     def read_window(self, image: Tensor) -> Tensor:
-        """Logits of windows, float32, in the order of memory that is fast here."""
+        """Logits of windows, float32, which the network is given in its order of memory."""
         image = image.contiguous(memory_format=self.memory_format)
         return self.finest(self.network(image)).float()
 

@@ -23,7 +23,7 @@ def fit_callbacks(
     Raises:
         PancsegError: If patience is asked for where nothing is validated.
     """
-    kept = trainer.callbacks
+    kept = trainer.callbacks  # type: ignore[attr-defined]
     report = next(one for one in kept if isinstance(one, EpochReport))
     savers = [one for one in kept if isinstance(one, ModelCheckpoint)]
     validates = validates and trainer.limit_val_batches != 0
@@ -34,7 +34,7 @@ def fit_callbacks(
         if not validates:
             raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
         kept = [Patience(patience), *kept]
-    if trainer.fast_dev_run:  # Lightning's own last checkpoint slips through
+    if trainer.fast_dev_run:  # type: ignore[attr-defined] # Lightning's own last slips through
         kept = [one for one in kept if one not in savers]
     if not validates:
         trainer.limit_val_batches = 0

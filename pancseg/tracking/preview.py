@@ -31,5 +31,5 @@ def draw_preview(path: Path, data: GroupData, segmenter: Segmenter, title: str) 
         [label[0].cpu().numpy() for label in labels],
         names,
         title,
-        spacing_mm=data.preprocessing.spacing_mm,
+        spacing_mm=data.chosen.preprocessing.spacing_mm,
     )

@@ -20,15 +20,15 @@ SEARCHED = ("model", "loss", "optimizer", "schedule", "split", "seed", "data")
 
 def title_of(name: str, data: GroupData) -> str:
     """One line: what is trained on how much, and what is held out."""
-    counts = data.counts()
+    counts = data.chosen.counts()
     parts = ", ".join(
         f"{part} {' '.join(f'{n} {what}' for what, n in numbers.items())}"
         for part, numbers in counts.items()
     )
-    notes = "; PHANTOMS" if data.of_phantoms else ""
-    if not data.dealt.held_out:
+    notes = "; PHANTOMS" if data.chosen.of_phantoms else ""
+    if not data.chosen.split.held_out:
         notes += "; NOT HELD OUT: validation and test are training patients"
-    if not data.sources("val"):
+    if not data.chosen.sources("val"):
         notes += "; no validation: the best checkpoint is the last"
     return f"{name}: {parts}{notes}"
 
@@ -42,19 +42,20 @@ def describe_run(
 ) -> dict[str, Any]:
     """Everything about a finished run that somebody may want to know later."""
     by_dice, by_loss = best(rows, "val/dice"), best(rows, "val/loss")
+    chosen = data.chosen
     return {
         "name": cfg.name,
         "best_dice": by_dice["val/dice"] if by_dice else None,
         "best_epoch": by_dice["epoch"] if by_dice else None,
         "best_loss": by_loss["val/loss"] if by_loss else None,
         "best_loss_epoch": by_loss["epoch"] if by_loss else None,
-        "geometry": f"val/dice: mean over patients, {data.geometry}; true scores are evaluate's",
+        "geometry": f"val/dice: mean over patients, {chosen.geometry}; true scores are evaluate's",
         "epochs": rows[-1]["epoch"] if rows else 0,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "held_out": data.dealt.held_out,
-        "phantoms": data.of_phantoms,
+        "held_out": chosen.split.held_out,
+        "phantoms": chosen.of_phantoms,
         "split": {key: value for key, value in data.hparams["split"].items() if key != "path"},
-        "parts": data.counts(),
+        "parts": chosen.counts(),
         "parameters": count_parameters(segmenter),
         "hardware": {
             **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
@@ -67,7 +68,7 @@ def describe_run(
             "python": platform.python_version(),
             **{p: version(p) for p in PACKAGES},
         },
-        "data_fingerprint": data.fingerprint(),
+        "data_fingerprint": chosen.fingerprint(),
         "seed": cfg.seed,
     }
 
