@@ -151,7 +151,7 @@ def test_a_run_of_averaged_weights_does_not_go_on_from_the_mean_as_if_it_were_cu
     words = smoke(prepared, undisturbed, *EVERYTHING, "ema_decay=0", "trainer.max_epochs=4", last)
     ended = command("train", *words)
     assert ended.code == 2
-    assert "ckpt_path keeps a running mean of its weights; give its ema_decay" in ended.err
+    assert "ckpt_path keeps a running mean of its weights; give the ema_decay of" in ended.err
 
 
 def test_ckpt_path_last_goes_on_with_the_newest_run_of_that_name(

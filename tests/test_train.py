@@ -121,7 +121,10 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
         ("optimizer.lr=0.5", "goes on with its own optimizer.lr"),
         ("optimizer=sgd", "goes on with its own optimizer."),
         ("sampling=patches", "trained with sampling=whole; give the same"),
-        ("data.window_hu=[-100,100]", "trained with data.window_hu=[-200.0,200.0], not [-100"),
+        (
+            "data.window_hu=[-100,100]",
+            "with data.window_hu=[-200,200], not [-100,100]; give it",
+        ),
     ],
 )
 def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(

@@ -19,6 +19,7 @@ from pancseg.learning.building import build
 from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.patient_dice import PatientDice, batch_dice, count_voxels
 from pancseg.learning.schedule import Schedule
+from pancseg.learning.short_axes import convolve_carefully
 
 Batch = dict[str, Any]
 PARTS = ("train", "val")
@@ -59,6 +60,7 @@ class Segmenter(pl.LightningModule):
         self.save_hyperparameters()
         self.schedule = Schedule(**(schedule or {}))
         self.network = build(model, nn.Module)
+        convolve_carefully(self.network)
         self.loss_function = build(loss, nn.Module)
         self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
         self.dice = nn.ModuleDict({f"{part}_dice": PatientDice() for part in PARTS})
