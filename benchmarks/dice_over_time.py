@@ -26,8 +26,8 @@ TINY = ("data.spatial_size=[32,32,32]", "model.channels=[4,8,8,8,8]", "model.num
 CLOCK = (
     "Seconds are wall-clock from the start of the process: imports, reading, caching, validation "
     "and checkpoints count. For the plain script saving at a budget does not. Preparation "
-    "(DICOM to NIfTI) and scoring count for no arm. pancseg computes as `hardware=auto` finds best, "
-    "in bf16 where the processor has units for it; the plain script, as it is written, in float32."
+    "(DICOM to NIfTI) and scoring count for no arm. pancseg computes as `hardware=auto` finds "
+    "best, in bf16 where the processor has units for it; the plain script, as written, in float32."
 )
 
 
