@@ -43,6 +43,7 @@ def train(cfg: DictConfig) -> float | None:
 
     check_accelerator(cfg.hardware.accelerator)
     check_duration(cfg.trainer.max_time)
+    check_one_folder(cfg)
     set_up_process(cfg.seed)
     checkpoint = checkpoint_of(cfg)
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
@@ -56,7 +57,7 @@ def train(cfg: DictConfig) -> float | None:
         return None
     trainer = make_trainer(cfg)
     if earlier:
-        check_earlier(earlier, cfg, data)
+        check_earlier(earlier, segmenter, data, cfg.ema_decay)
     known = earlier and (folder / SPLITS).exists()
     if not (known or trainer.fast_dev_run) and trainer.is_global_zero:
         write_json(folder / SPLITS, data.chosen.split.as_dict())
@@ -64,7 +65,9 @@ def train(cfg: DictConfig) -> float | None:
     report = fit_callbacks(trainer, validates, cfg.ema_decay, cfg.patience)
     report.title = title_of(cfg.name, data)
     log.info(report.title)
-    tell_cost(plain(cfg.model), data.chosen.patch, cfg.data.batch_size, **counting_of(cfg))
+    counting = counting_of(cfg)
+    cost = tell_cost(plain(cfg.model), data.chosen.patch, cfg.data.batch_size, **counting)
+    data.step_bytes = cost or 0
     fit(trainer, segmenter, data, checkpoint)
     if trainer.fast_dev_run:
         return None
@@ -119,6 +122,27 @@ def check_duration(longest: Any) -> None:
         )
 
 
+def check_one_folder(cfg: DictConfig) -> None:
+    """Check that processes that were not started from here will write into one folder.
+
+    Raises:
+        PancsegError: If each would name it by its own clock.
+    """
+    import os
+
+    from hydra.core.hydra_config import HydraConfig
+
+    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    together = cfg.trainer.num_nodes != 1 or cfg.trainer.devices not in (1, "1", [0])
+    words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
+    named = cfg.ckpt_path or any(word.startswith("hydra.run.dir=") for word in words)
+    if started > 1 and together and not named:
+        raise PancsegError(
+            f"{started} processes were started by torchrun or Slurm, and each would name the run's "
+            "folder by its own clock; give hydra.run.dir=FOLDER"
+        )
+
+
 def checkpoint_of(cfg: DictConfig) -> Path | None:
     """What is to be gone on with, if anything."""
     if cfg.ckpt_path != "last":
@@ -127,6 +151,7 @@ def checkpoint_of(cfg: DictConfig) -> Path | None:
     if not path.is_file():
         log.info("ckpt_path=last: there is none yet, a new training begins")
         return None
+    log.info("ckpt_path=last: going on with %s", path)
     return path
 
 
@@ -188,7 +213,9 @@ def make_trainer(cfg: DictConfig) -> Any:
     return instantiate(cfg.trainer, _convert_="all")
 
 
-def check_earlier(earlier: "Trained", cfg: DictConfig, data: "GroupData") -> None:
+def check_earlier(
+    earlier: "Trained", segmenter: "Segmenter", data: "GroupData", ema_decay: float
+) -> None:
     """Check that this is the training that is to be gone on with, on the same data.
 
     Raises:
@@ -196,8 +223,15 @@ def check_earlier(earlier: "Trained", cfg: DictConfig, data: "GroupData") -> Non
     """
     from pancseg.inference.checkpoint import check_resumable
 
-    parts = (plain(cfg.model), plain(cfg.optimizer))
-    check_resumable(earlier, *parts, data.chosen.preprocessing, data.chosen.split, cfg.ema_decay)
+    chosen, numbers = data.chosen, dict(data.hparams)
+    check_resumable(earlier, segmenter, numbers, chosen.preprocessing, chosen.split, ema_decay)
+    if earlier.data["batch_size"] != numbers["batch_size"]:
+        log.warning(
+            "data.batch_size=%s, ckpt_path was trained with %s: it goes on with other batches than "
+            "it would have had",
+            numbers["batch_size"],
+            earlier.data["batch_size"],
+        )
     if earlier.fingerprint != data.chosen.fingerprint():
         log.warning("the prepared data are not those that ckpt_path was trained on")
 

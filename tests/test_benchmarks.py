@@ -2,6 +2,8 @@
 
 import doctest
 import json
+import subprocess
+import sys
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -149,6 +151,19 @@ def test_nnunet_is_given_the_training_cases_with_labels_and_the_test_cases_witho
     assert scores == {"phantom-3-000": 1.0, "phantom-3-002": 1.0}
 
 
+@pytest.mark.slow
+def test_time_to_dice_runs_from_phantoms_to_table_and_plot(tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "time_to_dice.py"
+    words = ["--work", str(tmp_path), "--quick", "--arms", "b,d"]
+    ended = subprocess.run([sys.executable, path, *words], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    rows = (tmp_path / "table.md").read_text().splitlines()[-2:]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "plain script, lr 1e-3", "pancseg, strong",
+    ]  # fmt: skip
+    assert (tmp_path / "time_to_dice.png").is_file()
+
+
 def test_what_nnunet_is_given_as_trainer_is_python() -> None:
     compile(script("against_nnunet").TRAINER, "budget_trainer.py", "exec")
 
@@ -183,3 +198,25 @@ def test_the_table_of_measures_says_how_many_times_faster_and_what_did_not_run()
         "| fast | on | 2 | 1.50 | 50% | 4 | 9 | 0 | 0 |",
         "| other | off | did not run: no such key | | | | | | |",
     ]
+
+
+def test_epochs_are_extrapolated_from_the_steps_between_two_budgets() -> None:
+    module = script("epoch_time")
+    rows = [
+        {"arm": "c", "budget_s": budget, "wall_s": wall, "steps": steps}
+        for budget, wall, steps in ((90, 85.0, 10), (600, 598.0, 2002), (240, 230.0, 530))
+    ]
+    assert module.steps_per_second(rows, "c") == pytest.approx(1472 / 368)
+    assert module.steps_per_second(rows, "a") is None
+    limits = {"float32": 1e12, "bf16": 2e12, "copy": 1e10}
+    row = module.table({"a": 2.0, "c": 4.0}, limits).splitlines()[-1]
+    assert row.startswith("| pancseg, recipe64 | 4 | 32.2 | 5.38 | 2.00 | ")
+
+
+def test_traffic_counts_what_is_read_and_written_and_no_view() -> None:
+    one = torch.ones(10, device="meta")
+    with script("epoch_time").Traffic() as traffic:
+        one.view(2, 5)
+        assert traffic.bytes == 0
+        one + one
+        assert traffic.bytes == 3 * 40

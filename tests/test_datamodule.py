@@ -1,10 +1,13 @@
 """The data module on prepared phantoms."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import monai.transforms
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose
@@ -127,6 +130,18 @@ def test_a_cached_group_that_was_cut_short_is_made_again(prepared: Path, data: G
     again = group_data(prepared)
     again.setup()
     assert torch.equal(next(iter(again.val_dataloader()))["image"], good)
+
+
+def test_a_label_that_was_corrected_by_hand_is_read_anew(prepared: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    shutil.copytree(prepared, root)
+    for corrected in (False, True):
+        module = group_data(root, sampling=PATCHES)
+        module.setup()
+        source = module.chosen.sources("train")[0]
+        assert module.store().open(source).label.any() != corrected
+        label = nib.load(source.label)
+        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), source.label)
 
 
 @pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])

@@ -2,10 +2,13 @@
 
 import csv
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from pancseg.learning import memory_advice
 from pancseg.learning.building import build
 from pancseg.learning.segmenter import Segmenter
 from pancseg.tracking.going_on import BestCheckpoint, Patience
+from pancseg.tracking.keep_last import KeepLast
 from tests.conftest import Command, run_command, smoke
 
 PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
@@ -99,6 +103,36 @@ def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
     assert_same(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(
+    prepared: Path, tmp_path: Path
+) -> None:
+    """Moments of the whole process: start, steps, saving, validation, end."""
+    longer = [*EVERYTHING, "trainer.max_epochs=40", "model=unet", "data.batch_size=1"]
+    assert run_command("train", *smoke(prepared, tmp_path / "whole", *longer)) == 0
+    words = smoke(prepared, tmp_path / "killed", *longer, "save_every_s=0.3", "ckpt_path=last")
+    moments, reached = random.Random(0), []
+    for _ in range(10):
+        training = subprocess.Popen(
+            [sys.executable, "-m", "pancseg.train", *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(moments.uniform(6, 10))
+        training.kill()
+        training.wait()
+        last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+        reached.append(learnt(tmp_path / "killed")["global_step"] if last.is_file() else 0)
+    assert reached == sorted(reached)
+    assert len(set(reached)) > 3, reached  # kills that came before the first step prove little
+    assert run_command("train", *words) == 0
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    best = [
+        torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for name in ("killed", "whole")
+    ]
+    assert same(*best)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
     prepared: Path, undisturbed: Path, tmp_path: Path, precision: str
@@ -135,6 +169,51 @@ def test_two_runs_of_one_seed_are_equal_and_of_another_are_not(
     other = [*EVERYTHING, "seed=1", "trainer.max_epochs=1"]
     assert run_command("train", *smoke(prepared, tmp_path / "other", *other)) == 0
     assert curves(tmp_path / "other")[0] != curves(undisturbed)[0]
+
+
+def test_the_last_of_so_many_steps_is_validated_wherever_in_an_epoch_it_comes(
+    prepared: Path, tmp_path: Path
+) -> None:
+    for steps in (6, 12):
+        words = [*EVERYTHING, "trainer.max_epochs=-1", f"trainer.max_steps={steps}"]
+        assert run_command("train", *smoke(prepared, tmp_path, *words, "ckpt_path=last")) == 0
+        assert curves(tmp_path)[-1]["step"] == str(steps)
+        assert curves(tmp_path)[-1]["val/dice"]
+
+
+def test_gradients_are_gathered_over_several_batches(prepared: Path, tmp_path: Path) -> None:
+    words = [*PATCHES, "trainer.accumulate_grad_batches=2", "trainer.max_epochs=1"]
+    assert run_command("train", *smoke(prepared, tmp_path, *words)) == 0
+    assert [row["step"] for row in curves(tmp_path)] == ["2"]
+
+
+def test_before_a_long_validation_there_is_a_checkpoint_of_the_steps_before(tmp_path: Path) -> None:
+    class Trainer:
+        def __init__(self, done: int) -> None:
+            self.accumulate_grad_batches, self.num_training_batches = 1, 10
+            batches = SimpleNamespace(
+                current=SimpleNamespace(processed=done), is_last_batch=done == 10
+            )
+            self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
+            self.strategy = SimpleNamespace(broadcast=lambda value: value)
+
+    saver, saved = KeepLast(str(tmp_path / "last.ckpt"), every_s=60), []
+    saver.save = saved.append  # type: ignore[assignment, method-assign]
+    saver.validation_s = 120.0
+    for done in range(1, 11):
+        saver.on_train_batch_end(Trainer(done))  # type: ignore[arg-type]
+    assert [one.fit_loop.epoch_loop.batch_progress.current.processed for one in saved] == [9]
+
+
+def test_processes_started_elsewhere_are_told_to_name_one_folder(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
+    ended = command("train", *words, "trainer.num_nodes=2")
+    assert ended.code == 2
+    assert "give hydra.run.dir=FOLDER" in ended.err
+    assert command("train", *smoke(prepared, tmp_path / "run")).code == 0  # one process of several
 
 
 def test_the_averaged_weights_are_what_is_saved_and_validated(undisturbed: Path) -> None:
@@ -236,7 +315,18 @@ def test_weights_are_not_saved_after_a_step_that_went_wrong(
 
     monkeypatch.setattr(Segmenter, "training_step", wrong_at_last)
     assert command("train", *smoke(prepared, tmp_path / "run")).code == 1
-    assert not list((tmp_path / "run").rglob("*.ckpt"))
+    (saved,) = (tmp_path / "run").rglob("*.ckpt")  # of before the first step
+    assert torch.load(saved, weights_only=True)["global_step"] == 0
+
+
+def test_a_run_that_is_gone_on_with_before_its_first_step_equals_one_that_was_not(
+    prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    words = smoke(prepared, tmp_path, *EVERYTHING, "save_every_s=0", "ckpt_path=last")
+    killed_after(1, words)
+    assert learnt(tmp_path)["global_step"] == 0
+    assert run_command("train", *words) == 0
+    assert_same(tmp_path, undisturbed)
 
 
 def test_a_validation_that_is_interrupted_saves_current_and_averaged_weights_as_what_they_are(

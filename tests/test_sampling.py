@@ -72,15 +72,18 @@ def patches(
     return Patches(kept, Steps(100 * together, together), 0, SIZE, margin, sampling)
 
 
-def test_the_first_patches_of_each_batch_hold_the_organ_wherever_it_is() -> None:
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_a_share_of_the_patches_holds_the_organ_wherever_it_is_and_however_large_a_batch_is(
+    together: int,
+) -> None:
     for corner in ((0, 0, 0), (29, 19, 24), (15, 0, 24)):
         taken = patches(
             volume((30, 20, 25), corner), volume((30, 20, 25), None),
-            together=3, foreground_share=0.34, jitter=0.5,
+            together=together, foreground_share=2 / 3, jitter=0.5,
         )  # fmt: skip
         held = [bool(taken[n]["label"].any()) for n in range(60)]
         assert all(held[0::3])
-        assert all(held[1::3])  # 0.34 of 3 is rounded up to 2
+        assert all(held[1::3])
         assert not all(held[2::3])
 
 

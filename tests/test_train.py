@@ -125,6 +125,13 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
             "data.window_hu=[-100,100]",
             "with data.window_hu=[-200,200], not [-100,100]; give it",
         ),
+        (
+            "schedule=cosine",
+            "goes on with its own schedule.kind=constant, not cosine; give the same",
+        ),
+        ("loss=dice_ce", "goes on with its own loss."),
+        ("augment=light", "goes on with its own augment."),
+        ("seed=1", "trained with seed=0, not 1; give it"),
     ],
 )
 def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(
@@ -159,6 +166,29 @@ def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_
     assert err.splitlines()[-1] == "interrupted"
     assert (run / "history.png").exists()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_the_strong_experiment_trains_on_whole_scans(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run, small = tmp_path / "run", ["data.patch_voxels=40000", "sampling.steps_per_epoch=2"]
+    where = [f"data.root={prepared}", f"hydra.run.dir={run}", "hardware.width=2"]
+    ended = command("train", "experiment=strong", *where, *small, "trainer.max_epochs=1")
+    assert ended.code == 0, ended.err
+    assert "planned  patches of" in ended.out
+    assert summary_of(run)["held_out"] is True
+    assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
+def test_a_compiled_network_trains_and_its_checkpoint_is_one_of_any_other(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    compiled = ["hardware.compile=true", "trainer.max_epochs=1"]
+    assert command("train", *smoke(prepared, run, *compiled)).code == 0
+    assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
 
 
 def test_fast_dev_run_takes_one_batch_and_writes_no_run(

@@ -91,6 +91,7 @@ class GroupData(pl.LightningDataModule):
         if depth is None and not self.sampling.of_patches:
             raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
         self.margin: Size = (0, 0, 0)  # voxels around a patch that augmentation needs
+        self.step_bytes = 0  # that a training step needs on the device, by the estimate
         self.choice: ChosenData | None = None
 
     def prepare_data(self) -> None:
@@ -187,7 +188,8 @@ class GroupData(pl.LightningDataModule):
     def kept(self, sources: list[Source]) -> KeptVolumes:
         """Volumes where ``hardware.cache`` says."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return KeptVolumes(sources, self.store().open, self.hparams["cache"], device)
+        cache = self.hparams["cache"]
+        return KeptVolumes(sources, self.store().open, cache, device, self.step_bytes)
 
     def loader(self, dataset: Volumes, **options: Any) -> DataLoader[Batch]:
         """A loader with the settings of the hardware; what is on the GPU needs no processes."""

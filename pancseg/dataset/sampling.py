@@ -28,7 +28,7 @@ class Sampling:
         kind: ``whole`` (each group once an epoch, resized) or ``patches`` (of full resolution,
             from anywhere in a case; validation on whole cases by sliding window).
         steps_per_epoch: Of patches, which know no epoch of their own.
-        foreground_share: Of a batch's patches that hold a labelled voxel, rounded up.
+        foreground_share: Of the patches, one after the other, that hold a labelled voxel.
         jitter: How far from that voxel the patch's middle lies at most, share of the patch.
         overlap: Of neighbouring validation windows, share.
 
@@ -142,7 +142,7 @@ class Patches(Volumes):
         """The patch of a sample."""
         random = np.random.default_rng((self.seed, sample))
         step, place = divmod(sample, self.steps.together)
-        centred = place < np.ceil(self.sampling.foreground_share * self.steps.together)
+        centred = is_centred(sample, self.sampling.foreground_share)
         among = self.labelled if centred and self.labelled else range(len(self.volumes))
         index = int(among[random.integers(len(among))])
         image, label, foreground = self.volumes[index]
@@ -158,6 +158,18 @@ class Patches(Volumes):
         box = [side + more for side, more in zip(self.size, self.margin, strict=True)]
         image, label = (box_of(array, corner.tolist(), box) for array in (image, label))
         return {**self.item(index, image, label), "step": step, "place": place}
+
+
+def is_centred(sample: int, share: float) -> bool:
+    """Whether a sample is one of the share that lie around the organ, spread evenly.
+
+    By number, not by its place in the batch: of batches of one, some must lie elsewhere, too.
+
+    >>> [is_centred(sample, 1 / 3) for sample in range(6)]
+    [True, False, False, True, False, False]
+    """
+    before, now = (np.ceil(round(number * share, 6)) for number in (sample, sample + 1))
+    return bool(now > before)
 
 
 def within(start: NDArray[Any], size: Sequence[int], shape: Sequence[int]) -> Size:

@@ -119,12 +119,18 @@ class VolumeCache:
                 raise PancsegError(problem)
 
     def is_whole(self, source: Source) -> bool:
-        """Whether a volume is there, as long as it says it is."""
+        """Whether a volume is there, as long as it says it is, and made of the files as they are.
+
+        By time, as make does: the key is of what preparation wrote, and a label may have been
+        corrected by hand since.
+        """
         try:
             self.open(source)
+            made = path_of(self.folder, source, ARRAYS[0]).stat().st_mtime_ns
+            read = max(path.stat().st_mtime_ns for path in (source.image, source.label))
         except (OSError, ValueError):  # numpy's words for a file that is cut short
             return False
-        return True
+        return read <= made
 
     def open(self, source: Source) -> Volume:
         """A volume as memory maps."""

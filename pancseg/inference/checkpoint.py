@@ -13,8 +13,8 @@ from pancseg.dataset.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.learning.segmenter import Segmenter
 
-# of the machine, or of an untrained network only
-FREE = {"fused", "use_checkpoint", "prior"}
+# of the machine, of an untrained network, or of validation only
+FREE = {"fused", "use_checkpoint", "prior", "overlap"}
 
 
 @dataclass(frozen=True)
@@ -87,35 +87,51 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
 
 def check_resumable(
     trained: Trained,
-    model: dict[str, Any],
-    optimizer: dict[str, Any],
+    segmenter: Segmenter,
+    data: dict[str, Any],
     preprocessing: Preprocessing,
     split: Split,
     ema_decay: float,
 ) -> None:
     """Check that a run can go on from a checkpoint with what is configured now.
 
+    Args:
+        trained: The checkpoint.
+        segmenter: As it is configured now.
+        data: Arguments of the data module now.
+        preprocessing: Numbers of the deterministic transforms now.
+        split: Who is dealt where now.
+        ema_decay: Of a running mean of the weights now; 0 keeps none.
+
     Raises:
-        PancsegError: If it would go on with other patients, another network or another optimiser,
-            or with a mean of weights as if they were the last.
+        PancsegError: If it would go on with other patients, another network, samples, loss or
+            optimiser, or with a mean of weights as if they were the last.
     """
     if any(getattr(trained.split, part) != getattr(split, part) for part in PARTS):
         raise PancsegError(
             "ckpt_path was trained with another split or other patients; to go on with its own, "
             "give split=file split.path=RUN/splits.json"
         )
-    own = trained.segmenter.hparams
+    own, here = trained.segmenter.hparams, segmenter.hparams
     before, now = asdict(trained.preprocessing), asdict(preprocessing)
     if (before["spatial_size"] is None) != (now["spatial_size"] is None):
         kind = "patches" if before["spatial_size"] is None else "whole"
         raise PancsegError(f"ckpt_path was trained with sampling={kind}; give the same")
-    changed = difference("model", own["model"], model) or difference("data", before, now)
+    sizes = ({"spatial_size": one["view"] and one["view"]["size"]} for one in (own, here))
+    changed = (
+        difference("model", own["model"], here["model"])
+        or difference("data", before, now)
+        or difference("data", *sizes)
+        or difference("sampling", trained.data["sampling"], data["sampling"])
+        or difference("", {"seed": own["seed"]}, {"seed": here["seed"]})
+    )
     if changed:
         raise PancsegError(
             f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
             "overrides as before"
         )
-    changed = difference("optimizer", own["optimizer"], optimizer)
+    parts = ("optimizer", "loss", "schedule", "augment")
+    changed = next(filter(None, (difference(one, own[one], here[one]) for one in parts)), "")
     if changed:
         raise PancsegError(
             f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "
@@ -128,7 +144,7 @@ def check_resumable(
         )
 
 
-def difference(group: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+def difference(group: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
     """The first number that was another one, as it is given; empty where none was.
 
     >>> difference("model", {"width": 8, "dropout": 0.0}, {"width": 32, "dropout": 0.0})
@@ -142,9 +158,11 @@ def difference(group: str, before: dict[str, Any], now: dict[str, Any]) -> str:
         text = str(list(value)) if isinstance(value, (list, tuple)) else str(value)
         return text.replace(", ", ",")
 
+    before, now = before or {}, now or {}
     for key in sorted((set(before) | set(now)) - FREE):
         if before.get(key) != now.get(key):
-            return f"{group}.{key}={given(before)}, not {given(now)}"
+            name = f"{group}.{key}" if group else key
+            return f"{name}={given(before)}, not {given(now)}"
     return ""
 
 

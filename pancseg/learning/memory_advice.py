@@ -26,8 +26,11 @@ def tell_cost(
     batch_size: int,
     accelerator: str,
     **counting: int,
-) -> None:
+) -> int | None:
     """Log what a step costs, and warn where it may not fit: an estimate refuses nothing.
+
+    Returns:
+        Bytes of a step, or None where they are not known.
 
     Args:
         model: ``_target_`` and arguments of the network.
@@ -38,15 +41,17 @@ def tell_cost(
             :func:`pancseg.learning.network_cost.cost_of`.
     """
     try:
-        log.info("a step   %s", describe(cost_of(model, spatial_size, batch_size, **counting)))
+        cost = cost_of(model, spatial_size, batch_size, **counting)
     except Exception as error:  # a network of another library raises what it likes
         if not needs_values(error):
             raise
-        return
+        return None
+    log.info("a step   %s", describe(cost))
     available = available_memory(accelerator)
     advice = check_memory(model, spatial_size, batch_size, available, accelerator, **counting)
     if advice:
         log.warning(advice)
+    return cost.step_bytes
 
 
 def check_memory(

@@ -6,7 +6,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pancseg.errors import PancsegError
 from pancseg.learning.averaging import MovingAverage
 from pancseg.tracking.epoch_report import EpochReport
-from pancseg.tracking.going_on import Patience
+from pancseg.tracking.going_on import EndsValidated, Patience
 
 
 def fit_callbacks(
@@ -30,6 +30,8 @@ def fit_callbacks(
     # before those that save: what they save is then up to date
     if ema_decay:
         kept = [MovingAverage(ema_decay), *kept]
+    if validates:
+        kept = [EndsValidated(), *kept]
     if patience is not None:
         if not validates:
             raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")

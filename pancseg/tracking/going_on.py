@@ -1,4 +1,4 @@
-"""The best checkpoint and early stopping, as a run that goes on needs them."""
+"""The best checkpoint and the end of a training, as a run that goes on needs them."""
 
 import logging
 import shutil
@@ -64,6 +64,18 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up how long nothing got better."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class EndsValidated(pl.Callback):
+    """Validates after the last of ``trainer.max_steps``, wherever in an epoch it comes.
+
+    Lightning would end without, and the weights of the end of a schedule could not be the best.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Say that the training ends: what ends early is validated."""
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True
 
 
 def give_a_best(last: Path) -> None:

@@ -1,4 +1,4 @@
-"""``last.ckpt``: written often, whole or not at all, and never with weights that are no numbers."""
+"""``last.ckpt``: there from the start, written often, whole or not at all, never spoilt."""
 
 import time
 from pathlib import Path
@@ -31,17 +31,32 @@ class KeepLast(Checkpoint):
         self.every_s = every_s
         self.saved_at = time.monotonic()
         self.saved_step = 0
+        self.validating_since = self.saved_at
+        self.validation_s = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; a new run begins with a checkpoint that it can go back to."""
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        if not trainer.global_step:
+            self.save(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Save if it is time and gradients of no batch wait for others."""
+        """Save if it is time, or will be within the validation, and no gradients are waiting."""
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        whole = batches.current.processed % trainer.accumulate_grad_batches == 0  # type: ignore[attr-defined]
-        if whole and not batches.is_last_batch and self.is_time(trainer):
+        done = batches.current.processed  # type: ignore[attr-defined]
+        whole = done % trainer.accumulate_grad_batches == 0
+        last_chance = done + trainer.accumulate_grad_batches >= trainer.num_training_batches
+        ahead_s = self.validation_s if last_chance else 0.0
+        if whole and not batches.is_last_batch and self.is_time(trainer, ahead_s):
             self.save(trainer)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of a validation, within which nothing can be saved."""
+        self.validating_since = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note how long validation takes."""
+        self.validation_s = time.monotonic() - self.validating_since
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it is time, or the last epoch: later, averaged weights replace the current."""
@@ -59,9 +74,9 @@ class KeepLast(Checkpoint):
         if good and trainer.global_step > self.saved_step:
             self.save(trainer)
 
-    def is_time(self, trainer: pl.Trainer) -> bool:
-        """Whether it is time to save; all processes do as the first one."""
-        due = time.monotonic() - self.saved_at >= self.every_s
+    def is_time(self, trainer: pl.Trainer, ahead_s: float = 0.0) -> bool:
+        """Whether it is time to save, or will be so soon; all processes do as the first one."""
+        due = time.monotonic() + ahead_s - self.saved_at >= self.every_s
         return bool(trainer.strategy.broadcast(due))
 
     def save(self, trainer: pl.Trainer) -> None:
