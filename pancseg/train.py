@@ -39,6 +39,7 @@ def train(cfg: DictConfig) -> float | None:
     from pancseg.tracking.callbacks import fit_callbacks
     from pancseg.tracking.going_on import give_a_best
     from pancseg.tracking.preview import draw_preview
+    from pancseg.tracking.start_checks import check_duration, check_one_folder
     from pancseg.tracking.summary import describe_run, log_hyperparameters, title_of
 
     check_accelerator(cfg.hardware.accelerator)
@@ -104,43 +105,6 @@ def set_up_process(seed: int) -> None:
         log.warning(detect().advice)
     torch.set_float32_matmul_precision("high")
     pl.seed_everything(seed, workers=True, verbose=False)
-
-
-def check_duration(longest: Any) -> None:
-    """Check ``trainer.max_time``, None, text, or units and numbers, before any work.
-
-    Raises:
-        PancsegError: If it is text or a number that is no duration.
-    """
-    import re
-
-    plain_value = longest is not None and not isinstance(longest, DictConfig)
-    if plain_value and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(longest)):
-        raise PancsegError(
-            f"trainer.max_time={longest}: expected days:hours:minutes:seconds; "
-            "ten minutes are trainer.max_time=00:00:10:00"
-        )
-
-
-def check_one_folder(cfg: DictConfig) -> None:
-    """Check that processes that were not started from here will write into one folder.
-
-    Raises:
-        PancsegError: If each would name it by its own clock.
-    """
-    import os
-
-    from hydra.core.hydra_config import HydraConfig
-
-    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    together = cfg.trainer.num_nodes != 1 or cfg.trainer.devices not in (1, "1", [0])
-    words = HydraConfig.get().overrides.hydra if HydraConfig.initialized() else []
-    named = cfg.ckpt_path or any(word.startswith("hydra.run.dir=") for word in words)
-    if started > 1 and together and not named:
-        raise PancsegError(
-            f"{started} processes were started by torchrun or Slurm, and each would name the run's "
-            "folder by its own clock; give hydra.run.dir=FOLDER"
-        )
 
 
 def checkpoint_of(cfg: DictConfig) -> Path | None:
