@@ -154,6 +154,8 @@ def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_
     training = subprocess.Popen(
         [sys.executable, "-m", "pancseg.train", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell ignores Ctrl-C for what it runs in the background, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     for _ in range(600):
         if (run / "metrics.csv").exists():
