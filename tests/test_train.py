@@ -184,7 +184,6 @@ def test_the_strong_experiment_trains_on_whole_scans(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
-@pytest.mark.filterwarnings()  # torch's compiler's own
 @pytest.mark.filterwarnings("ignore:.*jit.script_method:DeprecationWarning")  # torch.compile does
 def test_a_compiled_network_trains_and_its_checkpoint_is_one_of_any_other(
     prepared: Path, tmp_path: Path, command: Command
