@@ -91,9 +91,17 @@ def test_the_estimate_is_near_what_a_step_takes() -> None:
     assert 0.5 < cost_of(model, size, 2).step_bytes / measured < 2
 
 
+def advice(
+    model: dict[str, Any], size: list[int], batch: int, room: int | None, accelerator: str = "cpu"
+) -> str | None:
+    """The advice for a network with what it is estimated to need."""
+    needed = cost_of(model, size, batch).step_bytes
+    return check_memory(needed, model, size, batch, room, accelerator)
+
+
 def test_advice_fits_and_the_next_larger_batch_does_not() -> None:
     size, room = [64, 64, 64], 60_000_000
-    line = check_memory(TINY, size, 8, room, "gpu")
+    line = advice(TINY, size, 8, room, "gpu")
     assert line is not None
     assert re.match(r"data\.batch_size=8: a step needs about .*, this GPU has 60 MB; give ", line)
     batch = int(re.findall(r"give data\.batch_size=(\d+)", line)[0])
@@ -107,7 +115,7 @@ def test_advice_fits_and_the_next_larger_batch_does_not() -> None:
 
 def test_a_planned_network_is_planned_anew_for_the_advised_patch() -> None:
     model = {**model_of("model=resunet", "model.width=4", size=(64, 64, 64))}
-    line = check_memory(model, [64, 64, 64], 1, cost_of(model, [64, 64, 64], 1).step_bytes // 2)
+    line = advice(model, [64, 64, 64], 1, cost_of(model, [64, 64, 64], 1).step_bytes // 2)
     assert line is not None
     assert re.search(r"this machine has .*; give data\.spatial_size=\[48,48,48\]$", line)
 
@@ -120,19 +128,19 @@ def test_computing_again_is_advised_where_it_alone_makes_a_step_fit() -> None:
     )
     assert less < 0.8 * whole
     room = int(less / memory_advice.SHARE) + 1
-    line = check_memory(model, [64, 64, 64], 1, room)
+    line = advice(model, [64, 64, 64], 1, room)
     assert line is not None and line.endswith(" or model.use_checkpoint=true")
-    again = check_memory({**model, "use_checkpoint": True}, [64, 64, 64], 1, less - 1)
+    again = advice({**model, "use_checkpoint": True}, [64, 64, 64], 1, less - 1)
     assert again is not None and "use_checkpoint" not in again
 
 
 def test_what_fits_or_is_not_known_needs_no_advice() -> None:
-    assert check_memory(TINY, [32, 32, 32], 1, 10**9) is None
-    assert check_memory(TINY, [32, 32, 32], 1, None) is None
+    assert advice(TINY, [32, 32, 32], 1, 10**9) is None
+    assert advice(TINY, [32, 32, 32], 1, None) is None
 
 
 def test_where_nothing_fits_a_smaller_network_is_advised() -> None:
-    line = check_memory(TINY, [32, 32, 32], 1, 1000)
+    line = advice(TINY, [32, 32, 32], 1, 1000)
     assert line is not None and line.endswith("give a smaller network")
 
 

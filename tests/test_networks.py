@@ -189,7 +189,7 @@ def test_a_network_that_looks_at_values_is_let_through(monkeypatch: pytest.Monke
     for room in (network_sizes, network_cost):
         monkeypatch.setattr(room, "build_on_meta", lambda model: network)
     check_spatial_size({}, [32, 32, 32])
-    assert memory_advice.check_memory({}, [32, 32, 32], 1, 1) is None
+    assert memory_advice.tell_cost({}, [32, 32, 32], 1, "cpu") is None
 
 
 def test_a_network_with_several_outputs_in_evaluation_is_refused() -> None:

@@ -233,6 +233,34 @@ def test_a_run_of_averaged_weights_does_not_go_on_from_the_mean_as_if_it_were_cu
     assert "ckpt_path keeps a running mean of its weights; give the ema_decay of" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("sampling.foreground_share=0.9", "trained with sampling.foreground_share=0."),
+        ("data.spatial_size=[32,16,16]", "trained with data.spatial_size=[16,16,16], not [32,"),
+    ],
+)
+def test_other_patches_than_those_of_a_run_are_refused_when_it_is_gone_on_with(
+    prepared: Path, undisturbed: Path, command: Command, change: str, says: str
+) -> None:
+    before = (undisturbed / "metrics.csv").read_bytes()
+    last = f"ckpt_path={undisturbed / 'checkpoints' / 'last.ckpt'}"
+    ended = command("train", *smoke(prepared, undisturbed, *EVERYTHING, last, change))
+    assert ended.code == 2
+    assert says in ended.err
+    assert (undisturbed / "metrics.csv").read_bytes() == before
+
+
+def test_other_batches_than_those_of_a_run_are_warned_of_when_it_is_gone_on_with(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = smoke(prepared, tmp_path, *PATCHES, "ckpt_path=last", "data.batch_size=2")
+    assert "ckpt_path was trained with" not in command("train", *words, "trainer.max_steps=1").out
+    ended = command("train", *words, "trainer.max_steps=2", "data.batch_size=1")
+    assert ended.code == 0
+    assert "data.batch_size=1, ckpt_path was trained with 2" in ended.out
+
+
 def test_ckpt_path_last_goes_on_with_the_newest_run_of_that_name(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:

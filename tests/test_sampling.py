@@ -98,6 +98,18 @@ def test_a_margin_moves_no_patch_and_may_lie_beyond_the_volume() -> None:
         assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
 
 
+@pytest.mark.parametrize(("step_bytes", "fits"), [(0, True), (998_000, True), (999_000, False)])
+def test_volumes_are_kept_on_the_gpu_where_they_fit_beside_a_step(
+    step_bytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = volume((10, 10, 10), (1, 2, 3))  # of 3 bytes a voxel
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_005_000, 2_000_000))
+    kept = KeptVolumes([], lambda source: one, "disk", torch.device("cpu"), step_bytes)
+    kept.sources = [Source("0", "0", Path(), Path(), "0", 1)]
+    assert kept.fit(torch.device("cuda")) is fits
+    assert not kept.fit(torch.device("cpu"))
+
+
 def test_without_a_share_patches_come_from_everywhere_alike() -> None:
     taken = patches(volume((30, 20, 25), None))
     firsts = torch.stack([taken[n]["image"][0, 0, 0, 0] for n in range(400)]).float()

@@ -48,13 +48,16 @@ def tell_cost(
         return None
     log.info("a step   %s", describe(cost))
     available = available_memory(accelerator)
-    advice = check_memory(model, spatial_size, batch_size, available, accelerator, **counting)
+    advice = check_memory(
+        cost.step_bytes, model, spatial_size, batch_size, available, accelerator, **counting
+    )
     if advice:
         log.warning(advice)
     return cost.step_bytes
 
 
 def check_memory(
+    needed_bytes: int,
     model: dict[str, Any],
     spatial_size: Sequence[int],
     batch_size: int,
@@ -64,9 +67,8 @@ def check_memory(
 ) -> str | None:
     """One line of advice where a training step does not fit into memory, else None.
 
-    None, too, where it is not known: a network that looks at values cannot be counted.
-
     Args:
+        needed_bytes: Of a step, as :func:`cost_of` estimates it.
         model: ``_target_`` and arguments of the network.
         spatial_size: Voxels of a patch.
         batch_size: Patches of a step.
@@ -74,13 +76,7 @@ def check_memory(
         accelerator: ``gpu`` or ``cpu``, for the words.
         counting: ``optimizer_states`` and ``bytes_per_value`` of :func:`cost_of`.
     """
-    try:
-        needed = cost_of(model, spatial_size, batch_size, **counting).step_bytes
-    except Exception as error:  # a network of another library raises what it likes
-        if needs_values(error):
-            return None
-        raise
-    if available_bytes is None or needed <= available_bytes:
+    if available_bytes is None or needed_bytes <= available_bytes:
         return None
     room = int(SHARE * available_bytes)
     advice = []
@@ -96,7 +92,7 @@ def check_memory(
             advice.append(f"{'' if CHECKPOINT in model else '+'}model.{CHECKPOINT}=true")
     what = "this GPU" if accelerator != "cpu" else "this machine"
     return (
-        f"data.batch_size={batch_size}: a step needs about {gigabytes(needed)}, {what} has "
+        f"data.batch_size={batch_size}: a step needs about {gigabytes(needed_bytes)}, {what} has "
         f"{gigabytes(available_bytes)}; give {' or '.join(advice) or 'a smaller network'}"
     )
 
