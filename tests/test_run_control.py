@@ -237,7 +237,7 @@ def test_a_run_of_averaged_weights_does_not_go_on_from_the_mean_as_if_it_were_cu
     ("change", "says"),
     [
         ("sampling.foreground_share=0.9", "trained with sampling.foreground_share=0."),
-        ("data.spatial_size=[32,16,16]", "trained with data.spatial_size=[16,16,16], not [32,"),
+        ("data.spatial_size=[48,32,32]", "trained with data.spatial_size=[32,32,32], not [48,"),
     ],
 )
 def test_other_patches_than_those_of_a_run_are_refused_when_it_is_gone_on_with(

@@ -98,7 +98,7 @@ def test_a_margin_moves_no_patch_and_may_lie_beyond_the_volume() -> None:
         assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
 
 
-@pytest.mark.parametrize(("step_bytes", "fits"), [(0, True), (998_000, True), (999_000, False)])
+@pytest.mark.parametrize(("step_bytes", "fits"), [(0, True), (1_001_000, True), (1_002_000, False)])
 def test_volumes_are_kept_on_the_gpu_where_they_fit_beside_a_step(
     step_bytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
