@@ -7,6 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 LAST = "checkpoints/last.ckpt"
+BEST = "checkpoints/best.ckpt"
 
 
 def conf_folder() -> Path:

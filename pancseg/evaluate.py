@@ -1,8 +1,8 @@
-"""``python -m pancseg.evaluate``: one Dice a whole case, on the scan's own grid."""
+"""``python -m pancseg.evaluate``: scores of whole cases, on the scan's own grid."""
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,16 +11,13 @@ from pancseg.errors import Incomplete, PancsegError
 
 if TYPE_CHECKING:
     from pancseg.dataset.manifest import Case
-    from pancseg.inference.checkpoint import Trained
-    from pancseg.inference.whole_case import WholeCase
 
 log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
-GEOMETRY = "whole cases on their own grid, {} put together by mean probability"
 
 
 def evaluate(cfg: DictConfig) -> float | None:
-    """Score a subset of the patients that a checkpoint was dealt.
+    """Score the patients that a checkpoint, or the checkpoints of a sweep, were dealt.
 
     Returns:
         Mean Dice over patients.
@@ -30,45 +27,48 @@ def evaluate(cfg: DictConfig) -> float | None:
         Incomplete: If a case failed; the others are scored.
     """
     from pancseg.hardware import check_accelerator
-    from pancseg.inference.checkpoint import open_checkpoint
-    from pancseg.inference.whole_case import WholeCase
+    from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
+    from pancseg.inference.postprocess import Wanted
+    from pancseg.judging.case_judge import CaseJudge
+    from pancseg.judging.choosing import postprocess_of
+    from pancseg.judging.scoring_facts import describe_scoring, flags_of
+    from pancseg.output.run_files import Run
+    from pancseg.output.run_report import write_run_report
     from pancseg.output.score_table import print_scores
     from pancseg.progress import track
     from pancseg.scoring.score_file import summarise, write_scores
 
-    if cfg.subset not in SUBSETS:
-        raise PancsegError(f"subset={cfg.subset}: expected one of {', '.join(SUBSETS)}")
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise PancsegError("checkpoint is not given; give RUN/checkpoints/best.ckpt")
+    check_request(cfg)
     check_accelerator(cfg.hardware.accelerator)
-    checkpoint = Path(cfg.checkpoint)
-    trained = open_checkpoint(checkpoint)
-    trained.segmenter.prepare_for(channels_last=cfg.hardware.channels_last, compiled=False)
-    root = Path(cfg.data.root or trained.data["root"])
-    cases = cases_of(trained, root, cfg.subset)
-    folder = run_of(checkpoint) / "scores"
-    device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
-    network = WholeCase(trained.segmenter.to(device), trained.preprocessing, trained.depth)
-    held_out = trained.split.held_out and cfg.subset == "test"
-    phantoms = any(case.phantom for case in cases)
-    note = f"{'PHANTOM, ' if phantoms else ''}{'held out' if held_out else 'NOT HELD OUT'}"
-    rows = [
-        score(case, root, network, folder / cfg.subset, cfg.nsd_tolerance_mm, note)
+    wanted = Wanted(**cfg.postprocess)
+    path, device = Path(cfg.checkpoint), "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
+    members = open_members(path, device=device, channels_last=cfg.hardware.channels_last)
+    judges = judges_of(members, cfg.subset)
+    if absent := missing_folds(members):
+        log.warning("no run of folds %s is there: their patients are not scored", absent)
+    root = Path(cfg.data.root or members[0].trained.data["root"])
+    cases = cases_of(root, list(judges), cfg.subset)
+    chosen = {one.checkpoint: postprocess_of(one, wanted, root) for one in members}
+    about = {
+        **describe_scoring(cfg.subset, judges, cases, chosen),
+        "flags": flags_of(cases, root),
+    }
+    folder = folder_of(path) / "scores"
+    note = f"{'PHANTOM, ' if about['phantoms'] else ''}"
+    note += "held out" if about["held_out"] else "NOT HELD OUT"
+    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), note)
+    judged = [
+        judge.judge(case, who := judges[case.patient], [chosen[one.checkpoint] for one in who])
         for case in track(cases, f"scoring {cfg.subset}", "case")
     ]
-    about = {
-        "subset": cfg.subset,
-        "split": {"rule": trained.split.rule, "seed": trained.split.seed},
-        "geometry": GEOMETRY.format("groups" if trained.depth else "windows"),
-        "phantoms": phantoms,
-        "checkpoint_epoch": trained.epoch,
-        "data_fingerprint": trained.fingerprint,
-    }
-    figures = summarise(rows, held_out, about)
+    rows, calibrations = [row for row, _ in judged], [found for _, found in judged if found]
+    figures = summarise(rows, calibrations, about)
     write_scores(folder, cfg.subset, rows, figures)
     print_scores(rows, figures, cfg.subset)
     log.info("scores   %s", folder / f"{cfg.subset}.csv")
     log.info("pictures %s", folder / cfg.subset / "*.png")
+    run = Run(folder.parent, [folder_of(one.checkpoint) for one in members])
+    log.info("report   %s", write_run_report(run, cfg.subset))
     if figures["failed"]:
         raise Incomplete(
             f"{len(figures['failed'])} of {len(rows)} cases failed; see {folder / cfg.subset}.csv"
@@ -76,17 +76,29 @@ def evaluate(cfg: DictConfig) -> float | None:
     return figures["dice"]["mean"]
 
 
-def cases_of(trained: "Trained", root: Path, subset: str) -> "list[Case]":
+def check_request(cfg: DictConfig) -> None:
+    """Check what is asked for before anything is opened.
+
+    Raises:
+        PancsegError: If it makes no sense.
+    """
+    if cfg.subset not in SUBSETS:
+        raise PancsegError(f"subset={cfg.subset}: expected one of {', '.join(SUBSETS)}")
+    if OmegaConf.is_missing(cfg, "checkpoint"):
+        raise PancsegError("checkpoint is not given; give RUN/checkpoints/best.ckpt")
+    tolerances = list(cfg.nsd_tolerances_mm)
+    if not tolerances or any(not one > 0 for one in tolerances):
+        raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")
+
+
+def cases_of(root: Path, patients: list[str], subset: str) -> "list[Case]":
     """The cases to score.
 
     Raises:
-        PancsegError: If the subset is empty, or its patients are not in the folder.
+        PancsegError: If patients are not in the folder.
     """
     from pancseg.dataset.manifest import read_manifest
 
-    patients = getattr(trained.split, subset)
-    if not patients:
-        raise PancsegError(f"subset={subset}: the split dealt no patient to it (split.{subset}=0)")
     cases = read_manifest(root).cases_of(patients)
     missing = sorted(set(patients) - {case.patient for case in cases})
     if missing:
@@ -96,46 +108,6 @@ def cases_of(trained: "Trained", root: Path, subset: str) -> "list[Case]":
             "the same key"
         )
     return cases
-
-
-def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to."""
-    folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == "checkpoints" else folder
-
-
-def score(
-    case: "Case", root: Path, network: "WholeCase", folder: Path, tolerance_mm: float, note: str
-) -> dict[str, Any]:
-    """Predict, write and score one case; a case that fails has a row that says so."""
-    import nibabel as nib
-    import numpy as np
-
-    from pancseg.atomic import replaced
-    from pancseg.output.outlines import draw_case
-    from pancseg.scoring.case_scores import Scores, score_case
-    from pancseg.scoring.score_file import FAILED
-
-    named = {"patient": case.patient, "case": case.case}
-    try:
-        image = nib.Nifti1Image.from_filename(root / case.image)
-        reference = np.asanyarray(nib.Nifti1Image.from_filename(root / str(case.label)).dataobj) > 0
-        prediction = network.probability(image) > 0.5
-        mask = nib.Nifti1Image(
-            prediction.astype(np.uint8), image.affine, image.header, dtype=np.uint8
-        )
-        with replaced(folder / f"{case.case}_prediction.nii.gz") as temporary:
-            nib.save(mask, temporary)
-        scores = score_case(prediction, reference, image.affine, tolerance_mm)
-        dice = "no reference" if scores.dice is None else f"Dice {scores.dice:.3f}"
-        title = f"{case.case} ({note}): {dice}"
-        draw_case(folder / f"{case.case}.png", image, prediction, reference, title)
-    except Exception as error:  # one bad case never stops a batch
-        log.debug("%s", case.case, exc_info=True)
-        reason = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())}"
-        nothing = Scores(None, None, None, None, None, None, reason)
-        return {**named, **nothing.as_row(tolerance_mm)}
-    return {**named, **scores.as_row(tolerance_mm)}
 
 
 main = command(evaluate)

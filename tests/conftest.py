@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import logging
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def unpacked(path: Path) -> bytes:
 def smoke(root: Path, run: Path, *arguments: str) -> list[str]:
     """Arguments of a training that takes seconds."""
     where = [f"data.root={root}", f"hydra.run.dir={run}"]
-    return ["experiment=smoke", *SHALLOW, *where, "split.val=1", "split.test=2", *arguments]
+    coarse = "data.spacing_mm=[8,8,8]"  # as the phantoms are: 1.5 mm would be 150 times the voxels
+    return ["experiment=smoke", coarse, *SHALLOW, *where, "split.val=1", "split.test=2", *arguments]
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +120,14 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of two epochs."""
     run = tmp_path_factory.mktemp("runs") / "trained"
     assert run_command("train", *smoke(prepared, run)) == 0
+    return run
+
+
+def scored_copy(trained: Path, run: Path, subset: str) -> Path:
+    """A copy of a run in which nothing was scored yet, with the scores of one subset."""
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores"))
+    best = run / "checkpoints" / "best.ckpt"
+    assert run_command("evaluate", f"checkpoint={best}", f"subset={subset}") == 0
     return run
 
 

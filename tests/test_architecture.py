@@ -13,6 +13,7 @@ BASE = [
     "errors",
     "atomic",
     "affine",
+    "bounding_box",
     "progress",
     "processes",
     "nifti_file",
@@ -21,8 +22,8 @@ BASE = [
     "explanation",
     "command",
 ]
-WINGS = ["intake", "dataset", "learning", "inference", "scoring", "output", "tracking"]
-DOORS = ["prepare", "train", "evaluate", "phantom"]
+WINGS = ["intake", "dataset", "learning", "inference", "scoring", "output", "judging", "tracking"]
+DOORS = ["prepare", "train", "evaluate", "report", "phantom"]
 
 
 def name_of(path: Path) -> str:

@@ -1,78 +1,92 @@
-"""Scores of shapes that one can work out on paper, and of random ones against scipy."""
+"""Scores of shapes that one can work out on paper, and of random ones against other ways."""
 
 import numpy as np
 import pytest
+import SimpleITK
 from scipy import ndimage
+from scipy.spatial import KDTree
 
+from pancseg.bounding_box import bounding_box
 from pancseg.scoring.case_scores import score_case
+from tests.hand_made import AFFINE, CUBE, ML, PAIRS, TOLERANCES_MM, Pair
 
-SPACING = np.diag([0.8, 0.8, 2.5, 1.0])
-
-
-def box(x: slice, y: slice, z: slice) -> np.ndarray:
-    mask = np.zeros((20, 20, 20), bool)
-    mask[x, y, z] = True
-    return mask
+MEASURES = set(PAIRS[0].scores)
 
 
-CUBE = box(slice(5, 9), slice(5, 9), slice(5, 9))
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_scores_are_those_worked_out_by_hand(pair: Pair) -> None:
+    row = score_case(pair.prediction, pair.reference, AFFINE, TOLERANCES_MM).as_row()
+    assert set(row) == MEASURES | {"volume_ml", "reference_ml", "status"}
+    for measure in MEASURES:
+        expected = pair.scores.get(measure)
+        if expected is None:
+            assert row[measure] is None, measure
+        else:
+            assert row[measure] == pytest.approx(expected, abs=1e-5), measure
+    assert row["volume_ml"] == pytest.approx(pair.prediction.sum() * ML)
+    assert row["reference_ml"] == pytest.approx(pair.reference.sum() * ML)
 
 
-def test_identical_masks_are_perfect() -> None:
-    scores = score_case(CUBE, CUBE, SPACING, 2.0)
-    assert (scores.dice, scores.nsd, scores.hd95_mm, scores.assd_mm) == (1, 1, 0, 0)
-    assert scores.volume_ml == pytest.approx(64 * 1.6 / 1000)
+def test_a_case_says_what_became_of_it() -> None:
+    found = {p.name: score_case(p.prediction, p.reference, AFFINE, [1.0]).status for p in PAIRS}
+    assert found["missed: prediction empty"] == "missed"
+    assert found["reference empty"] == found["both empty"] == "empty_reference"
+    others = {status for name, status in found.items() if "empty" not in name}
+    assert others == {"scored"}
 
 
-def test_a_missed_organ_counts_with_the_scans_diagonal() -> None:
-    scores = score_case(np.zeros_like(CUBE), CUBE, SPACING, 2.0)
-    diagonal_mm = 19 * np.sqrt(0.8**2 + 0.8**2 + 2.5**2)
-    assert (scores.dice, scores.nsd, scores.status) == (0, 0, "missed")
-    assert scores.hd95_mm == scores.assd_mm == pytest.approx(diagonal_mm)
+def test_columns_stand_in_their_order_whatever_the_tolerances() -> None:
+    row = score_case(CUBE, CUBE, AFFINE, [0.5, 2.0]).as_row()
+    assert list(row)[:5] == ["dice", "nsd_0.5mm", "nsd_2mm", "hd95_mm", "assd_mm"]
+    assert list(row)[-1] == "status"
 
 
-def test_an_empty_reference_has_no_dice() -> None:
-    scores = score_case(CUBE, np.zeros_like(CUBE), SPACING, 2.0)
-    assert scores.dice is None
-    assert scores.status == "empty_reference"
-    assert scores.as_row(2.0)["volume_error_ml"] == pytest.approx(64 * 1.6 / 1000)
+def test_axes_that_are_turned_and_oblique_change_no_score() -> None:
+    turned = AFFINE @ np.array([[0, 1, 0, 0], [-1, 0, 0, 9], [0, 0, 1, -4], [0, 0, 0, 1.0]])
+    for pair in PAIRS:
+        plain = score_case(pair.prediction, pair.reference, AFFINE, TOLERANCES_MM)
+        assert score_case(pair.prediction, pair.reference, turned, TOLERANCES_MM) == plain
 
 
-@pytest.mark.parametrize(("axis", "step_mm"), [(0, 0.8), (2, 2.5)])
-def test_a_shift_by_one_voxel_costs_its_overlap_and_at_most_its_step(
-    axis: int, step_mm: float
-) -> None:
-    scores = score_case(np.roll(CUBE, 1, axis), CUBE, SPACING, 1.0)
-    assert scores.dice == pytest.approx(2 * 48 / 128)
-    assert scores.hd95_mm == pytest.approx(step_mm)
-    assert 0 < scores.assd_mm < step_mm
-    assert (scores.nsd == 1) == (step_mm <= 1.0)
+def surface_points(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """Places of surface voxels, mm: by neighbours, without any morphology."""
+    padded = np.pad(mask, 1)
+    inner = np.ones_like(mask)
+    for axis in range(3):
+        for step in (-1, 1):
+            inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
+    return np.argwhere(mask & ~inner) * spacing_mm
 
 
-def test_half_an_organ_has_two_thirds() -> None:
-    half = box(slice(5, 7), slice(5, 9), slice(5, 9))
-    assert score_case(half, CUBE, SPACING, 2.0).dice == pytest.approx(2 / 3)
-
-
-def test_an_organ_at_the_border_is_scored_like_one_inside() -> None:
-    at_border = [np.roll(mask, -5, axis=(0, 1, 2)) for mask in (np.roll(CUBE, 1, 0), CUBE)]
-    inside = score_case(np.roll(CUBE, 1, 0), CUBE, SPACING, 1.0)
-    assert score_case(*at_border, SPACING, 1.0) == inside
-
-
-def test_distances_agree_with_scipys_on_random_blobs() -> None:
+def test_200_random_pairs_agree_with_another_implementation() -> None:
     rng = np.random.default_rng(0)
-    spacing = (0.8, 1.2, 2.5)
-    for _ in range(20):
-        noise = [ndimage.gaussian_filter(rng.normal(size=(24, 24, 16)), 3) for _ in range(2)]
-        one, other = (field > np.quantile(field, 0.9) for field in noise)
-        scores = score_case(one, other, np.diag([*spacing, 1.0]), 2.0)
-        edges = [mask & ~ndimage.binary_erosion(mask) for mask in (one, other)]
-        to_other = ndimage.distance_transform_edt(~edges[1], sampling=spacing)[edges[0]]
-        to_one = ndimage.distance_transform_edt(~edges[0], sampling=spacing)[edges[1]]
-        both = np.concatenate([to_other, to_one])
-        assert scores.hd95_mm == pytest.approx(
-            max(np.percentile(to_other, 95), np.percentile(to_one, 95)), abs=1e-3
-        )
-        assert scores.assd_mm == pytest.approx(both.mean(), abs=1e-3)
-        assert scores.nsd == pytest.approx((both <= 2.0).mean(), abs=1e-3)
+    for _ in range(200):
+        spacing_mm = rng.uniform(0.5, 3.0, 3)
+        shape = rng.integers(6, 24, 3)
+        noise = [ndimage.gaussian_filter(rng.normal(size=shape), 1.5) for _ in range(2)]
+        share = rng.uniform(0.7, 0.95)
+        one, other = (field > np.quantile(field, share) for field in noise)
+        found = score_case(one, other, np.diag([*spacing_mm, 1.0]), TOLERANCES_MM)
+        points = [surface_points(mask, spacing_mm) for mask in (one, other)]
+        there = KDTree(points[1]).query(points[0])[0]
+        back = KDTree(points[0]).query(points[1])[0]
+        both = np.concatenate([there, back])
+        farther = max(np.percentile(there, 95), np.percentile(back, 95))
+        assert found.hd95_mm == pytest.approx(farther, abs=1e-3)
+        assert found.assd_mm == pytest.approx(both.mean(), abs=1e-3)
+        for tolerance_mm in TOLERANCES_MM:
+            assert found.nsd[tolerance_mm] == pytest.approx((both <= tolerance_mm).mean(), abs=1e-3)
+        overlap = SimpleITK.LabelOverlapMeasuresImageFilter()
+        overlap.Execute(*(SimpleITK.GetImageFromArray(m.astype(np.uint8)) for m in (other, one)))
+        assert found.dice == pytest.approx(overlap.GetDiceCoefficient(1), abs=1e-9)
+        pieces = SimpleITK.ConnectedComponentImageFilter()
+        pieces.FullyConnectedOn()
+        pieces.Execute(SimpleITK.GetImageFromArray(one.astype(np.uint8)))
+        assert found.components == pieces.GetObjectCount()
+
+
+def test_a_box_holds_a_mask_and_its_margin_inside_the_array() -> None:
+    mask = np.zeros((9, 9, 9), bool)
+    assert mask[bounding_box(mask)].shape == mask.shape
+    mask[0, 4, 8] = True
+    assert bounding_box(mask, 2.0, (1, 0.5, 2)) == (slice(0, 3), slice(0, 9), slice(7, 9))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import Command
+from tests.conftest import Command, smoke
 
-COLUMNS = "patient,case,dice,nsd_2mm,hd95_mm,assd_mm,volume_ml,reference_ml,volume_error_ml,status"
+COLUMNS = (
+    "patient,case,dice,nsd_1mm,nsd_2mm,nsd_3mm,hd95_mm,assd_mm,precision,recall,volume_ml,"
+    "reference_ml,volume_error_ml,volume_error_percent,components,centroid_mm,dice_plain,"
+    "recipe_metric,fold,status"
+)
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +65,70 @@ def test_the_figures_count_patients_and_say_that_they_were_held_out(scored: Path
     assert figures["n"] == 2
     assert figures["held_out"] is True
     assert figures["dice"]["mean"] == pytest.approx(np.mean(dices), abs=1e-6)
-    assert figures["dice"].keys() == {"mean", "median", "sd", "min", "ci95"}
+    assert figures["dice"].keys() == {"mean", "median", "sd", "min", "q1", "q3", "max", "ci95"}
     assert figures["geometry"].startswith("whole cases on their own grid")
+
+
+def test_the_line_that_one_would_quote_is_printed(trained: Path, command: Command) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    out = command("evaluate", f"checkpoint={best}").out
+    line = (
+        r"Dice \d\.\d{3} \(95 % CI \d\.\d{3} to \d\.\d{3}\), n = 2 held-out phantoms, "
+        r"HD95 \d+\.\d mm, NSD@2mm \d\.\d{2}"
+    )
+    assert re.search(line, " ".join(out.split()))
+
+
+def test_threshold_and_components_are_chosen_on_validation_and_kept(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    best = run / "checkpoints" / "best.ckpt"
+    auto = ["postprocess.threshold=auto", "postprocess.largest_component=auto"]
+    ended = command("evaluate", f"checkpoint={best}", *auto)
+    assert ended.code == 0
+    assert "chosen on 1 validation patients: threshold" in ended.out
+    kept = json.loads((run / "checkpoints" / "best.postprocess.json").read_text())
+    tried = {(one["threshold"], one["largest_component"]): one["dice"] for one in kept["dice"]}
+    assert tried[kept["threshold"], kept["largest_component"]] == max(tried.values())
+    first = (run / "scores" / "test.csv").read_text()
+    assert command("evaluate", f"checkpoint={best}").code == 0
+    assert (run / "scores" / "test.csv").read_text() == first
+    figures = json.loads((run / "scores" / "test.json").read_text())
+    chosen = {key: kept[key] for key in ("threshold", "largest_component")}
+    assert figures["postprocess"] == [chosen]
+    plain = ["postprocess.threshold=0.5", "postprocess.largest_component=false"]
+    assert command("evaluate", f"checkpoint={best}", *plain).code == 0
+    figures = json.loads((run / "scores" / "test.json").read_text())
+    assert figures["dice"] == figures["dice_plain"]
+
+
+def test_nothing_is_chosen_without_validation_patients(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = smoke(prepared, tmp_path / "run", "split.val=0", "trainer.max_epochs=1")
+    assert command("train", *words).code == 0
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    ended = command("evaluate", f"checkpoint={best}", "postprocess.threshold=auto")
+    assert ended.code == 2
+    assert "chooses on validation patients" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("postprocess.threshold=7", "postprocess.threshold=7: expected"),
+        ("nsd_tolerances_mm=[0]", "expected lengths above 0 mm"),
+        ("nsd_tolerances_mm=[]", "expected lengths above 0 mm"),
+    ],
+)
+def test_settings_that_make_no_sense_are_told_at_once(
+    trained: Path, command: Command, word: str, said: str
+) -> None:
+    ended = command("evaluate", f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", word)
+    assert ended.code == 2
+    assert said in ended.err
 
 
 def test_there_is_a_picture_of_each_case(scored: Path) -> None:

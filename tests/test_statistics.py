@@ -1,5 +1,7 @@
 """Figures over patients."""
 
+from typing import Any
+
 import pytest
 
 from pancseg.scoring.score_file import summarise
@@ -23,7 +25,7 @@ def test_the_interval_holds_the_mean_and_is_the_same_at_every_call() -> None:
 
 
 def test_n_counts_patients_and_cases_without_reference_are_reported_apart() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"patient": "a", "case": "a", "dice": 0.8, "volume_error_ml": 4.0, "status": "scored"},
         {"patient": "a", "case": "a-2", "dice": 0.6, "volume_error_ml": 0.0, "status": "scored"},
         {
@@ -42,9 +44,12 @@ def test_n_counts_patients_and_cases_without_reference_are_reported_apart() -> N
             "status": "failed: OSError: gone",
         },
     ]
-    figures = summarise(rows, held_out=True, about={"subset": "test"})
+    for row in rows:
+        row |= {"volume_ml": 60.0 + (row["volume_error_ml"] or 0.0), "reference_ml": 60.0}
+    figures = summarise(rows, [], about={"subset": "test", "held_out": True})
     assert figures["n"] == 2
     assert figures["dice"]["mean"] == pytest.approx((0.7 + 0.0) / 2)
     assert figures["volume_error_ml"]["mean"] == pytest.approx((2 - 60) / 2)
+    assert figures["volume_agreement_ml"]["bias"] == pytest.approx((2 - 60) / 2)
     assert figures["empty_reference"] == ["b"]
     assert figures["failed"] == ["d"]

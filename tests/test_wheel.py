@@ -35,3 +35,4 @@ def test_a_wheel_brings_its_configuration_on_board(tmp_path: Path) -> None:
     run("pancseg.train", "experiment=smoke", *shallow, "hydra.run.dir=run")
     assert "held out" in run("pancseg.evaluate", "checkpoint=run/checkpoints/best.ckpt")
     assert (away / "run" / "scores" / "test.csv").is_file()
+    assert (away / "run" / "report.html").is_file()

@@ -36,13 +36,17 @@ class PatientDice(Metric):
 
     def compute(self) -> Tensor:
         """Mean over patients."""
+        return self.of_each().mean()  # NaN of none
+
+    def of_each(self) -> Tensor:
+        """Dice of each patient who takes part, as far as this process has seen them."""
         if not len(self.patients):  # type: ignore[arg-type]
-            return torch.tensor(float("nan"))
+            return torch.zeros(0)
         patients, voxels = dim_zero_cat(self.patients), dim_zero_cat(self.voxels)  # type: ignore[arg-type]
         unique, position = patients.unique(return_inverse=True)
         sums = voxels.new_zeros(len(unique), 3).index_add_(0, position, voxels)
         both = sums[:, 1] + sums[:, 2]
-        return (2 * sums[both > 0, 0] / both[both > 0]).float().mean()
+        return (2 * sums[both > 0, 0] / both[both > 0]).float()
 
 
 def count_voxels(prediction: Tensor, label: Tensor) -> Tensor:

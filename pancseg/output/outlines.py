@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from pancseg.affine import spacing_of
 from pancseg.atomic import replaced
+from pancseg.bounding_box import bounding_box
 
 WIDTH_INCHES, TITLES_INCHES = 11.0, 0.9
+AROUND_MM = 50.0  # of both masks, shown
 WINDOW_HU = (-160, 240)  # the usual abdominal window
 DRAWN, PREDICTED = "#3ddc84", "#ff5a4f"
 AS_RADIOLOGISTS_LOOK = axcodes2ornt(("L", "A", "S"))  # the patient's right on the left side
@@ -39,8 +41,8 @@ def draw_case(
     hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
     predicted, _ = as_seen(image, prediction)
     drawn, _ = as_seen(image, reference)
-    window = region(drawn | predicted, spacing_mm)
-    columns, rows = hu[..., 0][window].shape
+    across, along, _ = bounding_box(drawn | predicted, AROUND_MM, spacing_mm)
+    columns, rows = hu[across, along, 0].shape
     height = WIDTH_INCHES / 2 * (rows * spacing_mm[1]) / (columns * spacing_mm[0])
     figure = Figure(figsize=(WIDTH_INCHES, height + TITLES_INCHES), layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,7 +50,7 @@ def draw_case(
     slices = {"middle": middle, "worst": worst_slice(predicted, drawn)}
     for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
         wrong = int((predicted[..., k] ^ drawn[..., k]).sum())
-        part = (*window, k)
+        part = (across, along, k)
         show(axes, hu[part], drawn[part], predicted[part], spacing_mm)
         axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong} wrong voxels", fontsize=10)
     figure.suptitle(f"{title}   (green drawn, red predicted)", fontsize=11)
@@ -81,20 +83,6 @@ def show(
         if mask.any() and not mask.all():
             axes.contour(mask.T, levels=[0.5], colors=colour, linewidths=1.1)
     axes.set_axis_off()
-
-
-def region(
-    mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float], margin_mm: float = 50.0
-) -> tuple[slice, slice]:
-    """The part of a slice around a mask, or all of it where the mask is empty."""
-    if not mask.any():
-        return slice(None), slice(None)
-    found = np.nonzero(mask)[:2]
-    slices = []
-    for axis, size, step in zip(found, mask.shape, spacing_mm, strict=False):
-        margin = round(margin_mm / step)
-        slices.append(slice(max(0, axis.min() - margin), min(size, axis.max() + margin + 1)))
-    return slices[0], slices[1]
 
 
 def middle_slice(mask: NDArray[np.bool_]) -> int:

@@ -1,60 +1,104 @@
-"""Overlap, surface distance and volume of one whole case on its own grid.
+"""Overlap, surface distance, volume and place of one whole case on its own grid.
 
-Stated rules: a missed organ has Dice 0, NSD 0 and distances equal to the scan's diagonal; where
-the reference is empty the case has no Dice and is reported apart.
+Stated rules: a missed organ has Dice, NSD, precision and recall 0 and distances equal to the
+scan's diagonal; where the reference is empty the case has no score and is reported apart.
 """
 
-import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from monai.metrics import (
-    compute_average_surface_distance,
-    compute_hausdorff_distance,
-    compute_surface_dice,
-)
-from numpy.typing import NDArray
+from scipy import ndimage
 
 from pancseg.affine import Affine, diagonal_mm, spacing_of, voxel_ml
+from pancseg.bounding_box import bounding_box
+from pancseg.scoring.surface import Mask, surface_distances
 
-Mask = NDArray[np.bool_]
 SCORED, MISSED, EMPTY_REFERENCE = "scored", "missed", "empty_reference"
+TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are of one component
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one case.
+    """Scores of one case; None is what the case cannot have.
 
     Attributes:
-        dice: Hard Dice of the foreground, None where the reference is empty.
-        nsd: Share of both surfaces within the tolerance of each other.
+        dice: Hard Dice of the foreground.
+        nsd: Share of both surfaces within each tolerance of each other, by tolerance in mm.
         hd95_mm: 95th percentile of the surface distance, the larger of the two directions.
         assd_mm: Mean surface distance over both surfaces.
+        precision: Share of the predicted voxels that are drawn.
+        recall: Share of the drawn voxels that are predicted.
         volume_ml: Predicted.
         reference_ml: Drawn.
+        components: Pieces of the prediction; voxels that share a corner are of one piece.
+        centroid_mm: Between the centres of gravity.
         status: ``scored``, ``missed`` or ``empty_reference``; for a case that could not be
             scored, why.
     """
 
     dice: float | None
-    nsd: float | None
+    nsd: dict[float, float | None]
     hd95_mm: float | None
     assd_mm: float | None
+    precision: float | None
+    recall: float | None
     volume_ml: float | None
     reference_ml: float | None
+    components: int | None
+    centroid_mm: float | None
     status: str
 
-    def as_row(self, tolerance_mm: float) -> dict[str, Any]:
+    @classmethod
+    def nothing(cls, tolerances_mm: Sequence[float], status: str, **known: Any) -> "Scores":
+        """A case without scores.
+
+        Args:
+            tolerances_mm: Of the columns that stay empty.
+            status: Why.
+            known: What there is.
+        """
+        names = (
+            "dice hd95_mm assd_mm precision recall volume_ml reference_ml components centroid_mm"
+        )
+        empty: dict[str, Any] = dict.fromkeys(names.split())
+        return cls(**{**empty, **known}, nsd=dict.fromkeys(tolerances_mm), status=status)
+
+    @property
+    def volume_error_ml(self) -> float | None:
+        """Predicted less drawn."""
+        if self.volume_ml is None or self.reference_ml is None:
+            return None
+        return self.volume_ml - self.reference_ml
+
+    @property
+    def volume_error_percent(self) -> float | None:
+        """Predicted less drawn, of what is drawn."""
+        error_ml = self.volume_error_ml
+        return (
+            None
+            if error_ml is None or not self.reference_ml
+            else 100 * error_ml / self.reference_ml
+        )
+
+    def as_row(self) -> dict[str, Any]:
         """The columns of the scores table, in its order."""
-        values = asdict(self)
-        row = {"dice": values["dice"], nsd_column(tolerance_mm): values["nsd"]}
-        row |= {key: values[key] for key in ("hd95_mm", "assd_mm", "volume_ml", "reference_ml")}
-        known = self.volume_ml is not None and self.reference_ml is not None
-        row["volume_error_ml"] = self.volume_ml - self.reference_ml if known else None  # type: ignore[operator]
-        row["status"] = values["status"]
-        return row
+        return {
+            "dice": self.dice,
+            **{nsd_column(tolerance_mm): value for tolerance_mm, value in self.nsd.items()},
+            "hd95_mm": self.hd95_mm,
+            "assd_mm": self.assd_mm,
+            "precision": self.precision,
+            "recall": self.recall,
+            "volume_ml": self.volume_ml,
+            "reference_ml": self.reference_ml,
+            "volume_error_ml": self.volume_error_ml,
+            "volume_error_percent": self.volume_error_percent,
+            "components": self.components,
+            "centroid_mm": self.centroid_mm,
+            "status": self.status,
+        }
 
 
 def nsd_column(tolerance_mm: float) -> str:
@@ -66,53 +110,54 @@ def nsd_column(tolerance_mm: float) -> str:
     return f"nsd_{tolerance_mm:g}mm"
 
 
-def score_case(prediction: Mask, reference: Mask, affine: Affine, tolerance_mm: float) -> Scores:
+def score_case(
+    prediction: Mask, reference: Mask, affine: Affine, tolerances_mm: Sequence[float]
+) -> Scores:
     """Score a mask against the drawn one.
+
+    Args:
+        prediction: ``(X, Y, Z)`` bool.
+        reference: Of the same shape.
+        affine: Of both, RAS, mm.
+        tolerances_mm: Of the normalised surface Dice.
 
     >>> cube = np.zeros((6, 6, 6), bool); cube[1:3, 1:3, 1:3] = True
     >>> half = cube.copy(); half[2] = False
-    >>> round(score_case(half, cube, np.eye(4), tolerance_mm=1.0).dice, 4)
-    0.6667
+    >>> scores = score_case(half, cube, np.eye(4), tolerances_mm=[1.0])
+    >>> round(scores.dice, 4), scores.precision, scores.recall, scores.centroid_mm
+    (0.6667, 1.0, 0.5, 0.5)
     """
-    volume, drawn = int(prediction.sum()), int(reference.sum())
+    box = bounding_box(prediction | reference)
+    inside, drawn_inside = prediction[box], reference[box]
+    volume, drawn = int(inside.sum()), int(drawn_inside.sum())
     ml = voxel_ml(affine)
     sizes = {"volume_ml": volume * ml, "reference_ml": drawn * ml}
+    pieces = int(ndimage.label(inside, TOUCHING)[1]) if volume else 0
     if drawn == 0:
-        return Scores(None, None, None, None, **sizes, status=EMPTY_REFERENCE)
+        return Scores.nothing(tolerances_mm, EMPTY_REFERENCE, **sizes, components=pieces)
     if volume == 0:
         farthest_mm = diagonal_mm(reference.shape, affine)
-        return Scores(0.0, 0.0, farthest_mm, farthest_mm, **sizes, status=MISSED)
-    dice = 2 * int((prediction & reference).sum()) / (volume + drawn)
-    nsd, hd95_mm, assd_mm = surface_scores(prediction, reference, spacing_of(affine), tolerance_mm)
-    return Scores(dice, nsd, hd95_mm, assd_mm, **sizes, status=SCORED)
-
-
-def surface_scores(
-    prediction: Mask, reference: Mask, spacing_mm: tuple[float, float, float], tolerance_mm: float
-) -> tuple[float, float, float]:
-    """Normalised surface Dice, HD95 and ASSD by MONAI, computed inside the masks' box."""
-    box = bounding_box(prediction | reference, margin=1)
-    predicted, drawn = (
-        torch.as_tensor(np.pad(mask[box], 1)[None, None].astype(np.float32))
-        for mask in (prediction, reference)
+        return Scores(
+            0.0, dict.fromkeys(tolerances_mm, 0.0), farthest_mm, farthest_mm, 0.0, 0.0,
+            **sizes, components=0, centroid_mm=farthest_mm, status=MISSED,
+        )  # fmt: skip
+    common = int((inside & drawn_inside).sum())
+    distances = surface_distances(inside, drawn_inside, spacing_of(affine))
+    return Scores(
+        dice=2 * common / (volume + drawn),
+        nsd={tolerance_mm: distances.nsd(tolerance_mm) for tolerance_mm in tolerances_mm},
+        hd95_mm=distances.hd95_mm(),
+        assd_mm=distances.assd_mm(),
+        precision=common / volume,
+        recall=common / drawn,
+        **sizes,
+        components=pieces,
+        centroid_mm=centroid_distance_mm(inside, drawn_inside, affine),
+        status=SCORED,
     )
-    options: dict[str, Any] = {"include_background": True, "spacing": list(spacing_mm)}
-    with warnings.catch_warnings():  # MONAI 1.6 passes itself an argument that it deprecates
-        warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-        nsd = compute_surface_dice(predicted, drawn, [tolerance_mm], **options)
-        hd95 = compute_hausdorff_distance(predicted, drawn, percentile=95, **options)
-        assd = compute_average_surface_distance(predicted, drawn, symmetric=True, **options)
-    return float(nsd), float(hd95), float(assd)
 
 
-def bounding_box(mask: Mask, margin: int) -> tuple[slice, ...]:
-    """Slices that hold a mask and a margin, inside the array.
-
-    >>> bounding_box(np.array([False, False, True, False]), margin=1)
-    (slice(1, 4, None),)
-    """
-    found = np.nonzero(mask)
-    return tuple(
-        slice(max(0, int(axis.min()) - margin), min(size, int(axis.max()) + margin + 1))
-        for axis, size in zip(found, mask.shape, strict=True)
-    )
+def centroid_distance_mm(one: Mask, other: Mask, affine: Affine) -> float:
+    """Distance between the centres of gravity of two masks, neither empty, on one grid, mm."""
+    centres = [np.array(ndimage.center_of_mass(mask)) for mask in (one, other)]
+    return float(np.linalg.norm(affine[:3, :3] @ (centres[0] - centres[1])))

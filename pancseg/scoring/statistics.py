@@ -1,13 +1,14 @@
-"""Figures over patients: mean, median, spread and bootstrap intervals."""
+"""Figures over patients: mean, median, spread, bootstrap intervals, agreement of volumes."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, pearsonr
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+LIMITS_SD = 1.96  # of the limits of agreement: 95 % of a normal distribution
 
 
 def per_patient(patients: Iterable[str], values: Iterable[float]) -> list[float]:
@@ -23,19 +24,24 @@ def per_patient(patients: Iterable[str], values: Iterable[float]) -> list[float]
 
 
 def describe(values: list[float]) -> dict[str, Any]:
-    """Mean, median, standard deviation, smallest, and the mean's 95 % interval over patients.
+    """Mean, median, spread, quartiles, extremes, and the mean's 95 % interval over patients.
 
-    >>> describe([0.5])
-    {'mean': 0.5, 'median': 0.5, 'sd': None, 'min': 0.5, 'ci95': [None, None]}
+    >>> describe([0.5])["ci95"], describe([1.0, 2.0, 3.0])["q1"]
+    ([None, None], 1.5)
     """
     if not values:
-        return {"mean": None, "median": None, "sd": None, "min": None, "ci95": [None, None]}
+        none = dict.fromkeys(("mean", "median", "sd", "min", "q1", "q3", "max"))
+        return {**none, "ci95": [None, None]}
     array = np.array(values)
+    low, middle, high = (float(value) for value in np.percentile(array, [25, 50, 75]))
     return {
         "mean": float(array.mean()),
-        "median": float(np.median(array)),
+        "median": middle,
         "sd": float(array.std(ddof=1)) if len(array) > 1 else None,
         "min": float(array.min()),
+        "q1": low,
+        "q3": high,
+        "max": float(array.max()),
         "ci95": interval(array),
     }
 
@@ -51,3 +57,27 @@ def interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float | None
         method="percentile", rng=np.random.default_rng(0),
     )  # fmt: skip
     return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
+
+
+def agreement(measured: list[float], reference: list[float]) -> dict[str, Any]:
+    """How volumes agree: bias, limits of agreement (Bland and Altman 1986), correlation.
+
+    Args:
+        measured: One a patient.
+        reference: Of the same patients.
+
+    >>> found = agreement([11.0, 19.0, 33.0], [10.0, 20.0, 30.0])
+    >>> found["bias"], [round(limit, 2) for limit in found["limits"]]
+    (1.0, [-2.92, 4.92])
+    >>> round(found["correlation"], 3)
+    0.988
+    """
+    differences = np.subtract(measured, reference)
+    bias = float(differences.mean()) if len(differences) else None
+    if len(differences) < 2:
+        return {"bias": bias, "limits": [None, None], "correlation": None}
+    reach = LIMITS_SD * float(differences.std(ddof=1))
+    mean = float(differences.mean())
+    varied = np.ptp(measured) > 0 and np.ptp(reference) > 0
+    correlation = float(pearsonr(measured, reference).statistic) if varied else None
+    return {"bias": mean, "limits": [mean - reach, mean + reach], "correlation": correlation}

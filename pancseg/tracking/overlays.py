@@ -56,14 +56,17 @@ class Overlays(pl.Callback):
                 )
 
 
-def draw(image: np.ndarray, label: np.ndarray, probability: np.ndarray) -> np.ndarray:
-    """One RGB picture ``(H, W, 3)`` uint8 of a group in the network's orientation."""
+def draw(image: np.ndarray, label: np.ndarray, probability: np.ndarray | None = None) -> np.ndarray:
+    """One RGB picture ``(H, W, 3)`` uint8 of a volume in the network's orientation."""
     k = int((label > 0).sum(axis=(0, 1)).argmax())
     figure = Figure(figsize=(3.6, 3.6), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image[::-1, :, k].T, cmap="gray", vmin=0, vmax=1, origin="lower")
-    for mask, colour in ((label[..., k] > 0, DRAWN), (probability[..., k] > 0.5, PREDICTED)):
+    masks = [(label[..., k] > 0, DRAWN)]
+    if probability is not None:
+        masks.append((probability[..., k] > 0.5, PREDICTED))
+    for mask, colour in masks:
         if mask.any() and not mask.all():
             axes.contour(mask[::-1].T, levels=[0.5], colors=colour, linewidths=1.0)
     axes.set_axis_off()

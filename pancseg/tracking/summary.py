@@ -1,4 +1,4 @@
-"""What stands in ``summary.json`` and in TensorBoard's table of runs."""
+"""What stands in ``summary.json`` and in the loggers' tables of runs."""
 
 import platform
 from importlib.metadata import version
@@ -74,15 +74,19 @@ def describe_run(
 
 
 def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str, Any]) -> None:
-    """Enter the run in TensorBoard's table of hyperparameters, with its best score."""
+    """Enter the run in the loggers' tables of hyperparameters, with its best score."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     searched = {key: values[key] for key in SEARCHED}
     flat = {key: value for key, value in flatten(searched) if key not in PATHS}
     score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
+    best_score = {"best/val_dice": score}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(flat, {"best/val_dice": score})
-            logger.save()
+            logger.log_hyperparams(flat, best_score)
+        else:
+            logger.log_hyperparams(flat)
+            logger.log_metrics(best_score, step=trainer.global_step)
+        logger.save()
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:

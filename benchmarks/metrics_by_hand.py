@@ -1,0 +1,133 @@
+"""Scores of pairs of masks that can be worked out on paper, beside what libraries say of them.
+
+    python benchmarks/metrics_by_hand.py > docs/metrics_by_hand.md
+
+Pairs and values by hand are those of ``tests/hand_made.py``, which the tests hold pancseg to.
+MONAI's and torchmetrics' functions are called with their own defaults, but for what has to be said:
+3-D, voxel size, 95 %, tolerances.
+"""
+
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai import metrics as monai_metrics
+from torchmetrics import classification, segmentation
+
+from pancseg.scoring.case_scores import score_case
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.hand_made import AFFINE, PAIRS, SPACING_MM, TOLERANCES_MM, Pair
+
+MEASURES = [
+    "dice", "nsd_1mm", "nsd_2mm", "nsd_3mm", "hd95_mm", "assd_mm", "precision", "recall",
+    "volume_error_ml", "volume_error_percent", "components", "centroid_mm",
+]  # fmt: skip
+Value = float | None
+
+
+def monai_scores(prediction: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
+    """What MONAI says of one pair."""
+    options: Any = {"include_background": True, "spacing": list(SPACING_MM)}
+    nsd = [
+        monai_metrics.compute_surface_dice(prediction, reference, [t], **options)
+        for t in TOLERANCES_MM
+    ]
+    counts = monai_metrics.get_confusion_matrix(prediction, reference)[0]
+    rates = (
+        monai_metrics.compute_confusion_matrix_metric(name, counts)
+        for name in ("precision", "recall")
+    )
+    precision, recall = rates
+    return {
+        "dice": monai_metrics.compute_dice(prediction, reference),
+        **{f"nsd_{t:g}mm": value for t, value in zip(TOLERANCES_MM, nsd, strict=True)},
+        "hd95_mm": monai_metrics.compute_hausdorff_distance(
+            prediction, reference, percentile=95, **options
+        ),
+        "assd_mm": monai_metrics.compute_average_surface_distance(
+            prediction, reference, symmetric=True, **options
+        ),
+        "precision": precision,
+        "recall": recall,
+    }
+
+
+def torchmetrics_scores(prediction: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
+    """What torchmetrics says of one pair; it has no percentile and no surface Dice."""
+    one, other = prediction[:, 0].long(), reference[:, 0].long()
+
+    def dice(**options: Any) -> torch.Tensor:
+        return segmentation.DiceScore(num_classes=2, input_format="index", **options)(one, other)
+
+    return {
+        "dice": dice(include_background=False, average="macro"),
+        "dice, defaults": dice(),
+        "precision": classification.BinaryPrecision()(one, other),
+        "recall": classification.BinaryRecall()(one, other),
+    }
+
+
+def numbers(measure: Callable[..., dict[str, Any]], pair: Pair) -> dict[str, Value]:
+    """Scores of a library, None where it gives no number."""
+    masks = (
+        torch.as_tensor(mask[None, None].astype(np.float32))
+        for mask in (pair.prediction, pair.reference)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {name: float(value) for name, value in measure(*masks).items()}
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def text(value: Value) -> str:
+    """A cell."""
+    return "none" if value is None else f"{value:.4g}"
+
+
+def is_close(one: Value, other: Value) -> bool:
+    """Whether two values are one."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, abs_tol=1e-4)
+
+
+def main() -> None:
+    """Print the page."""
+    print("# Metrics by hand\n")
+    print("Written by `python benchmarks/metrics_by_hand.py` with", end=" ")
+    print(", ".join(f"{name} {version(name)}" for name in ("monai", "torchmetrics", "torch")) + ".")
+    print('Voxels of 0.8 x 0.8 x 2.5 mm in a scan of 20 x 20 x 20 ("the whole scan": 4 x 4 x 4).\n')
+    print("## By hand, which is what pancseg gives\n")
+    print("| pair | " + " | ".join(MEASURES) + " |")
+    print("|--" * (len(MEASURES) + 1) + "|")
+    differing, wrong = [], 0
+    for pair in PAIRS:
+        ours = score_case(pair.prediction, pair.reference, AFFINE, TOLERANCES_MM).as_row()
+        cells = []
+        for name in MEASURES:
+            by_hand = pair.scores.get(name)
+            same = is_close(by_hand, ours[name])
+            wrong += not same
+            cells.append(text(by_hand) if same else f"{text(by_hand)}, ours {text(ours[name])}")
+        print(f"| {pair.name} | " + " | ".join(cells) + " |")
+        for library, measure in (("MONAI", monai_scores), ("torchmetrics", torchmetrics_scores)):
+            for name, value in numbers(measure, pair).items():
+                by_hand = pair.scores.get(name.partition(",")[0])
+                if not is_close(by_hand, value):
+                    differing.append((pair.name, name, by_hand, library, value))
+    print(f"\n{wrong} of {len(PAIRS) * len(MEASURES)} values differ from those by hand.\n")
+    print("## Where a library says something else\n")
+    print("| pair | measure | by hand and ours | library | it says |\n|--|--|--|--|--|")
+    for name, measure, by_hand, library, value in differing:
+        print(f"| {name} | {measure} | {text(by_hand)} | {library} | {text(value)} |")
+
+
+if __name__ == "__main__":
+    main()

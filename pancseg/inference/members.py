@@ -1,0 +1,156 @@
+"""One checkpoint or the several of a sweep, and which of them may judge a patient."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pancseg.configuration import BEST
+from pancseg.errors import PancsegError
+from pancseg.inference.checkpoint import Trained, open_checkpoint
+from pancseg.inference.postprocess import Postprocess
+from pancseg.inference.whole_case import WholeCase
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained network, ready to be applied.
+
+    Attributes:
+        checkpoint: Its file.
+        trained: What the file holds.
+        device: Where it computes.
+    """
+
+    checkpoint: Path
+    trained: Trained
+    device: str
+
+    @cached_property
+    def network(self) -> WholeCase:
+        """Applies it to whole cases."""
+        segmenter = self.trained.segmenter.to(self.device)
+        return WholeCase(segmenter, self.trained.preprocessing, self.trained.depth)
+
+    @property
+    def fold(self) -> int | None:
+        """The fold it was tested on, of ``split=kfold``."""
+        return self.trained.data["split"].get("fold")
+
+
+def open_members(path: Path, *, device: str, channels_last: bool) -> list[Member]:
+    """Open a checkpoint, or the best one of each run in a folder.
+
+    Args:
+        path: A file, a run's folder, or a sweep's folder.
+        device: ``cpu`` or ``cuda``.
+        channels_last: Whether networks are arranged so.
+
+    Raises:
+        PancsegError: If there is none, or one is no checkpoint of pancseg.
+    """
+    members = []
+    for checkpoint in checkpoints_of(path):
+        trained = open_checkpoint(checkpoint)
+        trained.segmenter.prepare_for(channels_last=channels_last, compiled=False)
+        members.append(Member(checkpoint, trained, device))
+    return members
+
+
+def checkpoints_of(path: Path) -> list[Path]:
+    """The checkpoint that a path names, or those of the runs in a folder.
+
+    Raises:
+        PancsegError: If a folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    runs = sorted((run for run in path.iterdir() if run.is_dir()), key=by_number)
+    found = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]
+    if not found:
+        raise PancsegError(
+            f"checkpoint={path}: neither a run nor a sweep of runs: there is no {BEST} in it or "
+            "in the folders of it"
+        )
+    return found
+
+
+def by_number(folder: Path) -> tuple[int, str]:
+    """Sweeps number their runs: 2 comes before 10."""
+    name = folder.name
+    return (int(name), "") if name.isdecimal() else (1 << 30, name)
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of the run, or of the sweep, that a checkpoint or folder belongs to."""
+    if path.is_dir():
+        return path.resolve()
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def judges_of(members: Sequence[Member], subset: str) -> dict[str, list[Member]]:
+    """Who judges which patient.
+
+    One checkpoint judges the patients of its subset. Of several, those judge a test patient who
+    were all dealt it as test: in a k-fold sweep one each, on a common test set all together.
+
+    Raises:
+        PancsegError: If the subset is empty, or not ``test`` for several checkpoints.
+    """
+    if len(members) > 1 and subset != "test":
+        raise PancsegError(
+            f"subset={subset}: of {len(members)} checkpoints, patients are judged by those that "
+            "hold them out: give subset=test, or one checkpoint"
+        )
+    judges: dict[str, list[Member]] = {}
+    for member in members:
+        for patient in getattr(member.trained.split, subset):
+            judges.setdefault(patient, []).append(member)
+    if not judges:
+        raise PancsegError(f"subset={subset}: the split dealt no patient to it (split.{subset}=0)")
+    return dict(sorted(judges.items()))
+
+
+def are_held_out(judges: dict[str, list[Member]], subset: str) -> bool:
+    """Whether every patient was kept out of the training and every choice of who judges it."""
+    if subset != "test":
+        return False
+    return all(
+        member.trained.split.held_out
+        and patient not in {*member.trained.split.train, *member.trained.split.val}
+        for patient, judging in judges.items()
+        for member in judging
+    )
+
+
+def missing_folds(members: Sequence[Member]) -> list[int]:
+    """Folds of a k-fold sweep that nobody was tested on; none where it is no such sweep."""
+    rules = [m.trained.data["split"] for m in members if m.trained.split.rule == "kfold"]
+    if len(members) < 2 or not rules:
+        return []
+    return sorted(set(range(int(rules[0]["folds"]))) - {int(rule["fold"]) for rule in rules})
+
+
+def mean_probability(judging: Sequence[Member], image: nib.Nifti1Image) -> NDArray[np.float32]:
+    """Probability of pancreas at every voxel of a case, the mean over who judges it."""
+    total = judging[0].network.probability(image)
+    for member in judging[1:]:
+        total += member.network.probability(image)
+    if len(judging) > 1:
+        total /= len(judging)
+    return total
+
+
+def together(chosen: Sequence[Postprocess]) -> Postprocess:
+    """One way to make a mask for several: the mean threshold, and what all agree on.
+
+    >>> together([Postprocess(0.4, True), Postprocess(0.6, False)])
+    Postprocess(threshold=0.5, largest_component=False)
+    """
+    threshold = float(np.mean([one.threshold for one in chosen]))
+    return Postprocess(threshold, all(one.largest_component for one in chosen))

@@ -1,0 +1,1 @@
+"""Judging trained networks: prediction, scores and pictures of a case meet here."""

@@ -1,0 +1,120 @@
+"""Predicting, writing, scoring and drawing one whole case."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pancseg.affine import spacing_of
+from pancseg.atomic import replaced, write_json
+from pancseg.bounding_box import bounding_box
+from pancseg.dataset.manifest import Case
+from pancseg.inference.members import Member, mean_probability, together
+from pancseg.inference.postprocess import Postprocess
+from pancseg.output.case_view import make_view
+from pancseg.output.outlines import draw_case
+from pancseg.scoring.case_scores import Scores, score_case
+from pancseg.scoring.score_file import FAILED
+from pancseg.scoring.soft_scores import Calibration, calibration_of, recipe_metric
+
+log = logging.getLogger(__name__)
+AROUND_MM = 20.0  # of both masks: where probabilities are held against what is drawn
+PLAIN = Postprocess()
+
+
+@dataclass(frozen=True)
+class CaseJudge:
+    """Judges cases of a prepared folder one by one.
+
+    Attributes:
+        root: Prepared folder.
+        folder: Where masks, pictures and views are written.
+        tolerances_mm: Of the normalised surface Dice.
+        note: Said in every picture: whether the case was held out, or is a phantom.
+    """
+
+    root: Path
+    folder: Path
+    tolerances_mm: Sequence[float]
+    note: str
+
+    def judge(
+        self, case: Case, judging: Sequence[Member], chosen: Sequence[Postprocess]
+    ) -> tuple[dict[str, Any], Calibration | None]:
+        """A row of the scores table, and the calibration; a case that fails has a row, too.
+
+        Args:
+            case: With a label.
+            judging: Networks whose mean probability counts.
+            chosen: How each of them makes a mask.
+        """
+        named = {"patient": case.patient, "case": case.case}
+        fold = {"fold": judging[0].fold} if len(judging) == 1 else {"fold": None}
+        try:
+            scores, soft, calibration = self.measure(case, judging, together(chosen))
+        except Exception as error:  # one bad case never stops a batch
+            log.debug("%s", case.case, exc_info=True)
+            reason = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())}"
+            scores = Scores.nothing(self.tolerances_mm, reason)
+            soft, calibration = {"dice_plain": None, "recipe_metric": None}, None
+        row = {**named, **scores.as_row()}
+        status = row.pop("status")
+        return {**row, **soft, **fold, "status": status}, calibration
+
+    def measure(
+        self, case: Case, judging: Sequence[Member], how: Postprocess
+    ) -> tuple[Scores, dict[str, float | None], Calibration | None]:
+        """Predict, write and score a case."""
+        image, reference = read_case(case, self.root)
+        probability = mean_probability(judging, image)
+        prediction = how.mask_of(probability)
+        write_mask(self.folder / f"{case.case}_prediction.nii.gz", prediction, image)
+        scores = score_case(prediction, reference, image.affine, self.tolerances_mm)
+        self.draw(case, image, prediction, reference, scores)
+        if not reference.any():
+            return scores, {"dice_plain": None, "recipe_metric": None}, None
+        plain = prediction if how == PLAIN else PLAIN.mask_of(probability)
+        dice_plain = 2 * int((plain & reference).sum()) / (int(plain.sum()) + int(reference.sum()))
+        soft: dict[str, float | None] = {
+            "dice_plain": dice_plain,
+            "recipe_metric": recipe_metric(probability, reference),
+        }
+        box = bounding_box(prediction | reference, AROUND_MM, spacing_of(image.affine))
+        return scores, soft, calibration_of(probability, reference, box)
+
+    def draw(
+        self,
+        case: Case,
+        image: nib.Nifti1Image,
+        prediction: NDArray[np.bool_],
+        reference: NDArray[np.bool_],
+        scores: Scores,
+    ) -> None:
+        """Write the picture of a case, and what the report scrolls through."""
+        dice = "no reference" if scores.dice is None else f"Dice {scores.dice:.3f}"
+        title = f"{case.case} ({self.note}): {dice}"
+        draw_case(self.folder / f"{case.case}.png", image, prediction, reference, title)
+        write_json(
+            self.folder / "views" / f"{case.case}.json", make_view(image, prediction, reference)
+        )
+
+
+def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_]]:
+    """Image and drawn mask of a case, in memory: they are used several times."""
+    label = nib.Nifti1Image.from_filename(root / str(case.label))
+    reference: NDArray[np.bool_] = np.asanyarray(label.dataobj) > 0
+    image = nib.Nifti1Image.from_filename(root / case.image)
+    hu = np.asanyarray(image.dataobj)
+    return nib.Nifti1Image(hu, image.affine, image.header), reference
+
+
+def write_mask(path: Path, mask: NDArray[np.bool_], image: nib.Nifti1Image) -> None:
+    """Write a mask on the grid of an image."""
+    stored = nib.Nifti1Image(mask.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
+    with replaced(path) as temporary:
+        nib.save(stored, temporary)

@@ -1,0 +1,177 @@
+"""Runs on the same test patients: which configuration is better, and is it more than chance?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from pancseg.errors import PancsegError
+from pancseg.output.run_files import Run
+from pancseg.scoring.comparison import Comparison, compare, holm
+from pancseg.scoring.statistics import describe, per_patient
+
+NAMED = 3  # patients in a message
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run with what ``evaluate`` found.
+
+    Attributes:
+        run: Its folder.
+        figures: ``scores/<subset>.json``.
+        values: A value a patient, by measure.
+    """
+
+    run: Run
+    figures: dict[str, Any]
+    values: dict[str, dict[str, float]]
+
+    @property
+    def patients(self) -> list[str]:
+        """Who has scores, sorted."""
+        return sorted(next(iter(self.values.values())))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        name: Unique among those compared.
+        runs: One a seed.
+    """
+
+    name: str
+    runs: list[Scored]
+
+    def values(self, measure: str) -> list[float]:
+        """A value a patient, the mean over seeds, in order of the patients' names."""
+        return [
+            sum(one.values[measure][patient] for one in self.runs) / len(self.runs)
+            for patient in self.runs[0].patients
+        ]
+
+    def as_dict(self, measures: Sequence[str]) -> dict[str, Any]:
+        """Plain values: figures over patients, and the mean of each seed."""
+        seeds = [one.run.seed for one in self.runs]
+        return {
+            "name": self.name,
+            "folders": [str(one.run.folder) for one in self.runs],
+            "seeds": seeds,
+            "held_out": all(one.figures["held_out"] for one in self.runs),
+            **{
+                measure: {
+                    **describe(self.values(measure)),
+                    "mean_of_each_seed": [one.figures[measure]["mean"] for one in self.runs],
+                }
+                for measure in measures
+            },
+        }
+
+
+def read_scored(run: Run, subset: str, measures: Sequence[str]) -> Scored:
+    """Read the scores of a run.
+
+    Raises:
+        PancsegError: If it was not scored, or lacks a measure.
+    """
+    figures = run.figures(subset)
+    rows = [row for row in run.rows(subset) if row["dice"] is not None]
+    if not rows:
+        raise PancsegError(f"{run.folder}: no case of {subset} has a reference to score against")
+    lacking = [measure for measure in measures if measure not in figures or measure not in rows[0]]
+    if lacking:
+        raise PancsegError(
+            f"{run.folder}: its scores have no {', '.join(lacking)}; run pancseg.evaluate again, "
+            "or give other measures=[...]"
+        )
+    patients = [row["patient"] for row in rows]
+    names = sorted(set(patients))
+    return Scored(
+        run,
+        figures,
+        {
+            measure: dict(
+                zip(names, per_patient(patients, [row[measure] for row in rows]), strict=True)
+            )
+            for measure in measures
+        },
+    )
+
+
+def check_same_patients(runs: Sequence[Scored]) -> None:
+    """Check that all were scored on the same patients.
+
+    Raises:
+        PancsegError: If not, naming some, and how many of them the other run trained on.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        differing = sorted({*first.patients} ^ {*other.patients})
+        if not differing:
+            continue
+        seen = overlap(first, other) | overlap(other, first)
+        leak = (
+            f"; {len(seen)} of them one run was scored on and the other trained on" if seen else ""
+        )
+        raise PancsegError(
+            f"{first.run.folder} and {other.run.folder} were not scored on the same patients: "
+            f"{len(differing)} are in one of them only, such as {', '.join(differing[:NAMED])}"
+            f"{leak}; train both with the same split (split=file split.path=RUN/splits.json)"
+        )
+
+
+def overlap(scored: Scored, trained: Scored) -> set[str]:
+    """Patients whom one run was scored on and another trained on or chose by.
+
+    Of a k-fold sweep, whoever was held out of the run that judged them is not among them.
+    """
+    held_out = set(trained.patients) if trained.figures["held_out"] else set()
+    return (set(scored.patients) & trained.run.trained_on()) - held_out
+
+
+def warnings_of(runs: Sequence[Scored]) -> list[str]:
+    """What makes a comparison unfair, in sentences."""
+    said = []
+    for one in runs:
+        seen = sorted(set().union(*(overlap(other, one) for other in runs)))
+        if seen:
+            names = ", ".join(seen[:NAMED]) + ("..." if len(seen) > NAMED else "")
+            said.append(
+                f"{one.run.folder}: trained on, or chose by, {len(seen)} of the patients it is "
+                f"compared on ({names})"
+            )
+    return list(dict.fromkeys(said))
+
+
+def configurations(runs: Sequence[Scored]) -> list[Configuration]:
+    """Put runs together that differ in their seed alone, each group under a name of its own."""
+    groups: list[list[Scored]] = []
+    for one in runs:
+        for group in groups:
+            same = group[0].run.configuration() == one.run.configuration()
+            if same and one.run.composed() and one.run.seed not in [o.run.seed for o in group]:
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    names = [group[0].run.name for group in groups]
+    for i, group in enumerate(groups):
+        if names.count(names[i]) > 1:
+            names[i] = f"{names[i]} {group[0].run.folder.name}"
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            names[i] = f"{name} ({names[: i + 1].count(name)})"
+    return [Configuration(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def compare_all(found: Sequence[Configuration], measures: Sequence[str]) -> list[Comparison]:
+    """Compare every two configurations by every measure; p values corrected for all together."""
+    made = [
+        compare(measure, one.name, other.name, one.values(measure), other.values(measure))
+        for one, other in combinations(found, 2)
+        for measure in measures
+    ]
+    corrected = holm([one.p for one in made])
+    return [replace(one, p_holm=p) for one, p in zip(made, corrected, strict=True)]

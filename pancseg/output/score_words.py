@@ -1,0 +1,69 @@
+"""Scores in words: headings, digits, and what each measure means."""
+
+from typing import Any
+
+# Column: heading, digits after the point.
+TITLES = {
+    "case": ("case", 0),
+    "dice": ("Dice", 3),
+    "hd95_mm": ("HD95 mm", 1),
+    "assd_mm": ("ASSD mm", 2),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "volume_ml": ("predicted ml", 1),
+    "reference_ml": ("drawn ml", 1),
+    "volume_error_ml": ("error ml", 1),
+    "volume_error_percent": ("error %", 1),
+    "components": ("pieces", 0),
+    "centroid_mm": ("centroid mm", 1),
+    "dice_plain": ("Dice at 0.5", 3),
+    "recipe_metric": ("recipe_metric", 3),
+    "fold": ("fold", 0),
+    "status": ("status", 0),
+}
+RULES = [
+    ("Dice", "Twice the common voxels over the sum of both masks': hard, of the pancreas, one a "
+     "whole case, on the scan's own grid, groups put back together. A missed organ has 0."),
+    ("NSD", "Normalised surface Dice: share of the surface voxels of both masks that lie within "
+     "1, 2 or 3 mm of the other's surface. A missed organ has 0."),
+    ("HD95", "95th percentile of the distances between the surfaces, the larger of both "
+     "directions. A missed organ has the diagonal of the scan, so that it cannot be dropped."),
+    ("ASSD", "Mean distance of the surface voxels of both masks from the other's surface. A "
+     "missed organ has the diagonal of the scan."),
+    ("precision, recall", "Share of the predicted voxels that are drawn; of the drawn voxels "
+     "that are predicted."),
+    ("error", "Predicted less drawn volume."),
+    ("pieces", "Of the prediction; voxels that share a corner belong to one."),
+    ("centroid", "Distance between the centres of gravity."),
+    ("empty reference", "A case where nothing is drawn has no score. It is named, and its "
+     "predicted volume stands in the table, but no mean counts it."),
+    ("held out", "Neither trained on nor used to choose a checkpoint, a threshold or anything "
+     "else. Validation patients are never held out."),
+]  # fmt: skip
+
+
+def title_of_column(name: str) -> tuple[str, int]:
+    """Heading and digits of a column.
+
+    >>> title_of_column("nsd_2mm"), title_of_column("hd95_mm")
+    (('NSD 2 mm', 3), ('HD95 mm', 1))
+    """
+    if name.startswith("nsd_"):
+        return f"NSD {name.removeprefix('nsd_').removesuffix('mm')} mm", 3
+    return TITLES[name]
+
+
+def is_share(name: str) -> bool:
+    """Whether a measure lies between 0 and 1, the more the better."""
+    return name in ("dice", "precision", "recall") or name.startswith("nsd_")
+
+
+def shown(value: Any, digits: int) -> str:
+    """A cell's text; a dash for what there is not.
+
+    >>> shown(0.87654, 3), shown(2.0, 0), shown(None, 1), shown("missed", 0)
+    ('0.877', '2', '-', 'missed')
+    """
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.{digits}f}"

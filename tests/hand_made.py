@@ -1,0 +1,93 @@
+"""Pairs of masks small enough to score on paper, with the scores that come out there.
+
+A cube of four voxels a side has 64 voxels, of which 8 lie inside and 56 on its surface: 16 in
+each end slab, 12 round each of the two between. Voxels are 0.8 x 0.8 x 2.5 mm.
+"""
+
+from dataclasses import dataclass
+from math import hypot
+from typing import Any
+
+import numpy as np
+
+SPACING_MM = (0.8, 0.8, 2.5)
+ML = 0.8 * 0.8 * 2.5 / 1000
+TOLERANCES_MM = [1.0, 2.0, 3.0]
+SIDE = 20
+DIAGONAL_MM = 19 * hypot(0.8, 0.8, 2.5)
+AFFINE = np.diag([*SPACING_MM, 1.0])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction and a reference with their scores by hand; what is not named is None."""
+
+    name: str
+    prediction: np.ndarray
+    reference: np.ndarray
+    scores: dict[str, Any]
+
+
+def box(x: tuple[int, int], y: tuple[int, int], z: tuple[int, int], side: int = SIDE) -> np.ndarray:
+    mask = np.zeros((side, side, side), bool)
+    mask[slice(*x), slice(*y), slice(*z)] = True
+    return mask
+
+
+def scores(
+    dice: float, nsd: tuple[float, float, float], hd95_mm: float, assd_mm: float,
+    precision: float, recall: float, error_voxels: int, error_percent: float,
+    components: int, centroid_mm: float,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "dice": dice, "nsd_1mm": nsd[0], "nsd_2mm": nsd[1], "nsd_3mm": nsd[2],
+        "hd95_mm": hd95_mm, "assd_mm": assd_mm, "precision": precision, "recall": recall,
+        "volume_error_ml": error_voxels * ML, "volume_error_percent": error_percent,
+        "components": components, "centroid_mm": centroid_mm,
+    }  # fmt: skip
+
+
+C = (5, 9)
+CUBE = box(C, C, C)
+EMPTY = np.zeros_like(CUBE)
+HALF = box((5, 7), C, C)
+VOXEL = box((5, 6), (5, 6), (5, 6))
+SOLID = box((5, 8), (5, 8), (5, 8))
+HOLLOW = SOLID & ~box((6, 7), (6, 7), (6, 7))
+FULL = np.ones((4, 4, 4), bool)
+PERFECT = scores(1, (1, 1, 1), 0, 0, 1, 1, 0, 0, 1, 0)
+# the slab that sticks out lies 0.8 mm off, and four voxels inside the other end 0.8 mm from a side
+SHIFTED_X = scores(0.75, (1, 1, 1), 0.8, 20 * 0.8 / 56, 0.75, 0.75, 0, 0, 1, 0.8)
+FAR_MM = hypot(7 * 0.8, 7 * 0.8, 7 * 2.5)  # from a corner of the cube to a voxel at 15, 15, 15
+
+PAIRS = [
+    Pair("identical", CUBE, CUBE, PERFECT),
+    Pair("missed: prediction empty", EMPTY, CUBE,
+         scores(0, (0, 0, 0), DIAGONAL_MM, DIAGONAL_MM, 0, 0, -64, -100, 0, DIAGONAL_MM)),
+    Pair("reference empty", CUBE, EMPTY, {"volume_error_ml": 64 * ML, "components": 1}),
+    Pair("both empty", EMPTY, EMPTY, {"volume_error_ml": 0.0, "components": 0}),
+    Pair("shifted by a voxel across, 0.8 mm", box((6, 10), C, C), CUBE, SHIFTED_X),
+    Pair("shifted by a slice, 2.5 mm", box(C, C, (6, 10)), CUBE,
+         scores(0.75, (40 / 56, 40 / 56, 1), 2.5, (4 * 0.8 + 16 * 2.5) / 56,
+                0.75, 0.75, 0, 0, 1, 2.5)),
+    Pair("half of it", HALF, CUBE,
+         scores(2 / 3, (72 / 88, 1, 1), 1.6, (16 * 0.8 + 16 * 1.6) / 88, 1, 0.5, -32, -50, 1, 0.8)),
+    Pair("twice as much", CUBE, HALF,
+         scores(2 / 3, (72 / 88, 1, 1), 1.6, (16 * 0.8 + 16 * 1.6) / 88, 0.5, 1, 32, 100, 1, 0.8)),
+    Pair("a voxel too many, far off", CUBE | box((15, 16), (15, 16), (15, 16)), CUBE,
+         scores(128 / 129, (112 / 113,) * 3, 0, FAR_MM / 113, 64 / 65, 1, 1, 100 / 64, 2,
+                8.5 * hypot(0.8, 0.8, 2.5) / 65)),
+    Pair("shifted across, touching the border", box((1, 5), (0, 4), (0, 4)),
+         box((0, 4), (0, 4), (0, 4)), SHIFTED_X),
+    Pair("one voxel, found", VOXEL, VOXEL, PERFECT),
+    Pair("one voxel, a slice off", np.roll(VOXEL, 1, axis=2), VOXEL,
+         scores(0, (0, 0, 1), 2.5, 2.5, 0, 0, 0, 0, 1, 2.5)),
+    Pair("the whole scan", FULL, FULL, PERFECT),
+    Pair("a hole inside", HOLLOW, SOLID,
+         scores(52 / 53, (1, 1, 1), 0, 0, 1, 26 / 27, -1, -100 / 27, 1, 0)),
+    Pair("beside it, nothing in common", box((12, 16), C, C), CUBE,
+         scores(0, (0, 0, 0), 5.6, (16 * 3.2 + 12 * 4 + 12 * 4.8 + 16 * 5.6) / 56,
+                0, 0, 0, 0, 1, 5.6)),
+    Pair("a slice too many", box(C, C, (5, 7)), box(C, C, (5, 6)),
+         scores(2 / 3, (32 / 48, 32 / 48, 1), 2.5, 16 * 2.5 / 48, 0.5, 1, 16, 100, 1, 1.25)),
+]  # fmt: skip
