@@ -20,7 +20,7 @@ from pancseg.processes import cores
 from pancseg.scoring.case_scores import score_case
 from pancseg.scoring.statistics import describe, per_patient
 
-TOLERANCE_MM = 2.0  # of the surface Dice, which is not shown
+TOLERANCES_MM = [2.0]  # of the surface Dice, which is not shown
 
 TINY = ("data.spatial_size=[32,32,32]", "model.channels=[4,8,8,8,8]", "model.num_res_units=0")
 CLOCK = (
@@ -76,7 +76,7 @@ def whole_case_dice(
     for case in cases:
         label = nib.Nifti1Image.from_filename(prepared / str(case.label))
         reference = np.asanyarray(label.dataobj) > 0
-        found = score_case(mask_of(case), reference, label.affine, TOLERANCE_MM).dice
+        found = score_case(mask_of(case), reference, label.affine, TOLERANCES_MM).dice
         if found is None:
             raise SystemExit(f"{case.case}: its reference is empty; it has no Dice")
         dice.append(found)

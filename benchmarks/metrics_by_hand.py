@@ -30,6 +30,20 @@ MEASURES = [
     "volume_error_ml", "volume_error_percent", "components", "centroid_mm",
 ]  # fmt: skip
 Value = float | None
+WHO_IS_RIGHT = """
+## Who is right
+
+- **A missed organ.** MONAI's distances are infinite or no number, and its means leave them out:
+  the more organs are missed, the better they get. Here a missed organ has the scan's diagonal,
+  the largest distance there is, and no mean can lose it. Its precision is undefined (nothing
+  was predicted); here it is 0, so that a mean cannot rise by missing.
+- **An empty reference.** MONAI counts surface Dice and precision as 0, torchmetrics Dice,
+  precision and recall: a mean over them mixes false alarms with bad outlines. Here such a case
+  has no score and is named apart, with its predicted volume.
+- **torchmetrics' defaults** count background as a class, which is nearly always right: a missed
+  organ reads 0.5, and an organ found by half 0.83. With `include_background=False,
+  average="macro"` it agrees.
+- Everywhere else all three agree to four digits."""
 
 
 def monai_scores(prediction: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
@@ -127,6 +141,7 @@ def main() -> None:
     print("| pair | measure | by hand and ours | library | it says |\n|--|--|--|--|--|")
     for name, measure, by_hand, library, value in differing:
         print(f"| {name} | {measure} | {text(by_hand)} | {library} | {text(value)} |")
+    print(WHO_IS_RIGHT)
 
 
 if __name__ == "__main__":

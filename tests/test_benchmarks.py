@@ -44,6 +44,27 @@ def test_the_examples_of_a_script_are_right(name: str) -> None:
     assert doctest.testmod(script(name)).failed == 0
 
 
+def test_the_page_of_metrics_finds_ours_as_by_hand_and_says_where_libraries_differ(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script("metrics_by_hand").main()
+    page = capsys.readouterr().out
+    assert "\n0 of 192 values differ from those by hand.\n" in page
+    assert "| missed: prediction empty | hd95_mm | 52.14 | MONAI | none |" in page
+    assert "| half of it | dice, defaults | 0.6667 | torchmetrics | 0.8323 |" in page
+    written = (FOLDER.parent / "docs" / "metrics_by_hand.md").read_text()
+    assert page.splitlines()[4:] == written.splitlines()[4:]
+
+
+def test_the_cost_of_scoring_is_measured_beside_reading_and_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate.py", "--work", str(tmp_path / "w"), "--cases", "2", "--shape", "64,64,40"]
+    monkeypatch.setattr(sys, "argv", words)
+    script("evaluate").main()
+    assert "times reading and writing: " in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 def test_the_plain_script_trains_on_given_patients_and_saves_at_each_mark(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

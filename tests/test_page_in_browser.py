@@ -5,9 +5,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from tests.conftest import scored_copy
+from pancseg.output.case_view import make_view
+from tests.conftest import run_command, scored_copy
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -15,16 +18,27 @@ pytestmark = pytest.mark.skipif(
 )
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --hide-scrollbars"
+    "--disable-background-networking --disable-component-update --hide-scrollbars "
+    "--force-prefers-reduced-motion"
 )
 PHONE, DESK = 390, 1440  # pixels
 TABLE = "table.sortable"
 
 
 @pytest.fixture(scope="module")
-def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of three training phantoms: more rows to sort than the test ones."""
-    return scored_copy(trained, tmp_path_factory.mktemp("seen") / "run", "train") / "report.html"
+def page(trained: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three training phantoms: more rows to sort than the test ones.
+
+    In place of what two epochs find, a prediction that is near what is drawn.
+    """
+    run = scored_copy(trained, tmp_path_factory.mktemp("seen") / "run", "train")
+    for path in (run / "scores" / "train" / "views").iterdir():
+        case = prepared / "cases" / path.stem
+        image, label = (nib.load(f"{case}_{name}.nii.gz") for name in ("image", "label"))
+        drawn = np.asarray(label.dataobj) > 0
+        path.write_text(json.dumps(make_view(image, np.roll(drawn, 1, axis=0), drawn)))
+    assert run_command("report", f"run={run}", "subset=train") == 0
+    return run / "report.html"
 
 
 @pytest.fixture(scope="module")
