@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pancseg.dataset.contact_sheet import FACTS
 from pancseg.dataset.intake_table import TABLE, read_rows
 from pancseg.dataset.manifest import Case
 from pancseg.inference.members import Member, are_held_out
@@ -47,7 +48,7 @@ def describe_scoring(
 
 
 def flags_of(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:
-    """Flags that intake raised on cases, by case; what is not flagged is left out."""
-    rows = read_rows(root / TABLE).values()
-    raised = {row.case: row.flags.split() for row in rows if row.kind == "image" and row.flags}
-    return {case.case: raised[case.case] for case in cases if case.case in raised}
+    """Flags that intake raised on cases, by case; facts that somebody chose are none."""
+    rows = [row for row in read_rows(root / TABLE).values() if row.kind == "image"]
+    raised = {row.case: [one for one in row.flags.split() if one not in FACTS] for row in rows}
+    return {case.case: raised[case.case] for case in cases if raised.get(case.case)}

@@ -77,7 +77,8 @@ def boxes(values: dict[str, list[float]]) -> str:
             )  # fmt: skip
             spread = np.random.default_rng(0).uniform(-0.14, 0.14, len(one))
             axes.plot(i + spread, one, "o", color=POINT, alpha=0.6, markersize=4, mew=0)
-        axes.set_xticks(range(len(values)), list(values))
+        names = [name.replace("NSD ", "NSD\n") for name in values]
+        axes.set_xticks(range(len(values)), names)
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.6, len(values) - 0.4))
 
     return as_svg(draw, "Box plots of " + ", ".join(values))

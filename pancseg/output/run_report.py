@@ -14,6 +14,7 @@ from pancseg.scoring.statistics import per_patient
 
 NAME = "report.html"
 HIDDEN = ("patient", "dice_plain", "recipe_metric")
+PLAIN = {"threshold": 0.5, "largest_component": False}
 Row = dict[str, Any]
 
 
@@ -42,6 +43,7 @@ def write_run_report(run: Run, subset: str) -> Path:
         banners=banners_of(figures["phantoms"], figures["held_out"]),
         headline=headline(figures),
         geometry=figures["geometry"],
+        subset=subset,
         who=who,
         who_title=f"{subset}: {len(rows)} cases of {figures['n']} {who}",
         trained=trained_facts(run, figures),
@@ -165,6 +167,7 @@ def figure_parts(rows: list[Row], figures: dict[str, Any], who: str) -> dict[str
 def figure_row(name: str, figure: dict[str, Any]) -> list[str]:
     """A line of the table over patients."""
     title, digits = title_of_column(name)
+    digits = max(1, digits)  # a mean of counts is no count
     low, high = figure["ci95"]
     to = [shown(figure[key], digits) for key in ("mean", "sd", "median", "q1", "q3", "min", "max")]
     mean, sd, median, q1, q3, smallest, largest = to
@@ -191,10 +194,15 @@ def postprocess_said(figures: dict[str, Any]) -> str:
         for one in figures["postprocess"]
     }
     plain, now = figures["dice_plain"]["mean"], figures["dice"]["mean"]
+    changed = (
+        "That is the plain way; nothing was chosen."
+        if figures["postprocess"] == [PLAIN] * len(figures["postprocess"])
+        else f"The plain way, threshold 0.5 and all components, gives these {people(figures)} Dice "
+        f"{plain:.3f}: a change of {now - plain:+.3f}."
+    )
     return (
-        f"Masks were made by {' or '.join(sorted(used))}. With threshold 0.5 and all components "
-        f"these {people(figures)} have Dice {plain:.3f}, so it changes {now - plain:+.3f}. "
-        "Settings are chosen on validation patients (postprocess.threshold=auto), never on these."
+        f"Masks were made by {' or '.join(sorted(used))}. {changed} Settings are chosen on "
+        "validation patients (postprocess.threshold=auto), never on these."
     )
 
 

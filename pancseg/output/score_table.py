@@ -9,8 +9,8 @@ from pancseg.output.score_words import shown, title_of_column
 
 NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
 LEFT_OUT = (
-    "patient", "nsd_1mm", "nsd_3mm", "volume_error_ml", "volume_error_percent", "centroid_mm",
-    "dice_plain", "recipe_metric",
+    "patient", "nsd_1mm", "nsd_3mm", "precision", "recall", "volume_error_ml",
+    "volume_error_percent", "centroid_mm", "dice_plain", "recipe_metric",
 )  # fmt: skip
 QUOTED_MM = 2.0  # tolerance of the NSD that is quoted, where it was measured
 
@@ -25,9 +25,9 @@ def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: st
         columns.remove("fold")
     table = Table(title=title, caption=f"{headline(summary)}\n{summary['geometry']}")
     for name in columns:
-        table.add_column(
-            title_of_column(name)[0], justify="left" if name in ("case", "status") else "right"
-        )
+        words = name in ("case", "status")
+        justify = "left" if words else "right"
+        table.add_column(title_of_column(name)[0], justify=justify, no_wrap=name == "case")
     for row in sorted(rows, key=lambda row: (row["dice"] is None, row["dice"])):
         table.add_row(*(shown(row[name], title_of_column(name)[1]) for name in columns))
     Console(width=None if Console().is_terminal else 120).print(table)

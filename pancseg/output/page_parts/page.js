@@ -150,6 +150,9 @@ async function open(viewer) {
     draw(name);
   }
 
+  // widths as of the planes: a millimetre is as long in each
+  const widths = Object.values(planes).map((plane) => `${plane.size[0]}fr`);
+  viewer.style.setProperty("--widths", widths.join(" "));
   for (const [name, plane] of Object.entries(planes)) {
     const canvas = figures[name].querySelector("canvas");
     slider(name).max = plane.size[2] - 1;
