@@ -118,8 +118,8 @@ def score_table(rows: list[Row], flags: dict[str, list[str]], viewed: set[str]) 
         line[0]["link"] = link_of(row["case"]) if row["case"] in viewed else None
         raised = " ".join(flags.get(row["case"], []))
         cells.append([*line, {"value": raised, "text": raised, "words": True}])
-    titles = [{"title": title_of_column(name)[0]} for name in columns]
-    return {"columns": [*titles, {"title": "flags"}], "rows": cells}
+    titles = [{"title": title_of_column(n)[0], "words": n == "status"} for n in columns]
+    return {"columns": [*titles, {"title": "flags", "words": True}], "rows": cells}
 
 
 def cell(value: Any, digits: int) -> dict[str, Any]:

@@ -25,9 +25,11 @@ def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: st
         columns.remove("fold")
     table = Table(title=title, caption=f"{headline(summary)}\n{summary['geometry']}")
     for name in columns:
-        words = name in ("case", "status")
-        justify = "left" if words else "right"
-        table.add_column(title_of_column(name)[0], justify=justify, no_wrap=name == "case")
+        table.add_column(
+            title_of_column(name)[0],
+            justify="left" if name in ("case", "status") else "right",
+            no_wrap=name == "case",
+        )
     for row in sorted(rows, key=lambda row: (row["dice"] is None, row["dice"])):
         table.add_row(*(shown(row[name], title_of_column(name)[1]) for name in columns))
     Console(width=None if Console().is_terminal else 120).print(table)

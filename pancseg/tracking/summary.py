@@ -14,8 +14,14 @@ from pancseg.learning.building import count_parameters
 from pancseg.tracking.epoch_report import best
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
-PATHS = ("data.root", "split.path")  # may name patients
-SEARCHED = ("model", "loss", "optimizer", "schedule", "split", "seed", "data")
+LEFT_OUT = (
+    "data.root", "data.cache_folder", "split.path",  # may name patients
+    "data._target_", "data.cache", "data.num_workers", "data.pin_memory",  # change no score
+)  # fmt: skip
+SEARCHED = (
+    "model", "loss", "optimizer", "schedule", "sampling", "augment", "ema_decay", "split", "seed",
+    "data",
+)  # fmt: skip
 
 
 def title_of(name: str, data: GroupData) -> str:
@@ -77,7 +83,7 @@ def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str,
     """Enter the run in the loggers' tables of hyperparameters, with its best score."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     searched = {key: values[key] for key in SEARCHED}
-    flat = {key: value for key, value in flatten(searched) if key not in PATHS}
+    flat = {key: value for key, value in flatten(searched) if key not in LEFT_OUT}
     score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
     best_score = {"best/val_dice": score}
     for logger in trainer.loggers:
