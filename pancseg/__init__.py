@@ -1,3 +1,15 @@
 """Train, judge and apply pancreas segmentation on abdominal CT."""
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_segmenter"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only once it is asked for."""
+    if name == "load_segmenter":
+        from pancseg.applying.scan_segmenter import load_segmenter
+
+        return load_segmenter
+    raise AttributeError(f"module 'pancseg' has no attribute {name!r}")

@@ -22,8 +22,18 @@ BASE = [
     "explanation",
     "command",
 ]
-WINGS = ["intake", "dataset", "learning", "inference", "scoring", "output", "judging", "tracking"]
-DOORS = ["prepare", "train", "evaluate", "report", "phantom"]
+WINGS = [
+    "intake",
+    "dataset",
+    "learning",
+    "inference",
+    "scoring",
+    "output",
+    "judging",
+    "applying",
+    "tracking",
+]
+DOORS = ["prepare", "train", "evaluate", "predict", "report", "phantom"]
 
 
 def name_of(path: Path) -> str:
@@ -61,6 +71,8 @@ def test_every_room_belongs_to_a_known_wing() -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_run_one_way(path: Path) -> None:
     here = wing_of(name_of(path))
+    if here == "__init__":
+        return  # the package's face hands names on, and imports them only when asked
     for module in imports_of(path):
         there = wing_of(module)
         if here == there or here in DOORS:
@@ -75,7 +87,9 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize("door", DOORS)
 def test_a_front_door_imports_nothing_heavy_before_the_configuration_is_read(door: str) -> None:
     tree = ast.parse((PACKAGE / f"{door}.py").read_text())
-    light = "collections functools logging omegaconf pancseg pathlib sys typing warnings"
+    light = (
+        "collections dataclasses functools logging omegaconf pancseg pathlib sys typing warnings"
+    )
     for node in tree.body:
         names = [node.module] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

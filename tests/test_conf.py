@@ -12,10 +12,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from pancseg.applying.mask_flags import Doubts
 from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.dataset.sampling import Sampling
 from pancseg.dataset.splits import deal
 from pancseg.hardware import Machine
+from pancseg.inference.postprocess import Wanted
 from pancseg.intake.checks.flags import Checks
 from pancseg.intake.dicom.stack import Repair
 from pancseg.learning.augmentation.numbers import Augmentation
@@ -111,6 +113,10 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
     assert set(cfg.repair) == set(inspect.signature(Repair).parameters)
     assert Checks() == Checks(**plain(cfg.checks))
+    assert set(composed("predict").doubts) == set(inspect.signature(Doubts).parameters)
+    assert Doubts() == Doubts(**plain(composed("predict").doubts))
+    for name in ("evaluate", "predict"):
+        assert plain(composed(name).postprocess) == vars(Wanted())
     for name in options("privacy"):
         assert set(composed("train", f"privacy={name}").privacy) == {"names", "key_file"}
 

@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+from pancseg.applying.mask_flags import MASK_FLAGS
 from pancseg.intake.checks.flags import FLAGS
+from pancseg.output.score_words import TITLES
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,3 +26,14 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     for page in pages:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_page_of_predict_explains_every_flag_of_a_mask() -> None:
+    page = (ROOT / "docs" / "predict.md").read_text()
+    assert set(MASK_FLAGS) <= set(re.findall(r"`(\w+)`", page))
+
+
+def test_the_page_of_scores_explains_every_column() -> None:
+    page = (ROOT / "docs" / "scores.md").read_text()
+    columns = set(TITLES) - {"case"} | {"nsd_1mm", "nsd_2mm", "nsd_3mm"}
+    assert columns <= set(re.findall(r"`(\w+)`", page))

@@ -155,6 +155,7 @@ def test_a_moved_folder_can_be_named_and_a_bad_case_stops_nothing(
     shutil.copytree(prepared, root)
     shutil.copytree(trained / "checkpoints", run / "checkpoints")
     bad, good = json.loads((trained / "splits.json").read_text())["test"]
+    assert command("evaluate", f"checkpoint={run}", f"data.root={root}").code == 0
     (root / "cases" / f"{bad}_image.nii.gz").write_bytes(b"not an image")
     best = run / "checkpoints" / "best.ckpt"
     ended = command("evaluate", f"checkpoint={best}", f"data.root={root}")
@@ -164,6 +165,9 @@ def test_a_moved_folder_can_be_named_and_a_bad_case_stops_nothing(
     assert rows[bad]["status"].startswith("failed: ")
     assert rows[good]["status"] in ("scored", "missed")
     assert json.loads((run / "scores" / "test.json").read_text())["failed"] == [bad]
+    left = {path.name for path in (run / "scores" / "test").rglob("*") if path.is_file()}
+    assert not [name for name in left if name.startswith(bad)]
+    assert f"{good}_prediction.nii.gz" in left
 
 
 def test_evaluating_leaves_the_runs_configuration_alone(trained: Path, scored: Path) -> None:

@@ -46,7 +46,10 @@ def test_each_patient_is_judged_once_by_the_fold_that_held_them_out(
     assert {row["patient"]: int(row["fold"]) for row in rows} == tested
     figures = json.loads((swept / "scores" / "test.json").read_text())
     assert (figures["n"], figures["held_out"], figures["checkpoints"]) == (6, True, 3)
-    assert (swept / "report.html").is_file()
+    page = (swept / "report.html").read_text()
+    assert "python -m pancseg.train -m experiment=smoke" in page
+    assert "split.fold=0,1,2" in page
+    assert str(prepared) not in page
 
 
 def test_a_gathered_patient_has_the_score_of_their_own_fold(swept: Path, command: Command) -> None:

@@ -76,6 +76,8 @@ class Candidate:
         study_uid: StudyInstanceUID, to notice one study under two patients.
         patient_id: PatientID, to notice one patient under two names.
         is_phantom: Whether this is no patient, so that every table can say so.
+        series_uid: SeriesInstanceUID, or empty.
+        is_dicom: Whether it is a series, rather than a file.
     """
 
     path: Path
@@ -88,6 +90,8 @@ class Candidate:
     study_uid: str = ""
     patient_id: str = ""
     is_phantom: bool = False
+    series_uid: str = ""
+    is_dicom: bool = False
 
 
 @dataclass(frozen=True)

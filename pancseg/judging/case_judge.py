@@ -54,6 +54,8 @@ class CaseJudge:
             chosen: How each of them makes a mask.
         """
         named = {"patient": case.patient, "case": case.case}
+        for old in (self.mask_of(case), self.picture_of(case), self.view_of(case)):
+            old.unlink(missing_ok=True)  # of an earlier scoring, should this one fail
         fold = {"fold": judging[0].fold} if len(judging) == 1 else {"fold": None}
         try:
             scores, soft, calibration = self.measure(case, judging, together(chosen))
@@ -72,13 +74,13 @@ class CaseJudge:
         """Predict, write and score a case."""
         image, reference = read_case(case, self.root)
         probability = mean_probability(judging, image)
-        prediction = how.mask_of(probability)
-        write_mask(self.folder / f"{case.case}_prediction.nii.gz", prediction, image)
+        prediction = as_files_lie(how.mask_of(probability))
+        write_mask(self.mask_of(case), prediction, image)
         scores = score_case(prediction, reference, image.affine, self.tolerances_mm)
         self.draw(case, image, prediction, reference, scores)
         if not reference.any():
             return scores, {"dice_plain": None, "recipe_metric": None}, None
-        plain = prediction if how == PLAIN else PLAIN.mask_of(probability)
+        plain = prediction if how == PLAIN else as_files_lie(PLAIN.mask_of(probability))
         dice_plain = 2 * int((plain & reference).sum()) / (int(plain.sum()) + int(reference.sum()))
         soft: dict[str, float | None] = {
             "dice_plain": dice_plain,
@@ -98,10 +100,20 @@ class CaseJudge:
         """Write the picture of a case, and what the report scrolls through."""
         dice = "no reference" if scores.dice is None else f"Dice {scores.dice:.3f}"
         title = f"{case.case} ({self.note}): {dice}"
-        draw_case(self.folder / f"{case.case}.png", image, prediction, reference, title)
-        write_json(
-            self.folder / "views" / f"{case.case}.json", make_view(image, prediction, reference)
-        )
+        draw_case(self.picture_of(case), image, prediction, reference, title)
+        write_json(self.view_of(case), make_view(image, prediction, reference))
+
+    def mask_of(self, case: Case) -> Path:
+        """Where a case's mask is written."""
+        return self.folder / f"{case.case}_prediction.nii.gz"
+
+    def picture_of(self, case: Case) -> Path:
+        """Where a case's picture is written."""
+        return self.folder / f"{case.case}.png"
+
+    def view_of(self, case: Case) -> Path:
+        """Where a case's slices for the report are written."""
+        return self.folder / "views" / f"{case.case}.json"
 
 
 def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_]]:
@@ -111,6 +123,18 @@ def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_
     image = nib.Nifti1Image.from_filename(root / case.image)
     hu = np.asanyarray(image.dataobj)
     return nib.Nifti1Image(hu, image.affine, image.header), reference
+
+
+def as_files_lie(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask in the order in memory that NIfTI has: to compare and to write it is then fast.
+
+    >>> as_files_lie(np.ones((2, 3, 4), bool)).flags.f_contiguous
+    True
+    """
+    turned = np.zeros(mask.shape, bool, order="F")
+    box = bounding_box(mask)
+    turned[box] = mask[box]
+    return turned
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_], image: nib.Nifti1Image) -> None:

@@ -156,14 +156,25 @@ def configurations(runs: Sequence[Scored]) -> list[Configuration]:
                 break
         else:
             groups.append([one])
-    names = [group[0].run.name for group in groups]
-    for i, group in enumerate(groups):
-        if names.count(names[i]) > 1:
-            names[i] = f"{names[i]} {group[0].run.folder.name}"
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            names[i] = f"{name} ({names[: i + 1].count(name)})"
+    names = unique([(group[0].run.name, group[0].run.folder.name) for group in groups])
     return [Configuration(name, group) for name, group in zip(names, groups, strict=True)]
+
+
+def unique(named: Sequence[tuple[str, str]]) -> list[str]:
+    """Names that tell apart: the name, the folder beside it where needed, else a number.
+
+    >>> unique([("strong", "a"), ("strong", "b"), ("demo", "c"), ("demo", "c")])
+    ['strong a', 'strong b', 'demo (1)', 'demo (2)']
+    """
+    short = [name for name, _ in named]
+    told = [
+        f"{name} {folder}" if short.count(name) > 1 and named.count((name, folder)) == 1 else name
+        for name, folder in named
+    ]
+    return [
+        f"{name} ({told[: i + 1].count(name)})" if told.count(name) > 1 else name
+        for i, name in enumerate(told)
+    ]
 
 
 def compare_all(found: Sequence[Configuration], measures: Sequence[str]) -> list[Comparison]:

@@ -66,8 +66,12 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """What ``evaluate`` is given."""
-        single = self.parts == [self.folder]
-        return self.folder / BEST if single else self.folder
+        return self.folder if self.is_sweep else self.folder / BEST
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a sweep's folder."""
+        return self.parts != [self.folder]
 
     def rows(self, subset: str) -> list[dict[str, Any]]:
         """Rows of ``scores/<subset>.csv``, the lowest Dice first, those without one last."""
@@ -123,9 +127,13 @@ class Run:
 
     def command(self) -> str:
         """What to type to train it again, without the places of data, which may name patients."""
-        path = self.parts[0] / ".hydra" / "overrides.yaml"
-        words = [str(word) for word in OmegaConf.load(path)] if path.is_file() else []
-        return " ".join(["python -m pancseg.train", *(without_place(word) for word in words)])
+        path = self.folder / "multirun.yaml"
+        if path.is_file():
+            words, start = list(OmegaConf.load(path).hydra.overrides.task), "train -m"
+        else:
+            path, start = self.parts[0] / ".hydra" / "overrides.yaml", "train"
+            words = list(OmegaConf.load(path)) if path.is_file() else []
+        return " ".join([f"python -m pancseg.{start}", *(without_place(str(w)) for w in words)])
 
 
 def open_run(folder: Path, key: str = "run") -> Run:

@@ -52,6 +52,7 @@ def write_run_report(run: Run, subset: str) -> Path:
         views=[view_of(row, views[row["case"]]) for row in rows if row["case"] in views],
         rules=RULES,
         command=run.command(),
+        checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
         environment=environment_facts(run, figures),
         **(figure_parts(rows, figures, who) if figures["n"] else {"figures": None}),
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pancseg.bounding_box import bounding_box
+
 Counts = NDArray[np.int64]
 SMOOTH = 1e-5  # of MONAI's DiceLoss, in numerator and denominator
 BINS = 10
@@ -90,9 +92,10 @@ def recipe_metric(probability: NDArray[np.float32], reference: NDArray[np.bool_]
     >>> round(recipe_metric(np.zeros(drawn.shape, np.float32), drawn), 2)
     0.5
     """
-    p = probability.ravel()
+    p = probability.ravel(order="K")
     n, drawn = p.size, int(reference.sum())
-    common = float(p[reference.ravel()].sum(dtype=np.float64))
+    box = bounding_box(reference)
+    common = float(probability[box][reference[box]].sum(dtype=np.float64))
     total, squares = (
         float(p.sum(dtype=np.float64)),
         float(np.einsum("i,i->", p, p, dtype=np.float64)),

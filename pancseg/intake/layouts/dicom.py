@@ -179,6 +179,8 @@ def candidate(
         study_uid=series.study_uid,
         patient_id=series.patient_id,
         is_phantom=series.is_phantom,
+        series_uid=series.uid,
+        is_dicom=True,
     )
 
 

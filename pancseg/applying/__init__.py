@@ -1,0 +1,1 @@
+"""Applying trained networks to scans that nobody has drawn on."""

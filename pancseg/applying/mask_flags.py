@@ -1,0 +1,80 @@
+"""What a person should look at in a predicted mask."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pancseg.bounding_box import bounding_box
+
+TOUCHING = np.ones((3, 3, 3), bool)
+MASK_FLAGS = {
+    "no_pancreas": "Nothing was found; see whether the scan holds the upper abdomen.",
+    "volume_range": "The mask is smaller or larger than a pancreas (doubts.volume_ml).",
+    "several_pieces": "The mask has several large pieces; see whether one is another organ.",
+    "touches_end": "The mask touches the first or last slice; the organ may be cut off.",
+    "not_confident": "The probabilities are low or spread out (doubts.confidence).",
+    "spacing_unlike": "Voxels are much larger than any that the network was trained at.",
+    "no_seg": "No DICOM SEG could be written; the reason stands beside it.",
+}
+"""What each flag means, in the order in which flags are written."""
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """When a mask is flagged.
+
+    Attributes:
+        volume_ml: Smallest and largest plausible pancreas, ml.
+        piece_share: Of the mask's voxels that a second piece may have, 0 to 1.
+        confidence: The least that is not flagged, 0 to 1.
+        spacing_factor: Voxels may be this many times as long as those given to the network.
+    """
+
+    volume_ml: tuple[float, float] = (15, 300)
+    piece_share: float = 0.1
+    confidence: float = 0.7
+    spacing_factor: float = 2.5
+
+
+def mask_flags(
+    mask: NDArray[np.bool_],
+    *,
+    voxel_ml: float,
+    confidence: float,
+    spacing_mm: tuple[float, float, float],
+    network_spacing_mm: tuple[float, ...],
+    doubts: Doubts,
+) -> list[str]:
+    """Flags of a mask ``(X, Y, Z)`` whose last axis runs from feet to head.
+
+    >>> found = np.zeros((9, 9, 9), bool); found[2:7, 2:7, :4] = True
+    >>> mask_flags(found, voxel_ml=0.5, confidence=0.9, spacing_mm=(3, 3, 3),
+    ...            network_spacing_mm=(1.5, 1.5, 1.0), doubts=Doubts())
+    ['touches_end', 'spacing_unlike']
+    """
+    flags = set()
+    voxels = int(mask.sum())
+    low, high = doubts.volume_ml
+    if not voxels:
+        flags.add("no_pancreas")
+    else:
+        if not low <= voxels * voxel_ml <= high:
+            flags.add("volume_range")
+        if second_piece(mask) > doubts.piece_share * voxels:
+            flags.add("several_pieces")
+        if mask[..., 0].any() or mask[..., -1].any():
+            flags.add("touches_end")
+        if confidence < doubts.confidence:
+            flags.add("not_confident")
+    longest = [own / seen for own, seen in zip(spacing_mm, network_spacing_mm, strict=True)]
+    if max(longest) > doubts.spacing_factor:
+        flags.add("spacing_unlike")
+    return sorted(flags, key=list(MASK_FLAGS).index)
+
+
+def second_piece(mask: NDArray[np.bool_]) -> int:
+    """Voxels of the second largest piece; 0 where there is one."""
+    labels, pieces = ndimage.label(mask[bounding_box(mask)], TOUCHING)
+    return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if pieces > 1 else 0
