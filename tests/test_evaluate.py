@@ -170,6 +170,21 @@ def test_a_moved_folder_can_be_named_and_a_bad_case_stops_nothing(
     assert f"{good}_prediction.nii.gz" in left
 
 
+def test_where_every_case_fails_there_is_still_a_table_and_a_page(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    root, run = tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(prepared, root)
+    shutil.copytree(trained, run)
+    for case in json.loads((trained / "splits.json").read_text())["test"]:
+        (root / "cases" / f"{case}_image.nii.gz").write_bytes(b"not an image")
+    ended = command("evaluate", f"checkpoint={run}", f"data.root={root}")
+    assert ended.code == 1
+    assert "2 of 2 cases failed" in ended.err
+    assert json.loads((run / "scores" / "test.json").read_text())["n"] == 0
+    assert "no case has a reference to score against" in (run / "report.html").read_text()
+
+
 def test_evaluating_leaves_the_runs_configuration_alone(trained: Path, scored: Path) -> None:
     overrides = (trained / ".hydra" / "overrides.yaml").read_text()
     assert "experiment=smoke" in overrides

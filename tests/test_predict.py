@@ -241,6 +241,22 @@ def test_what_makes_no_sense_is_told_in_a_line(
     assert said in ended.err
 
 
+def test_a_series_that_is_no_ct_is_refused_with_what_takes_it(
+    best: Path, dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
+    shutil.copytree(series, tmp_path / "in")
+    for path in (tmp_path / "in").iterdir():
+        header = pydicom.dcmread(path)
+        header.Modality = "MR"
+        header.save_as(path)
+    ended = command("predict", f"checkpoint={best}", f"input={tmp_path / 'in'}", "output=out")
+    assert ended.code == 1
+    row = rows_of(Path("out"))[0]
+    assert (row["status"], row["case"]) == ("refused", "")
+    assert "modality is MR, expected CT; modality=any takes it" in row["reason"]
+
+
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 def test_a_real_series_whose_uids_were_emptied_is_segmented_without_a_seg(
     best: Path, shared_data: Path, tmp_path: Path, command: Command

@@ -32,7 +32,7 @@ class Board(pl.Callback):
 
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
-        self.counts = torch.zeros(2, THRESHOLDS)
+        self.counts = torch.zeros(2, THRESHOLDS, dtype=torch.float64)  # of 10^8 voxels, and exact
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the charts that hold training beside validation."""
@@ -108,17 +108,17 @@ def count_by_probability(probability: Tensor, drawn: Tensor) -> Tensor:
     """Voxels in each bin of probability, ``(2, bins)``: not drawn, drawn.
 
     >>> count_by_probability(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 1, 0]) > 0).sum(1)
-    tensor([2., 1.])
+    tensor([2., 1.], dtype=torch.float64)
     """
     parts = (probability[~drawn], probability[drawn])
-    return torch.stack([torch.histc(part.float(), THRESHOLDS, 0.0, 1.0) for part in parts])
+    return torch.stack([torch.histc(part.float(), THRESHOLDS, 0.0, 1.0) for part in parts]).double()
 
 
 def curve(counts: Tensor) -> tuple[Tensor, ...]:
     """True and false positives, true and false negatives, precision and recall by threshold."""
-    above = counts.double().flip(1).cumsum(1).flip(1)  # of each threshold, what lies in or above it
+    above = counts.flip(1).cumsum(1).flip(1)  # of each threshold, what lies in or above it
     false_positive, true_positive = above
-    negative, positive = counts.double().sum(1)
+    negative, positive = counts.sum(1)
     precision = true_positive / (true_positive + false_positive).clamp(min=1)
     recall = true_positive / positive.clamp(min=1)
     true_negative, false_negative = negative - false_positive, positive - true_positive

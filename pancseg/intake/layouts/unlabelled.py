@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from pancseg.errors import PancsegError
@@ -36,7 +37,11 @@ def find_scans(path: Path, modality: str, reading: Reading) -> Found:
         found.candidates += dicom.candidates
         taken = set(files)
         found.strays += [one for one in dicom.strays if one.path not in taken]
-    found.strays = [one for one in found.strays if one.status == "refused"]
+    found.strays = [
+        replace(one, reason=one.reason.replace("source.modality=", "modality="))
+        for one in found.strays
+        if one.status == "refused"
+    ]
     if not found.candidates and not found.strays:
         raise PancsegError(
             f"input={path}: holds neither a CT series nor a NIfTI image; give a folder of DICOM, "
