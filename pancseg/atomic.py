@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,20 @@ def replaced(path: Path) -> Iterator[Path]:
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Check that a folder can be written, before any work is done for it.
+
+    Raises:
+        PancsegError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PancsegError(f"{key}={folder}: cannot be written ({error.strerror})") from error
 
 
 def put_in_place(temporary: Path, path: Path) -> None:

@@ -26,12 +26,13 @@ def evaluate(cfg: DictConfig) -> float | None:
         PancsegError: If it cannot start.
         Incomplete: If a case failed; the others are scored.
     """
+    from pancseg.atomic import check_writable
     from pancseg.hardware import check_accelerator
     from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
     from pancseg.inference.postprocess import Wanted
     from pancseg.judging.case_judge import CaseJudge
-    from pancseg.judging.choosing import postprocess_of
-    from pancseg.judging.scoring_facts import describe_scoring, flags_of
+    from pancseg.judging.choosing import origin_of, postprocess_of
+    from pancseg.judging.scoring_facts import describe_scoring, flags_of, note_of
     from pancseg.output.run_files import Run
     from pancseg.output.run_report import write_run_report
     from pancseg.output.score_table import print_scores
@@ -44,19 +45,21 @@ def evaluate(cfg: DictConfig) -> float | None:
     path, device = Path(cfg.checkpoint), "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
     members = open_members(path, device=device, channels_last=cfg.hardware.channels_last)
     judges = judges_of(members, cfg.subset)
-    if absent := missing_folds(members):
+    absent = missing_folds(members, path)
+    if absent:
         log.warning("no run of folds %s is there: their patients are not scored", absent)
     root = Path(cfg.data.root or members[0].trained.data["root"])
     cases = cases_of(root, list(judges), cfg.subset)
+    folder = folder_of(path) / "scores"
+    check_writable(folder, "checkpoint")
     chosen = {one.checkpoint: postprocess_of(one, wanted, root) for one in members}
     about = {
         **describe_scoring(cfg.subset, judges, cases, chosen),
+        "postprocess_origin": origin_of(members, wanted),
+        "missing_folds": absent,
         "flags": flags_of(cases, root),
     }
-    folder = folder_of(path) / "scores"
-    note = f"{'PHANTOM, ' if about['phantoms'] else ''}"
-    note += "held out" if about["held_out"] else "NOT HELD OUT"
-    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), note)
+    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), note_of(about))
     judged = [
         judge.judge(case, who := judges[case.patient], [chosen[one.checkpoint] for one in who])
         for case in track(cases, f"scoring {cfg.subset}", "case")
@@ -65,14 +68,12 @@ def evaluate(cfg: DictConfig) -> float | None:
     figures = summarise(rows, calibrations, about)
     write_scores(folder, cfg.subset, rows, figures)
     print_scores(rows, figures, cfg.subset)
-    log.info("scores   %s", folder / f"{cfg.subset}.csv")
-    log.info("pictures %s", folder / cfg.subset / "*.png")
+    table, pictures = folder / f"{cfg.subset}.csv", folder / cfg.subset / "*.png"
+    log.info("scores   %s\npictures %s", table, pictures)
     run = Run(folder.parent, [folder_of(one.checkpoint) for one in members])
     log.info("report   %s", write_run_report(run, cfg.subset))
     if figures["failed"]:
-        raise Incomplete(
-            f"{len(figures['failed'])} of {len(rows)} cases failed; see {folder / cfg.subset}.csv"
-        )
+        raise Incomplete(f"{len(figures['failed'])} of {len(rows)} cases failed; see {table}")
     return figures["dice"]["mean"]
 
 

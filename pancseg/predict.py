@@ -1,6 +1,7 @@
 """``python -m pancseg.predict``: masks of scans that nobody has drawn on."""
 
 import logging
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,16 +46,23 @@ def predict(cfg: DictConfig) -> None:
             "postprocess: auto is chosen by pancseg.evaluate, on validation patients; leave it "
             "out here: what was chosen is taken up by itself"
         )
-    found = find_scans(Path(cfg.input), cfg.modality, Reading(processes=cores()))
+    scans, folder = Path(cfg.input), Path(cfg.output)
+    if scans.is_dir() and folder.resolve().is_relative_to(scans.resolve()):
+        raise PancsegError(
+            f"output={folder}: lies in the input, where its masks would be taken for scans; give "
+            "another folder"
+        )
+    found = find_scans(scans, cfg.modality, Reading(processes=cores()))
     device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
     segmenter = open_segmenter(
         Path(cfg.checkpoint), wanted, device=device, channels_last=cfg.hardware.channels_last
     )
-    folder = Path(cfg.output)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
     check_output(folder, segmenter)
     doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
     run = ScanRun(segmenter, folder, doubts, cfg.probabilities)
-    failed = segment_all(run, found, Path(cfg.input))
+    failed = segment_all(run, found, scans)
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")
 
@@ -65,7 +73,7 @@ def check_output(folder: Path, segmenter: "ScanSegmenter") -> None:
     Raises:
         PancsegError: If it does, or cannot be written.
     """
-    from pancseg.atomic import read_json, write_json
+    from pancseg.atomic import check_writable, read_json, write_json
     from pancseg.inference.postprocess import sha256_of
 
     about = {
@@ -78,10 +86,8 @@ def check_output(folder: Path, segmenter: "ScanSegmenter") -> None:
             f"output={folder}: holds masks of another checkpoint or another way to make them; "
             "give another folder"
         )
-    try:
-        write_json(path, about)
-    except OSError as error:
-        raise PancsegError(f"output={folder}: cannot be written ({error.strerror})") from error
+    check_writable(folder, "output")
+    write_json(path, about)
 
 
 def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:

@@ -143,7 +143,7 @@ def set_up_data(cfg: DictConfig) -> "GroupData":
 
 def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
     """The network with all that trains it, fitted to the data and the machine."""
-    from pancseg.inference.initial_weights import begin_with
+    from pancseg.inference.initial_weights import begin_with, patients_behind
     from pancseg.learning.segmenter import Segmenter
 
     names = ("model", "loss", "optimizer", "schedule", "augment")
@@ -163,6 +163,12 @@ def make_segmenter(cfg: DictConfig, data: "GroupData") -> "Segmenter":
     data.margin = segmenter.margin
     if cfg.init_from:
         log.info(begin_with(segmenter.network, Path(cfg.init_from)))
+        seen = patients_behind(Path(cfg.init_from))
+        data.seen_before.update(seen or ())
+        if seen is None:
+            log.warning("init_from does not say whom it was trained on: held_out counts without it")
+        elif known := seen.intersection(data.chosen.split.test):
+            log.warning("init_from was trained on %s of the test patients here", len(known))
     segmenter.prepare_for(channels_last=cfg.hardware.channels_last, compiled=cfg.hardware.compile)
     return segmenter
 
@@ -188,6 +194,7 @@ def check_earlier(
     from pancseg.inference.checkpoint import check_resumable
 
     chosen, numbers = data.chosen, dict(data.hparams)
+    data.seen_before.update(earlier.seen_before)
     check_resumable(earlier, segmenter, numbers, chosen.preprocessing, chosen.split, ema_decay)
     if earlier.data["batch_size"] != numbers["batch_size"]:
         log.warning(

@@ -170,6 +170,42 @@ def test_a_moved_folder_can_be_named_and_a_bad_case_stops_nothing(
     assert f"{good}_prediction.nii.gz" in left
 
 
+def test_patients_whom_the_first_weights_were_trained_on_are_not_held_out(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    """A run that goes on from another one's weights, with that one's training patient as test."""
+    before = json.loads((trained / "splits.json").read_text())
+    known, *rest = before["train"]
+    split = {"train": rest + before["test"], "val": before["val"], "test": [known]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    run, best = tmp_path / "run", trained / "checkpoints" / "best.ckpt"
+    words = [word for word in smoke(prepared, run) if not word.startswith("split.")]
+    words += ["split=file", f"split.path={tmp_path / 'split.json'}", f"init_from={best}"]
+    ended = command("train", *words, "trainer.max_epochs=1")
+    assert ended.code == 0
+    assert "init_from was trained on 1 of the test patients here" in ended.out
+    assert command("train", *words[:-1], "trainer.max_epochs=2", "ckpt_path=last").code == 0
+    ended = command("evaluate", f"checkpoint={run}")
+    assert ended.code == 0
+    assert "NOT HELD OUT" in ended.out
+    assert json.loads((run / "scores" / "test.json").read_text())["held_out"] is False
+    assert known in json.loads((run / "summary.json").read_text())["seen_before"]
+
+
+def test_the_page_says_who_chose_the_threshold(
+    trained: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    for word, said in (
+        ("postprocess.threshold=null", "Nothing was chosen"),
+        ("postprocess.threshold=0.4", "given by hand"),
+        ("postprocess.threshold=auto", "chosen on validation patients, on none of these"),
+    ):
+        assert command("evaluate", f"checkpoint={run}", word).code == 0
+        assert said in (run / "report.html").read_text()
+
+
 def test_where_every_case_fails_there_is_still_a_table_and_a_page(
     trained: Path, prepared: Path, tmp_path: Path, command: Command
 ) -> None:

@@ -33,7 +33,7 @@ def test_a_threshold_and_the_largest_component_make_the_mask() -> None:
 
 
 def test_what_validation_does_best_with_is_chosen() -> None:
-    chosen, seen = choose(Wanted("auto", "auto"), [("p", field(), organ())])
+    chosen, seen = choose(Wanted("auto", "auto"), Postprocess(), [("p", field(), organ())])
     assert chosen == Postprocess(0.35, True)  # of those that find all of it, the nearest to 0.5
     assert seen["n"] == 1
     table = {(row["threshold"], row["largest_component"]): row["dice"] for row in seen["dice"]}
@@ -46,7 +46,7 @@ def test_what_validation_does_best_with_is_chosen() -> None:
 def test_a_choice_counts_patients_and_leaves_out_empty_references() -> None:
     good = ("a", np.where(organ(), 0.6, 0.0).astype(np.float32), organ())
     cases = [good, good, good, ("b", field(), organ()), ("c", field(), np.zeros_like(organ()))]
-    _, seen = choose(Wanted("auto", False), cases)
+    _, seen = choose(Wanted("auto", False), Postprocess(), cases)
     at_half = next(row["dice"] for row in seen["dice"] if row["threshold"] == 0.5)
     assert seen["n"] == 2
     assert at_half == pytest.approx((1 + 0) / 2)
@@ -54,7 +54,7 @@ def test_a_choice_counts_patients_and_leaves_out_empty_references() -> None:
 
 def test_where_nothing_is_better_the_plain_way_stays() -> None:
     sure = organ().astype(np.float32)
-    assert choose(Wanted("auto", "auto"), [("p", sure, organ())])[0] == Postprocess()
+    assert choose(Wanted("auto", "auto"), Postprocess(), [("p", sure, organ())])[0] == Postprocess()
 
 
 def test_a_choice_is_remembered_for_these_weights_alone(tmp_path: Path) -> None:
@@ -93,3 +93,14 @@ def test_the_side_file_says_on_whom_it_was_chosen(tmp_path: Path) -> None:
     record(checkpoint, Postprocess(), {"chosen_on": "val", "n": 3})
     content = json.loads(side_file(checkpoint).read_text())
     assert (content["chosen_on"], content["n"], content["threshold"]) == ("val", 3, 0.5)
+
+
+def test_what_was_kept_stays_beside_what_is_chosen_and_numbers_are_not_kept() -> None:
+    kept = Postprocess(0.45, True)
+    chosen, seen = choose(Wanted("auto", None), kept, [("p", field(), organ())])
+    assert chosen == Postprocess(0.35, True)
+    assert {row["largest_component"] for row in seen["dice"]} == {True}
+    given = Wanted(0.3, "auto")
+    chosen, _ = choose(given, kept, [("p", field(), organ())])
+    assert chosen == Postprocess(0.3, True)
+    assert given.chosen_alone(chosen, Postprocess(0.45, False)) == Postprocess(0.45, True)

@@ -236,9 +236,73 @@ def test_what_was_chosen_on_validation_is_taken_up(
 def test_what_makes_no_sense_is_told_in_a_line(
     best: Path, tmp_path: Path, command: Command, words: list[str], said: str
 ) -> None:
-    ended = command("predict", f"checkpoint={best}", *words, f"output={tmp_path / 'out'}")
+    ended = command("predict", f"checkpoint={best}", *words, f"output={tmp_path.parent / 'out'}")
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_what_a_changed_input_left_behind_is_removed_where_it_fails(
+    best: Path, dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    scans, out = tmp_path / "in", tmp_path / "out"
+    scans.mkdir()
+    shutil.copy(next((dicom / "truth").glob("*_image.nii.gz")), scans / "scan.nii.gz")
+    words = [f"checkpoint={best}", f"input={scans}", f"output={out}"]
+    assert command("predict", *words).code == 0
+    assert (out / "scan_pancreas.nii.gz").is_file()
+    (scans / "scan.nii.gz").write_bytes(b"damaged since")
+    assert command("predict", *words).code == 1
+    assert {path.name for path in out.iterdir()} == {"predictions.csv", "predictions.json"}
+
+
+def test_files_in_folders_and_of_other_forms_are_scans_of_their_own_and_labels_are_none(
+    best: Path, dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    plain = nib.load(next((dicom / "truth").glob("*_image.nii.gz")))
+    scans = tmp_path / "in"
+    for folder in ("Miller", "Smith"):
+        (scans / folder).mkdir(parents=True)
+        nib.save(plain, scans / folder / "ct.nii.gz")
+    nib.save(nib.Nifti2Image(np.asarray(plain.dataobj), plain.affine), scans / "second.nii")
+    nib.save(plain, scans / "second_label.nii.gz")
+    ended = command("predict", f"checkpoint={best}", f"input={scans}", "output=out")
+    assert ended.code == 0, ended.err
+    assert "1 files named as labels are left out, such as second_label.nii.gz" in ended.err
+    cases = [row["case"] for row in rows_of(Path("out"))]
+    assert len(set(cases)) == 3
+    assert "second" in cases
+    assert sum(case.startswith("ct-") for case in cases) == 2
+    for path in Path("out").iterdir():
+        assert "Miller" not in path.name
+        assert "Smith" not in path.name
+    mask = nib.load("out/second_pancreas.nii.gz")
+    np.testing.assert_allclose(mask.affine, plain.affine, atol=1e-4)
+
+
+def test_masks_are_never_written_among_the_scans(
+    best: Path, dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    scans = dicom / "truth"
+    ended = command("predict", f"checkpoint={best}", f"input={scans}", f"output={scans / 'out'}")
+    assert ended.code == 2
+    assert "lies in the input" in ended.err
+    assert not (scans / "out").exists()
+
+
+def test_a_header_that_no_seg_can_be_made_of_costs_the_seg_alone(
+    best: Path, dicom: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unhappy(*words: object) -> None:
+        raise ValueError("source images differ in something")
+
+    monkeypatch.setattr("pancseg.applying.scan_run.write_seg", unhappy)
+    series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
+    ended = command("predict", f"checkpoint={best}", f"input={series}", "output=out")
+    assert ended.code == 0
+    row = rows_of(Path("out"))[0]
+    assert "no_seg" in row["flags"].split()
+    assert row["reason"] == "seg_failed: ValueError: source images differ in something"
+    assert (Path("out") / f"{row['case']}_preview.png").is_file()
 
 
 def test_a_series_that_is_no_ct_is_refused_with_what_takes_it(

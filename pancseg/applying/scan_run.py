@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from pancseg.affine import oriented_like, spacing_of, voxel_ml
+from pancseg.affine import Affine, oriented_like, spacing_of, voxel_ml
 from pancseg.applying.mask_flags import Doubts, mask_flags
 from pancseg.applying.scan_segmenter import ScanSegmenter, Segmented
 from pancseg.atomic import replaced
@@ -24,6 +24,7 @@ from pancseg.output.scan_preview import draw_scan
 
 log = logging.getLogger(__name__)
 IMAGE_CHECKS = Checks()
+ENDINGS = ("_pancreas.nii.gz", "_pancreas.dcm", "_preview.png", "_probability.nii.gz")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ScanRun:
         began = time.perf_counter()
         row = Prediction(case, str(candidate.path), candidate.series_uid, input=input_of(candidate))
         try:
+            self.remove(case)
             row = self.segment(candidate, row)
         except Refused as refused:
             row = replace(row, status=REFUSED, reason=str(refused))
@@ -55,6 +57,11 @@ class ScanRun:
             row = replace(row, status=FAILED, reason=f"{type(error).__name__}: {brief(error)}")
         seconds = round(time.perf_counter() - began, 2)
         return replace(row, seconds=seconds, peak_memory_mb=peak_memory_mb())
+
+    def remove(self, case: str) -> None:
+        """Remove what an earlier batch wrote of a case: it is of another input, or not whole."""
+        for end in ENDINGS:
+            (self.folder / f"{case}{end}").unlink(missing_ok=True)
 
     def segment(self, candidate: Candidate, row: Prediction) -> Prediction:
         """Read, segment, write.
@@ -65,7 +72,7 @@ class ScanRun:
         scan = candidate.read_image()
         found = self.segmenter.segment(scan.image)
         flags = self.flags(scan, found)
-        reason = self.write(candidate, row.case, scan, found)
+        reason = self.write(row.case, scan, found)
         hu = np.asanyarray(scan.image.dataobj)
         volume_ml = int(found.mask.sum()) * voxel_ml(scan.image.affine)
         title = f"{row.case}: {volume_ml:.1f} ml, confidence {found.confidence:.2f}"
@@ -97,24 +104,27 @@ class ScanRun:
         )
         return [*of_image, *of_mask]
 
-    def write(self, candidate: Candidate, case: str, scan: Scan, found: Segmented) -> str:
+    def write(self, case: str, scan: Scan, found: Segmented) -> str:
         """Write mask, probabilities and SEG.
 
         Returns:
             Why there is no SEG of a series; mostly empty.
         """
         mask = nib.Nifti1Image(found.mask.astype(np.uint8), scan.image.affine)
-        own = grid_of(candidate, scan)
-        save(self.folder / f"{case}_pancreas.nii.gz", oriented_like(mask, own), own)
+        own = scan.image.affine if scan.own_affine is None else scan.own_affine
+        save(self.folder / f"{case}_pancreas.nii.gz", mask, own)
         if self.probabilities:
             p = nib.Nifti1Image(found.probability, scan.image.affine)
-            save(self.folder / f"{case}_probability.nii.gz", oriented_like(p, own), own)
+            save(self.folder / f"{case}_probability.nii.gz", p, own)
         if scan.stack is None:
             return ""
         try:
             write_seg(self.folder / f"{case}_pancreas.dcm", mask, scan.stack)
         except Refused as refused:
             return str(refused)
+        except Exception as error:  # highdicom knows more ways to be unhappy with a header
+            log.debug("%s", case, exc_info=True)
+            return f"seg_failed: {type(error).__name__}: {brief(error)}"
         return ""
 
     def is_done(self, candidate: Candidate, row: Prediction) -> bool:
@@ -128,21 +138,14 @@ class ScanRun:
         return row.input == input_of(candidate) != "" and there
 
 
-def grid_of(candidate: Candidate, scan: Scan) -> nib.Nifti1Image:
-    """The grid of the input: a file's own axes, or the volume of a series."""
-    if candidate.is_dicom:
-        return scan.image
-    return nib.Nifti1Image.from_filename(candidate.path)
-
-
-def save(path: Path, image: nib.Nifti1Image, own: nib.Nifti1Image) -> None:
-    """Write an image on its input's grid: the affine of its voxels, and what space that is."""
-    values = np.asanyarray(image.dataobj)
-    stored = nib.Nifti1Image(values, image.affine)
+def save(path: Path, image: nib.Nifti1Image, affine: Affine) -> None:
+    """Write an image with its axes as those of its input."""
+    own = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine)
+    turned = oriented_like(image, own)
+    stored = nib.Nifti1Image(np.asanyarray(turned.dataobj), turned.affine)
     stored.header.set_xyzt_units("mm")
-    for form in ("sform", "qform"):
-        code = int(own.header[f"{form}_code"])
-        getattr(stored, f"set_{form}")(image.affine, code=code or "scanner")
+    for place in (stored.set_sform, stored.set_qform):
+        place(turned.affine, code="scanner")
     with replaced(path) as temporary:
         nib.save(stored, temporary)
 
@@ -165,4 +168,5 @@ def peak_memory_mb() -> float | str:
         return ""
     import resource
 
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    unit = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)

@@ -93,6 +93,7 @@ class GroupData(pl.LightningDataModule):
         self.margin: Size = (0, 0, 0)  # voxels around a patch that augmentation needs
         self.step_bytes = 0  # that a training step needs on the device, by the estimate
         self.choice: ChosenData | None = None
+        self.seen_before: set[str] = set()  # patients whom the first weights were trained on
 
     def prepare_data(self) -> None:
         """Prepare the folder first where it holds no manifest."""
@@ -153,7 +154,11 @@ class GroupData(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data beside the hyperparameters: who was dealt where."""
-        return {"split": self.chosen.split.as_dict(), "fingerprint": self.chosen.fingerprint()}
+        return {
+            "split": self.chosen.split.as_dict(),
+            "fingerprint": self.chosen.fingerprint(),
+            "seen_before": sorted(self.seen_before),
+        }
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of training samples, from where the training is."""

@@ -28,6 +28,7 @@ class Trained:
         split: Who was dealt where.
         epoch: Epochs that were complete.
         fingerprint: Of the data it was trained on.
+        seen_before: Patients whom the weights it began with were trained on or chosen by.
         averaged: Whether its weights are a running mean, beside which it keeps the current ones.
     """
 
@@ -38,6 +39,12 @@ class Trained:
     epoch: int
     fingerprint: str
     averaged: bool
+    seen_before: frozenset[str] = frozenset()
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Patients whom its weights may know: trained on or chosen by, now or before."""
+        return self.seen_before | {*self.split.train, *self.split.val}
 
     @property
     def depth(self) -> int | None:
@@ -82,6 +89,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         int(content["epoch"]) + 1,
         state["fingerprint"],
         "current_model_state" in content,
+        frozenset(state.get("seen_before", ())),
     )
 
 

@@ -50,6 +50,17 @@ def begin_with(network: nn.Module, path: Path) -> str:
     return f"init_from: {len(fitting)} of {len(own)} weights taken{told}"
 
 
+def patients_behind(path: Path) -> frozenset[str] | None:
+    """Patients whom weights were trained on or chosen by; None where the file does not say."""
+    content = load(path)
+    if not isinstance(content, Mapping) or "GroupData" not in content:
+        return None
+    state = content["GroupData"]
+    return frozenset(
+        (*state["split"]["train"], *state["split"]["val"], *state.get("seen_before", ()))
+    )
+
+
 def weights_in(content: Any) -> dict[str, Tensor]:
     """The weights in what a file holds, under the network's own names.
 

@@ -121,17 +121,16 @@ def are_held_out(judges: dict[str, list[Member]], subset: str) -> bool:
     if subset != "test":
         return False
     return all(
-        member.trained.split.held_out
-        and patient not in {*member.trained.split.train, *member.trained.split.val}
+        member.trained.split.held_out and patient not in member.trained.seen
         for patient, judging in judges.items()
         for member in judging
     )
 
 
-def missing_folds(members: Sequence[Member]) -> list[int]:
-    """Folds of a k-fold sweep that nobody was tested on; none where it is no such sweep."""
+def missing_folds(members: Sequence[Member], path: Path) -> list[int]:
+    """Folds of a k-fold sweep that nobody was tested on; none where the path is no such sweep."""
     rules = [m.trained.data["split"] for m in members if m.trained.split.rule == "kfold"]
-    if len(members) < 2 or not rules:
+    if not path.is_dir() or (path / BEST).is_file() or not rules:
         return []
     return sorted(set(range(int(rules[0]["folds"]))) - {int(rule["fold"]) for rule in rules})
 

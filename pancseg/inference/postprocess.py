@@ -90,6 +90,18 @@ class Wanted:
         """Whether something has to be chosen on validation patients."""
         return AUTO in (self.threshold, self.largest_component)
 
+    @property
+    def is_given(self) -> bool:
+        """Whether something is set by hand."""
+        return self.threshold not in (None, AUTO) or self.largest_component in (True, False)
+
+    def chosen_alone(self, chosen: Postprocess, kept: Postprocess) -> Postprocess:
+        """What is to be kept: what was chosen, beside it what was kept before, nothing given."""
+        return Postprocess(
+            chosen.threshold if self.threshold == AUTO else kept.threshold,
+            chosen.largest_component if self.largest_component == AUTO else kept.largest_component,
+        )
+
     def over(self, recorded: Postprocess) -> Postprocess:
         """What was recorded, with the values that are given instead."""
         t, largest = self.threshold, self.largest_component

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 
+from pancseg.affine import Affine
 from pancseg.intake.dicom.stack import Repair, Stack
 
 Choice = tuple[int | str, ...] | None
@@ -34,10 +35,12 @@ class Scan:
     Attributes:
         image: HU, slice 0 nearest the feet, int16 where that loses nothing, else float32.
         stack: Where its stored slices lie; None for files that are no DICOM.
+        own_affine: Of a file as it is stored, RAS, mm; None for DICOM, whose volume this is.
     """
 
     image: nib.Nifti1Image
     stack: Stack | None = None
+    own_affine: Affine | None = None
 
 
 @dataclass(frozen=True)

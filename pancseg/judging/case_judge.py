@@ -16,6 +16,7 @@ from pancseg.bounding_box import bounding_box
 from pancseg.dataset.manifest import Case
 from pancseg.inference.members import Member, mean_probability, together
 from pancseg.inference.postprocess import Postprocess
+from pancseg.intake.dicom.pixels import brief
 from pancseg.output.case_view import make_view
 from pancseg.output.outlines import draw_case
 from pancseg.scoring.case_scores import Scores, score_case
@@ -54,14 +55,15 @@ class CaseJudge:
             chosen: How each of them makes a mask.
         """
         named = {"patient": case.patient, "case": case.case}
-        for old in (self.mask_of(case), self.picture_of(case), self.view_of(case)):
-            old.unlink(missing_ok=True)  # of an earlier scoring, should this one fail
         fold = {"fold": judging[0].fold} if len(judging) == 1 else {"fold": None}
         try:
+            for old in (self.mask_of(case), self.picture_of(case), self.view_of(case)):
+                old.unlink(missing_ok=True)  # of an earlier scoring, should this one fail
             scores, soft, calibration = self.measure(case, judging, together(chosen))
         except Exception as error:  # one bad case never stops a batch
             log.debug("%s", case.case, exc_info=True)
-            reason = f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())}"
+            told = brief(error).replace(str(self.root), "...")  # no place of data in a report
+            reason = f"{FAILED}: {type(error).__name__}: {told}"
             scores = Scores.nothing(self.tolerances_mm, reason)
             soft, calibration = {"dice_plain": None, "recipe_metric": None}, None
         row = {**named, **scores.as_row()}

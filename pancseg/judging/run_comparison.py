@@ -28,6 +28,12 @@ class Scored:
     values: dict[str, dict[str, float]]
 
     @property
+    def kind(self) -> list[Any]:
+        """What has to be equal in repetitions: what was trained, and how it was judged."""
+        judged = ("checkpoint", "checkpoints", "postprocess_origin")
+        return [self.run.configuration(), *(self.figures[key] for key in judged)]
+
+    @property
     def patients(self) -> list[str]:
         """Who has scores, sorted."""
         return sorted(next(iter(self.values.values())))
@@ -150,7 +156,7 @@ def configurations(runs: Sequence[Scored]) -> list[Configuration]:
     groups: list[list[Scored]] = []
     for one in runs:
         for group in groups:
-            same = group[0].run.configuration() == one.run.configuration()
+            same = group[0].kind == one.kind
             if same and one.run.composed() and one.run.seed not in [o.run.seed for o in group]:
                 group.append(one)
                 break

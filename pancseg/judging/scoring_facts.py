@@ -38,6 +38,7 @@ def describe_scoring(
         "geometry": GEOMETRY.format("groups" if trained.depth else "windows"),
         "phantoms": any(case.phantom for case in cases),
         "checkpoints": len(members),
+        "checkpoint": sorted({member.checkpoint.name for member in members}),
         "judges_of_a_patient": most,
         "checkpoint_epoch": [m.trained.epoch for m in members]
         if len(members) > 1
@@ -45,6 +46,16 @@ def describe_scoring(
         "data_fingerprint": trained.fingerprint,
         "postprocess": [asdict(chosen[m.checkpoint]) for m in members],
     }
+
+
+def note_of(about: dict[str, Any]) -> str:
+    """What is said on every picture of a scoring.
+
+    >>> note_of({"phantoms": True, "held_out": False})
+    'PHANTOM, NOT HELD OUT'
+    """
+    held_out = "held out" if about["held_out"] else "NOT HELD OUT"
+    return f"PHANTOM, {held_out}" if about["phantoms"] else held_out
 
 
 def flags_of(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """Charts for pages: drawn by matplotlib as SVG, in the colours of the page they stand on."""
 
+import html
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -44,7 +45,7 @@ def as_svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] =
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # the same in every chart
     sized = re.sub(r' (width|height)="[^"]*pt"', "", text, count=2)
-    return sized.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
+    return sized.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
 
 
 def curves(rows: Sequence[Row], name: str) -> str:

@@ -56,7 +56,7 @@ class Run:
                 f"python -m pancseg.evaluate checkpoint={self.checkpoint} subset={subset}"
             )
         figures = read_json(path, is_table, "figures that evaluate wrote")
-        if "postprocess" not in figures:
+        if "postprocess_origin" not in figures:
             raise PancsegError(
                 f"{path}: was written by an earlier version; run python -m pancseg.evaluate "
                 f"checkpoint={self.checkpoint} subset={subset} again"
@@ -99,7 +99,8 @@ class Run:
             for part in self.parts
             if (part / "splits.json").is_file()
         )
-        return {patient for split in dealt for name in ("train", "val") for patient in split[name]}
+        before = {one for summary in self.summaries for one in summary.get("seen_before", ())}
+        return before.union(*(split[name] for split in dealt for name in ("train", "val")))
 
     def configuration(self) -> dict[str, Any]:
         """What was trained, without seed and places: runs in which it is equal are repetitions."""
@@ -127,6 +128,8 @@ class Run:
 
     def command(self) -> str:
         """What to type to train it again, without the places of data, which may name patients."""
+        if not self.composed():
+            return "the configuration of this run is not in its folder"
         path = self.folder / "multirun.yaml"
         if path.is_file():
             words, start = list(OmegaConf.load(path).hydra.overrides.task), "train -m"

@@ -15,6 +15,11 @@ from pancseg.scoring.statistics import per_patient
 NAME = "report.html"
 HIDDEN = ("patient", "dice_plain", "recipe_metric")
 PLAIN = {"threshold": 0.5, "largest_component": False}
+ORIGINS = {
+    "plain": "Nothing was chosen; postprocess.threshold=auto chooses on validation patients.",
+    "validation": "It was chosen on validation patients, on none of these.",
+    "given": "It was given by hand: figures are honest only if it was not tried out on these.",
+}
 Row = dict[str, Any]
 
 
@@ -52,7 +57,7 @@ def write_run_report(run: Run, subset: str) -> Path:
         views=[view_of(row, views[row["case"]]) for row in rows if row["case"] in views],
         rules=RULES,
         command=run.command(),
-        checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
+        checkpoint="SWEEP" if run.is_sweep else f"RUN/checkpoints/{figures['checkpoint'][0]}",
         environment=environment_facts(run, figures),
         **(figure_parts(rows, figures, who) if figures["n"] else {"figures": None}),
     )
@@ -79,6 +84,9 @@ def trained_facts(run: Run, figures: dict[str, Any]) -> list[tuple[str, str]]:
         judges = figures["judges_of_a_patient"]
         said = "the one that held the patient out" if judges == 1 else f"the mean of {judges}"
         facts.append(("each patient judged by", said))
+    if figures["missing_folds"]:
+        missing = ", ".join(map(str, figures["missing_folds"]))
+        facts.append(("folds that are missing", f"{missing}: their patients are not here"))
     split = figures["split"]
     seed = "" if split["seed"] is None else f", seed {split['seed']}"
     flagged = figures["flags"]
@@ -196,15 +204,13 @@ def postprocess_said(figures: dict[str, Any]) -> str:
     }
     plain, now = figures["dice_plain"]["mean"], figures["dice"]["mean"]
     changed = (
-        "That is the plain way; nothing was chosen."
+        "That is the plain way."
         if figures["postprocess"] == [PLAIN] * len(figures["postprocess"])
         else f"The plain way, threshold 0.5 and all components, gives these {people(figures)} Dice "
         f"{plain:.3f}: a change of {now - plain:+.3f}."
     )
-    return (
-        f"Masks were made by {' or '.join(sorted(used))}. {changed} Settings are chosen on "
-        "validation patients (postprocess.threshold=auto), never on these."
-    )
+    origin = ORIGINS[figures["postprocess_origin"]]
+    return f"Masks were made by {' or '.join(sorted(used))}. {changed} {origin}"
 
 
 def view_of(row: Row, view: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ RULES = [
     ("Dice", "Twice the common voxels over the sum of both masks': hard, of the pancreas, one a "
      "whole case, on the scan's own grid, groups put back together. A missed organ has 0."),
     ("NSD", "Normalised surface Dice: share of the surface voxels of both masks that lie within "
-     "1, 2 or 3 mm of the other's surface. A missed organ has 0."),
+     "the stated distance of the other's surface. A missed organ has 0."),
     ("HD95", "95th percentile of the distances between the surfaces, the larger of both "
      "directions. A missed organ has the diagonal of the scan, so that it cannot be dropped."),
     ("ASSD", "Mean distance of the surface voxels of both masks from the other's surface. A "

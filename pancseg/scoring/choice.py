@@ -17,31 +17,34 @@ PLAIN = Postprocess()
 Judged = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
 
 
-def candidates(wanted: Wanted) -> list[Postprocess]:
+def candidates(wanted: Wanted, kept: Postprocess) -> list[Postprocess]:
     """The settings to try, the plainest first.
 
-    >>> candidates(Wanted(0.4, "auto"))
+    >>> candidates(Wanted(0.4, "auto"), Postprocess())
     [Postprocess(threshold=0.4, largest_component=False), Postprocess(threshold=0.4, \
 largest_component=True)]
     """
-    given = wanted.over(PLAIN)
+    given = wanted.over(kept)
     thresholds = THRESHOLDS if wanted.threshold == AUTO else [given.threshold]
     pieces = [False, True] if wanted.largest_component == AUTO else [given.largest_component]
     near = sorted(thresholds, key=lambda threshold: abs(threshold - PLAIN.threshold))
     return [Postprocess(threshold, largest) for largest in pieces for threshold in near]
 
 
-def choose(wanted: Wanted, cases: Iterable[Judged]) -> tuple[Postprocess, dict[str, Any]]:
+def choose(
+    wanted: Wanted, kept: Postprocess, cases: Iterable[Judged]
+) -> tuple[Postprocess, dict[str, Any]]:
     """Choose by mean Dice over validation patients; a case without reference takes no part.
 
     Args:
         wanted: Which of them are to be chosen.
+        kept: What was chosen before.
         cases: Patient, probability and drawn mask of each, on the case's own grid.
 
     Returns:
         The choice, and what was seen: mean Dice of each candidate, how many patients.
     """
-    tried = candidates(wanted)
+    tried = candidates(wanted, kept)
     patients: list[str] = []
     dice: list[list[float]] = []
     for patient, probability, reference in cases:
@@ -49,7 +52,7 @@ def choose(wanted: Wanted, cases: Iterable[Judged]) -> tuple[Postprocess, dict[s
             patients.append(patient)
             dice.append(dice_of_each(tried, probability, reference))
     if not patients:
-        return wanted.over(PLAIN), {"n": 0, "dice": []}
+        return wanted.over(kept), {"n": 0, "dice": []}
     means = [
         float(np.mean(per_patient(patients, [row[i] for row in dice]))) for i in range(len(tried))
     ]

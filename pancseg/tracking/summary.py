@@ -59,6 +59,7 @@ def describe_run(
         "epochs": rows[-1]["epoch"] if rows else 0,
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "held_out": chosen.split.held_out,
+        "seen_before": sorted(data.seen_before),
         "phantoms": chosen.of_phantoms,
         "split": {key: value for key, value in data.hparams["split"].items() if key != "path"},
         "parts": chosen.counts(),

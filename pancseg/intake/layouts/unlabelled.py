@@ -1,17 +1,19 @@
 """Scans to be segmented: whatever a path holds, DICOM series and NIfTI files, without labels."""
 
 import hashlib
-from collections import Counter
+import os
+import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pancseg.errors import PancsegError
 from pancseg.intake.found import Candidate, Found, Reading
 from pancseg.intake.layouts.dicom import find_dicom
-from pancseg.intake.layouts.nifti import find_nifti_pairs
-from pancseg.intake.nifti.reading import find_nifti, without_ending
+from pancseg.intake.nifti.reading import find_nifti, read_nifti_ct, without_ending
 
 SHORT = 12  # digits of a hash in a case's name
+IS_LABEL = re.compile(r"[_\-.](label|lbl|seg|mask)$", re.IGNORECASE)
 
 
 def find_scans(path: Path, modality: str, reading: Reading) -> Found:
@@ -28,10 +30,13 @@ def find_scans(path: Path, modality: str, reading: Reading) -> Found:
     if not path.exists():
         raise PancsegError(f"input={path}: there is no such file or folder")
     files = find_nifti(path)
-    found = Found()
-    if files:
-        found = find_nifti_pairs(path, None, None, reading)
-        found.warnings.clear()  # of patients, who do not matter here
+    drawn = [file for file in files if IS_LABEL.search(without_ending(file))]
+    scans = [file for file in files if file not in drawn]
+    found = Found([as_candidate(file) for file in scans])
+    if drawn:
+        found.warnings.append(
+            f"{len(drawn)} files named as labels are left out, such as {drawn[0].name}"
+        )
     if path.is_dir() or not files:
         dicom = find_dicom(path, None, modality, reading)
         found.candidates += dicom.candidates
@@ -50,31 +55,41 @@ def find_scans(path: Path, modality: str, reading: Reading) -> Found:
     return found
 
 
-def names_of(candidates: list[Candidate], base: Path) -> list[str]:
-    """Names of cases: a NIfTI file's own, a hash of a series's UID; each once.
+def as_candidate(file: Path) -> Candidate:
+    """A NIfTI file as a scan."""
+    return Candidate(
+        path=file,
+        patient="",
+        files=(file,),
+        read_image=partial(read_nifti_ct, file),
+        identity=str(file),
+    )
 
-    What stands in headers of DICOM never gets into a name.
+
+def names_of(candidates: list[Candidate], base: Path) -> list[str]:
+    """Names of cases, each once: a NIfTI file's own, with a hash where it lies in a folder below.
+
+    A series is named by a hash of its UID. What stands in headers of DICOM, or names folders,
+    never gets into a name.
     """
-    plain = [name_of(one) for one in candidates]
-    times = Counter(plain)
-    names = [
-        name if times[name] == 1 else "_".join((*place(one.path, base), name))
-        for name, one in zip(plain, candidates, strict=True)
-    ]
+    names = [name_of(one, base) for one in candidates]
     return [
         f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name
         for i, name in enumerate(names)
     ]
 
 
-def name_of(candidate: Candidate) -> str:
+def name_of(candidate: Candidate, base: Path) -> str:
     """The name of one case; where an anonymiser emptied the UID, by what its first file holds."""
-    if not candidate.is_dicom:
-        return without_ending(candidate.path)
-    told = candidate.series_uid.encode() or min(candidate.files).read_bytes()
-    return f"series-{hashlib.sha256(told).hexdigest()[:SHORT]}"
+    path = candidate.path
+    if candidate.is_dicom:
+        told = candidate.series_uid.encode() or min(candidate.files).read_bytes()
+        return f"series-{short_hash(told)}"
+    if path.parent == base or path == base:
+        return without_ending(path)
+    return f"{without_ending(path)}-{short_hash(os.fsencode(path.relative_to(base)))}"
 
 
-def place(path: Path, base: Path) -> tuple[str, ...]:
-    """Folders between a file and the folder that was searched."""
-    return path.parent.relative_to(base).parts if path.is_relative_to(base) else ()
+def short_hash(told: bytes) -> str:
+    """A few digits that follow from what is told."""
+    return hashlib.sha256(told).hexdigest()[:SHORT]

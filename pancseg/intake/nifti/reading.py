@@ -52,7 +52,8 @@ def read_nifti_ct(path: Path) -> Scan:
         Refused: If it cannot be read, has no place in space, or is not one volume.
     """
     values, claim = load(path)
-    return Scan(slices_from_feet(nib.Nifti1Image(hu_of(values, claim), claim.affine)))
+    image = slices_from_feet(nib.Nifti1Image(hu_of(values, claim), claim.affine))
+    return Scan(image, own_affine=claim.affine)
 
 
 def read_nifti_mask(path: Path, reading: Reading, scan: Scan, declared: Iterable[int] = ()) -> Mask:
