@@ -19,11 +19,13 @@ from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
+import torch
 from dice_over_time import machine
 from scipy import ndimage
 
 from pancseg.dataset.manifest import Case
 from pancseg.inference.members import Member
+from pancseg.inference.own_grid import Piece
 from pancseg.inference.postprocess import Postprocess
 from pancseg.judging.case_judge import CaseJudge, read_case, write_mask
 from pancseg.progress import track
@@ -45,9 +47,9 @@ class Found:
         """Itself."""
         return self
 
-    def probability(self, image: nib.Nifti1Image) -> np.ndarray:
+    def look(self, image: nib.Nifti1Image) -> list[Piece]:
         """What lies ready, whatever the image."""
-        return self.value
+        return [Piece(torch.from_numpy(self.value), image.affine, 0, image.shape[2])]
 
 
 def make_image(path: Path, shape: tuple[int, ...]) -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from dice_over_time import ARMS, Arm, report, whole_case_dice, write_result
 
@@ -189,14 +189,19 @@ class PlainNetwork:
         import torch
         from plain_recipe import make_network
 
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = make_network(tiny)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.hparams = {"view": None}  # any image is read whole
+        self.network = make_network(tiny).eval()
         self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        self.network.to(self.device).eval()
 
-    def probability(self, image: Any) -> Any:
-        """Of pancreas, ``(B, 1, H, W, D)``."""
-        return self.network(image).float().sigmoid()[:, 1:]
+    def to(self, device: str) -> Self:
+        """Move to a device."""
+        self.network.to(device)
+        return self
+
+    def evidence(self, image: Any) -> Any:
+        """Logit of pancreas, ``(B, 1, H, W, D)``."""
+        return self.network(image).float()[:, 1:]
 
 
 def judge_plain(bench: Bench, weights: Path) -> dict[str, float]:
@@ -207,12 +212,13 @@ def judge_plain(bench: Bench, weights: Path) -> dict[str, float]:
     from pancseg.dataset.manifest import Case
     from pancseg.dataset.transforms import Preprocessing
     from pancseg.inference.whole_case import WholeCase
+    from pancseg.inference.windows import Windows
 
     size = plain.TINY_SIZE if bench.quick else plain.SIZE
     window_hu = (plain.LOW_HU, plain.HIGH_HU)
     steps = Preprocessing("RAS", plain.SPACING_MM, window_hu, size)
     network: Any = PlainNetwork(weights, bench.quick)
-    whole = WholeCase(network, steps, depth=64)
+    whole = WholeCase(Windows(network, network.device), steps, depth=64)
 
     def mask_of(case: Case) -> Any:
         image = nib.Nifti1Image.from_filename(bench.prepared / case.image)

@@ -68,6 +68,24 @@ def oriented_like(image: nib.Nifti1Image, other: nib.Nifti1Image) -> nib.Nifti1I
     return image.as_reoriented(orientations.ornt_transform(*ornts))
 
 
+def with_right_angles(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The same voxels, their axes turned until they are at right angles, if they lean.
+
+    Headers hold few digits, and intake takes half a degree. By polar decomposition, which turns
+    them least.
+
+    >>> leaning = np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 2, 5], [0, 0, 0, 1.0]])
+    >>> image = with_right_angles(nib.Nifti1Image(np.zeros((2, 2, 2)), leaning))
+    >>> bool(abs(image.affine[:, 0] @ image.affine[:, 1]) < 1e-12), image.affine[2, 3].item()
+    (True, 5.0)
+    """
+    sizes = nib.affines.voxel_sizes(image.affine)
+    u, _, v = np.linalg.svd(image.affine[:3, :3] / sizes)
+    affine = image.affine.copy()
+    affine[:3, :3] = u @ v * sizes
+    return nib.Nifti1Image(np.asanyarray(image.dataobj), affine)
+
+
 def same_grid(
     shape_a: tuple[int, ...], affine_a: Affine, shape_b: tuple[int, ...], affine_b: Affine
 ) -> bool:

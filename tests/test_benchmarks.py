@@ -109,7 +109,7 @@ def test_the_plain_script_is_judged_by_the_sigmoid_that_its_loss_taught_it(tmp_p
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         expected = 1 / (1 + torch.exp(-network(image)[:, 1]))
-        found = judged.probability(image.to(judged.device))[:, 0].cpu()
+        found = judged.to("cpu").evidence(image)[:, 0].sigmoid()
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

@@ -95,14 +95,14 @@ def test_several_on_one_locked_test_set_judge_together(
     figures = json.loads((tmp_path / "seeds" / "scores" / "test.json").read_text())
     assert (figures["n"], figures["judges_of_a_patient"], figures["held_out"]) == (2, 2, True)
 
-    from pancseg.inference.members import mean_probability, open_members
+    from pancseg.inference.members import look_together, open_members
 
     members = open_members(tmp_path / "seeds", device="cpu", channels_last=False)
     row = rows_of(tmp_path / "seeds")[0]
     image = nib.load(prepared / "cases" / f"{row['case']}_image.nii.gz")
     each = [member.network.probability(image) for member in members]
     assert not np.array_equal(*each)
-    together = mean_probability(members, image)
+    together = look_together(members, image).probability()
     np.testing.assert_allclose(together, (each[0] + each[1]) / 2, atol=1e-6)
     mask = nib.load(tmp_path / "seeds" / "scores" / "test" / f"{row['case']}_prediction.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj) > 0, together > 0.5)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from pancseg.output.case_view import make_view
 from tests.conftest import run_command, scored_copy
@@ -197,7 +198,8 @@ def test_a_name_in_the_table_opens_its_slices(opened) -> None:  # type: ignore[n
     target = opened.find_element("id", link.get_attribute("href").partition("#")[2])
     assert target.get_attribute("open") is None
     link.click()
-    assert target.get_attribute("open") is not None
+    # the page opens it on hashchange, which comes after the click has ended
+    WebDriverWait(opened, 5).until(lambda _: target.get_attribute("open") is not None)
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])

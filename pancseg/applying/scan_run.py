@@ -110,7 +110,7 @@ class ScanRun:
         Returns:
             Why there is no SEG of a series; mostly empty.
         """
-        mask = nib.Nifti1Image(found.mask.astype(np.uint8), scan.image.affine)
+        mask = nib.Nifti1Image(found.mask.view(np.uint8), scan.image.affine)
         own = scan.image.affine if scan.own_affine is None else scan.own_affine
         save(self.folder / f"{case}_pancreas.nii.gz", mask, own)
         if self.probabilities:

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import oriented_like, slices_from_feet
-from pancseg.inference.members import Member, mean_probability, open_members, together
+from pancseg.affine import Affine, oriented_like, slices_from_feet
+from pancseg.inference.mask_finding import find_mask
+from pancseg.inference.members import Member, look_together, open_members, together
+from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess, Wanted, recorded
 
 PLAIN = Postprocess()
@@ -16,28 +19,25 @@ PLAIN = Postprocess()
 
 @dataclass(frozen=True)
 class Segmented:
-    """A mask with the probability it was made of, both on the image's grid.
+    """A mask, how sure the networks are of it, and what they said.
 
     Attributes:
-        mask: ``(X, Y, Z)`` bool.
-        probability: Of the same shape, 0 to 1.
+        mask: ``(X, Y, Z)`` bool, on the image's grid.
+        confidence: The Dice that the mask would have if the probabilities came true, or the
+            agreement of several networks where that is lower, 0 to 1.
+        grid: Probabilities on the image's grid, slice 0 nearest the feet.
+        image: What was segmented.
     """
 
     mask: NDArray[np.bool_]
-    probability: NDArray[np.float32]
+    confidence: float
+    grid: OwnGrid
+    image: nib.Nifti1Image
 
     @property
-    def confidence(self) -> float:
-        """The Dice that the mask would have if the probabilities came true; 0 for no mask.
-
-        Expected overlap over expected sizes: ``2 sum(p in mask) / (sum(p) + voxels of mask)``.
-        It is not calibrated on patients: compare cases by it, quote it for none.
-        """
-        if not self.mask.any():
-            return 0.0
-        inside = float(self.probability[self.mask].sum(dtype=np.float64))
-        total = float(self.probability.sum(dtype=np.float64))
-        return 2 * inside / (total + int(self.mask.sum()))
+    def probability(self) -> NDArray[np.float32]:
+        """Of the mask's shape, 0 to 1; 4 bytes a voxel, computed anew each time."""
+        return turned_like(self.image, self.grid.probability(), self.grid.affine)
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,26 @@ class ScanSegmenter:
             image: CT, HU, three axes in any order.
         """
         found = self.segment(image)
-        return nib.Nifti1Image(found.mask.astype(np.uint8), image.affine)
+        return nib.Nifti1Image(found.mask.view(np.uint8), image.affine)
 
     def segment(self, image: nib.Nifti1Image) -> Segmented:
-        """The mask of an image, and the probability."""
+        """The mask of an image, and what it was made of."""
         turned = slices_from_feet(image)  # groups are cut along the last axis
-        probability = mean_probability(self.members, turned)
-        back = oriented_like(nib.Nifti1Image(probability, turned.affine), image)
-        own = np.asanyarray(back.dataobj)
-        return Segmented(self.how.mask_of(own), own)
+        grid = look_together(self.members, turned)
+        found = find_mask(grid, self.how)
+        mask = turned_like(image, found.mask.view(np.uint8), grid.affine)
+        return Segmented(mask.view(bool), found.raw_confidence, grid, image)
+
+
+def turned_like(image: nib.Nifti1Image, values: NDArray[Any], affine: Affine) -> NDArray[Any]:
+    """Values on an image's grid in its order of axes, without copying them.
+
+    Args:
+        image: Whose axes are wanted.
+        values: On the same grid, in another order.
+        affine: Of the values, RAS, mm.
+    """
+    return np.asanyarray(oriented_like(nib.Nifti1Image(values, affine), image).dataobj)
 
 
 def open_segmenter(

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
+from pancseg.affine import with_right_angles
 from pancseg.configuration import BEST
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import Trained, open_checkpoint
+from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess
 from pancseg.inference.whole_case import WholeCase
+from pancseg.inference.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Member:
     @cached_property
     def network(self) -> WholeCase:
         """Applies it to whole cases."""
-        segmenter = self.trained.segmenter.to(self.device)
-        return WholeCase(segmenter, self.trained.preprocessing, self.trained.depth)
+        windows = Windows(self.trained.segmenter, self.device)
+        return WholeCase(windows, self.trained.preprocessing, self.trained.depth)
 
     @property
     def fold(self) -> int | None:
@@ -135,14 +137,16 @@ def missing_folds(members: Sequence[Member], path: Path) -> list[int]:
     return sorted(set(range(int(rules[0]["folds"]))) - {int(rule["fold"]) for rule in rules})
 
 
-def mean_probability(judging: Sequence[Member], image: nib.Nifti1Image) -> NDArray[np.float32]:
-    """Probability of pancreas at every voxel of a case, the mean over who judges it."""
-    total = judging[0].network.probability(image)
-    for member in judging[1:]:
-        total += member.network.probability(image)
-    if len(judging) > 1:
-        total /= len(judging)
-    return total
+def look_together(judging: Sequence[Member], image: nib.Nifti1Image) -> OwnGrid:
+    """What networks say of a case, to be had on its own grid; the mean over them counts.
+
+    Args:
+        judging: The networks.
+        image: HU, slice 0 nearest the feet.
+    """
+    upright = with_right_angles(image)
+    looks = [one.network.look(upright) for one in judging]
+    return OwnGrid(upright.shape, upright.affine, looks)
 
 
 def together(chosen: Sequence[Postprocess]) -> Postprocess:

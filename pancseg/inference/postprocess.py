@@ -32,8 +32,11 @@ class Postprocess:
 
     def mask_of(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
         """The mask, of the probability's shape."""
-        mask: NDArray[np.bool_] = probability > self.threshold
-        return largest_component(mask) if self.largest_component else mask
+        return self.finished(probability > self.threshold)
+
+    def finished(self, above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The mask, of where the probability is above the threshold."""
+        return largest_component(above) if self.largest_component else above
 
     def describe(self) -> str:
         """A few words.

@@ -14,7 +14,8 @@ from pancseg.affine import spacing_of
 from pancseg.atomic import replaced, write_json
 from pancseg.bounding_box import bounding_box
 from pancseg.dataset.manifest import Case
-from pancseg.inference.members import Member, mean_probability, together
+from pancseg.inference.mask_finding import find_mask
+from pancseg.inference.members import Member, look_together, together
 from pancseg.inference.postprocess import Postprocess
 from pancseg.intake.dicom.pixels import brief
 from pancseg.output.case_view import make_view
@@ -75,15 +76,16 @@ class CaseJudge:
     ) -> tuple[Scores, dict[str, float | None], Calibration | None]:
         """Predict, write and score a case."""
         image, reference = read_case(case, self.root)
-        probability = mean_probability(judging, image)
-        prediction = as_files_lie(how.mask_of(probability))
+        looked = look_together(judging, image)
+        prediction = find_mask(looked, how).mask
         write_mask(self.mask_of(case), prediction, image)
         scores = score_case(prediction, reference, image.affine, self.tolerances_mm)
         self.draw(case, image, prediction, reference, scores)
         if not reference.any():
             return scores, {"dice_plain": None, "recipe_metric": None}, None
-        plain = prediction if how == PLAIN else as_files_lie(PLAIN.mask_of(probability))
+        plain = prediction if how == PLAIN else find_mask(looked, PLAIN).mask
         dice_plain = 2 * int((plain & reference).sum()) / (int(plain.sum()) + int(reference.sum()))
+        probability = looked.probability()
         soft: dict[str, float | None] = {
             "dice_plain": dice_plain,
             "recipe_metric": recipe_metric(probability, reference),
@@ -125,18 +127,6 @@ def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_
     image = nib.Nifti1Image.from_filename(root / case.image)
     hu = np.asanyarray(image.dataobj)
     return nib.Nifti1Image(hu, image.affine, image.header), reference
-
-
-def as_files_lie(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A mask in the order in memory that NIfTI has: to compare and to write it is then fast.
-
-    >>> as_files_lie(np.ones((2, 3, 4), bool)).flags.f_contiguous
-    True
-    """
-    turned = np.zeros(mask.shape, bool, order="F")
-    box = bounding_box(mask)
-    turned[box] = mask[box]
-    return turned
 
 
 def write_mask(path: Path, mask: NDArray[np.bool_], image: nib.Nifti1Image) -> None:

@@ -115,24 +115,27 @@ class Segmenter(pl.LightningModule):
         """The logits at full resolution."""
         return logits if isinstance(logits, Tensor) else logits[0]
 
-    def probability(self, image: Tensor) -> Tensor:
-        """Probability of pancreas, ``(B, 1, H, W, D)`` float32."""
-        return self.probability_of(self(image).float())
+    def evidence(self, image: Tensor) -> Tensor:
+        """Logit of pancreas, ``(B, 1, h, w, d)`` float32, of windows that the network takes."""
+        return self.evidence_of(self.read_window(image))
 
-    def probability_of(self, logits: Tensor) -> Tensor:
-        """Probability of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches.
+    def evidence_of(self, logits: Tensor) -> Tensor:
+        """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches.
 
         A loss with ``sigmoid``, as the recipe's, teaches each channel by itself, and nothing ties
-        their logits together; others teach a softmax over both.
+        their logits together; others teach a softmax over both, where the difference counts.
         """
         if self.hparams["loss"].get("sigmoid"):
-            return logits[:, 1:].sigmoid()
-        return logits.softmax(dim=1)[:, 1:]
+            return logits[:, 1:]
+        return logits[:, 1:] - logits[:, :1]
+
+    def probability_of(self, logits: Tensor) -> Tensor:
+        """Probability of pancreas, ``(B, 1, H, W, D)``."""
+        return self.evidence_of(logits).sigmoid()
 
     def mask_of(self, logits: Tensor) -> Tensor:
         """Where the probability of pancreas is above one half, ``(B, 1, H, W, D)`` bool."""
-        other = 0.0 if self.hparams["loss"].get("sigmoid") else logits[:, :1]
-        return logits[:, 1:] > other
+        return self.evidence_of(logits) > 0
 
     def seen(self, batch: Batch, training: bool) -> Batch:
         """A batch as network and loss see it; in training changed at random, on its device."""
