@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -67,6 +67,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     rows, calibrations = [row for row, _ in judged], [found for _, found in judged if found]
     figures = summarise(rows, calibrations, about)
     write_scores(folder, cfg.subset, rows, figures)
+    teach_trust(members[0].checkpoint, cfg.subset, rows)
     print_scores(rows, figures, cfg.subset)
     table, pictures = folder / f"{cfg.subset}.csv", folder / cfg.subset / "*.png"
     log.info("scores   %s\npictures %s", table, pictures)
@@ -75,6 +76,25 @@ def evaluate(cfg: DictConfig) -> float | None:
     if figures["failed"]:
         raise Incomplete(f"{len(figures['failed'])} of {len(rows)} cases failed; see {table}")
     return figures["dice"]["mean"]
+
+
+def teach_trust(checkpoint: Path, subset: str, rows: list[dict[str, Any]]) -> None:
+    """Keep beside a checkpoint how far its expected Dice came true on validation patients."""
+    from pancseg.inference.trust import keep_trust, learn_trust, trust_file
+    from pancseg.scoring.statistics import per_patient
+
+    if subset != "val":
+        return
+    scored = [row for row in rows if row["dice"] is not None]
+    patients = [row["patient"] for row in scored]
+    expected, reached = (
+        per_patient(patients, [row[name] for row in scored]) for name in ("expected_dice", "dice")
+    )
+    trust = learn_trust(expected, reached)
+    if trust.n:
+        keep_trust(checkpoint, trust, {"learnt_on": "val"})
+        log.info("confidence of predict: expected Dice times %s  %s", trust.scale,
+                 trust_file(checkpoint))  # fmt: skip
 
 
 def check_request(cfg: DictConfig) -> None:

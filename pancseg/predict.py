@@ -29,7 +29,7 @@ def predict(cfg: DictConfig) -> None:
     """
     from pancseg.applying.mask_flags import Doubts
     from pancseg.applying.scan_run import ScanRun
-    from pancseg.applying.scan_segmenter import open_segmenter
+    from pancseg.applying.scan_segmenter import is_auto, open_segmenter
     from pancseg.hardware import check_accelerator
     from pancseg.inference.postprocess import Wanted
     from pancseg.intake.found import Reading
@@ -54,8 +54,14 @@ def predict(cfg: DictConfig) -> None:
         )
     found = find_scans(scans, cfg.modality, Reading(processes=cores()))
     device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
+    named = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
     segmenter = open_segmenter(
-        Path(cfg.checkpoint), wanted, device=device, channels_last=cfg.hardware.channels_last
+        [Path(one) for one in named],
+        wanted,
+        device=device,
+        channels_last=cfg.hardware.channels_last,
+        mirrored=cfg.tta,
+        coarse_to_fine=is_auto(cfg.roi),
     )
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
@@ -79,6 +85,9 @@ def check_output(folder: Path, segmenter: "ScanSegmenter") -> None:
     about = {
         "checkpoints_sha256": [sha256_of(member.checkpoint) for member in segmenter.members],
         "postprocess": asdict(segmenter.how),
+        "mirrored": [list(member.mirrored) for member in segmenter.members],
+        "confidence": asdict(segmenter.trust),
+        "roi": "auto" if segmenter.coarse_to_fine else None,
     }
     path = folder / ABOUT
     if path.is_file() and about != read_json(path, lambda v: isinstance(v, dict), "a note"):
@@ -96,6 +105,8 @@ def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
     Returns:
         How many scans were refused or failed.
     """
+    from pancseg.applying.batch import segment_each
+    from pancseg.applying.scan_run import Job
     from pancseg.intake.layouts.unlabelled import names_of
     from pancseg.output.prediction_table import (
         DONE,
@@ -106,26 +117,28 @@ def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
     )
     from pancseg.progress import track
 
-    earlier = {row.case: row for row in read_predictions(run.folder) if row.status == DONE}
     names = names_of(found.candidates, base)
+    earlier = {row.case: row for row in read_predictions(run.folder) if row.status == DONE}
+    rows = {name: earlier[name] for name in names if name in earlier}
     strays = [Prediction("", str(s.path), status=REFUSED, reason=s.reason) for s in found.strays]
-    rows: list[Prediction] = []
-    pairs = list(zip(found.candidates, names, strict=True))
-    for candidate, case in track(pairs, "segmenting", "scan"):
-        before = earlier.get(case)
-        done = before is not None and run.is_done(candidate, before)
-        rows.append(before if done and before else run.run(candidate, case))
-        waiting = [earlier[name] for name in names[len(rows) :] if name in earlier]
-        write_predictions(run.folder, [*rows, *waiting, *strays])
-    write_predictions(run.folder, [*rows, *strays])
-    for row in rows:
+    jobs = [
+        Job(candidate, name)
+        for candidate, name in zip(found.candidates, names, strict=True)
+        if name not in rows or not run.is_done(candidate, rows[name])
+    ]
+    for row in track(segment_each(run, jobs), "segmenting", "scan", len(jobs)):
+        rows[row.case] = row
+        write_predictions(run.folder, [*(rows[n] for n in names if n in rows), *strays])
+    done = [rows[name] for name in names]
+    write_predictions(run.folder, [*done, *strays])
+    for row in done:
         measured = f"{row.volume_ml} ml, confidence {row.confidence}"
         flags = f"  [{row.flags}]" if row.flags else ""
         print(f"{row.case}  {row.status}: {measured if row.status == DONE else row.reason}{flags}")
     for row in strays:  # to the console alone: paths of input files stand in no log
         print(f"refused {row.path}: {row.reason}")
     log.info("%s", run.folder / "predictions.csv")
-    return sum(row.status != DONE for row in [*rows, *strays])
+    return sum(row.status != DONE for row in [*done, *strays])
 
 
 main = command(predict)

@@ -1,7 +1,7 @@
 """Progress of long work: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -10,10 +10,12 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(items: Sequence[Item], doing: str, unit: str) -> Iterable[Item]:
-    """Iterate with progress on stderr."""
+def track(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterable[Item]:
+    """Iterate with progress on stderr; ``total`` is for what has no length."""
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-    return tqdm(items, desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)
+    return tqdm(
+        items, desc=doing, unit=f" {unit}", total=total, mininterval=seconds, dynamic_ncols=True
+    )
 
 
 def follow(steps: Iterator[tuple[int, str]], doing: str, unit: str) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import Command, smoke
 COLUMNS = (
     "patient,case,dice,nsd_1mm,nsd_2mm,nsd_3mm,hd95_mm,assd_mm,precision,recall,volume_ml,"
     "reference_ml,volume_error_ml,volume_error_percent,components,centroid_mm,dice_plain,"
-    "recipe_metric,fold,status"
+    "recipe_metric,expected_dice,fold,status"
 )
 
 

@@ -1,5 +1,6 @@
 """What a person should look at in a predicted mask."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,14 @@ MASK_FLAGS = {
     "several_pieces": "The mask has several large pieces; see whether one is another organ.",
     "touches_end": "The mask touches the first or last slice; the organ may be cut off.",
     "not_confident": "The probabilities are low or spread out (doubts.confidence).",
-    "spacing_unlike": "Voxels are much larger than any that the network was trained at.",
+    "spacing_unlike": "Voxels or slices are much larger than those the network was trained on.",
+    "hu_unlike": "Soft tissue or bone has other values than in the training scans: another window, "
+    "contrast phase or modality.",
+    "noise_unlike": "The scan is much noisier or smoother than the training scans.",
+    "field_unlike": "The scan is shorter, or the body wider or narrower, than in training: see "
+    "whether the upper abdomen is there.",
+    "sides_unlike": "Organs do not lie where they did in training: see whether the scan is "
+    "mirrored, or the patient lies another way.",
     "no_seg": "No DICOM SEG could be written; the reason stands beside it.",
 }
 """What each flag means, in the order in which flags are written."""
@@ -30,12 +38,14 @@ class Doubts:
         piece_share: Of the mask's voxels that a second piece may have, 0 to 1.
         confidence: The least that is not flagged, 0 to 1.
         spacing_factor: Voxels may be this many times as long as those given to the network.
+        unlike: Standard deviations from the training scans that are still alike.
     """
 
     volume_ml: tuple[float, float] = (15, 300)
     piece_share: float = 0.1
     confidence: float = 0.7
     spacing_factor: float = 2.5
+    unlike: float = 4.0
 
 
 def mask_flags(
@@ -71,7 +81,12 @@ def mask_flags(
     longest = [own / seen for own, seen in zip(spacing_mm, network_spacing_mm, strict=True)]
     if max(longest) > doubts.spacing_factor:
         flags.add("spacing_unlike")
-    return sorted(flags, key=list(MASK_FLAGS).index)
+    return in_order(flags)
+
+
+def in_order(flags: Iterable[str]) -> list[str]:
+    """Flags of a mask, each once, in the order of their list."""
+    return sorted(set(flags), key=list(MASK_FLAGS).index)
 
 
 def second_piece(mask: NDArray[np.bool_]) -> int:

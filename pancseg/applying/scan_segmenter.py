@@ -1,6 +1,8 @@
 """From an image to a mask on its own grid, by one checkpoint or several."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.affine import Affine, oriented_like, slices_from_feet
+from pancseg.dataset.appearance import appearance
+from pancseg.errors import PancsegError
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.members import Member, look_together, open_members, together
 from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess, Wanted, recorded
+from pancseg.inference.trust import Trust, kept_trust, mean_trust
 
 PLAIN = Postprocess()
 
@@ -23,8 +28,9 @@ class Segmented:
 
     Attributes:
         mask: ``(X, Y, Z)`` bool, on the image's grid.
-        confidence: The Dice that the mask would have if the probabilities came true, or the
-            agreement of several networks where that is lower, 0 to 1.
+        confidence: The Dice to be expected, 0 to 1: what it would be if the probabilities came
+            true, or the agreement of several networks where that is lower, as far as validation
+            patients taught to believe it.
         grid: Probabilities on the image's grid, slice 0 nearest the feet.
         image: What was segmented.
     """
@@ -47,10 +53,12 @@ class ScanSegmenter:
     Attributes:
         members: Whose mean probability counts.
         how: Makes the mask.
+        coarse_to_fine: Whether networks look closely only where they see the organ from afar.
     """
 
     members: list[Member]
     how: Postprocess
+    coarse_to_fine: bool = False
 
     def __call__(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
         """The mask of an image, uint8, 0 and 1, on its grid and in its order of axes.
@@ -64,10 +72,30 @@ class ScanSegmenter:
     def segment(self, image: nib.Nifti1Image) -> Segmented:
         """The mask of an image, and what it was made of."""
         turned = slices_from_feet(image)  # groups are cut along the last axis
-        grid = look_together(self.members, turned)
+        grid = look_together(self.members, turned, self.coarse_to_fine)
         found = find_mask(grid, self.how)
         mask = turned_like(image, found.mask.view(np.uint8), grid.affine)
-        return Segmented(mask.view(bool), found.raw_confidence, grid, image)
+        confidence = self.trust.confidence(found.raw_confidence)
+        return Segmented(mask.view(bool), confidence, grid, image)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """What validation patients taught of its confidence."""
+        return mean_trust([kept_trust(member.checkpoint) for member in self.members])
+
+    def unlike(self, image: nib.Nifti1Image, limit: float) -> dict[str, str]:
+        """Flags of an image that is unlike the training scans of one of the networks, and why.
+
+        Args:
+            image: HU.
+            limit: Standard deviations that are still alike.
+        """
+        seen = appearance(image)
+        profiles = [member.trained.profile for member in self.members]
+        found: dict[str, str] = {}
+        for profile in filter(None, profiles):
+            found |= profile.unlike(seen, limit)
+        return found
 
 
 def turned_like(image: nib.Nifti1Image, values: NDArray[Any], affine: Affine) -> NDArray[Any]:
@@ -82,34 +110,63 @@ def turned_like(image: nib.Nifti1Image, values: NDArray[Any], affine: Affine) ->
 
 
 def open_segmenter(
-    path: Path, wanted: Wanted, *, device: str = "cpu", channels_last: bool = False
+    path: Path | Sequence[Path],
+    wanted: Wanted,
+    *,
+    device: str = "cpu",
+    channels_last: bool = False,
+    mirrored: bool = False,
+    coarse_to_fine: bool = False,
 ) -> ScanSegmenter:
     """Open a checkpoint, or all of a sweep's folder together.
 
     Args:
-        path: Checkpoint, or folder of runs.
+        path: Checkpoint, or folder of runs; or a list of them.
         wanted: How masks are made; what is None is as it was chosen on validation.
         device: ``cpu`` or ``cuda``.
         channels_last: Whether networks are arranged so.
+        mirrored: Whether they are shown mirror images, too.
+        coarse_to_fine: Whether they look closely only where they see the organ from afar.
 
     Raises:
-        PancsegError: If there is no checkpoint of pancseg.
+        PancsegError: If there is no checkpoint of pancseg, or one cannot be applied so.
     """
-    members = open_members(path, device=device, channels_last=channels_last)
+    members = open_members(path, device=device, channels_last=channels_last, mirrored=mirrored)
+    if coarse_to_fine and any(member.trained.depth for member in members):
+        raise PancsegError(
+            "roi=auto: needs networks that were trained on patches (data=volume); one here was "
+            "trained on whole groups; leave roi out"
+        )
     chosen = [wanted.over(recorded(member.checkpoint) or PLAIN) for member in members]
-    return ScanSegmenter(members, together(chosen))
+    return ScanSegmenter(members, together(chosen), coarse_to_fine)
 
 
-def load_segmenter(path: str | Path, device: str = "cpu") -> ScanSegmenter:
+def load_segmenter(
+    path: str | Path | Sequence[str | Path], device: str = "cpu", roi: str | None = None
+) -> ScanSegmenter:
     """Open what was trained, to be called with images.
 
     ``mask = load_segmenter("RUN/checkpoints/best.ckpt")(nibabel.load("ct.nii.gz"))``
 
     Args:
-        path: Checkpoint, or folder of runs, which then judge together.
+        path: Checkpoint, or folder of runs, which then judge together; or a list of them.
         device: ``cpu`` or ``cuda``.
+        roi: ``auto`` looks closely only where the organ is seen from afar: much faster on long
+            scans.
 
     Raises:
-        PancsegError: If there is no checkpoint of pancseg.
+        PancsegError: If there is no checkpoint of pancseg, or one cannot be applied so.
     """
-    return open_segmenter(Path(path), Wanted(), device=device)
+    paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
+    return open_segmenter(paths, Wanted(), device=device, coarse_to_fine=is_auto(roi))
+
+
+def is_auto(roi: str | None) -> bool:
+    """Whether the region of interest is to be found.
+
+    Raises:
+        PancsegError: If it is neither ``auto`` nor nothing.
+    """
+    if roi not in (None, "none", "auto"):
+        raise PancsegError(f"roi={roi}: expected auto, or null for the whole scan")
+    return roi == "auto"

@@ -11,6 +11,7 @@ import monai
 import torch
 
 from pancseg import __version__
+from pancseg.dataset.appearance import Profile, profile_of
 from pancseg.dataset.manifest import Case, Group, Manifest, read_manifest
 from pancseg.dataset.sampling import Size
 from pancseg.dataset.splits import PARTS, Split, deal
@@ -86,6 +87,10 @@ class ChosenData:
         if self.of_patches:
             return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
         return f"voxels summed over a patient's groups, on the network's grid of {size}"
+
+    def profile(self) -> Profile:
+        """What the training scans look like."""
+        return profile_of([one.appearance for one in self.manifest.cases_of(self.split.train)])
 
     def fingerprint(self) -> str:
         """Hash of every stored case of the folder and of what is done to it."""

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.affine import oriented_like, spacing_of, voxel_ml
+from pancseg.dataset.appearance import appearance
 from pancseg.dataset.case_files import hash_of, picture_of, write_groups, write_pair
 from pancseg.dataset.groups import Cutting
 from pancseg.dataset.intake_table import Row
@@ -195,6 +196,7 @@ def write_case(job: Job, scan: Scan, label: nib.Nifti1Image | None, flags: list[
         person=job.person,
         settled=job.settled,
         repairs=list(scan.stack.repairs) if scan.stack else [],
+        appearance=appearance(image),
     )
     row = Row(job.patient, job.case, str(candidate.path), "image", "kept", flags=" ".join(flags))
     row.slices = image.shape[2]

@@ -158,6 +158,7 @@ class GroupData(pl.LightningDataModule):
             "split": self.chosen.split.as_dict(),
             "fingerprint": self.chosen.fingerprint(),
             "seen_before": sorted(self.seen_before),
+            "profile": self.chosen.profile().as_dict(),
         }
 
     def train_dataloader(self) -> DataLoader[Batch]:

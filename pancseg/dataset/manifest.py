@@ -35,6 +35,7 @@ class Case:
         settled: Whether it was there, as nobody's copy, when a preparation last came to its end:
             later ones give way to it.
         duplicate_of: A case with the same pixels, which is used instead of this one.
+        appearance: What the image looks like in numbers; empty in folders of earlier versions.
     """
 
     case: str
@@ -54,6 +55,7 @@ class Case:
     repairs: list[str] = field(default_factory=list)
     settled: bool = False
     duplicate_of: str | None = None
+    appearance: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_used(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pancseg.dataset.appearance import Profile
 from pancseg.dataset.splits import PARTS, Split
 from pancseg.dataset.transforms import Preprocessing
 from pancseg.errors import PancsegError
@@ -29,6 +30,7 @@ class Trained:
         epoch: Epochs that were complete.
         fingerprint: Of the data it was trained on.
         seen_before: Patients whom the weights it began with were trained on or chosen by.
+        profile: What the training scans looked like; None where nothing tells it.
         averaged: Whether its weights are a running mean, beside which it keeps the current ones.
     """
 
@@ -40,6 +42,7 @@ class Trained:
     fingerprint: str
     averaged: bool
     seen_before: frozenset[str] = frozenset()
+    profile: Profile | None = None
 
     @property
     def seen(self) -> frozenset[str]:
@@ -90,6 +93,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         state["fingerprint"],
         "current_model_state" in content,
         frozenset(state.get("seen_before", ())),
+        Profile(**state["profile"]) if "profile" in state else None,
     )
 
 

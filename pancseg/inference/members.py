@@ -14,6 +14,7 @@ from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import Trained, open_checkpoint
 from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess
+from pancseg.inference.region import look_coarse_to_fine
 from pancseg.inference.whole_case import WholeCase
 from pancseg.inference.windows import Windows
 
@@ -26,16 +27,18 @@ class Member:
         checkpoint: Its file.
         trained: What the file holds.
         device: Where it computes.
+        mirrored: Axes along which it is shown mirror images, too.
     """
 
     checkpoint: Path
     trained: Trained
     device: str
+    mirrored: tuple[int, ...] = ()
 
     @cached_property
     def network(self) -> WholeCase:
         """Applies it to whole cases."""
-        windows = Windows(self.trained.segmenter, self.device)
+        windows = Windows(self.trained.segmenter, self.device, self.mirrored)
         return WholeCase(windows, self.trained.preprocessing, self.trained.depth)
 
     @property
@@ -44,23 +47,47 @@ class Member:
         return self.trained.data["split"].get("fold")
 
 
-def open_members(path: Path, *, device: str, channels_last: bool) -> list[Member]:
-    """Open a checkpoint, or the best one of each run in a folder.
+def open_members(
+    path: Path | Sequence[Path], *, device: str, channels_last: bool, mirrored: bool = False
+) -> list[Member]:
+    """Open a checkpoint, or the best one of each run in a folder, or several of both.
 
     Args:
-        path: A file, a run's folder, or a sweep's folder.
+        path: A file, a run's folder, or a sweep's folder; or a list of them.
         device: ``cpu`` or ``cuda``.
         channels_last: Whether networks are arranged so.
+        mirrored: Whether they are shown mirror images, too.
 
     Raises:
-        PancsegError: If there is none, or one is no checkpoint of pancseg.
+        PancsegError: If there is none, one is no checkpoint of pancseg, or one was never shown
+            mirror images.
     """
+    paths = [path] if isinstance(path, Path) else path
     members = []
-    for checkpoint in checkpoints_of(path):
+    for checkpoint in dict.fromkeys(one for each in paths for one in checkpoints_of(each)):
         trained = open_checkpoint(checkpoint)
         trained.segmenter.prepare_for(channels_last=channels_last, compiled=False)
-        members.append(Member(checkpoint, trained, device))
+        axes = mirror_axes(trained, checkpoint) if mirrored else ()
+        members.append(Member(checkpoint, trained, device, axes))
     return members
+
+
+def mirror_axes(trained: Trained, checkpoint: Path) -> tuple[int, ...]:
+    """Axes along which a network was shown mirror images in training.
+
+    Organs have sides: a network that never saw a mirrored patient has no reason to know one.
+
+    Raises:
+        PancsegError: If there is none.
+    """
+    flips = (trained.segmenter.hparams["augment"] or {}).get("flip_probability") or ()
+    axes = tuple(axis for axis, chance in enumerate(flips) if chance > 0)
+    if not axes:
+        raise PancsegError(
+            f"tta=true: {checkpoint} was trained without mirror images (augment.flip_probability "
+            "was 0 on every axis), which would mislead it; leave tta out"
+        )
+    return axes
 
 
 def checkpoints_of(path: Path) -> list[Path]:
@@ -137,15 +164,20 @@ def missing_folds(members: Sequence[Member], path: Path) -> list[int]:
     return sorted(set(range(int(rules[0]["folds"]))) - {int(rule["fold"]) for rule in rules})
 
 
-def look_together(judging: Sequence[Member], image: nib.Nifti1Image) -> OwnGrid:
+def look_together(
+    judging: Sequence[Member], image: nib.Nifti1Image, coarse_to_fine: bool = False
+) -> OwnGrid:
     """What networks say of a case, to be had on its own grid; the mean over them counts.
 
     Args:
         judging: The networks.
         image: HU, slice 0 nearest the feet.
+        coarse_to_fine: Whether they look at the whole of it, or closely only where they see the
+            organ from afar.
     """
     upright = with_right_angles(image)
-    looks = [one.network.look(upright) for one in judging]
+    look = look_coarse_to_fine if coarse_to_fine else WholeCase.look
+    looks = [look(one.network, upright) for one in judging]
     return OwnGrid(upright.shape, upright.affine, looks)
 
 

@@ -25,6 +25,7 @@ from pancseg.scoring.score_file import FAILED
 from pancseg.scoring.soft_scores import Calibration, calibration_of, recipe_metric
 
 log = logging.getLogger(__name__)
+SOFT = ("dice_plain", "recipe_metric", "expected_dice")  # measured on probabilities
 AROUND_MM = 20.0  # of both masks: where probabilities are held against what is drawn
 PLAIN = Postprocess()
 
@@ -66,7 +67,7 @@ class CaseJudge:
             told = brief(error).replace(str(self.root), "...")  # no place of data in a report
             reason = f"{FAILED}: {type(error).__name__}: {told}"
             scores = Scores.nothing(self.tolerances_mm, reason)
-            soft, calibration = {"dice_plain": None, "recipe_metric": None}, None
+            soft, calibration = dict.fromkeys(SOFT), None
         row = {**named, **scores.as_row()}
         status = row.pop("status")
         return {**row, **soft, **fold, "status": status}, calibration
@@ -77,18 +78,20 @@ class CaseJudge:
         """Predict, write and score a case."""
         image, reference = read_case(case, self.root)
         looked = look_together(judging, image)
-        prediction = find_mask(looked, how).mask
+        found = find_mask(looked, how)
+        prediction = found.mask
         write_mask(self.mask_of(case), prediction, image)
         scores = score_case(prediction, reference, image.affine, self.tolerances_mm)
         self.draw(case, image, prediction, reference, scores)
         if not reference.any():
-            return scores, {"dice_plain": None, "recipe_metric": None}, None
+            return scores, dict.fromkeys(SOFT), None
         plain = prediction if how == PLAIN else find_mask(looked, PLAIN).mask
         dice_plain = 2 * int((plain & reference).sum()) / (int(plain.sum()) + int(reference.sum()))
         probability = looked.probability()
         soft: dict[str, float | None] = {
             "dice_plain": dice_plain,
             "recipe_metric": recipe_metric(probability, reference),
+            "expected_dice": found.raw_confidence,
         }
         box = bounding_box(prediction | reference, AROUND_MM, spacing_of(image.affine))
         return scores, soft, calibration_of(probability, reference, box)

@@ -23,10 +23,11 @@ class Prediction:
         reason: Why it is not done.
         volume_ml: Of the mask.
         mean_hu: Inside the mask.
-        confidence: Expected Dice if the probabilities came true, not calibrated.
+        confidence: The Dice to be expected, as far as validation patients taught to believe it.
         flags: What a person should look at.
         seconds: From reading to the last file.
         peak_memory_mb: Of the process so far.
+        unlike: What in numbers is unlike the training scans.
         input: Hash of names, sizes and times of the input's files.
     """
 
@@ -41,6 +42,7 @@ class Prediction:
     flags: str = ""
     seconds: float | str = ""
     peak_memory_mb: float | str = ""
+    unlike: str = ""
     input: str = ""
 
 

@@ -13,7 +13,7 @@ from pancseg.output.score_words import RULES, TITLES, is_share, shown, title_of_
 from pancseg.scoring.statistics import per_patient
 
 NAME = "report.html"
-HIDDEN = ("patient", "dice_plain", "recipe_metric")
+HIDDEN = ("patient", "dice_plain", "recipe_metric", "expected_dice")
 PLAIN = {"threshold": 0.5, "largest_component": False}
 ORIGINS = {
     "plain": "Nothing was chosen; postprocess.threshold=auto chooses on validation patients.",

@@ -10,7 +10,7 @@ from pancseg.output.score_words import shown, title_of_column
 NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
 LEFT_OUT = (
     "patient", "nsd_1mm", "nsd_3mm", "precision", "recall", "volume_error_ml",
-    "volume_error_percent", "centroid_mm", "dice_plain", "recipe_metric",
+    "volume_error_percent", "centroid_mm", "dice_plain", "recipe_metric", "expected_dice",
 )  # fmt: skip
 QUOTED_MM = 2.0  # tolerance of the NSD that is quoted, where it was measured
 

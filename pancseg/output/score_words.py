@@ -18,6 +18,7 @@ TITLES = {
     "centroid_mm": ("centroid mm", 1),
     "dice_plain": ("Dice at 0.5", 3),
     "recipe_metric": ("recipe_metric", 3),
+    "expected_dice": ("expected", 3),
     "fold": ("fold", 0),
     "status": ("status", 0),
 }

@@ -1,0 +1,97 @@
+"""How far an expected Dice is to be believed, learnt on validation patients."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pancseg.atomic import read_json, write_json
+from pancseg.inference.postprocess import sha256_of
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What an expected Dice is multiplied by.
+
+    Attributes:
+        scale: Over 1 where the network is too modest, below 1 where it is too sure.
+        n: Validation patients that say so; 0 for none.
+    """
+
+    scale: float = 1.0
+    n: int = 0
+
+    def confidence(self, expected_dice: float) -> float:
+        """The Dice to be expected, 0 to 1.
+
+        >>> Trust(0.5, 9).confidence(0.8), Trust(2.0, 9).confidence(0.8)
+        (0.4, 1.0)
+        """
+        return min(1.0, expected_dice * self.scale)
+
+
+def learn_trust(expected: Sequence[float], reached: Sequence[float]) -> Trust:
+    """The factor by which expected Dice comes nearest to the Dice that was reached.
+
+    Least squares of a line through the origin: one number can be learnt from a few patients,
+    and no mask is always expected to have 0.
+
+    Args:
+        expected: Of each patient.
+        reached: Of each patient.
+
+    >>> learn_trust([0.9, 0.8], [0.45, 0.4])
+    Trust(scale=0.5, n=2)
+    """
+    e, d = np.array(expected, np.float64), np.array(reached, np.float64)
+    squares = float(e @ e)
+    return Trust(round(float(e @ d) / squares, 4), len(e)) if squares else Trust()
+
+
+def trust_file(checkpoint: Path) -> Path:
+    """Where it stands: ``best.confidence.json`` beside the checkpoint."""
+    return checkpoint.with_suffix(".confidence.json")
+
+
+def keep_trust(checkpoint: Path, trust: Trust, about: dict[str, Any]) -> None:
+    """Write it beside its checkpoint, with what it was learnt on."""
+    content = {**asdict(trust), "checkpoint_sha256": sha256_of(checkpoint), **about}
+    write_json(trust_file(checkpoint), content)
+
+
+def kept_trust(checkpoint: Path) -> Trust:
+    """What was learnt for a checkpoint; a factor of 1 if nothing was, or for earlier weights.
+
+    Raises:
+        PancsegError: If the file beside it is no such thing.
+    """
+    path = trust_file(checkpoint)
+    if not path.is_file():
+        return Trust()
+    content = read_json(path, is_trust, "what a confidence is multiplied by")
+    if content["checkpoint_sha256"] != sha256_of(checkpoint):
+        return Trust()
+    return Trust(float(content["scale"]), int(content["n"]))
+
+
+def is_trust(value: Any) -> bool:
+    """Whether a value read from a side file has what is needed of it."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("scale"), int | float)
+        and 0 <= value["scale"] < 100
+        and isinstance(value.get("n"), int)
+        and isinstance(value.get("checkpoint_sha256"), str)
+    )
+
+
+def mean_trust(each: Sequence[Trust]) -> Trust:
+    """Of several networks: the mean factor, and the patients of all.
+
+    >>> mean_trust([Trust(0.9, 3), Trust(1.1, 4)])
+    Trust(scale=1.0, n=7)
+    """
+    scale = float(np.mean([one.scale for one in each]))
+    return Trust(round(scale, 4), sum(one.n for one in each))
