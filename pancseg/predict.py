@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +12,9 @@ from pancseg.errors import Incomplete, PancsegError
 
 if TYPE_CHECKING:
     from pancseg.applying.scan_run import ScanRun
-    from pancseg.applying.scan_segmenter import ScanSegmenter
     from pancseg.intake.found import Found
 
 log = logging.getLogger(__name__)
-ABOUT = "predictions.json"
 
 
 def predict(cfg: DictConfig) -> None:
@@ -28,6 +25,7 @@ def predict(cfg: DictConfig) -> None:
         Incomplete: If a scan was refused or failed; the others are done.
     """
     from pancseg.applying.mask_flags import Doubts
+    from pancseg.applying.output_folder import output_folder
     from pancseg.applying.scan_run import ScanRun
     from pancseg.applying.scan_segmenter import is_auto, open_segmenter
     from pancseg.hardware import check_accelerator
@@ -65,38 +63,12 @@ def predict(cfg: DictConfig) -> None:
     )
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
-    check_output(folder, segmenter)
     doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
-    run = ScanRun(segmenter, folder, doubts, cfg.probabilities)
-    failed = segment_all(run, found, scans)
+    with output_folder(folder, segmenter):
+        run = ScanRun(segmenter, folder, doubts, cfg.probabilities)
+        failed = segment_all(run, found, scans)
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")
-
-
-def check_output(folder: Path, segmenter: "ScanSegmenter") -> None:
-    """Check that a folder holds masks of no other checkpoint, and note whose it will hold.
-
-    Raises:
-        PancsegError: If it does, or cannot be written.
-    """
-    from pancseg.atomic import check_writable, read_json, write_json
-    from pancseg.inference.postprocess import sha256_of
-
-    about = {
-        "checkpoints_sha256": [sha256_of(member.checkpoint) for member in segmenter.members],
-        "postprocess": asdict(segmenter.how),
-        "mirrored": [list(member.mirrored) for member in segmenter.members],
-        "confidence": asdict(segmenter.trust),
-        "roi": "auto" if segmenter.coarse_to_fine else None,
-    }
-    path = folder / ABOUT
-    if path.is_file() and about != read_json(path, lambda v: isinstance(v, dict), "a note"):
-        raise PancsegError(
-            f"output={folder}: holds masks of another checkpoint or another way to make them; "
-            "give another folder"
-        )
-    check_writable(folder, "output")
-    write_json(path, about)
 
 
 def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
