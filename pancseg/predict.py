@@ -61,7 +61,7 @@ def predict(cfg: DictConfig) -> None:
         print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
     check_output(folder, segmenter)
     doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
-    run = ScanRun(segmenter, folder, doubts, cfg.probabilities)
+    run = ScanRun(segmenter, folder, doubts, cfg.probabilities, cfg.rtstruct)
     failed = segment_all(run, found, scans)
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")

@@ -17,6 +17,7 @@ MASK_FLAGS = {
     "not_confident": "The probabilities are low or spread out (doubts.confidence).",
     "spacing_unlike": "Voxels are much larger than any that the network was trained at.",
     "no_seg": "No DICOM SEG could be written; the reason stands beside it.",
+    "no_rtstruct": "No RTSTRUCT could be written; the reason stands beside it.",
 }
 """What each flag means, in the order in which flags are written."""
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pancseg.affine import Affine, oriented_like, spacing_of, voxel_ml
 from pancseg.applying.mask_flags import Doubts, mask_flags
+from pancseg.applying.scan_contours import write_contours
 from pancseg.applying.scan_segmenter import ScanSegmenter, Segmented
 from pancseg.atomic import replaced
 from pancseg.errors import Refused
@@ -24,7 +25,8 @@ from pancseg.output.scan_preview import draw_scan
 
 log = logging.getLogger(__name__)
 IMAGE_CHECKS = Checks()
-ENDINGS = ("_pancreas.nii.gz", "_pancreas.dcm", "_preview.png", "_probability.nii.gz")
+RTSTRUCT = "_pancreas_rtstruct.dcm"
+ENDINGS = ("_pancreas.nii.gz", "_pancreas.dcm", RTSTRUCT, "_preview.png", "_probability.nii.gz")
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class ScanRun:
         folder: Where masks are written.
         doubts: When a mask is flagged.
         probabilities: Whether they are written, too.
+        rtstruct: Whether one is written of DICOM series, too.
     """
 
     segmenter: ScanSegmenter
     folder: Path
     doubts: Doubts
     probabilities: bool
+    rtstruct: bool
 
     def run(self, candidate: Candidate, case: str) -> Prediction:
         """Segment a scan and write what belongs to it; nothing in it stops a batch."""
@@ -72,7 +76,11 @@ class ScanRun:
         scan = candidate.read_image()
         found = self.segmenter.segment(scan.image)
         flags = self.flags(scan, found)
-        reason = self.write(row.case, scan, found)
+        contours = self.folder / f"{row.case}{RTSTRUCT}"
+        lacking = {
+            "no_seg": self.write(row.case, scan, found),
+            "no_rtstruct": write_contours(contours, scan, found.mask) if self.rtstruct else "",
+        }
         hu = np.asanyarray(scan.image.dataobj)
         volume_ml = int(found.mask.sum()) * voxel_ml(scan.image.affine)
         title = f"{row.case}: {volume_ml:.1f} ml, confidence {found.confidence:.2f}"
@@ -81,11 +89,11 @@ class ScanRun:
         draw_scan(preview, scan.image, found.mask, f"{title}{note}   not for clinical use")
         return replace(
             row,
-            reason=reason,
+            reason="; ".join(filter(None, lacking.values())),
             volume_ml=round(volume_ml, 3),
             mean_hu=round(float(hu[found.mask].mean()), 1) if found.mask.any() else "",
             confidence=round(found.confidence, 4),
-            flags=" ".join([*flags, *(["no_seg"] if reason else [])]),
+            flags=" ".join([*flags, *(flag for flag, reason in lacking.items() if reason)]),
         )
 
     def flags(self, scan: Scan, found: Segmented) -> list[str]:
@@ -132,6 +140,8 @@ class ScanRun:
         suffixes = ["_pancreas.nii.gz", "_preview.png"]
         if candidate.is_dicom and "no_seg" not in row.flags.split():
             suffixes.append("_pancreas.dcm")
+        if self.rtstruct and candidate.is_dicom and "no_rtstruct" not in row.flags.split():
+            suffixes.append(RTSTRUCT)
         if self.probabilities:
             suffixes.append("_probability.nii.gz")
         there = all((self.folder / f"{row.case}{end}").is_file() for end in suffixes)
