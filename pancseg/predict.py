@@ -26,6 +26,7 @@ def predict(cfg: DictConfig) -> None:
     """
     from pancseg.applying.mask_flags import Doubts
     from pancseg.applying.output_folder import output_folder
+    from pancseg.applying.scan_files import ScanFiles
     from pancseg.applying.scan_run import ScanRun
     from pancseg.applying.scan_segmenter import is_auto, open_segmenter
     from pancseg.hardware import check_accelerator
@@ -65,7 +66,7 @@ def predict(cfg: DictConfig) -> None:
         print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
     doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
     with output_folder(folder, segmenter):
-        run = ScanRun(segmenter, folder, doubts, cfg.probabilities)
+        run = ScanRun(segmenter, ScanFiles(folder, cfg.probabilities, cfg.rtstruct), doubts)
         failed = segment_all(run, found, scans)
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")
@@ -78,7 +79,7 @@ def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
         How many scans were refused or failed.
     """
     from pancseg.applying.batch import segment_each
-    from pancseg.applying.scan_run import Job
+    from pancseg.applying.scan_progress import Job
     from pancseg.intake.layouts.unlabelled import names_of
     from pancseg.output.prediction_table import (
         DONE,
@@ -90,7 +91,7 @@ def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
     from pancseg.progress import track
 
     names = names_of(found.candidates, base)
-    earlier = {row.case: row for row in read_predictions(run.folder) if row.status == DONE}
+    earlier = {row.case: row for row in read_predictions(run.files.folder) if row.status == DONE}
     rows = {name: earlier[name] for name in names if name in earlier}
     strays = [Prediction("", str(s.path), status=REFUSED, reason=s.reason) for s in found.strays]
     jobs = [
@@ -100,16 +101,16 @@ def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
     ]
     for row in track(segment_each(run, jobs), "segmenting", "scan", len(jobs)):
         rows[row.case] = row
-        write_predictions(run.folder, [*(rows[n] for n in names if n in rows), *strays])
+        write_predictions(run.files.folder, [*(rows[n] for n in names if n in rows), *strays])
     done = [rows[name] for name in names]
-    write_predictions(run.folder, [*done, *strays])
+    write_predictions(run.files.folder, [*done, *strays])
     for row in done:
         measured = f"{row.volume_ml} ml, confidence {row.confidence}"
         flags = f"  [{row.flags}]" if row.flags else ""
         print(f"{row.case}  {row.status}: {measured if row.status == DONE else row.reason}{flags}")
     for row in strays:  # to the console alone: paths of input files stand in no log
         print(f"refused {row.path}: {row.reason}")
-    log.info("%s", run.folder / "predictions.csv")
+    log.info("%s", run.files.folder / "predictions.csv")
     return sum(row.status != DONE for row in [*done, *strays])
 
 

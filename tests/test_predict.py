@@ -299,7 +299,7 @@ def test_a_header_that_no_seg_can_be_made_of_costs_the_seg_alone(
     def unhappy(*words: object) -> None:
         raise ValueError("source images differ in something")
 
-    monkeypatch.setattr("pancseg.applying.scan_run.write_seg", unhappy)
+    monkeypatch.setattr("pancseg.applying.scan_files.write_seg", unhappy)
     series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
     ended = command("predict", f"checkpoint={best}", f"input={series}", "output=out")
     assert ended.code == 0

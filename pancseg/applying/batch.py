@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
 
-from pancseg.applying.scan_run import Job, Progress, ScanRun
+from pancseg.applying.scan_progress import Job, Progress
+from pancseg.applying.scan_run import ScanRun
 from pancseg.output.prediction_table import Prediction
 
 AHEAD_MB = 150  # of files: a larger scan is read when its turn comes, so that one is held at a time

@@ -25,6 +25,7 @@ MASK_FLAGS = {
     "sides_unlike": "Organs do not lie where they did in training: see whether the scan is "
     "mirrored, or the patient lies another way.",
     "no_seg": "No DICOM SEG could be written; the reason stands beside it.",
+    "no_rtstruct": "No RTSTRUCT could be written; the reason stands beside it.",
 }
 """What each flag means, in the order in which flags are written."""
 

@@ -4,26 +4,17 @@ from pathlib import Path
 
 import highdicom as hd
 import nibabel as nib
-import numpy as np
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
-from numpy.typing import NDArray
-from pydicom import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import generate_uid
 
 from pancseg import __version__
-from pancseg.affine import oriented_like
 from pancseg.atomic import replaced
 from pancseg.errors import Refused
-from pancseg.intake.dicom.pixels import open_dicom, quiet
+from pancseg.intake.dicom.pixels import quiet
 from pancseg.intake.dicom.stack import Stack
+from pancseg.output.dicom_sources import frames_of, sources_of
 
-NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-# what DICOM wants to be there, be it empty; anonymisers drop it
-MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
-    "StudyTime", "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
 SERIES_NUMBER = 900
 
 
@@ -38,11 +29,15 @@ def write_seg(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
         lying: Where the slices of the series lie.
 
     Raises:
-        Refused: If the series was put on another grid, or lacks what a SEG refers to.
+        Refused: If the series was put on another grid, lacks what a SEG refers to, or has its
+            frames in another order than stored.
     """
-    if lying.repairs:
-        raise Refused("seg_repaired", "the series was interpolated, and a SEG cannot refer to it")
-    sources = sources_of(lying)
+    sources = sources_of(lying, "seg")
+    if not in_stored_order(lying, list(sources)):
+        raise Refused("seg_frames", "frames of multi-frame files lie in another order than stored")
+    for source in sources.values():
+        if not source.get("SliceThickness") and "NumberOfFrames" not in source:
+            source.SliceThickness = round(lying.step_mm, 4)  # highdicom asks for one
     segment = SegmentDescription(
         segment_number=1,
         segment_label="Pancreas",
@@ -55,7 +50,7 @@ def write_seg(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
     )
     with quiet():
         written = hd.seg.Segmentation(
-            source_images=sources,
+            source_images=list(sources.values()),
             pixel_array=frames_of(mask, lying),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=[segment],
@@ -70,49 +65,15 @@ def write_seg(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
             content_label="PANCREAS",
             content_description="Pancreas, found automatically, not for clinical use",
         )
+        written.ContentCreatorName = ""  # DICOM wants it there; highdicom leaves out an empty one
         with replaced(path) as temporary:
             written.save_as(temporary)
 
 
-def frames_of(mask: nib.Nifti1Image, lying: Stack) -> NDArray[np.uint8]:
-    """The mask as stored frames ``(slices, rows, columns)``, in the order of the planes."""
-    stored = nib.Nifti1Image(np.zeros(lying.shape, np.uint8), lying.affine_at(lying.corner_mm))
-    turned = np.asanyarray(oriented_like(mask, stored).dataobj)
-    return np.ascontiguousarray(turned.transpose(2, 1, 0).astype(np.uint8))
-
-
-def sources_of(lying: Stack) -> list[Dataset]:
-    """Headers of the images that the frames refer to, in the order of the planes.
-
-    A multi-frame file is one image; its frames have to be in its own order.
-
-    Raises:
-        Refused: If one lacks a UID, or frames of one file lie in another order than stored.
-    """
-    files = list(dict.fromkeys(plane.file for plane in lying.planes))
-    if len(files) != len(lying.planes) and (
-        len(files) > 1 or [plane.frame for plane in lying.planes] != list(range(lying.shape[2]))
-    ):
-        raise Refused("seg_frames", "frames of multi-frame files lie in another order than stored")
-    with quiet():
-        return [completed(open_dicom(file)) for file in files]
-
-
-def completed(source: Dataset) -> Dataset:
-    """A header with what DICOM requires and anonymisers emptied or dropped.
-
-    Raises:
-        Refused: If nothing could refer to it.
-    """
-    absent = [name for name in NEEDED if not source.get(name)]
-    if absent:
-        raise Refused("seg_no_uid", f"the series has no {', '.join(absent)} to refer to")
-    for name in MAY_BE_EMPTY:
-        if name not in source:
-            setattr(source, name, "")
-    if not source.get("SOPClassUID"):
-        source.SOPClassUID = CTImageStorage
-    if not source.get("FrameOfReferenceUID"):
-        told = [str(source.SeriesInstanceUID), "frame of reference"]
-        source.FrameOfReferenceUID = generate_uid(entropy_srcs=told)
-    return source
+def in_stored_order(lying: Stack, files: list[Path]) -> bool:
+    """Whether each plane is a file, or all are frames of one in its own order."""
+    if len(files) == len(lying.planes):
+        return True
+    return len(files) == 1 and [plane.frame for plane in lying.planes] == list(
+        range(len(lying.planes))
+    )

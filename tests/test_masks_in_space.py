@@ -1,0 +1,212 @@
+"""Masks of ``predict`` in three formats and four geometries, as other software reads them."""
+
+import csv
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from pancseg import load_segmenter
+from pancseg.intake.dicom.series import read_ct
+from pancseg.intake.found import Reading, Scan
+from pancseg.intake.labels.contours import read_contours
+from pancseg.intake.labels.segmentation import read_segmentation
+from tests.conftest import SHALLOW, run_command
+from tests.other_software import (
+    LPS_TO_RAS,
+    errors_of,
+    rtstruct_by_matplotlib,
+    rtstruct_by_plastimatch,
+    seen_in,
+    seg_by_dcmqi,
+    seg_by_simpleitk,
+)
+from tests.tiny_dicom import AXIAL, write_series
+
+SIDE_MM = 8.0
+DENSE_HU = 100  # bone: a network of two epochs finds that rather than a pancreas
+OBLIQUE = (0.936293, 0.275096, -0.218351, -0.289629, 0.956425, -0.036957)
+FEET_FIRST = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # on the back
+Where = tuple[str, tuple[float, ...], tuple[float, float]]
+GEOMETRIES: dict[str, Where] = {  # phantom, rows and columns, pixel spacing
+    "axial": ("phantom-3-003", AXIAL, (SIDE_MM, SIDE_MM)),
+    "oblique": ("phantom-3-003", OBLIQUE, (SIDE_MM, SIDE_MM)),
+    "feet_first": ("phantom-3-004", FEET_FIRST, (SIDE_MM, SIDE_MM)),
+    "non_square": ("phantom-3-004", AXIAL, (7.0, 9.0)),
+}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What one command wrote of four series.
+
+    Attributes:
+        scans: Folder of ``images/<geometry>`` and ``labels/<geometry>``.
+        out: Folder of masks.
+        rows: Of the table, by geometry.
+        threshold: Word of the command line.
+    """
+
+    scans: Path
+    out: Path
+    rows: dict[str, dict[str, str]]
+    threshold: str
+
+    def file(self, name: str, end: str) -> Path:
+        return self.out / f"{self.rows[name]['case']}{end}"
+
+    def scan(self, name: str) -> Scan:
+        return read_ct(tuple((self.scans / "images" / name).iterdir()), Reading())
+
+    def mask(self, name: str) -> nib.Nifti1Image:
+        return nib.load(self.file(name, "_pancreas.nii.gz"))
+
+
+def stored(dicom: Path, name: str) -> np.ndarray:
+    """HU of a phantom, ``(slices, rows, columns)``, as a scanner stores them; no two alike."""
+    image = nib.load(dicom / "truth" / f"{GEOMETRIES[name][0]}_image.nii.gz")
+    values = np.asarray(image.dataobj).T + list(GEOMETRIES).index(name)
+    return values[::-1, :, ::-1] if name == "feet_first" else values
+
+
+def affine_of(name: str) -> np.ndarray:
+    """From column, row and slice to RAS mm by DICOM PS3.3 C.7.6.2.1.1, as ``write_series`` does."""
+    _, orientation, spacing = GEOMETRIES[name]
+    row, column = np.reshape(orientation, (2, 3))
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * spacing[1], column * spacing[0]
+    affine[:3, 2], affine[:3, 3] = np.cross(row, column) * SIDE_MM, (-10, -20, 30)
+    return LPS_TO_RAS @ affine
+
+
+def write_pair(folder: Path, dicom: Path, name: str) -> None:
+    """Write a phantom in a geometry, and what is dense in it as its label."""
+    phantom, orientation, spacing = GEOMETRIES[name]
+    frame, study = generate_uid(), generate_uid()
+
+    def alike(slices: list[Dataset]) -> None:
+        for one in slices:
+            one.FrameOfReferenceUID, one.StudyInstanceUID = frame, study
+            if name == "oblique":
+                one.SpecificCharacterSet = ""  # as anonymisers leave it
+            else:  # which they drop, too
+                one.SliceThickness = SIDE_MM
+
+    hu = stored(dicom, name)
+    for kind, values in (("images", hu), ("labels", hu > DENSE_HU)):
+        write_series(
+            folder / kind / name,
+            pixels=values,
+            gap_mm=SIDE_MM,
+            orientation=orientation,
+            pixel_spacing=spacing,
+            patient_id=phantom,
+            damage=alike,
+        )
+
+
+@pytest.fixture(scope="module")
+def predicted(trained: Path, dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Predicted:
+    """Four series by the command, at a threshold that makes about 1 % of a scan a mask."""
+    scans, out = tmp_path_factory.mktemp("scans"), tmp_path_factory.mktemp("masks")
+    for name in GEOMETRIES:
+        write_pair(scans, dicom, name)
+    best = trained / "checkpoints" / "best.ckpt"
+    image = nib.load(dicom / "truth" / "phantom-3-003_image.nii.gz")
+    level = np.quantile(load_segmenter(best).segment(image).probability, 0.99)
+    threshold = f"postprocess.threshold={level:.6f}"
+    words = [f"checkpoint={best}", f"input={scans / 'images'}", f"output={out}", threshold]
+    assert run_command("predict", *words, "rtstruct=true") == 0
+    rows = csv.DictReader((out / "predictions.csv").read_text().splitlines())
+    return Predicted(scans, out, {Path(row["path"]).name: row for row in rows}, threshold)
+
+
+@pytest.fixture(params=GEOMETRIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def truth(predicted: Predicted, name: str) -> nib.Nifti1Image:
+    """The grid as it is known beforehand, with the mask that the NIfTI file has there."""
+    grid = nib.Nifti1Image(np.zeros((48, 48, 40)), affine_of(name))
+    seen = seen_in(predicted.mask(name), grid)
+    assert 100 < seen.sum() < 20_000
+    return nib.Nifti1Image(seen.astype(np.uint8), grid.affine)
+
+
+def test_our_readers_have_the_masks_again_from_seg_and_rtstruct(
+    predicted: Predicted, name: str, truth: nib.Nifti1Image
+) -> None:
+    assert predicted.rows[name]["reason"] == ""
+    scan, wanted = predicted.scan(name), np.asarray(truth.dataobj) > 0
+    for read, end in (
+        (read_segmentation, "_pancreas.dcm"),
+        (read_contours, "_pancreas_rtstruct.dcm"),
+    ):
+        image = read(predicted.file(name, end), Reading(("15776009",)), scan).image
+        np.testing.assert_array_equal(seen_in(image, truth), wanted)
+
+
+def test_other_software_has_the_mask_again_from_the_seg(
+    predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
+) -> None:
+    file, wanted = predicted.file(name, "_pancreas.dcm"), np.asarray(truth.dataobj) > 0
+    np.testing.assert_array_equal(seg_by_simpleitk(file, truth), wanted)
+    np.testing.assert_array_equal(seg_by_dcmqi(file, truth, tmp_path), wanted)
+
+
+def test_other_software_has_the_mask_again_from_the_rtstruct(
+    predicted: Predicted, name: str, truth: nib.Nifti1Image
+) -> None:
+    file = predicted.file(name, "_pancreas_rtstruct.dcm")
+    seen = rtstruct_by_matplotlib(file, predicted.scans / "images" / name, truth)
+    np.testing.assert_array_equal(seen, np.asarray(truth.dataobj) > 0)
+
+
+def test_plastimatch_has_the_mask_again_from_the_rtstruct(
+    predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
+) -> None:
+    file = predicted.file(name, "_pancreas_rtstruct.dcm")
+    seen = rtstruct_by_plastimatch(file, predicted.scans / "images" / name, truth, tmp_path)
+    np.testing.assert_array_equal(seen, np.asarray(truth.dataobj) > 0)
+
+
+def test_a_validator_finds_no_error_in_seg_and_rtstruct(predicted: Predicted, name: str) -> None:
+    for end in ("_pancreas.dcm", "_pancreas_rtstruct.dcm"):
+        assert errors_of(predicted.file(name, end)) == []
+
+
+def test_dice_of_what_was_read_back_is_what_evaluate_scores(
+    predicted: Predicted, trained: Path, dicom: Path, tmp_path: Path
+) -> None:
+    root, run = tmp_path / "prepared", tmp_path / "run"
+    source = [f"source.{kind}={predicted.scans / kind}" for kind in ("images", "labels")]
+    words = [f"data.root={root}", "privacy=none", *SHALLOW]
+    assert run_command("prepare", *source, *words) == 0
+    shutil.copytree(trained, run)
+    best = run / "checkpoints" / "best.ckpt"
+    where = [f"checkpoint={best}", f"data.root={root}", predicted.threshold]
+    assert run_command("evaluate", *where) == 0
+    with (root / "intake.csv").open(newline="") as table:
+        cases = {
+            Path(row["path"]).name: row["case"]
+            for row in csv.DictReader(table)
+            if row["kind"] == "image"
+        }
+    with (run / "scores" / "test.csv").open(newline="") as table:
+        scored = {row["case"]: float(row["dice"]) for row in csv.DictReader(table)}
+    assert len(scored) == len(GEOMETRIES)
+    for name in GEOMETRIES:
+        drawn = (stored(dicom, name) > DENSE_HU).T
+        grid = nib.Nifti1Image(drawn.astype(np.uint8), affine_of(name))
+        file = predicted.file(name, "_pancreas_rtstruct.dcm")
+        found = rtstruct_by_matplotlib(file, predicted.scans / "images" / name, grid)
+        dice = 2 * (found & drawn).sum() / (found.sum() + drawn.sum())
+        assert 0.01 < dice < 0.9
+        assert scored[cases[name]] == pytest.approx(dice, abs=1e-6)
