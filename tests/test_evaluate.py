@@ -98,8 +98,12 @@ def test_threshold_and_components_are_chosen_on_validation_and_kept(
     figures = json.loads((run / "scores" / "test.json").read_text())
     chosen = {key: kept[key] for key in ("threshold", "largest_component")}
     assert figures["postprocess"] == [chosen]
+    by_hand = command("evaluate", f"checkpoint={best}", "postprocess.threshold=0.4")
+    assert "Dice at 0.5" in by_hand.out
     plain = ["postprocess.threshold=0.5", "postprocess.largest_component=false"]
-    assert command("evaluate", f"checkpoint={best}", *plain).code == 0
+    ended = command("evaluate", f"checkpoint={best}", *plain)
+    assert ended.code == 0
+    assert "Dice at 0.5" not in ended.out
     figures = json.loads((run / "scores" / "test.json").read_text())
     assert figures["dice"] == figures["dice_plain"]
 

@@ -8,13 +8,12 @@ from markupsafe import Markup
 from pancseg.output import charts
 from pancseg.output.page import as_data, banners_of, write_page
 from pancseg.output.run_files import Run
-from pancseg.output.score_table import headline, people
+from pancseg.output.score_table import PLAIN, headline, people
 from pancseg.output.score_words import RULES, TITLES, is_share, shown, title_of_column
 from pancseg.scoring.statistics import per_patient
 
 NAME = "report.html"
 HIDDEN = ("patient", "dice_plain", "recipe_metric")
-PLAIN = {"threshold": 0.5, "largest_component": False}
 ORIGINS = {
     "plain": "Nothing was chosen; postprocess.threshold=auto chooses on validation patients.",
     "validation": "It was chosen on validation patients, on none of these.",
