@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,7 +24,7 @@ def test_scalars_stand_in_a_few_groups(events: EventAccumulator) -> None:
         f"{p}/{name}" for p in ("train", "val") for name in ("loss", "dice", "recipe_metric")
     }
     assert measured <= set(tags)
-    assert {tag.partition("/")[0] for tag in tags} <= {"train", "val", "epoch", "best"}
+    assert {tag.partition("/")[0] for tag in tags} == {"train", "val", "best"}
 
 
 def test_training_stands_beside_validation_in_one_chart(events: EventAccumulator) -> None:
@@ -37,7 +38,7 @@ def test_training_stands_beside_validation_in_one_chart(events: EventAccumulator
 
 
 def test_samples_and_overlays_are_pictures(events: EventAccumulator) -> None:
-    assert {"train/samples", "val/group_1"} <= set(events.Tags()["images"])
+    assert {"train/samples", "val/volume_1"} <= set(events.Tags()["images"])
     assert events.Images("train/samples")[0].encoded_image_string[:4] == b"\x89PNG"
 
 
@@ -46,6 +47,26 @@ def test_each_patient_counts_once_in_the_histogram(events: EventAccumulator) -> 
     assert first.num == 1
     dice = events.Scalars("val/dice")[0].value
     assert first.sum == pytest.approx(dice, abs=1e-6)
+
+
+def test_bins_of_dice_are_as_wide_at_its_upper_end(events: EventAccumulator) -> None:
+    first = events.Histograms("val/dice_of_patients")[0].histogram_value
+    assert np.diff([limit for limit in first.bucket_limit if limit > 0]) == pytest.approx(0.02)
+
+
+def test_a_run_does_not_describe_the_table_of_hyperparameters_for_all(trained: Path) -> None:
+    """TensorBoard would take the first run's description, and not see what differs."""
+    from tensorboard.plugins.hparams import metadata
+
+    events = EventAccumulator(str(trained / "tensorboard")).Reload()
+    told = events.summary_metadata
+    assert {metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG} <= set(told)
+    assert metadata.EXPERIMENT_TAG not in told
+    content = told[metadata.SESSION_START_INFO_TAG].plugin_data.content
+    start = metadata.parse_session_start_info_plugin_data(content)
+    assert start.hparams["optimizer.lr"].number_value == 0.001
+    assert start.hparams["split.path"].string_value == ""
+    assert events.Scalars("best/val_dice")[0].step > 0
 
 
 def test_the_precision_recall_curve_is_there(events: EventAccumulator) -> None:

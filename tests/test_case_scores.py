@@ -58,6 +58,15 @@ def surface_points(mask: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~inner) * spacing_mm
 
 
+def shape_of(mask: np.ndarray, spacing_mm: np.ndarray) -> SimpleITK.LabelShapeStatisticsImageFilter:
+    """Volume and centre of a mask by SimpleITK, whose arrays begin with the slice."""
+    image = SimpleITK.GetImageFromArray(mask.T.astype(np.uint8))
+    image.SetSpacing(spacing_mm.tolist())
+    shape = SimpleITK.LabelShapeStatisticsImageFilter()
+    shape.Execute(image)
+    return shape
+
+
 def test_200_random_pairs_agree_with_another_implementation() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -79,6 +88,13 @@ def test_200_random_pairs_agree_with_another_implementation() -> None:
         overlap = SimpleITK.LabelOverlapMeasuresImageFilter()
         overlap.Execute(*(SimpleITK.GetImageFromArray(m.astype(np.uint8)) for m in (other, one)))
         assert found.dice == pytest.approx(overlap.GetDiceCoefficient(1), abs=1e-9)
+        assert found.recall == pytest.approx(1 - overlap.GetFalseNegativeError(1), abs=1e-9)
+        assert found.precision == pytest.approx(1 - overlap.GetFalseDiscoveryRate(1), abs=1e-9)
+        sizes = [shape_of(mask, spacing_mm) for mask in (one, other)]
+        assert found.volume_ml == pytest.approx(sizes[0].GetPhysicalSize(1) / 1000)
+        assert found.reference_ml == pytest.approx(sizes[1].GetPhysicalSize(1) / 1000)
+        centres = [np.array(size.GetCentroid(1)) for size in sizes]
+        assert found.centroid_mm == pytest.approx(np.linalg.norm(centres[0] - centres[1]))
         pieces = SimpleITK.ConnectedComponentImageFilter()
         pieces.FullyConnectedOn()
         pieces.Execute(SimpleITK.GetImageFromArray(one.astype(np.uint8)))

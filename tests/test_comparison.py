@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pancseg.output.comparison_report import comparison_rows
 from pancseg.scoring.comparison import compare, holm
 from pancseg.scoring.statistics import agreement
 
@@ -49,4 +50,20 @@ def test_volumes_agree_as_bland_and_altman_would_say() -> None:
     )
     assert agreement([1.0], [2.0]) == {"bias": -1, "limits": [None, None], "correlation": None}
     assert agreement([], [])["bias"] is None
-    assert agreement([1.0, 1.0], [2.0, 3.0])["correlation"] is None
+    assert agreement([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])["correlation"] is None
+
+
+def test_two_patients_have_no_correlation() -> None:
+    """Through two points there is always a line: r would be 1 or -1 whatever they are."""
+    assert agreement([1.0, 2.0], [2.0, 1.9])["correlation"] is None
+    assert agreement([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])["correlation"] == pytest.approx(1)
+
+
+def test_fewer_millimetres_are_better_and_volumes_are_neither() -> None:
+    def counts(measure: str) -> list[str]:
+        made = compare(measure, "a", "b", [1.0, 1.0, 1.0], [2.0, 3.0, 0.5])
+        return comparison_rows({"comparisons": [made.as_dict() | {"p_holm": 1.0}]})[0][5:7]
+
+    assert counts("dice") == ["2", "1"]
+    assert counts("hd95_mm") == ["1", "2"]
+    assert counts("volume_ml") == ["2 higher", "1 lower"]

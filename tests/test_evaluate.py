@@ -98,8 +98,12 @@ def test_threshold_and_components_are_chosen_on_validation_and_kept(
     figures = json.loads((run / "scores" / "test.json").read_text())
     chosen = {key: kept[key] for key in ("threshold", "largest_component")}
     assert figures["postprocess"] == [chosen]
+    by_hand = command("evaluate", f"checkpoint={best}", "postprocess.threshold=0.4")
+    assert "Dice at 0.5" in by_hand.out
     plain = ["postprocess.threshold=0.5", "postprocess.largest_component=false"]
-    assert command("evaluate", f"checkpoint={best}", *plain).code == 0
+    ended = command("evaluate", f"checkpoint={best}", *plain)
+    assert ended.code == 0
+    assert "Dice at 0.5" not in ended.out
     figures = json.loads((run / "scores" / "test.json").read_text())
     assert figures["dice"] == figures["dice_plain"]
 
@@ -200,10 +204,14 @@ def test_the_page_says_who_chose_the_threshold(
     for word, said in (
         ("postprocess.threshold=null", "Nothing was chosen"),
         ("postprocess.threshold=0.4", "given by hand"),
-        ("postprocess.threshold=auto", "chosen on validation patients, on none of these"),
+        ("postprocess.threshold=auto", "chosen on validation patients, never on one it is used"),
     ):
         assert command("evaluate", f"checkpoint={run}", word).code == 0
         assert said in (run / "report.html").read_text()
+    assert command("evaluate", f"checkpoint={run}", "subset=val").code == 0
+    page = (run / "report.html").read_text()
+    assert "chosen on these very patients" in page
+    assert "never on one" not in page
 
 
 def test_where_every_case_fails_there_is_still_a_table_and_a_page(

@@ -1,7 +1,6 @@
 """The report in a real browser, opened from disk: it works, and asks nobody for anything."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +10,11 @@ import pytest
 from selenium.webdriver.support.ui import WebDriverWait
 
 from pancseg.output.case_view import make_view
+from tests import chromium
 from tests.conftest import run_command, scored_copy
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no browser: apt-get install chromium chromium-driver"
-)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --hide-scrollbars "
-    "--force-prefers-reduced-motion"
-)
-PHONE, DESK = 390, 1440  # pixels
+pytestmark = chromium.needed
+PHONE, PAPER, DESK = 390, 700, 1440  # pixels
 TABLE = "table.sortable"
 
 
@@ -44,15 +36,7 @@ def page(trained: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('browser')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
+    driver = chromium.start(tmp_path_factory.mktemp("browser"))
     yield driver
     driver.quit()
 
@@ -102,12 +86,7 @@ def column(browser, number: int) -> list[str]:  # type: ignore[no-untyped-def]
 
 def test_it_opens_without_an_error_and_without_a_request(opened) -> None:  # type: ignore[no-untyped-def]
     assert opened.get_log("browser") == []
-    messages = [json.loads(one["message"])["message"] for one in opened.get_log("performance")]
-    asked = [
-        m["params"]["request"]["url"]
-        for m in messages
-        if m["method"] == "Network.requestWillBeSent"
-    ]
+    asked = chromium.addresses(opened)
     assert asked
     assert all(address.startswith(("file:", "data:")) for address in asked)
 
@@ -190,6 +169,21 @@ def test_the_theme_changes_and_is_remembered(opened) -> None:  # type: ignore[no
     assert ground() != light
     opened.find_element("id", "theme").click()
     assert ground() == light
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_paper_is_white_whatever_the_theme_and_holds_two_charts_a_row(opened, theme: str) -> None:  # type: ignore[no-untyped-def]
+    opened.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+    resize(opened, PAPER)
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    style = """const of = (one) => getComputedStyle(document.querySelector(one));
+        return [of("body").color, of(".charts svg text").fill, of("body").backgroundColor];"""
+    found = opened.execute_script(style)
+    first, second = opened.find_elements("css selector", ".charts figure")[:2]
+    beside = first.rect["y"] == second.rect["y"]
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert found == ["rgb(0, 0, 0)", "rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    assert beside
 
 
 def test_a_name_in_the_table_opens_its_slices(opened) -> None:  # type: ignore[no-untyped-def]

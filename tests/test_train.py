@@ -69,7 +69,7 @@ def test_tensorboard_holds_scalars_pictures_and_the_score_of_the_run(trained: Pa
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     tags = events.Tags()
     assert {"train/loss", "val/dice", "train/loss_step", "best/val_dice"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"train/samples", "val/group_1", "val/group_2"}
+    assert set(tags["images"]) == {"train/samples", "val/volume_1", "val/volume_2"}
     best = events.Scalars("best/val_dice")[-1].value
     assert best == pytest.approx(summary_of(trained)["best_dice"])
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour
-TRAIN, VALIDATION, POINT, FAINT = "#3b7dd8", "#d9822b", "#2a9d8f", "#8a8f98"
+TRAIN, VALIDATION, POINT, FAINT = "#3b7dd8", "#cf7518", "#238a7d", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": FAINT,
@@ -77,7 +77,7 @@ def boxes(values: dict[str, list[float]]) -> str:
                 whiskerprops={"color": FAINT}, capprops={"color": FAINT},
             )  # fmt: skip
             spread = np.random.default_rng(0).uniform(-0.14, 0.14, len(one))
-            axes.plot(i + spread, one, "o", color=POINT, alpha=0.6, markersize=4, mew=0)
+            axes.plot(i + spread, one, "o", color=POINT, alpha=0.8, markersize=4, mew=0)
         names = [name.replace("NSD ", "NSD\n") for name in values]
         axes.set_xticks(range(len(values)), names)
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.6, len(values) - 0.4))
@@ -91,7 +91,7 @@ def volumes(reference_ml: Sequence[float], measured_ml: Sequence[float]) -> str:
     def draw(axes: Axes) -> None:
         largest = 1.05 * max(*reference_ml, *measured_ml, 1.0)
         axes.plot([0, largest], [0, largest], "--", color=FAINT, linewidth=1)
-        axes.plot(reference_ml, measured_ml, "o", color=POINT, alpha=0.7, mew=0)
+        axes.plot(reference_ml, measured_ml, "o", color=POINT, alpha=0.8, mew=0)
         axes.set(xlabel="drawn, ml", ylabel="predicted, ml", xlim=(0, largest), ylim=(0, largest))
 
     return as_svg(draw, "Predicted against drawn volume")
@@ -104,7 +104,7 @@ def bland_altman(
 
     def draw(axes: Axes) -> None:
         means = np.add(reference_ml, measured_ml) / 2
-        axes.plot(means, np.subtract(measured_ml, reference_ml), "o", color=POINT, alpha=0.7, mew=0)
+        axes.plot(means, np.subtract(measured_ml, reference_ml), "o", color=POINT, alpha=0.8, mew=0)
         low, high = agreement["limits"]
         marks = [
             (agreement["bias"], "-", "bias"),
@@ -134,12 +134,22 @@ def calibration(bins: Sequence[dict[str, float]]) -> str:
     return as_svg(draw, "Calibration curve")
 
 
-def paired(differences: Sequence[float], measure: str, one: str, other: str) -> str:
-    """Differences of patients, from the smallest to the largest."""
+def paired(
+    differences: Sequence[float], measure: str, one: str, other: str, better: int = 1
+) -> str:
+    """Differences of patients, from the smallest to the largest.
+
+    Args:
+        differences: One a patient.
+        measure: What differs.
+        one: Name of a configuration.
+        other: That is compared with it.
+        better: Sign of the differences that are drawn as better ones.
+    """
 
     def draw(axes: Axes) -> None:
         ordered = sorted(differences)
-        colours = [POINT if value > 0 else VALIDATION for value in ordered]
+        colours = [POINT if value * better > 0 else VALIDATION for value in ordered]
         axes.bar(range(len(ordered)), ordered, color=colours, width=0.7)
         axes.axhline(0, color=FAINT, linewidth=1)
         axes.set(xlabel="patients, ordered", ylabel=f"{measure}: {other} less {one}")

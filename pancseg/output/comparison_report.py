@@ -13,12 +13,12 @@ from rich.table import Table
 from pancseg.atomic import write_json, write_text
 from pancseg.output import charts
 from pancseg.output.page import banners_of, write_page
-from pancseg.output.score_words import is_share, shown, title_of_column
+from pancseg.output.score_words import is_better, is_share, shown, title_of_column
 
 NAME = "comparison"
 Found = dict[str, Any]
 COMPARISON_HEADS = (
-    "measure", "compared", "n", "difference", "95 % interval", "higher in", "lower in", "p",
+    "measure", "compared", "n", "difference", "95 % interval", "better in", "worse in", "p",
     "p, Holm",
 )  # fmt: skip
 
@@ -67,7 +67,7 @@ def chart_of(pair: Found, each: Sequence[Found], measure: str) -> tuple[Markup, 
     of, title = {one["name"]: one["values"][measure] for one in each}, title_of_column(measure)[0]
     one, other = pair["one"], pair["other"]
     differences = [b - a for a, b in zip(of[one], of[other], strict=True)]
-    drawn = charts.paired(differences, title, one, other)
+    drawn = charts.paired(differences, title, one, other, is_better(measure) or 1)
     return Markup(drawn), f"{other} less {one}, {title}, one bar a patient."
 
 
@@ -115,10 +115,20 @@ def comparison_rows(found: Found) -> list[list[str]]:
         interval = "-" if low is None else f"{low:+.{digits}f} to {high:+.{digits}f}"
         lines.append(
             [title, f"{one['other']} less {one['one']}", str(one["n"]),
-             f"{one['difference']:+.{digits}f}", interval, str(one["higher"]), str(one["lower"]),
+             f"{one['difference']:+.{digits}f}", interval, *better_and_worse(one),
              f"{one['p']:.3g}", f"{one['p_holm']:.3g}"]
         )  # fmt: skip
     return lines
+
+
+def better_and_worse(one: Found) -> tuple[str, str]:
+    """In how many patients the other is better, and worse; of a volume, higher and lower."""
+    counts = one["higher"], one["lower"]
+    sense = is_better(one["measure"])
+    if not sense:
+        return f"{counts[0]} higher", f"{counts[1]} lower"
+    better, worse = counts[::sense]
+    return str(better), str(worse)
 
 
 def print_comparison(found: Found) -> None:

@@ -8,16 +8,14 @@ from markupsafe import Markup
 from pancseg.output import charts
 from pancseg.output.page import as_data, banners_of, write_page
 from pancseg.output.run_files import Run
-from pancseg.output.score_table import headline, people
+from pancseg.output.score_table import PLAIN, headline, people
 from pancseg.output.score_words import RULES, TITLES, is_share, shown, title_of_column
 from pancseg.scoring.statistics import per_patient
 
 NAME = "report.html"
 HIDDEN = ("patient", "dice_plain", "recipe_metric", "expected_dice")
-PLAIN = {"threshold": 0.5, "largest_component": False}
 ORIGINS = {
     "plain": "Nothing was chosen; postprocess.threshold=auto chooses on validation patients.",
-    "validation": "It was chosen on validation patients, on none of these.",
     "given": "It was given by hand: figures are honest only if it was not tried out on these.",
 }
 Row = dict[str, Any]
@@ -209,8 +207,18 @@ def postprocess_said(figures: dict[str, Any]) -> str:
         else f"The plain way, threshold 0.5 and all components, gives these {people(figures)} Dice "
         f"{plain:.3f}: a change of {now - plain:+.3f}."
     )
-    origin = ORIGINS[figures["postprocess_origin"]]
-    return f"Masks were made by {' or '.join(sorted(used))}. {changed} {origin}"
+    return f"Masks were made by {' or '.join(sorted(used))}. {changed} {origin_said(figures)}"
+
+
+def origin_said(figures: dict[str, Any]) -> str:
+    """Who chose how masks are made, and whether these patients had a part in it."""
+    if (origin := figures["postprocess_origin"]) in ORIGINS:
+        return ORIGINS[origin]
+    if figures["held_out"]:  # of a sweep they chose for others, but none for itself
+        return "It was chosen on validation patients, never on one it is used on."
+    if figures["subset"] == "val":
+        return "It was chosen on these very patients: it fits them better than others."
+    return "It was chosen on validation patients."
 
 
 def view_of(row: Row, view: dict[str, Any]) -> dict[str, Any]:

@@ -12,15 +12,21 @@ LEFT_OUT = (
     "patient", "nsd_1mm", "nsd_3mm", "precision", "recall", "volume_error_ml",
     "volume_error_percent", "centroid_mm", "dice_plain", "recipe_metric", "expected_dice",
 )  # fmt: skip
+PLAIN = {"threshold": 0.5, "largest_component": False}
 QUOTED_MM = 2.0  # tolerance of the NSD that is quoted, where it was measured
 
 
 def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: str) -> None:
-    """Print one line a case, worst Dice first, and the line one would quote."""
+    """Print one line a case, worst Dice first, and the line one would quote.
+
+    Where masks are not made the plain way, what that would have given stands beside.
+    """
     held_out = summary["held_out"]
     kind = "PHANTOMS" if summary["phantoms"] else "patients"
     title = f"{subset}: {summary['n']} {kind}, {'held out' if held_out else NOT_HELD_OUT}"
     columns = [name for name in rows[0] if name not in LEFT_OUT]
+    if any(one != PLAIN for one in summary["postprocess"]):
+        columns.insert(columns.index("dice") + 1, "dice_plain")
     if all(row["fold"] is None for row in rows):
         columns.remove("fold")
     table = Table(title=title, caption=f"{headline(summary)}\n{summary['geometry']}")

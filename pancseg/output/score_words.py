@@ -59,6 +59,17 @@ def is_share(name: str) -> bool:
     return name in ("dice", "precision", "recall") or name.startswith("nsd_")
 
 
+def is_better(name: str) -> int:
+    """Whether more is better, 1, or less, -1; 0 of a volume, its error and a count.
+
+    >>> is_better("dice"), is_better("hd95_mm"), is_better("volume_ml")
+    (1, -1, 0)
+    """
+    if is_share(name) or name in ("dice_plain", "recipe_metric"):
+        return 1
+    return -1 if name.endswith("_mm") else 0
+
+
 def shown(value: Any, digits: int) -> str:
     """A cell's text; a dash for what there is not.
 

@@ -8,6 +8,7 @@ from scipy.stats import bootstrap, pearsonr
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
+FEWEST = 3  # patients of a correlation: through two points there is always a line
 LIMITS_SD = 1.96  # of the limits of agreement: 95 % of a normal distribution
 
 
@@ -78,6 +79,6 @@ def agreement(measured: list[float], reference: list[float]) -> dict[str, Any]:
         return {"bias": bias, "limits": [None, None], "correlation": None}
     reach = LIMITS_SD * float(differences.std(ddof=1))
     mean = float(differences.mean())
-    varied = np.ptp(measured) > 0 and np.ptp(reference) > 0
+    varied = len(differences) >= FEWEST and np.ptp(measured) > 0 and np.ptp(reference) > 0
     correlation = float(pearsonr(measured, reference).statistic) if varied else None
     return {"bias": mean, "limits": [mean - reach, mean + reach], "correlation": correlation}

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pancseg.tracking.overlays import draw
+from pancseg.tracking.overlays import draw, tile
 
 Batch = dict[str, Any]
 LAYOUT = {
@@ -19,6 +19,7 @@ LAYOUT = {
 }
 THRESHOLDS = 101  # of the precision-recall curve
 SAMPLES = 4  # of a batch, in one picture
+DICE_BINS = np.linspace(0, 1, 51)  # TensorBoard's own widen with the value: 0.08 at a Dice of 0.85
 
 
 class Board(pl.Callback):
@@ -51,7 +52,7 @@ class Board(pl.Callback):
         arrays = [
             (image[0].float().cpu().numpy(), label[0].cpu().numpy()) for image, label in pairs
         ]
-        picture = np.concatenate([draw(image, label) for image, label in arrays], axis=1)
+        picture = tile([draw(image, label) for image, label in arrays])
         for board in boards:
             board.experiment.add_image(
                 "train/samples", picture, trainer.global_step, dataformats="HWC"
@@ -86,7 +87,12 @@ class Board(pl.Callback):
         dice = pl_module.dice["val_dice"].of_each()  # type: ignore[index, union-attr]
         for board in boards:
             if len(dice):
-                board.experiment.add_histogram("val/dice_of_patients", dice, trainer.global_step)
+                board.experiment.add_histogram(
+                    "val/dice_of_patients",
+                    dice,
+                    trainer.global_step,
+                    bins=DICE_BINS,
+                )
             if counts.sum():
                 board.experiment.add_pr_curve_raw(
                     "val/voxels", *curve(counts), trainer.global_step, num_thresholds=THRESHOLDS

@@ -1,5 +1,6 @@
 """Pictures of validation groups or cases in TensorBoard: the same ones through the epochs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pancseg.output.outlines import DRAWN, PREDICTED
 
 Batch = dict[str, Any]
+SIDE_INCHES = 3.6  # the longer side of a picture, of 100 pixels an inch
 
 
 class Overlays(pl.Callback):
@@ -49,7 +51,7 @@ class Overlays(pl.Callback):
             ]
             for board in boards:
                 board.experiment.add_image(
-                    f"val/group_{first + i + 1}",
+                    f"val/volume_{first + i + 1}",
                     draw(*arrays),
                     trainer.global_step,
                     dataformats="HWC",
@@ -59,16 +61,34 @@ class Overlays(pl.Callback):
 def draw(image: np.ndarray, label: np.ndarray, probability: np.ndarray | None = None) -> np.ndarray:
     """One RGB picture ``(H, W, 3)`` uint8 of a volume in the network's orientation."""
     k = int((label > 0).sum(axis=(0, 1)).argmax())
-    figure = Figure(figsize=(3.6, 3.6), dpi=100)
+    width, height = image.shape[:2]
+    inches = SIDE_INCHES / max(width, height)
+    figure = Figure(figsize=(width * inches, height * inches), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(image[::-1, :, k].T, cmap="gray", vmin=0, vmax=1, origin="lower")
-    masks = [(label[..., k] > 0, DRAWN)]
+    axes.imshow(image[::-1, :, k].T, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
+    masks = {"drawn": (label[..., k] > 0, DRAWN)}
     if probability is not None:
-        masks.append((probability[..., k] > 0.5, PREDICTED))
-    for mask, colour in masks:
+        masks["predicted"] = (probability[..., k] > 0.5, PREDICTED)
+    for line, (name, (mask, colour)) in enumerate(masks.items()):
         if mask.any() and not mask.all():
-            axes.contour(mask[::-1].T, levels=[0.5], colors=colour, linewidths=1.0)
+            axes.contour(mask[::-1].T, levels=[0.5], colors=colour, linewidths=3 / len(masks))
+        if len(masks) > 1:
+            axes.annotate(name, (0, 1), (4, -4 - 11 * line), "axes fraction", "offset points",
+                          color=colour, va="top", fontsize=9)  # fmt: skip
     axes.set_axis_off()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size, two beside one another: the board shows them 350 pixels wide.
+
+    >>> tile([np.ones((2, 4, 3), np.uint8)] * 3).shape
+    (4, 8, 3)
+    """
+    columns = min(2, len(pictures))
+    empty = [np.zeros_like(pictures[0])] * (-len(pictures) % columns)
+    full = [*pictures, *empty]
+    rows = [np.concatenate(full[i : i + columns], 1) for i in range(0, len(full), columns)]
+    return np.concatenate(rows)

@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
 from pancseg import __version__
 from pancseg.dataset.datamodule import GroupData
@@ -88,12 +89,29 @@ def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str,
     score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
     best_score = {"best/val_dice": score}
     for logger in trainer.loggers:
+        logger.log_hyperparams(flat)
+        logger.log_metrics(best_score, step=trainer.global_step)
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(flat, best_score)
-        else:
-            logger.log_hyperparams(flat)
-            logger.log_metrics(best_score, step=trainer.global_step)
+            enter_trial(logger, flat, best_score)
         logger.save()
+
+
+def enter_trial(board: TensorBoardLogger, flat: dict[str, Any], score: dict[str, float]) -> None:
+    """Enter a run in TensorBoard's table of hyperparameters.
+
+    Not by Lightning, which adds a description of the table made of this run alone: TensorBoard
+    takes one run's for all. Without any it puts first what differs between runs.
+
+    Args:
+        board: The run's.
+        flat: Hyperparameters by dotted key.
+        score: By the tag of its scalar.
+    """
+    told = {key: "none" if value is None else value for key, value in flat.items()}
+    _, start, end = hparams(told, score)
+    writer = board.experiment._get_file_writer()
+    writer.add_summary(start)
+    writer.add_summary(end)
 
 
 def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
