@@ -27,7 +27,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         Incomplete: If a case failed; the others are scored.
     """
     from pancseg.atomic import check_writable
-    from pancseg.hardware import check_accelerator
+    from pancseg.hardware import how_to_apply
     from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
     from pancseg.inference.postprocess import Wanted
     from pancseg.judging.case_judge import CaseJudge
@@ -40,10 +40,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     from pancseg.scoring.score_file import summarise, write_scores
 
     check_request(cfg)
-    check_accelerator(cfg.hardware.accelerator)
     wanted = Wanted(**cfg.postprocess)
-    path, device = Path(cfg.checkpoint), "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
-    members = open_members(path, device=device, channels_last=cfg.hardware.channels_last)
+    path = Path(cfg.checkpoint)
+    members = open_members(path, **how_to_apply(cfg.hardware))
     judges = judges_of(members, cfg.subset)
     absent = missing_folds(members, path)
     if absent:

@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,23 @@ def unusable_gpu() -> str:
     if torch.version.cuda is None:
         return f"a GPU is here, but this torch is built for CPUs only; to use it: {CUDA_WHEELS}"
     return "a GPU is here, but torch cannot use it; see what nvidia-smi says of its driver"
+
+
+def how_to_apply(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """How a trained network computes on the configured machine.
+
+    Args:
+        hardware: A file of ``conf/hardware``.
+
+    Returns:
+        ``device``, ``channels_last`` and ``precision``.
+
+    Raises:
+        PancsegError: If that machine is not here.
+    """
+    check_accelerator(hardware["accelerator"])
+    device = "cpu" if hardware["accelerator"] == "cpu" else "cuda"
+    return {"device": device, **{name: hardware[name] for name in ("channels_last", "precision")}}
 
 
 def check_accelerator(accelerator: str) -> None:

@@ -29,7 +29,7 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.applying.scan_files import ScanFiles
     from pancseg.applying.scan_run import ScanRun
     from pancseg.applying.scan_segmenter import is_auto, open_segmenter
-    from pancseg.hardware import check_accelerator
+    from pancseg.hardware import how_to_apply
     from pancseg.inference.postprocess import Wanted
     from pancseg.intake.found import Reading
     from pancseg.intake.layouts.unlabelled import find_scans
@@ -38,7 +38,7 @@ def predict(cfg: DictConfig) -> None:
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise PancsegError(f"{key} is not given; give a path")
-    check_accelerator(cfg.hardware.accelerator)
+    applied = how_to_apply(cfg.hardware)
     wanted = Wanted(**cfg.postprocess)
     if wanted.asks_validation:
         raise PancsegError(
@@ -52,13 +52,11 @@ def predict(cfg: DictConfig) -> None:
             "another folder"
         )
     found = find_scans(scans, cfg.modality, Reading(processes=cores()))
-    device = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
     named = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
     segmenter = open_segmenter(
         [Path(one) for one in named],
         wanted,
-        device=device,
-        channels_last=cfg.hardware.channels_last,
+        **applied,
         mirrored=cfg.tta,
         coarse_to_fine=is_auto(cfg.roi),
     )

@@ -191,6 +191,21 @@ def test_mirror_images_count_alike() -> None:
     np.testing.assert_allclose(found[1], 0.5)
 
 
+def test_the_network_is_asked_in_the_precision_of_the_hardware_and_sums_are_float32() -> None:
+    seen = []
+
+    class Multiplying(Bright):
+        def evidence(self, image: torch.Tensor) -> torch.Tensor:
+            product = image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)
+            seen.append(product.dtype)
+            return image.float()
+
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        reader = Windows(cast(Segmenter, Multiplying()), "cpu", precision=precision)
+        assert reader.probability(torch.ones(4, 4, 4)).dtype == torch.float32
+    assert seen == [torch.float32, torch.bfloat16, torch.float32]  # no CPU is faster in float16
+
+
 def test_where_memory_runs_out_less_is_asked_for_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,6 +56,7 @@ def how_made(segmenter: ScanSegmenter) -> dict[str, Any]:
     return {
         "checkpoints_sha256": [sha256_of(member.checkpoint) for member in segmenter.members],
         "postprocess": asdict(segmenter.how),
+        "precision": [member.precision for member in segmenter.members],
         "mirrored": [list(member.mirrored) for member in segmenter.members],
         "confidence": asdict(segmenter.trust),
         "roi": "auto" if segmenter.coarse_to_fine else None,

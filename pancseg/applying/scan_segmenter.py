@@ -115,6 +115,7 @@ def open_segmenter(
     *,
     device: str = "cpu",
     channels_last: bool = False,
+    precision: str = "32-true",
     mirrored: bool = False,
     coarse_to_fine: bool = False,
 ) -> ScanSegmenter:
@@ -125,13 +126,20 @@ def open_segmenter(
         wanted: How masks are made; what is None is as it was chosen on validation.
         device: ``cpu`` or ``cuda``.
         channels_last: Whether networks are arranged so.
+        precision: Lightning's name of their arithmetic.
         mirrored: Whether they are shown mirror images, too.
         coarse_to_fine: Whether they look closely only where they see the organ from afar.
 
     Raises:
         PancsegError: If there is no checkpoint of pancseg, or one cannot be applied so.
     """
-    members = open_members(path, device=device, channels_last=channels_last, mirrored=mirrored)
+    members = open_members(
+        path,
+        device=device,
+        channels_last=channels_last,
+        precision=precision,
+        mirrored=mirrored,
+    )
     if coarse_to_fine and any(member.trained.depth for member in members):
         raise PancsegError(
             "roi=auto: needs networks that were trained on patches (data=volume); one here was "
@@ -144,7 +152,7 @@ def open_segmenter(
 def load_segmenter(
     path: str | Path | Sequence[str | Path], device: str = "cpu", roi: str | None = None
 ) -> ScanSegmenter:
-    """Open what was trained, to be called with images.
+    """Open what was trained, to be called with images; it computes in float32.
 
     ``mask = load_segmenter("RUN/checkpoints/best.ckpt")(nibabel.load("ct.nii.gz"))``
 

@@ -28,17 +28,19 @@ class Member:
         trained: What the file holds.
         device: Where it computes.
         mirrored: Axes along which it is shown mirror images, too.
+        precision: Lightning's name of its arithmetic.
     """
 
     checkpoint: Path
     trained: Trained
     device: str
     mirrored: tuple[int, ...] = ()
+    precision: str = "32-true"
 
     @cached_property
     def network(self) -> WholeCase:
         """Applies it to whole cases."""
-        windows = Windows(self.trained.segmenter, self.device, self.mirrored)
+        windows = Windows(self.trained.segmenter, self.device, self.mirrored, self.precision)
         return WholeCase(windows, self.trained.preprocessing, self.trained.depth)
 
     @property
@@ -48,7 +50,12 @@ class Member:
 
 
 def open_members(
-    path: Path | Sequence[Path], *, device: str, channels_last: bool, mirrored: bool = False
+    path: Path | Sequence[Path],
+    *,
+    device: str,
+    channels_last: bool,
+    precision: str = "32-true",
+    mirrored: bool = False,
 ) -> list[Member]:
     """Open a checkpoint, or the best one of each run in a folder, or several of both.
 
@@ -56,6 +63,7 @@ def open_members(
         path: A file, a run's folder, or a sweep's folder; or a list of them.
         device: ``cpu`` or ``cuda``.
         channels_last: Whether networks are arranged so.
+        precision: Lightning's name of their arithmetic.
         mirrored: Whether they are shown mirror images, too.
 
     Raises:
@@ -68,7 +76,7 @@ def open_members(
         trained = open_checkpoint(checkpoint)
         trained.segmenter.prepare_for(channels_last=channels_last, compiled=False)
         axes = mirror_axes(trained, checkpoint) if mirrored else ()
-        members.append(Member(checkpoint, trained, device, axes))
+        members.append(Member(checkpoint, trained, device, axes, precision))
     return members
 
 

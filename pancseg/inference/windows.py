@@ -13,6 +13,7 @@ from torch import Tensor
 from pancseg.learning.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # as Lightning names them
 AIR = -20.0  # evidence where a window holds nothing but air: a probability of 2e-9
 
 
@@ -52,10 +53,18 @@ class Windows:
         device: Where it computes: ``cpu`` or ``cuda``.
         mirrored: Axes along which the image is mirrored, too; the mean over all combinations
             counts.
+        precision: Lightning's name of the arithmetic of the network; sums are float32.
     """
 
-    def __init__(self, segmenter: Segmenter, device: str, mirrored: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        device: str,
+        mirrored: Sequence[int] = (),
+        precision: str = "32-true",
+    ) -> None:
         self.segmenter = segmenter
+        self.half = HALF.get(precision)
         self.mirrored = tuple(mirrored)
         self.ways = ways_for(device)
 
@@ -97,13 +106,14 @@ class Windows:
         Windows are weighted by a Gaussian, so that their borders, which saw least, count least.
         """
         view = self.segmenter.hparams["view"]
+        ask = partial(evidence_unless_air, self.segmenter, self.half)
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
-            return self.segmenter.evidence(image.to(way.network)).cpu()
+            return ask(image.to(way.network)).cpu()
         found = sliding_window_inference(
             image,
             roi_size=view["size"],
             sw_batch_size=way.windows,
-            predictor=partial(read_unless_air, self.segmenter),
+            predictor=ask,
             overlap=view["overlap"],
             mode="gaussian",
             sw_device=way.network,
@@ -112,12 +122,17 @@ class Windows:
         return found.cpu()  # type: ignore[union-attr]
 
 
-def read_unless_air(segmenter: Segmenter, windows: Tensor) -> Tensor:
+def evidence_unless_air(segmenter: Segmenter, half: torch.dtype | None, windows: Tensor) -> Tensor:
     """Evidence in windows ``(N, 1, h, w, d)``; the network is not asked about nothing but air."""
     busy = (windows > 0).flatten(1).any(dim=1)
-    if busy.all():
-        return segmenter.evidence(windows)
-    evidence = torch.full_like(windows, AIR)
-    if busy.any():
+    if not busy.any():
+        return torch.full_like(windows, AIR)
+    device = windows.device.type
+    if device == "cpu" and half == torch.float16:
+        half = None  # no CPU is faster with it
+    with torch.autocast(device, half, enabled=half is not None):
+        if busy.all():
+            return segmenter.evidence(windows)
+        evidence = torch.full_like(windows, AIR)
         evidence[busy] = segmenter.evidence(windows[busy])
     return evidence

@@ -1,0 +1,201 @@
+"""What a new scan costs: pancseg beside MONAI's plain pipeline with the same network.
+
+    python benchmarks/predict.py --checkpoint RUN/checkpoints/best.ckpt --image CT --label MASK \
+        --work FOLDER --slices 100,400,1000
+
+The image, with its mask, is brought to 512 x 512 x N voxels: what is missing in length is filled
+by its last slices, each with noise of its own. Each arm is a process of its own, from its start to
+the written mask, one after the other: ``pancseg.predict`` (which also checks, measures and draws),
+the same with ``roi=auto``, and the plain pipeline of MONAI's tutorials (Compose,
+SlidingWindowInferer, Invertd, SaveImage) with the same network and the same windows.
+"""
+
+import argparse
+import datetime
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from dice_over_time import machine
+from scipy import ndimage
+
+ACROSS = 512  # columns and rows
+STEP_MM = {100: 3.0}  # from slice to slice; 1 mm for other lengths
+NOISE_HU = 12.0
+ARMS = ("MONAI plain", "pancseg", "pancseg, roi=auto")
+SECONDS = 1800  # that an arm may take
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took.
+
+    Attributes:
+        seconds: Wall-clock, imports and all.
+        peak_mb: The most memory it held.
+        dice: Of its mask.
+    """
+
+    seconds: float
+    peak_mb: float
+    dice: float
+
+
+def make_scan(image: Path, label: Path, slices: int, folder: Path) -> tuple[Path, Path]:
+    """An image and its mask at 512 x 512 x ``slices`` voxels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / f"scan_{slices}.nii.gz", folder / f"scan_{slices}_truth.nii.gz"
+    step_mm = STEP_MM.get(slices, 1.0)
+    rng = np.random.default_rng(slices)
+    for path, source, order in zip(paths, (image, label), (1, 0), strict=True):
+        small = nib.as_closest_canonical(nib.load(source))
+        spacing_mm = small.header.get_zooms()
+        zoom = [ACROSS / small.shape[0], ACROSS / small.shape[1], spacing_mm[2] / step_mm]
+        values = ndimage.zoom(np.asarray(small.dataobj, np.float32), zoom, order=order)
+        missing = slices - values.shape[2]
+        if missing < 0:  # cut evenly at both ends
+            values = values[..., -missing // 2 : -missing // 2 + slices]
+        mode = {"mode": "edge"} if order else {"mode": "constant"}
+        below, above = max(0, missing) * 2 // 3, max(0, missing) - max(0, missing) * 2 // 3
+        values = np.pad(values, ((0, 0), (0, 0), (below, above)), **mode)
+        if order:
+            for k in range(values.shape[2]):
+                values[..., k] += rng.normal(0, NOISE_HU, values.shape[:2])
+        affine = np.diag([spacing_mm[0] / zoom[0], spacing_mm[1] / zoom[1], step_mm, 1.0])
+        kind = np.int16 if order else np.uint8
+        nib.save(nib.Nifti1Image(np.rint(values).astype(kind), affine), path)
+    return paths
+
+
+def run_plain(checkpoint: Path, scan: Path, output: Path) -> None:
+    """MONAI's pipeline as its tutorials write it."""
+    import torch
+    from monai.data import decollate_batch
+    from monai.inferers import SlidingWindowInferer
+    from monai.transforms import (
+        AsDiscreted,
+        Compose,
+        CropForegroundd,
+        EnsureChannelFirstd,
+        EnsureTyped,
+        Invertd,
+        LoadImaged,
+        Orientationd,
+        SaveImaged,
+        ScaleIntensityRanged,
+        Spacingd,
+    )
+
+    from pancseg.inference.checkpoint import open_checkpoint
+
+    trained = open_checkpoint(checkpoint)
+    numbers, view = trained.preprocessing, trained.segmenter.hparams["view"]
+    network = trained.segmenter.network
+    before = Compose(
+        [
+            LoadImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes=numbers.orientation, labels=None),
+            Spacingd("image", pixdim=numbers.spacing_mm, mode="bilinear"),
+            ScaleIntensityRanged("image", *numbers.window_hu, b_min=0.0, b_max=1.0, clip=True),
+            CropForegroundd("image", source_key="image", allow_smaller=True),
+            EnsureTyped("image"),
+        ]
+    )
+    after = Compose(
+        [
+            Invertd("pred", transform=before, orig_keys="image", nearest_interp=False),
+            AsDiscreted("pred", argmax=True),
+            SaveImaged("pred", output_dir=output, output_postfix="plain", separate_folder=False),
+        ]
+    )
+    windows = SlidingWindowInferer(view["size"], 4, view["overlap"], mode="gaussian")
+    with torch.no_grad():
+        item = before({"image": str(scan)})
+        item["pred"] = windows(item["image"][None], network)[0]
+        for one in decollate_batch([item]) if isinstance(item, list) else [item]:
+            after(one)
+
+
+def cost_of(words: Sequence[str], mask_of: Path, truth: Path) -> Cost:
+    """Run a process to its end and measure it.
+
+    Args:
+        words: Its command line.
+        mask_of: Folder in which it leaves one NIfTI mask.
+        truth: What the mask is held against.
+    """
+    began = time.perf_counter()
+    log = mask_of / "log.txt"
+    with log.open("wb") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}; see {log}")
+    mask = next(path for path in mask_of.glob("*.nii.gz") if "_probability" not in path.name)
+    found = np.asarray(nib.load(mask).dataobj).squeeze() > 0
+    drawn = np.asarray(nib.load(truth).dataobj) > 0
+    dice = 2 * np.count_nonzero(found & drawn) / (np.count_nonzero(found) + np.count_nonzero(drawn))
+    return Cost(seconds, usage.ru_maxrss / 1024, float(dice))
+
+
+def words_of(arm: str, checkpoint: Path, scan: Path, output: Path) -> list[str]:
+    """The command line of an arm."""
+    if arm == "MONAI plain":
+        me = [sys.executable, __file__, "--plain", "--work", str(output)]
+        return [*me, "--checkpoint", str(checkpoint), "--image", str(scan)]
+    words = [f"checkpoint={checkpoint}", f"input={scan}", f"output={output}"]
+    roi = ["roi=auto"] if "roi" in arm else []
+    return [sys.executable, "-m", "pancseg.predict", *words, *roi]
+
+
+def measure(asked: argparse.Namespace, slices: int) -> dict[str, Cost]:
+    """All arms on a scan of one length."""
+    scan, truth = make_scan(asked.image, asked.label, slices, asked.work / "scans")
+    costs = {}
+    for number, arm in enumerate(ARMS):
+        output = asked.work / f"{slices}_{number}"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        costs[arm] = cost_of(words_of(arm, asked.checkpoint, scan, output), output, truth)
+        print(f"{slices} slices, {arm}: {costs[arm]}", file=sys.stderr, flush=True)
+    return costs
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("--checkpoint", "--image", "--work"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--label", type=Path)
+    parser.add_argument("--slices", default="100,400,1000")
+    parser.add_argument("--plain", action="store_true", help="run the plain pipeline, and stop")
+    asked = parser.parse_args()
+    if asked.plain:
+        run_plain(asked.checkpoint, asked.image, asked.work)
+        return
+    print(f"{machine()}, {datetime.date.today()}; whole processes, one run each\n")
+    print("| voxels | arm | seconds | times as fast | peak MB | share of plain's | Dice |")
+    print("|--|--|--|--|--|--|--|")
+    for slices in map(int, asked.slices.split(",")):
+        costs = measure(asked, slices)
+        plain = costs[ARMS[0]]
+        for arm, cost in costs.items():
+            print(
+                f"| {ACROSS} x {ACROSS} x {slices} | {arm} | {cost.seconds:.1f} "
+                f"| {plain.seconds / cost.seconds:.1f} | {cost.peak_mb:.0f} "
+                f"| {cost.peak_mb / plain.peak_mb:.2f} | {cost.dice:.3f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
