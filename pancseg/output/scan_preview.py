@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pancseg.atomic import replaced
+from pancseg.bounding_box import bounding_box
 from pancseg.output.outlines import PREDICTED, WINDOW_HU, as_seen
 
 WIDTH_INCHES = 12.0
@@ -32,10 +33,12 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: NDArray[np.bool_], title
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor="black")
     FigureCanvasAgg(figure)
     low, high = WINDOW_HU
+    box = bounding_box(found)  # counting voxels of a whole scan takes seconds
     all_axes = figure.subplots(1, 3, width_ratios=widths)
     for axes, axis in zip(all_axes, (2, 1, 0), strict=True):
-        k = fullest(found, axis)
-        plane, outline = (np.take(values, k, axis).T for values in (hu, found))
+        k = box[axis].start + fullest(found[box], axis)
+        there = (slice(None),) * axis + (k,)
+        plane, outline = hu[there].T, found[there].T
         step = [spacing_mm[i] for i in range(3) if i != axis]
         axes.imshow(
             plane, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=step[1] / step[0]
@@ -55,5 +58,5 @@ def fullest(mask: NDArray[np.bool_], axis: int) -> int:
     >>> fullest(np.zeros((2, 2, 7), bool), axis=2)
     3
     """
-    areas = mask.sum(axis=tuple(i for i in range(3) if i != axis))
+    areas = np.count_nonzero(mask, axis=tuple(i for i in range(3) if i != axis))
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
