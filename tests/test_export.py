@@ -89,11 +89,11 @@ def runs(
 
 
 def threshold_in_a_gap(best: Path, scans: Path) -> float:
-    """A threshold that a few hundredths of the voxels are above, as far from any as can be."""
+    """A threshold that about a hundredth of the voxels are above, as far from any as can be."""
     segmenter = load_segmenter(best)
     found = [segmenter.segment(nib.load(path)).probability for path in files_of(scans)]
     p = np.sort(np.concatenate([one.ravel() for one in found]).astype(np.float64))
-    p = p[int(0.95 * len(p)) : int(0.99 * len(p))]
+    p = p[int(0.9 * len(p)) : int(0.995 * len(p))]
     widest = int(np.diff(p).argmax())
     return float(p[widest] + p[widest + 1]) / 2
 
