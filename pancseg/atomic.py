@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +35,31 @@ def replaced(path: Path) -> Iterator[Path]:
         put_in_place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; rename it to ``path`` if the body succeeds.
+
+    Where the body fails, nothing is left. ``path`` may be there if it is empty.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a"
+    >>> with replaced_folder(target) as temporary:
+    ...     _ = (temporary / "b.txt").write_text("whole")
+    >>> [str(one.relative_to(target.parent)) for one in target.parent.rglob("*")]
+    ['a', 'a/b.txt']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()  # it is empty; Windows renames to no folder that is there
+        put_in_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_writable(folder: Path, key: str) -> None:

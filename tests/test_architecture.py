@@ -31,9 +31,10 @@ WINGS = [
     "output",
     "judging",
     "applying",
+    "exporting",
     "tracking",
 ]
-DOORS = ["prepare", "train", "evaluate", "predict", "report", "phantom"]
+DOORS = ["prepare", "train", "evaluate", "predict", "report", "export", "phantom"]
 
 
 def name_of(path: Path) -> str:

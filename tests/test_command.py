@@ -120,7 +120,7 @@ def test_cfg_job_shows_what_runs_with_nothing_left_to_resolve(command: Command) 
         assert number in shown.out
 
 
-@pytest.mark.parametrize("name", ["train", "prepare", "evaluate", "phantom"])
+@pytest.mark.parametrize("name", ["train", "prepare", "evaluate", "export", "phantom"])
 def test_help_lists_the_choices(name: str, command: Command) -> None:
     ended = command(name, "--help")
     assert ended.code == 0

@@ -36,3 +36,5 @@ def test_a_wheel_brings_its_configuration_on_board(tmp_path: Path) -> None:
     assert "held out" in run("pancseg.evaluate", "checkpoint=run/checkpoints/best.ckpt")
     assert (away / "run" / "scores" / "test.csv").is_file()
     assert (away / "run" / "report.html").is_file()
+    run("pancseg.export", "checkpoint=run/checkpoints/best.ckpt", "output=bundle")
+    assert (away / "bundle" / "scripts" / "whole_scan.py").is_file()

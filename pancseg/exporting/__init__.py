@@ -1,0 +1,1 @@
+"""Handing a trained network on to those who have no pancseg."""
