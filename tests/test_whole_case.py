@@ -112,6 +112,20 @@ def test_the_view_made_in_blocks_is_what_the_transforms_of_training_give(
     np.testing.assert_allclose(seen.image, expected[0], atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["int16", "float32", "float64", "uint16", ">i2"])
+def test_the_order_and_type_of_voxels_in_memory_change_nothing(kind: str) -> None:
+    affine = AFFINES["LPS"]
+    hu = np.random.default_rng(0).integers(0, 400, (21, 18, 15)).astype(np.int16)
+    expected = whole_view(nib.Nifti1Image(hu, affine), PATCHES)
+    flipped = nib.Nifti1Image(hu[::-1, :, ::-1].astype(kind), affine).as_reoriented(
+        np.array([[0, -1], [1, 1], [2, -1]])
+    )
+    same = nib.Nifti1Image(np.asanyarray(flipped.dataobj), affine)
+    seen = whole_view(same, PATCHES)
+    np.testing.assert_allclose(seen.image, expected.image, atol=1e-5)
+    np.testing.assert_allclose(seen.affine, expected.affine, atol=1e-9)
+
+
 @of_every_affine
 def test_the_way_back_in_blocks_is_monais_resampling_with_its_border_left_out(
     affine: np.ndarray, monkeypatch: pytest.MonkeyPatch

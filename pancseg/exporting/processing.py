@@ -6,6 +6,10 @@ from pancseg.dataset.groups import AIR_HU
 from pancseg.dataset.transforms import AXES, Preprocessing
 from pancseg.exporting.exportable import Exportable
 
+AXES_RULE = (
+    "turned so that the last runs from feet to head, and turned back for the mask; axes that lean "
+    "are first put at right angles by the nearest such affine (polar decomposition)"
+)
 GROUPS = (
     "slices are cut into groups that begin at 0, N, 2N, ...; where some are left the last group is "
     "moved back until it is whole; a scan shorter than N is one group, filled up with air after "
@@ -72,8 +76,7 @@ def describe_processing(net: Exportable) -> dict[str, Any]:
     size = numbers.spatial_size
     return {
         "input": "CT in Hounsfield units, three axes, with its affine to RAS millimetres",
-        "axes": "turned so that the last runs from feet to head; turned back for the mask; an affine "
-        "whose axes lean is first replaced by the nearest one at right angles (polar decomposition)",
+        "axes": AXES_RULE,
         "groups": depth and {"slices": depth, "fill_hu": AIR_HU, "rule": GROUPS},
         "orientation": numbers.orientation,
         "spacing_mm": list(numbers.spacing_mm),

@@ -40,6 +40,7 @@ def whole_view(image: nib.Nifti1Image, numbers: Preprocessing) -> NetworkView:
         image: HU, three axes in any order.
         numbers: With a ``spatial_size`` of None.
     """
+    image = as_torch_reads(image)
     hu = torch.from_numpy(np.asanyarray(image.dataobj))
     shape, affine = resampled_grid(image, numbers)
     x, y, z = lie_on(affine, shape, image.affine, image.shape)
@@ -51,6 +52,18 @@ def whole_view(image: nib.Nifti1Image, numbers: Preprocessing) -> NetworkView:
         seen[..., part] = interpolate(hu, (x, y, z.part(part)))
     seen.sub_(low).div_(high - low).clamp_(0, 1)
     return cropped(NetworkView(seen, affine))
+
+
+def as_torch_reads(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """The same image in a form that torch reads in place: no axis backwards, a common type.
+
+    What intake reads is int16 or float32, and is not copied.
+    """
+    values = np.asanyarray(image.dataobj)
+    if values.dtype not in (np.int16, np.float32):
+        values = values.astype(np.float32)
+    backwards = [[axis, -1 if step < 0 else 1] for axis, step in enumerate(values.strides)]
+    return nib.Nifti1Image(values, image.affine).as_reoriented(np.array(backwards))
 
 
 def resampled_grid(

@@ -44,7 +44,7 @@ def describe_scoring(
         if len(members) > 1
         else trained.epoch,
         "data_fingerprint": trained.fingerprint,
-        "precision": members[0].precision,
+        "arithmetic": members[0].precision,
         "postprocess": [asdict(chosen[m.checkpoint]) for m in members],
     }
 
