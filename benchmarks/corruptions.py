@@ -116,6 +116,8 @@ def write_scans(truth: Path, folder: Path) -> None:
         name = image.name.removesuffix("_image.nii.gz")
         pair = nib.load(image), nib.load(truth / f"{name}_label.nii.gz")
         for number, corrupt in enumerate(WAYS.values()):
+            if (folder / "masks" / f"{name}-way{number:02}.nii.gz").exists():
+                continue  # of an earlier run: predict goes on with what is not done
             one = corrupt(pair, np.random.default_rng(number))
             for part, made in zip(("images", "masks"), one, strict=True):
                 nib.save(made, folder / part / f"{name}-way{number:02}.nii.gz")
@@ -186,7 +188,7 @@ def draw(judged: list[Judged], path: Path) -> None:
             axes.scatter(xs, ys, 42, facecolors=face, edgecolors=colour, linewidths=1.4)
         axes.scatter([], [], 42, color=colour, label=way)
     axes.axhline(FAILED_BELOW, color="grey", linewidth=0.8, linestyle="--")
-    axes.set(xlabel="confidence", ylabel="Dice", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes.set(xlabel="confidence", ylabel="Dice", ylim=(-0.03, 1.03))
     axes.set_title("PHANTOMS, held out: filled points carry no flag, rings do", fontsize=11)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.savefig(path, dpi=130)

@@ -13,14 +13,17 @@ SlidingWindowInferer, Invertd, SaveImage) with the same network and the same win
 import argparse
 import csv
 import datetime
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -145,15 +148,27 @@ def cost_of(words: Sequence[str], mask_of: Path, truth: Path) -> Cost:
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}; see {log}")
     mask = next(path for path in mask_of.glob("*.nii.gz") if "_probability" not in path.name)
-    found = np.asarray(nib.load(mask).dataobj).squeeze() > 0
-    drawn = np.asarray(nib.load(truth).dataobj) > 0
-    dice = 2 * np.count_nonzero(found & drawn) / (np.count_nonzero(found) + np.count_nonzero(drawn))
+    dice = apart(dice_of, mask, truth)
     table = mask_of / "predictions.csv"
     if table.is_file():
         scan_s = float(next(csv.DictReader(table.read_text().splitlines()))["seconds"])
     else:
         scan_s = float(log.read_text().rpartition("scan_s ")[2])
-    return Cost(seconds, scan_s, usage.ru_maxrss / 1024, float(dice))
+    return Cost(seconds, scan_s, usage.ru_maxrss / 1024, dice)
+
+
+def dice_of(mask: Path, truth: Path) -> float:
+    """Dice of two files."""
+    found = np.asarray(nib.load(mask).dataobj).squeeze() > 0
+    drawn = np.asarray(nib.load(truth).dataobj) > 0
+    both = np.count_nonzero(found) + np.count_nonzero(drawn)
+    return 2 * np.count_nonzero(found & drawn) / both
+
+
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work in a process of its own: what this one ever held counts as its children's peak."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def words_of(arm: str, checkpoint: Path, scan: Path, output: Path) -> list[str]:
@@ -168,7 +183,8 @@ def words_of(arm: str, checkpoint: Path, scan: Path, output: Path) -> list[str]:
 
 def measure(asked: argparse.Namespace, slices: int) -> dict[str, Cost]:
     """All arms on a scan of one length."""
-    scan, truth = make_scan(asked.image, asked.label, slices, asked.work / "scans")
+    folder = asked.work / "scans"
+    scan, truth = apart(make_scan, asked.image, asked.label, slices, folder)
     costs = {}
     for number, arm in enumerate(ARMS):
         output = asked.work / f"{slices}_{number}"

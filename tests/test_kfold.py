@@ -97,7 +97,9 @@ def test_several_on_one_locked_test_set_judge_together(
 
     from pancseg.inference.members import look_together, open_members
 
-    members = open_members(tmp_path / "seeds", device="cpu", channels_last=False)
+    members = open_members(
+        tmp_path / "seeds", device="cpu", channels_last=True, precision=figures["arithmetic"]
+    )
     row = rows_of(tmp_path / "seeds")[0]
     image = nib.load(prepared / "cases" / f"{row['case']}_image.nii.gz")
     each = [member.network.probability(image) for member in members]

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +20,9 @@ from filelock import FileLock
 
 from pancseg import load_segmenter
 from pancseg.applying import batch
+from pancseg.applying.mask_flags import Doubts, mask_flags
+from pancseg.applying.scan_run import ScanRun
+from pancseg.inference.trust import Trust
 from tests.conftest import Command, run_command
 
 ROOT = Path(__file__).parent.parent
@@ -220,7 +225,26 @@ def test_confidence_is_calibrated_on_validation_patients(
         raw = float(before["confidence"])
         assert float(after["confidence"]) == pytest.approx(min(1, raw * kept["scale"]), abs=2e-4)
     told = json.loads((tmp_path / "after" / "predictions.json").read_text())
-    assert told["confidence"] == {"scale": kept["scale"], "n": 1}
+    assert told["confidence"] == {name: kept[name] for name in ("scale", "n", "least")}
+    assert kept["least"] == pytest.approx(float(row["dice"]), abs=2e-4)  # of the only one
+
+
+@pytest.mark.parametrize(
+    ("learnt", "given", "limit"), [(0, None, 0.7), (3, None, 0.9), (3, 0.2, 0.2)]
+)
+def test_a_mask_is_doubted_below_the_least_confidence_of_validation_unless_told_otherwise(
+    learnt: int, given: float | None, limit: float
+) -> None:
+    segmenter = SimpleNamespace(trust=Trust(1.0, learnt, 0.9))
+    run = ScanRun(cast(Any, segmenter), cast(Any, None), Doubts(confidence=given))
+    found = np.zeros((9, 9, 9), bool)
+    found[3:6, 3:6, 3:6] = True
+    for confidence, doubted in ((limit - 0.01, True), (limit + 0.01, False)):
+        flags = mask_flags(
+            found, voxel_ml=1.0, confidence=confidence, spacing_mm=(1, 1, 1),
+            network_spacing_mm=(1, 1, 1), doubts=run.learnt_doubts,
+        )  # fmt: skip
+        assert flags == ["not_confident"] * doubted
 
 
 def test_a_scan_unlike_those_trained_on_is_flagged_with_the_number(

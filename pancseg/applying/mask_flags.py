@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from pancseg.bounding_box import bounding_box
 
+UNKNOWN = 0.7  # confidence below which a mask is doubted where nothing was learnt
 TOUCHING = np.ones((3, 3, 3), bool)
 MASK_FLAGS = {
     "no_pancreas": "Nothing was found; see whether the scan holds the upper abdomen.",
@@ -37,14 +38,15 @@ class Doubts:
     Attributes:
         volume_ml: Smallest and largest plausible pancreas, ml.
         piece_share: Of the mask's voxels that a second piece may have, 0 to 1.
-        confidence: The least that is not flagged, 0 to 1.
+        confidence: The least that is not flagged, 0 to 1; None is the least that a validation
+            patient had, 0.7 where nothing was learnt of them.
         spacing_factor: Voxels may be this many times as long as those given to the network.
         unlike: Standard deviations from the training scans that are still alike.
     """
 
     volume_ml: tuple[float, float] = (15, 300)
     piece_share: float = 0.1
-    confidence: float = 0.7
+    confidence: float | None = None
     spacing_factor: float = 2.5
     unlike: float = 4.0
 
@@ -77,7 +79,7 @@ def mask_flags(
             flags.add("several_pieces")
         if mask[..., 0].any() or mask[..., -1].any():
             flags.add("touches_end")
-        if confidence < doubts.confidence:
+        if confidence < (UNKNOWN if doubts.confidence is None else doubts.confidence):
             flags.add("not_confident")
     longest = [own / seen for own, seen in zip(spacing_mm, network_spacing_mm, strict=True)]
     if max(longest) > doubts.spacing_factor:

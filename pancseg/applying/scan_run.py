@@ -102,9 +102,17 @@ class ScanRun:
             confidence=found.confidence,
             spacing_mm=spacing_mm,
             network_spacing_mm=trained_mm,
-            doubts=self.doubts,
+            doubts=self.learnt_doubts,
         )
         return [*of_image, *in_order([*of_mask, *unlike])]
+
+    @property
+    def learnt_doubts(self) -> Doubts:
+        """With the least confidence of a validation patient, where none is given."""
+        trust = self.segmenter.trust
+        if self.doubts.confidence is not None or not trust.n:
+            return self.doubts
+        return replace(self.doubts, confidence=trust.least)
 
     def is_done(self, candidate: Candidate, row: Prediction) -> bool:
         """Whether an earlier batch segmented this very input, and what it wrote is there."""

@@ -1,7 +1,7 @@
 """How far an expected Dice is to be believed, learnt on validation patients."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ class Trust:
     Attributes:
         scale: Over 1 where the network is too modest, below 1 where it is too sure.
         n: Validation patients that say so; 0 for none.
+        least: The least confidence that one of them had.
     """
 
     scale: float = 1.0
     n: int = 0
+    least: float = 0.0
 
     def confidence(self, expected_dice: float) -> float:
         """The Dice to be expected, 0 to 1.
@@ -43,11 +45,14 @@ def learn_trust(expected: Sequence[float], reached: Sequence[float]) -> Trust:
         reached: Of each patient.
 
     >>> learn_trust([0.9, 0.8], [0.45, 0.4])
-    Trust(scale=0.5, n=2)
+    Trust(scale=0.5, n=2, least=0.4)
     """
     e, d = np.array(expected, np.float64), np.array(reached, np.float64)
     squares = float(e @ e)
-    return Trust(round(float(e @ d) / squares, 4), len(e)) if squares else Trust()
+    if not squares:
+        return Trust()
+    trust = Trust(round(float(e @ d) / squares, 4), len(e))
+    return replace(trust, least=round(trust.confidence(float(e.min())), 4))
 
 
 def trust_file(checkpoint: Path) -> Path:
@@ -73,7 +78,7 @@ def kept_trust(checkpoint: Path) -> Trust:
     content = read_json(path, is_trust, "what a confidence is multiplied by")
     if content["checkpoint_sha256"] != sha256_of(checkpoint):
         return Trust()
-    return Trust(float(content["scale"]), int(content["n"]))
+    return Trust(float(content["scale"]), int(content["n"]), float(content["least"]))
 
 
 def is_trust(value: Any) -> bool:
@@ -83,15 +88,16 @@ def is_trust(value: Any) -> bool:
         and isinstance(value.get("scale"), int | float)
         and 0 <= value["scale"] < 100
         and isinstance(value.get("n"), int)
+        and isinstance(value.get("least"), int | float)
         and isinstance(value.get("checkpoint_sha256"), str)
     )
 
 
 def mean_trust(each: Sequence[Trust]) -> Trust:
-    """Of several networks: the mean factor, and the patients of all.
+    """Of several networks: the mean factor, the patients of all, the mean of the least.
 
-    >>> mean_trust([Trust(0.9, 3), Trust(1.1, 4)])
-    Trust(scale=1.0, n=7)
+    >>> mean_trust([Trust(0.9, 3, 0.8), Trust(1.1, 4, 0.7)])
+    Trust(scale=1.0, n=7, least=0.75)
     """
-    scale = float(np.mean([one.scale for one in each]))
-    return Trust(round(scale, 4), sum(one.n for one in each))
+    scale, least = (float(np.mean([getattr(one, n) for one in each])) for n in ("scale", "least"))
+    return Trust(round(scale, 4), sum(one.n for one in each), round(least, 4))
