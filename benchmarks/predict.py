@@ -5,9 +5,10 @@
 
 The image, with its mask, is brought to 512 x 512 x N voxels: what is missing in length is filled
 by its last slices, each with noise of its own. Each arm is a process of its own, from its start to
-the written mask, one after the other: ``pancseg.predict`` (which also checks, measures and draws),
-the same with ``roi=auto``, and the plain pipeline of MONAI's tutorials (Compose,
-SlidingWindowInferer, Invertd, SaveImage) with the same network and the same windows.
+the written mask, one after the other: the plain pipeline of MONAI's tutorials (Compose,
+SlidingWindowInferer, Invertd, SaveImage), nnU-Net's predictor where nnunetv2 can be imported,
+``pancseg.predict`` (which also checks, measures and draws), and the same with ``roi=auto``; all
+with the same network, voxels, windows and overlap.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ from scipy import ndimage
 ACROSS = 512  # columns and rows
 STEP_MM = {100: 3.0}  # from slice to slice; 1 mm for other lengths
 NOISE_HU = 12.0
-ARMS = ("MONAI plain", "pancseg", "pancseg, roi=auto")
+OTHERS = {"MONAI plain": "--plain", "nnU-Net's predictor": "--nnunet"}
+ARMS = ("MONAI plain", "nnU-Net's predictor", "pancseg", "pancseg, roi=auto")
 SECONDS = 1800  # that an arm may take
 
 
@@ -130,6 +133,65 @@ def run_plain(checkpoint: Path, scan: Path, output: Path) -> None:
     print(f"scan_s {time.perf_counter() - began:.2f}")
 
 
+def run_nnunet(checkpoint: Path, scan: Path, output: Path) -> None:
+    """nnU-Net's predictor with the same network, voxels and overlap, and no mirroring.
+
+    Its own reading, resampling (third order, as it has by default), sliding window and export;
+    normalisation and axes are set so that the network is given what it was trained on.
+    """
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from pancseg.inference.checkpoint import open_checkpoint
+
+    trained = open_checkpoint(checkpoint)
+    view = trained.segmenter.hparams["view"]
+    spacing_mm = [float(mm) for mm in trained.preprocessing.spacing_mm]
+    low, high = trained.preprocessing.window_hu
+    data = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+    configuration = {
+        "data_identifier": "same", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+        "patch_size": list(view["size"]), "median_image_size_in_voxels": [128, 160, 160],
+        "spacing": spacing_mm, "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False], "batch_dice": True,
+        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": data,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**data, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": {**data, "order": 1},
+        "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+    }  # fmt: skip
+    numbers = {"mean": low, "std": high - low, "percentile_00_5": low, "percentile_99_5": high}
+    plans = {
+        "dataset_name": "Dataset001_Same", "plans_name": "same",
+        "original_median_spacing_after_transp": spacing_mm,
+        "original_median_shape_after_transp": [128, 160, 160],
+        "image_reader_writer": "SimpleITKIO", "transpose_forward": [2, 1, 0],
+        "transpose_backward": [2, 1, 0], "experiment_planner_used": "same",
+        "label_manager": "LabelManager", "configurations": {"3d_fullres": configuration},
+        "foreground_intensity_properties_per_channel": {"0": numbers},
+    }  # fmt: skip
+    labels = {"background": 0, "pancreas": 1}
+    described = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    network = trained.segmenter.network
+    manager = PlansManager(plans)
+    predictor = nnUNetPredictor(
+        tile_step_size=1 - view["overlap"],
+        use_mirroring=False,
+        device=torch.device("cpu"),
+        perform_everything_on_device=False,
+    )
+    predictor.manual_initialization(
+        network, manager, manager.get_configuration("3d_fullres"), [network.state_dict()],
+        described, "same", None,
+    )  # fmt: skip
+    began = time.perf_counter()
+    target = str(output / "scan")
+    predictor.predict_from_files_sequential([[str(scan)]], [target])
+    print(f"scan_s {time.perf_counter() - began:.2f}")
+
+
 def cost_of(words: Sequence[str], mask_of: Path, truth: Path) -> Cost:
     """Run a process to its end and measure it.
 
@@ -173,8 +235,8 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def words_of(arm: str, checkpoint: Path, scan: Path, output: Path) -> list[str]:
     """The command line of an arm."""
-    if arm == "MONAI plain":
-        me = [sys.executable, __file__, "--plain", "--work", str(output)]
+    if arm in OTHERS:
+        me = [sys.executable, __file__, OTHERS[arm], "--work", str(output)]
         return [*me, "--checkpoint", str(checkpoint), "--image", str(scan)]
     words = [f"checkpoint={checkpoint}", f"input={scan}", f"output={output}"]
     roi = ["roi=auto"] if "roi" in arm else []
@@ -186,7 +248,8 @@ def measure(asked: argparse.Namespace, slices: int) -> dict[str, Cost]:
     folder = asked.work / "scans"
     scan, truth = apart(make_scan, asked.image, asked.label, slices, folder)
     costs = {}
-    for number, arm in enumerate(ARMS):
+    arms = [arm for arm in ARMS if "nnU-Net" not in arm or find_spec("nnunetv2")]
+    for number, arm in enumerate(arms):
         output = asked.work / f"{slices}_{number}"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
@@ -203,10 +266,12 @@ def main() -> None:
     parser.add_argument("--label", type=Path)
     parser.add_argument("--slices", default="100,400,1000")
     parser.add_argument("--plain", action="store_true", help="run the plain pipeline, and stop")
+    parser.add_argument("--nnunet", action="store_true", help="run nnU-Net's, and stop")
     asked = parser.parse_args()
-    if asked.plain:
-        run_plain(asked.checkpoint, asked.image, asked.work)
-        return
+    for wanted, run in ((asked.plain, run_plain), (asked.nnunet, run_nnunet)):
+        if wanted:
+            run(asked.checkpoint, asked.image, asked.work)
+            return
     print(f"{machine()}, {datetime.date.today()}; whole processes, one run each\n")
     print(
         "| voxels | arm | process s | times as fast | scan s | times as fast | peak MB "

@@ -38,8 +38,8 @@ class Doubts:
     Attributes:
         volume_ml: Smallest and largest plausible pancreas, ml.
         piece_share: Of the mask's voxels that a second piece may have, 0 to 1.
-        confidence: The least that is not flagged, 0 to 1; None is the least that a validation
-            patient had, 0.7 where nothing was learnt of them.
+        confidence: The least that is not flagged, 0 to 1; None goes by validation patients, and is
+            0.7 where nothing was learnt of them.
         spacing_factor: Voxels may be this many times as long as those given to the network.
         unlike: Standard deviations from the training scans that are still alike.
     """
