@@ -90,7 +90,7 @@ def runs(
 
 def threshold_in_a_gap(best: Path, scans: Path) -> float:
     """A threshold that about a hundredth of the voxels are above, as far from any as can be."""
-    segmenter = load_segmenter(best)
+    segmenter = load_segmenter(best, precision="32-true")
     found = [segmenter.segment(nib.load(path)).probability for path in files_of(scans)]
     p = np.sort(np.concatenate([one.ravel() for one in found]).astype(np.float64))
     p = p[int(0.9 * len(p)) : int(0.995 * len(p))]
@@ -156,7 +156,7 @@ def test_monai_runs_a_bundle_without_pancseg_to_the_voxels_that_pancseg_finds(
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
-    segmenter = load_segmenter(runs[name] / "checkpoints" / "best.ckpt")
+    segmenter = load_segmenter(runs[name] / "checkpoints" / "best.ckpt", precision="32-true")
     for scan, stem in ((scans / "one.nii.gz", "one"), (scans / "below" / "other.nii", "other")):
         image, place = nib.load(scan), masks / scan.parent.relative_to(scans)
         mask, wanted = nib.load(place / f"{stem}_pancreas.nii.gz"), segmenter(image)
@@ -240,7 +240,7 @@ def test_the_description_beside_an_onnx_file_is_enough_for_the_same_mask(
     how = said["postprocess"]
     image = nib.load(scans / "one.nii.gz")
     mask = MaskOf(how["threshold"], how["largest_component"])(predict(image))
-    wanted = load_segmenter(runs[name] / "checkpoints" / "best.ckpt")(image)
+    wanted = load_segmenter(runs[name] / "checkpoints" / "best.ckpt", precision="32-true")(image)
     np.testing.assert_array_equal(mask, np.asarray(wanted.dataobj) > 0)
 
 

@@ -208,7 +208,7 @@ def test_confidence_is_calibrated_on_validation_patients(
     trained: Path, scans: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*.confidence.json"))
     best = run / "checkpoints" / "best.ckpt"
     words = [f"checkpoint={best}", f"input={scans}", "postprocess.threshold=0.3"]
     assert command("predict", *words, f"output={tmp_path / 'before'}").code == 0

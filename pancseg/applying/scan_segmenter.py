@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pancseg.affine import Affine, oriented_like, slices_from_feet
 from pancseg.dataset.appearance import appearance
 from pancseg.errors import PancsegError
+from pancseg.hardware import cpu_has_bf16, detect
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.members import Member, look_together, open_members, together
 from pancseg.inference.own_grid import OwnGrid
@@ -150,9 +151,12 @@ def open_segmenter(
 
 
 def load_segmenter(
-    path: str | Path | Sequence[str | Path], device: str = "cpu", roi: str | None = None
+    path: str | Path | Sequence[str | Path],
+    device: str = "cpu",
+    roi: str | None = None,
+    precision: str | None = None,
 ) -> ScanSegmenter:
-    """Open what was trained, to be called with images; it computes in float32.
+    """Open what was trained, to be called with images.
 
     ``mask = load_segmenter("RUN/checkpoints/best.ckpt")(nibabel.load("ct.nii.gz"))``
 
@@ -161,12 +165,23 @@ def load_segmenter(
         device: ``cpu`` or ``cuda``.
         roi: ``auto`` looks closely only where the organ is seen from afar: much faster on long
             scans.
+        precision: Lightning's name of the arithmetic, such as ``32-true``; None is as this machine
+            is fast, and as ``pancseg.predict`` computes on it.
 
     Raises:
         PancsegError: If there is no checkpoint of pancseg, or one cannot be applied so.
     """
     paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-    return open_segmenter(paths, Wanted(), device=device, coarse_to_fine=is_auto(roi))
+    on_cpu = "bf16-mixed" if cpu_has_bf16() else "32-true"
+    own = on_cpu if device == "cpu" else detect().precision
+    return open_segmenter(
+        paths,
+        Wanted(),
+        device=device,
+        channels_last=True,
+        precision=precision or own,
+        coarse_to_fine=is_auto(roi),
+    )
 
 
 def is_auto(roi: str | None) -> bool:

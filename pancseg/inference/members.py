@@ -184,8 +184,10 @@ def look_together(
             organ from afar.
     """
     upright = with_right_angles(image)
-    look = look_coarse_to_fine if coarse_to_fine else WholeCase.look
-    looks = [look(one.network, upright) for one in judging]
+    looks = [
+        look_coarse_to_fine(one.network, upright) if coarse_to_fine else one.network.look(upright)
+        for one in judging
+    ]
     return OwnGrid(upright.shape, upright.affine, looks)
 
 
