@@ -66,7 +66,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     rows, calibrations = [row for row, _ in judged], [found for _, found in judged if found]
     figures = summarise(rows, calibrations, about)
     write_scores(folder, cfg.subset, rows, figures)
-    teach_trust(members[0].checkpoint, cfg.subset, rows)
+    teach_trust(members[0].checkpoint, about, rows)
     print_scores(rows, figures, cfg.subset)
     table, pictures = folder / f"{cfg.subset}.csv", folder / cfg.subset / "*.png"
     log.info("scores   %s\npictures %s", table, pictures)
@@ -77,12 +77,15 @@ def evaluate(cfg: DictConfig) -> float | None:
     return figures["dice"]["mean"]
 
 
-def teach_trust(checkpoint: Path, subset: str, rows: list[dict[str, Any]]) -> None:
-    """Keep beside a checkpoint how far its expected Dice came true on validation patients."""
+def teach_trust(checkpoint: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Keep beside a checkpoint how far its expected Dice came true on validation patients.
+
+    Not where threshold or components were given by hand: predict will not make its masks so.
+    """
     from pancseg.inference.trust import keep_trust, learn_trust, trust_file
     from pancseg.scoring.statistics import per_patient
 
-    if subset != "val":
+    if about["subset"] != "val" or about["postprocess_origin"] == "given":
         return
     scored = [row for row in rows if row["dice"] is not None]
     patients = [row["patient"] for row in scored]

@@ -212,6 +212,9 @@ def test_confidence_is_calibrated_on_validation_patients(
     best = run / "checkpoints" / "best.ckpt"
     words = [f"checkpoint={best}", f"input={scans}", "postprocess.threshold=0.3"]
     assert command("predict", *words, f"output={tmp_path / 'before'}").code == 0
+    by_hand = [f"checkpoint={best}", "subset=val", "postprocess.threshold=0.3"]
+    assert command("evaluate", *by_hand).code == 0
+    assert not (run / "checkpoints" / "best.confidence.json").exists()  # predict goes another way
     assert command("evaluate", f"checkpoint={best}", "subset=val").code == 0
     kept = json.loads((run / "checkpoints" / "best.confidence.json").read_text())
     row = next(csv.DictReader((run / "scores" / "val.csv").read_text().splitlines()))
