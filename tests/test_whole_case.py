@@ -178,6 +178,14 @@ def test_expected_dice_is_worked_out_by_hand() -> None:
     assert largest.mask.sum() == 3  # touching by a corner is being one piece
 
 
+def test_a_piece_that_is_left_out_no_longer_speaks_for_the_mask() -> None:
+    p = torch.zeros(6, 4, 4)
+    p[0, 1, 1], p[0, 1, 2], p[4, 2, 2] = 0.9, 0.7, 0.8
+    found = find_mask(grid_of(p, (6, 4, 4), step=1.0), Postprocess(0.5, largest_component=True))
+    assert found.mask.sum() == 2
+    assert found.expected_dice == pytest.approx(2 * 1.6 / (2.4 + 2), abs=1e-6)
+
+
 def test_networks_that_contradict_each_other_are_trusted_less() -> None:
     one, other = torch.zeros(4, 4, 4), torch.zeros(4, 4, 4)
     one[1, 1, 1:3], other[1, 1, 2], other[2, 1, 2] = 1.0, 1.0, 1.0

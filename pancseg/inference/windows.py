@@ -125,8 +125,6 @@ class Windows:
 def evidence_unless_air(segmenter: Segmenter, half: torch.dtype | None, windows: Tensor) -> Tensor:
     """Evidence in windows ``(N, 1, h, w, d)``; the network is not asked about nothing but air."""
     busy = (windows > 0).flatten(1).any(dim=1)
-    if not busy.any():
-        return torch.full_like(windows, AIR)
     device = windows.device.type
     if device == "cpu" and half == torch.float16:
         half = None  # no CPU is faster with it
@@ -134,5 +132,6 @@ def evidence_unless_air(segmenter: Segmenter, half: torch.dtype | None, windows:
         if busy.all():
             return segmenter.evidence(windows)
         evidence = torch.full_like(windows, AIR)
-        evidence[busy] = segmenter.evidence(windows[busy])
+        if busy.any():
+            evidence[busy] = segmenter.evidence(windows[busy])
     return evidence
