@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 STAMP := $(VENV)/.installed
+# a process a core; a file's tests stay together, for they share what the first of them made
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow fuzz lint check format wheel constraints clean
+.PHONY: help install demo test slow fuzz lint check format wheel release lowest newest storm audit docs slurm map constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,13 +40,25 @@ $(DEMO)/dicom: | $(STAMP)
 	mv $(DEMO)/dicom.partial $(DEMO)/dicom
 
 test: $(STAMP)  ## the tests
-	$(BIN)/python -m pytest
+	$(PYTEST) $(ARGS)
 
 slow: $(STAMP)  ## the tests that take long
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 fuzz: $(STAMP)  ## 25,000 damaged inputs: a few minutes
 	$(BIN)/python -m pytest -m fuzz -s
+
+storm: $(STAMP)  ## kills, full disks and other weather, a quarter of an hour; writes the table of docs/reliability.md
+	rm -f .storm.json
+	STORM_ROWS=.storm.json $(BIN)/python -m pytest -m 'storm or slow' -s tests/storm
+	STORM_ROWS=.storm.json $(BIN)/python -m pytest -m row tests/test_spoilt_files.py \
+	  tests/test_hostile_checkpoints.py tests/test_stopping.py
+
+# Debian's Slurm is installed where it is missing and can be; no service of it is left running
+slurm: $(STAMP)  ## a real Slurm on loopback, and the tests on it
+	@command -v slurmctld slurmd munged >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	  { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null 2>&1 || true
+	$(BIN)/python -m pytest -m slurm -rs
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
@@ -52,7 +66,10 @@ lint: $(STAMP)  ## style and types
 	$(BIN)/mypy
 
 check: lint  ## style, types, tests and coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(PYTEST) --cov --cov-report=term
+
+docs: $(STAMP)  ## the documentation site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(STAMP)  ## put the source in the house's format
 	$(BIN)/ruff check --fix-only --quiet .
@@ -61,9 +78,41 @@ format: $(STAMP)  ## put the source in the house's format
 wheel: $(STAMP)  ## dist/pancseg-*.whl
 	$(BIN)/python -m build --wheel --installer pip
 
+release: check  ## VERSION=0.3.0: check, number, build wheel and sdist
+	$(BIN)/python .ci/release.py $(VERSION)
+
+# torch stays: of earlier versions there are builds with CUDA only, or none for the Python in use
+lowest:  ## the tests with the lowest versions that pyproject.toml allows, torch aside
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check uv torch==2.13.0
+	echo torch==2.13.0 > .venv-lowest/torch.txt
+	.venv-lowest/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --extra dev \
+	  --override .venv-lowest/torch.txt pyproject.toml -o .venv-lowest/all.txt
+	grep -vE '^(torch|triton|nvidia|cuda)' .venv-lowest/all.txt > .venv-lowest/lowest.txt
+	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -r .venv-lowest/lowest.txt -e .
+	.venv-lowest/bin/python -m pytest -W default  # old packages warn of newer ones they stand on
+
+newest:  ## the tests with the newest versions that pyproject.toml allows, torch aside
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	.venv-newest/bin/python -m pytest
+
+map: $(STAMP)  ## draw docs/architecture.svg anew
+	$(BIN)/python docs/draw_map.py
+
 constraints: $(STAMP)  ## write the versions installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.new
 	mv constraints.new constraints.txt
 
+# pip-audit calls a package that it could not look up no error unless it is strict
+AUDIT = $(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+audit: $(STAMP)  ## known weaknesses of the versions in constraints.txt; needs pypi.org or api.osv.dev
+	@for service in pypi osv; do \
+	  told=$$($(AUDIT) --vulnerability-service $$service 2>&1) && { echo "$$told"; exit 0; }; \
+	  case "$$told" in *"Fix Versions"*) echo "$$told"; exit 1;; esac; \
+	  echo "$$told" | tail -n 1 >&2; \
+	done; echo "NOT AUDITED: neither pypi.org nor api.osv.dev could be asked about every package" >&2; exit 1
+
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(DEMO) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest $(DEMO) build dist .coverage* .mypy_cache .pytest_cache .ruff_cache

@@ -1,11 +1,13 @@
 """Writing files so that a reader never meets half a file: temporary name, then rename."""
 
+import csv
+import io
 import json
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,12 +95,37 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
+def as_csv(heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table as text, an empty cell for None.
+
+    >>> print(as_csv(["patient", "dice"], [["a", 0.5], ["b", None]]), end="")
+    patient,dice
+    a,0.5
+    b,
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, heads: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table: its heads and, in their order, the cells of each row."""
+    write_text(path, as_csv(heads, rows))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, in the order its keys were made."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, check: Callable[[Any], bool], what: str) -> Any:
+def is_table(value: Any) -> bool:
+    """Whether a value has names and values."""
+    return isinstance(value, dict)
+
+
+def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_table) -> Any:
     """Read JSON and check its shape.
 
     Raises:
@@ -106,6 +133,8 @@ def read_json(path: Path, check: Callable[[Any], bool], what: str) -> Any:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise PancsegError(f"{path}: cannot be read as {what} (too deep)") from None
     except (ValueError, OSError) as error:
         raise PancsegError(f"{path}: cannot be read as {what} ({error})") from error
     if not check(value):

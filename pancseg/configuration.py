@@ -1,5 +1,7 @@
 """Where the configuration lies, and what its files may ask of the run and of the machine."""
 
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,17 @@ from omegaconf import OmegaConf
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
+TRAINING_LOCK = ".training.lock"
+JOB = "job.json"  # what a job of a sweep trains
+# keys that change no result, or say where things lie
+NO_RESULT = (
+    "ckpt_path", "trial", "preview", "save_every_s", "source", "intake", "privacy",
+    "data.cache", "data.cache_folder", "data.num_workers", "data.pin_memory",
+    "hardware.cache", "hardware.num_workers", "hardware.pin_memory",
+    "trainer.callbacks", "trainer.default_root_dir", "trainer.enable_progress_bar",
+    "trainer.logger", "trainer.plugins",
+)  # fmt: skip
+OF_A_SEARCH = ("hydra/sweeper=", "hydra.sweeper.params", "hydra.sweeper.study_name=")
 
 
 def conf_folder() -> Path:
@@ -22,6 +35,8 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("settings_folder", settings_folder, replace=True)
     OmegaConf.register_new_resolver("machine", machine_fact, replace=True)
+    # cached: a job has other overrides than its sweep, and is to lie in the sweep's folder
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 
 
 def run_path(inside: str = "") -> str:
@@ -49,14 +64,81 @@ def run_folder(checkpoint: str | None, default: str) -> str:
     return str(Path(str(checkpoint)).parent.parent) if is_of_a_run(checkpoint) else default
 
 
-def settings_folder(checkpoint: str | None, folder: str) -> str:
+def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     """Where a run's configuration is written: a resumed run leaves its first one alone.
+
+    None, which writes none, where another training is at work, for this one will be refused; and
+    for a job of a sweep that was begun before, whose own stands there already.
+
+    Args:
+        checkpoint: To go on from.
+        folder: Of the run.
 
     >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
     ('.hydra', '.hydra')
     """
+    if is_trained_into(Path(folder)) or (Path(folder) / JOB).is_file():
+        return None
     resumed = checkpoint == "last" and (Path(folder) / LAST).is_file()
     return ".hydra_resumed" if resumed or is_of_a_run(checkpoint) else ".hydra"
+
+
+def is_trained_into(folder: Path) -> bool:
+    """Whether a training is at work in a folder."""
+    path = folder / TRAINING_LOCK
+    if not path.is_file():
+        return False
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except (OSError, Timeout) as error:
+        return isinstance(error, Timeout)
+
+
+def sweep_folder(name: str, words: Sequence[str], hydra_words: Sequence[str]) -> str:
+    """The folder of a sweep: the same one when the same command is given again.
+
+    Args:
+        name: Of what is trained.
+        words: The command's overrides.
+        hydra_words: Those of Hydra's own keys.
+
+    >>> sweep_folder("unet", ["seed=0,1"], []) == sweep_folder(
+    ...     "unet", ["seed=0,1", "data.num_workers=2"], ["hydra.verbose=true"]
+    ... )
+    True
+    >>> sweep_folder("unet", ["seed=0,1"], []) == sweep_folder("unet", ["seed=0,2"], [])
+    False
+    """
+    asked = [word for word in words if changes_result(word)]
+    asked += [word for word in hydra_words if word.lstrip("+").startswith(OF_A_SEARCH)]
+    digest = hashlib.sha256("\n".join(asked).encode(errors="surrogateescape")).hexdigest()
+    return f"runs/{name}/sweep_{digest[:8]}"
+
+
+def changes_result(override: str) -> bool:
+    """Whether an override, or a key, may change what is trained.
+
+    >>> changes_result("optimizer.lr=0.1"), changes_result("data.num_workers=2")
+    (True, False)
+    """
+    key = override.lstrip("+~").partition("=")[0]
+    return not any(key == one or key.startswith(f"{one}.") for one in NO_RESULT)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of nested dictionaries by dotted key.
+
+    >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
+    {'a.b': 1, 'c': [2]}
+    """
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def is_of_a_run(checkpoint: str | None) -> bool:

@@ -1,5 +1,10 @@
 """The errors a user can meet: one line each, with the exit code the command ends with."""
 
+import errno
+from typing import TypeGuard
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 class PancsegError(Exception):
     """The command cannot start or go on: says what was found, what was expected, what to do."""
@@ -24,3 +29,8 @@ class Refused(Exception):
     def __init__(self, code: str, sentence: str) -> None:
         super().__init__(f"{code}: {sentence}")
         self.code = code
+
+
+def lacks_room(error: BaseException | None) -> TypeGuard[OSError]:
+    """Whether something could not be written because the disk is full or may not be written."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM

@@ -2,15 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
-
-if TYPE_CHECKING:
-    from pancseg.dataset.manifest import Case
 
 log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
@@ -30,9 +26,10 @@ def evaluate(cfg: DictConfig) -> float | None:
     from pancseg.hardware import how_to_apply
     from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
     from pancseg.inference.postprocess import Wanted
+    from pancseg.judging import scoring_facts as facts
     from pancseg.judging.case_judge import CaseJudge
     from pancseg.judging.choosing import origin_of, postprocess_of
-    from pancseg.judging.scoring_facts import describe_scoring, flags_of, note_of
+    from pancseg.judging.teaching import teach_trust
     from pancseg.output.run_files import Run
     from pancseg.output.run_report import write_run_report
     from pancseg.output.score_table import print_scores
@@ -43,22 +40,22 @@ def evaluate(cfg: DictConfig) -> float | None:
     wanted = Wanted(**cfg.postprocess)
     path = Path(cfg.checkpoint)
     members = open_members(path, **how_to_apply(cfg.hardware))
+    facts.check_own(members)
     judges = judges_of(members, cfg.subset)
-    absent = missing_folds(members, path)
-    if absent:
+    if absent := missing_folds(members, path):
         log.warning("no run of folds %s is there: their patients are not scored", absent)
     root = Path(cfg.data.root or members[0].trained.data["root"])
-    cases = cases_of(root, list(judges), cfg.subset)
+    cases = facts.cases_of(root, list(judges), cfg.subset)
     folder = folder_of(path) / "scores"
     check_writable(folder, "checkpoint")
     chosen = {one.checkpoint: postprocess_of(one, wanted, root) for one in members}
     about = {
-        **describe_scoring(cfg.subset, judges, cases, chosen),
+        **facts.describe_scoring(cfg.subset, judges, cases, chosen, root),
         "postprocess_origin": origin_of(members, wanted),
         "missing_folds": absent,
-        "flags": flags_of(cases, root),
+        "flags": facts.flags_of(cases, root),
     }
-    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), note_of(about))
+    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), facts.note_of(about))
     judged = [
         judge.judge(case, who := judges[case.patient], [chosen[one.checkpoint] for one in who])
         for case in track(cases, f"scoring {cfg.subset}", "case")
@@ -77,28 +74,6 @@ def evaluate(cfg: DictConfig) -> float | None:
     return figures["dice"]["mean"]
 
 
-def teach_trust(checkpoint: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Keep beside a checkpoint how far its expected Dice came true on validation patients.
-
-    Not where threshold or components were given by hand: predict will not make its masks so.
-    """
-    from pancseg.inference.trust import keep_trust, learn_trust, trust_file
-    from pancseg.scoring.statistics import per_patient
-
-    if about["subset"] != "val" or about["postprocess_origin"] == "given":
-        return
-    scored = [row for row in rows if row["dice"] is not None]
-    patients = [row["patient"] for row in scored]
-    expected, reached = (
-        per_patient(patients, [row[name] for row in scored]) for name in ("expected_dice", "dice")
-    )
-    trust = learn_trust(expected, reached)
-    if trust.n:
-        keep_trust(checkpoint, trust, {"learnt_on": "val"})
-        log.info("confidence of predict: expected Dice times %s  %s", trust.scale,
-                 trust_file(checkpoint))  # fmt: skip
-
-
 def check_request(cfg: DictConfig) -> None:
     """Check what is asked for before anything is opened.
 
@@ -112,25 +87,6 @@ def check_request(cfg: DictConfig) -> None:
     tolerances = list(cfg.nsd_tolerances_mm)
     if not tolerances or any(not one > 0 for one in tolerances):
         raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")
-
-
-def cases_of(root: Path, patients: list[str], subset: str) -> "list[Case]":
-    """The cases to score.
-
-    Raises:
-        PancsegError: If patients are not in the folder.
-    """
-    from pancseg.dataset.manifest import read_manifest
-
-    cases = read_manifest(root).cases_of(patients)
-    missing = sorted(set(patients) - {case.patient for case in cases})
-    if missing:
-        raise PancsegError(
-            f"data.root={root}: holds no label of {len(missing)} {subset} patients, such as "
-            f"{missing[0]}; give the folder the checkpoint was trained on, or one prepared with "
-            "the same key"
-        )
-    return cases
 
 
 main = command(evaluate)

@@ -1,22 +1,25 @@
 """Errors in one line: what was found, what was expected, what to do."""
 
 import difflib
+import errno
+import os
 import shlex
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import (
     ConfigCompositionException,
+    InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
 from omegaconf import OmegaConf
 
-from pancseg.configuration import conf_folder
-from pancseg.errors import PancsegError
+from pancseg.configuration import conf_folder, leaves
+from pancseg.errors import NO_ROOM, PancsegError
+
+ON_WINDOWS = os.name == "nt"
 
 
 def one_line(error: BaseException, name: str) -> str:
@@ -35,19 +38,37 @@ def one_line(error: BaseException, name: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, PancsegError):
         return text
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EACCES):
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}{error.strerror}; make room or give another folder, and run the same command "
+            "again: what was reported as done stays"
+        )
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
 def quoting_advice(override: str, name: str) -> str:
     """The command line again, with the value that Hydra's grammar refuses in quotes."""
     key, _, value = override.partition("=")
-    quoted = f'{key}="{value}"'
+    inner = "'" if ON_WINDOWS else '"'  # what its shells leave alone within their own
+    quoted = f"{key}={inner}{value}{inner}"
     words = [quoted if word == override else word for word in sys.argv[1:]]
-    command_line = " ".join(shlex.quote(word) for word in words)
+    command_line = " ".join(in_shell(word) for word in words)
     return (
         f"{override}: has a character that needs quotes; paste: "
         f"python -m pancseg.{name} {command_line}"
     )
+
+
+def in_shell(word: str) -> str:
+    """A word of a command line as the shell here takes it.
+
+    >>> in_shell("data=group64")
+    'data=group64'
+    """
+    if not ON_WINDOWS:
+        return shlex.quote(word)
+    return f'"{word}"' if set(word) & set(" '(),") else word
 
 
 def unknown_key_advice(error: ConfigCompositionException, name: str) -> str:
@@ -64,18 +85,16 @@ def unknown_key_advice(error: ConfigCompositionException, name: str) -> str:
 
 
 def known_keys(name: str) -> list[str]:
-    """Every key of a command's default configuration, in dots."""
+    """Every key of a command's default configuration, in dots, and every group of keys."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return list(dotted_keys(OmegaConf.to_container(hydra.compose(name))))
+        values = OmegaConf.to_container(hydra.compose(name))
+    parts = [key.split(".") for key, _ in leaves(values)]
+    return sorted({".".join(one[:n]) for one in parts for n in range(1, len(one) + 1)})
 
 
-def dotted_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Keys of nested dictionaries.
-
-    >>> list(dotted_keys({"a": {"b": 1}, "c": 2}))
-    ['a', 'a.b', 'c']
-    """
-    for key, value in node.items() if isinstance(node, dict) else ():
-        yield f"{prefix}{key}"
-        yield from dotted_keys(value, f"{prefix}{key}.")
+def own_error(error: Exception) -> Exception:
+    """The error itself where ``instantiate`` wrapped it."""
+    cause = error.__cause__
+    wrapped = isinstance(error, InstantiationException) and isinstance(cause, PancsegError)
+    return cause if wrapped else error  # type: ignore[return-value]

@@ -1,7 +1,6 @@
 """What this machine is and what is fast on it: the answers behind ``hardware=auto``."""
 
 import functools
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from typing import Any
 import torch
 
 from pancseg.errors import PancsegError
+from pancseg.processes import cores
 
-CUDA_WHEELS = (
-    "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+CUDA_WHEELS = (  # the version that is here, which the rest was tried with
+    f"pip install --force-reinstall torch=={torch.__version__.partition('+')[0]} "
+    "--index-url https://download.pytorch.org/whl/cu128"
 )
 BYTES_A_VOXEL = 15_000  # of memory for a voxel of a planned patch: 24 GB give 1.6 million
 BF16_UNITS = ("avx512_bf16", "amx_bf16")  # as torch names them
@@ -28,10 +29,6 @@ class Machine:
         precision: Lightning's name of the arithmetic.
         num_workers: Processes that load data.
         pin_memory: Whether batches wait in page-locked memory.
-        batch_size: Groups or patches a step.
-        channels_last: Whether a voxel's channels lie side by side.
-        compile: Whether the network is compiled.
-        fused: Whether the optimiser updates all weights in one pass.
         cache: Where preprocessed volumes are read from.
         patch_voxels: Voxels of a planned patch, at most.
         width: Channels of the planned network's first level.
@@ -42,10 +39,6 @@ class Machine:
     precision: str
     num_workers: int
     pin_memory: bool
-    batch_size: int
-    channels_last: bool
-    compile: bool
-    fused: bool
     cache: str
     patch_voxels: int
     width: int
@@ -62,17 +55,13 @@ def detect() -> Machine:
     """
     if torch.cuda.is_available():
         precision = "bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed"
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, cores())
         memory = torch.cuda.get_device_properties(0).total_memory
         return Machine(
             accelerator="gpu",
             precision=precision,
             num_workers=workers,
             pin_memory=True,
-            batch_size=2,
-            channels_last=True,
-            compile=False,
-            fused=True,
             cache="gpu",
             patch_voxels=min(int(memory / BYTES_A_VOXEL), MOST_VOXELS),
             width=32,
@@ -82,10 +71,6 @@ def detect() -> Machine:
         precision="bf16-mixed" if cpu_has_bf16() else "32-true",
         num_workers=0,
         pin_memory=False,
-        batch_size=2,
-        channels_last=True,
-        compile=False,
-        fused=True,
         cache="disk",
         patch_voxels=500_000,
         width=8,

@@ -3,16 +3,11 @@
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError
-
-if TYPE_CHECKING:
-    from pancseg.applying.scan_run import ScanRun
-    from pancseg.intake.found import Found
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +24,14 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.applying.scan_files import ScanFiles
     from pancseg.applying.scan_run import ScanRun
     from pancseg.applying.scan_segmenter import is_auto, open_segmenter
+    from pancseg.applying.shared_batch import batch_of
+    from pancseg.applying.telling import tell_each
     from pancseg.hardware import how_to_apply
     from pancseg.inference.postprocess import Wanted
     from pancseg.intake.found import Reading
     from pancseg.intake.layouts.unlabelled import find_scans
     from pancseg.processes import cores
+    from pancseg.progress import follow
 
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):
@@ -63,53 +61,14 @@ def predict(cfg: DictConfig) -> None:
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
     doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
-    with output_folder(folder, segmenter):
-        run = ScanRun(segmenter, ScanFiles(folder, cfg.probabilities, cfg.rtstruct), doubts)
-        failed = segment_all(run, found, scans)
+    run = ScanRun(segmenter, ScanFiles(folder, cfg.probabilities, cfg.rtstruct), doubts)
+    batch = batch_of(run, found, scans)
+    with output_folder(folder, segmenter, batch) as crew:
+        follow(batch.segment(crew), "segmenting", "scan")
+    failed = tell_each(batch.table)
+    log.info("%s", folder / "predictions.csv")
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")
-
-
-def segment_all(run: "ScanRun", found: "Found", base: Path) -> int:
-    """Segment what an earlier batch has not, keep the table up to date, and tell what was found.
-
-    Returns:
-        How many scans were refused or failed.
-    """
-    from pancseg.applying.batch import segment_each
-    from pancseg.applying.scan_progress import Job
-    from pancseg.intake.layouts.unlabelled import names_of
-    from pancseg.output.prediction_table import (
-        DONE,
-        REFUSED,
-        Prediction,
-        read_predictions,
-        write_predictions,
-    )
-    from pancseg.progress import track
-
-    names = names_of(found.candidates, base)
-    earlier = {row.case: row for row in read_predictions(run.files.folder) if row.status == DONE}
-    rows = {name: earlier[name] for name in names if name in earlier}
-    strays = [Prediction("", str(s.path), status=REFUSED, reason=s.reason) for s in found.strays]
-    jobs = [
-        Job(candidate, name)
-        for candidate, name in zip(found.candidates, names, strict=True)
-        if name not in rows or not run.is_done(candidate, rows[name])
-    ]
-    for row in track(segment_each(run, jobs), "segmenting", "scan", len(jobs)):
-        rows[row.case] = row
-        write_predictions(run.files.folder, [*(rows[n] for n in names if n in rows), *strays])
-    done = [rows[name] for name in names]
-    write_predictions(run.files.folder, [*done, *strays])
-    for row in done:
-        measured = f"{row.volume_ml} ml, confidence {row.confidence}"
-        flags = f"  [{row.flags}]" if row.flags else ""
-        print(f"{row.case}  {row.status}: {measured if row.status == DONE else row.reason}{flags}")
-    for row in strays:  # to the console alone: paths of input files stand in no log
-        print(f"refused {row.path}: {row.reason}")
-    log.info("%s", run.files.folder / "predictions.csv")
-    return sum(row.status != DONE for row in [*done, *strays])
 
 
 main = command(predict)

@@ -9,8 +9,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from pancseg.stopping import SIGNALS
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OUTLIVED_S = 30  # that Slurm leaves after SIGTERM
 
 
 def cores() -> int:
@@ -70,11 +73,27 @@ def until_broken(
 
 
 def obey_parent() -> None:
-    """End with the parent, however it ends, and leave Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End with the parent, however it ends, and leave Ctrl-C and signals to a whole job to it."""
+    for one in (signal.SIGINT, *SIGNALS):
+        signal.signal(one, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=end_after, args=(parent,), daemon=True).start()
+
+
+def outlive_signals(worker: int) -> None:
+    """Go on loading while the training that this worker loads for ends on a signal to all.
+
+    Only for a while: SIGTERM is also what ends workers that their parent left behind.
+    """
+
+    def end_soon(*_: object) -> None:
+        signal.alarm(OUTLIVED_S)
+
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, end_soon)
 
 
 def end_after(parent: multiprocessing.process.BaseProcess) -> None:

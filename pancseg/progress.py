@@ -10,22 +10,21 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(items: Iterable[Item], doing: str, unit: str, total: int | None = None) -> Iterable[Item]:
-    """Iterate with progress on stderr; ``total`` is for what has no length."""
+def track(items: Iterable[Item], doing: str, unit: str) -> Iterable[Item]:
+    """Iterate with progress on stderr."""
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-    return tqdm(
-        items, desc=doing, unit=f" {unit}", total=total, mininterval=seconds, dynamic_ncols=True
-    )
+    return tqdm(items, desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True)
 
 
-def follow(steps: Iterator[tuple[int, str]], doing: str, unit: str) -> None:
-    """Run through steps, each with how many there are in all and what is worked on next."""
+def follow(steps: Iterator[tuple[int, int, str]], doing: str, unit: str) -> None:
+    """Run through steps: how many are done, how many there are, and what is worked on next."""
     seconds = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
     with tqdm(desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True) as bar:
-        for done, (total, current) in enumerate(steps):
+        for done, total, current in steps:
             bar.total = total
-            bar.set_postfix_str(current, refresh=False)
-            bar.update(min(done, 1))
+            waits = done == bar.n and bar.postfix not in (None, current)
+            bar.set_postfix_str(current, refresh=waits)  # as when all that is left is with others
+            bar.update(done - bar.n)
 
 
 def passing(items: Iterable[Item], total: int, doing: str, unit: str) -> Iterator[Item]:

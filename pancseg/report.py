@@ -1,4 +1,4 @@
-"""``python -m pancseg.report``: the page of a run, or runs compared."""
+"""``python -m pancseg.report``: the page of a run or a sweep, or runs compared."""
 
 import logging
 from pathlib import Path
@@ -12,54 +12,30 @@ log = logging.getLogger(__name__)
 
 
 def report(cfg: DictConfig) -> None:
-    """Write the report of ``run``, or compare ``runs``.
+    """Write the report of ``run`` or of ``sweep``, or compare ``runs``.
 
     Raises:
         PancsegError: If folders are no scored runs, or were scored on other patients.
     """
-    if (cfg.run is None) == (cfg.runs is None):
-        raise PancsegError("give run=RUN, or runs=[RUN_A,RUN_B,...] to compare them")
+    if sum(one is not None for one in (cfg.run, cfg.runs, cfg.sweep)) != 1:
+        raise PancsegError(
+            "give run=RUN, or sweep=SWEEP, or runs=[RUN_A,RUN_B,...] to compare them"
+        )
+    if cfg.sweep is not None:
+        from pancseg.sweeping.sweep_report import report_sweep
+
+        log.info("%s", report_sweep(Path(cfg.sweep)))
+        return
     if cfg.run is not None:
         from pancseg.output.run_files import open_run
         from pancseg.output.run_report import write_run_report
 
         log.info("%s", write_run_report(open_run(Path(cfg.run)), cfg.subset))
         return
-    compare_runs(cfg)
-
-
-def compare_runs(cfg: DictConfig) -> None:
-    """Compare runs, patients paired."""
-    from pancseg.judging.run_comparison import (
-        check_same_patients,
-        compare_all,
-        configurations,
-        read_scored,
-        warnings_of,
-    )
+    from pancseg.judging.run_comparison import compare_runs
     from pancseg.output.comparison_report import print_comparison, write_comparison
-    from pancseg.output.run_files import open_run
 
-    measures = list(cfg.measures)
-    if len(cfg.runs) < 2 or not measures:
-        raise PancsegError(
-            f"runs={list(cfg.runs)}: two or more are compared, by one measure or more"
-        )
-    runs = [read_scored(open_run(Path(one), "runs"), cfg.subset, measures) for one in cfg.runs]
-    check_same_patients(runs)
-    found = configurations(runs)
-    told = {
-        "subset": cfg.subset,
-        "phantoms": any(one.figures["phantoms"] for one in runs),
-        "measures": measures,
-        "patients": runs[0].patients,
-        "configurations": [
-            {**one.as_dict(measures), "values": {m: one.values(m) for m in measures}}
-            for one in found
-        ],
-        "comparisons": [one.as_dict() for one in compare_all(found, measures)],
-        "warnings": warnings_of(runs),
-    }
+    told = compare_runs(list(cfg.runs), cfg.subset, list(cfg.measures))
     for words in told["warnings"]:
         log.warning(words)
     print_comparison(told)

@@ -3,9 +3,10 @@
 import gzip
 import hashlib
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +15,18 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
+from tests.no_network import ASKED, watch
+from tests.storm.ledger import from_environment
+
 PHANTOM = ["shape=[48,48,40]", "spacing_mm=[8,8,8]", "seed=3"]
 SHALLOW = ["data.depth=32", "data.tail=shift"]
+# for processes that are timed: coverage's tracer takes longer than what it watches
+UNMEASURED = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
+
+
+watch()
+# before torch is loaded: more threads gain nothing in small tests, and wait long for busy cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,40 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared/data beside this checkout")
     return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Where a test puts images for a layout to find."""
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Where it puts their labels."""
+    return tmp_path / "labels"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Enter tests that are lines of the storms' table there, where ``make storm`` asks for it."""
+    report = yield
+    mark = item.get_closest_marker("row")
+    if mark and report.when == "call" and report.passed:
+        flips = item.callspec.params.get("flips", 1) if hasattr(item, "callspec") else 1
+        from_environment().count(*mark.args, flips)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _without_the_network() -> Iterator[None]:
+    """Nothing that a test or its fixtures run in this process asks for another machine."""
+    yield
+    asked = ASKED[:]
+    ASKED.clear()
+    assert asked == []
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,9 @@ from omegaconf import DictConfig
 
 from pancseg.configuration import conf_folder, register_resolvers
 from pancseg.dataset.manifest import read_manifest
+from pancseg.dataset.volume_cache import VolumeCache
+from pancseg.learning.segmenter import Segmenter
+from tests.conftest import contents, run_command
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = [path.stem for path in sorted(FOLDER.glob("*.py"))]
@@ -232,6 +235,42 @@ def test_epochs_are_extrapolated_from_the_steps_between_two_budgets() -> None:
     limits = {"float32": 1e12, "bf16": 2e12, "copy": 1e10}
     row = module.table({"a": 2.0, "c": 4.0}, limits).splitlines()[-1]
     assert row.startswith("| pancseg, recipe64 | 4 | 32.2 | 5.38 | 2.00 | ")
+
+
+def test_growth_is_told_where_it_is_worse_than_linear() -> None:
+    module = script("large_root")
+    results = {
+        n: {"squared": (0.5 + (n / 1000) ** 2, 100.0), "quick": (0.01, 90.0 + n)}
+        for n in (0, 1000, 2000)
+    }
+    assert module.table(results).splitlines()[2:] == [
+        "| squared | 0.50 | 1.50 | 4.50 | 2.00 (!) | 100, 100 |",
+        "| quick | 0.01 | 0.01 | 0.01 | - | 90, 2090 |",
+    ]
+
+
+@pytest.mark.slow
+def test_a_large_root_is_measured_on_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, step = script("large_root"), Segmenter.training_step
+    monkeypatch.setattr(module, "run_command", run_command)
+    monkeypatch.setattr(VolumeCache, "make", VolumeCache.make)  # put back at the end
+    monkeypatch.setattr(Segmenter, "training_step", step)
+    module.make(tmp_path / "w", 8)
+    assert len(read_manifest(tmp_path / "w" / "root").groups) == 4 * 8
+    before = contents(tmp_path / "w" / "root")
+    found = {}
+    for name in (one for one in module.MEASURES if one not in ("evaluate", "check")):
+        found |= module.MEASURES[name](tmp_path / "w")
+    assert len(found) == 12 and min(found.values()) > 0
+    (tmp_path / "w" / "root" / "cache").rename(tmp_path / "cache")
+    module.run_command("prepare", *module.prepare_words(tmp_path / "w"))
+    after = contents(tmp_path / "w" / "root")
+    assert set(after) - set(before) <= {"intake.png"}  # the root is what prepare would have made
+    assert after["manifest.json"] == before["manifest.json"]
+    assert after["intake.csv"] == before["intake.csv"]
+    assert len(module.MEASURES["check"](tmp_path / "w")) == 3
 
 
 def test_traffic_counts_what_is_read_and_written_and_no_view() -> None:

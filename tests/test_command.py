@@ -1,18 +1,25 @@
 """How commands end: one line, the right code."""
 
+import errno
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
-from tests.conftest import SHALLOW, Command, smoke
+from pancseg import explanation
+from pancseg.command import end_bars, pass_over_full_disks
+from pancseg.explanation import one_line
+from tests.conftest import SHALLOW, UNMEASURED, Command, smoke
 from tests.tiny_dicom import write_series
 
 START = {**os.environ, "PYTHONWARNINGS": "ignore"}
+COMMANDS = ["train", "prepare", "evaluate", "predict", "report", "export", "phantom", "doctor"]
 
 
 def lines(text: str) -> list[str]:
@@ -82,6 +89,17 @@ def test_a_folder_of_another_depth_is_told(
     assert "prepared with groups of 32" in ended.err
 
 
+def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explanation, "ON_WINDOWS", True)
+    value = "C:\\Users\\Jäger (2)"
+    ended = command("prepare", f"source.images={value}", "source.labels=null")
+    assert f"\"source.images='{value}'\" source.labels=null" in ended.err
+    again = command("prepare", f"source.images='{value}'", "source.labels=null")
+    assert f"source.images={value}: there is no such file" in again.err
+
+
 @pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z", "/data/a,b"])
 def test_a_path_that_needs_quotes_ends_with_the_command_to_paste(
     value: str, command: Command
@@ -120,7 +138,7 @@ def test_cfg_job_shows_what_runs_with_nothing_left_to_resolve(command: Command) 
         assert number in shown.out
 
 
-@pytest.mark.parametrize("name", ["train", "prepare", "evaluate", "export", "phantom"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_lists_the_choices(name: str, command: Command) -> None:
     ended = command(name, "--help")
     assert ended.code == 0
@@ -144,5 +162,46 @@ def test_help_takes_at_most_twice_as_long_as_a_bare_hydra_application(tmp_path: 
 
 def seconds(words: list[str]) -> float:
     began = time.perf_counter()
-    subprocess.run(words, check=True, capture_output=True)
+    subprocess.run(words, check=True, capture_output=True, env=UNMEASURED)
     return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_loads_nothing_heavy(name: str) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", f"pancseg.{name}", "--help"]
+    told = subprocess.run(words, check=True, capture_output=True, text=True, env=UNMEASURED)
+    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "hydra" in loaded
+    assert not loaded & {"torch", "pytorch_lightning", "monai", "optuna", "matplotlib", "scipy"}
+
+
+def test_a_full_disk_is_told_with_the_file_and_what_to_do() -> None:
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/last.ckpt")
+    assert one_line(error, "train") == (
+        "runs/last.ckpt: No space left on device; make room or give another folder, and run the "
+        "same command again: what was reported as done stays"
+    )
+
+
+def test_an_error_stands_on_a_line_of_its_own_below_a_bar(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    bar = tqdm(total=3)
+    bar.update(1)
+    end_bars()
+    print("told", file=sys.stderr)
+    assert capfd.readouterr().err.endswith("\ntold\n")
+
+
+@pytest.mark.parametrize(("number", "shown"), [(errno.ENOSPC, False), (errno.ENOENT, True)])
+def test_a_thread_that_found_the_disk_full_leaves_the_word_to_the_command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, shown: bool
+) -> None:
+    def write() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(threading, "excepthook", pass_over_full_disks)
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert ("Traceback" in capfd.readouterr().err) == shown

@@ -1,5 +1,7 @@
 """Paired comparison of two trainings."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
@@ -62,7 +64,7 @@ def test_two_patients_have_no_correlation() -> None:
 def test_fewer_millimetres_are_better_and_volumes_are_neither() -> None:
     def counts(measure: str) -> list[str]:
         made = compare(measure, "a", "b", [1.0, 1.0, 1.0], [2.0, 3.0, 0.5])
-        return comparison_rows({"comparisons": [made.as_dict() | {"p_holm": 1.0}]})[0][5:7]
+        return comparison_rows({"comparisons": [asdict(made) | {"p_holm": 1.0}]})[0][5:7]
 
     assert counts("dice") == ["2", "1"]
     assert counts("hd95_mm") == ["1", "2"]

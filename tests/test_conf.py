@@ -104,7 +104,8 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
         )
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
-        assert set(composed("train", f"hardware={name}").hardware) == machine | {"devices"}
+        chosen = {"devices", "batch_size", "channels_last", "compile", "fused"}
+        assert set(composed("train", f"hardware={name}").hardware) == machine | chosen
     for name in options("schedule"):
         assert set(composed("train", f"schedule={name}").schedule) == set(
             inspect.signature(Schedule).parameters

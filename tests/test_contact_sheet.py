@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from pancseg.dataset.contact_sheet import FRAME, GAP, HEADER, Tile, draw_contact_sheet
-from pancseg.dataset.thumbnails import (
+from pancseg.output import contact_sheet
+from pancseg.output.contact_page import FRAME, GAP, HEADER, KEY, Page, Tile
+from pancseg.output.contact_sheet import draw_contact_sheet, key_in, pages_of
+from pancseg.output.thumbnails import (
     OUTLINE,
     SIDE,
     read_thumbnail,
@@ -137,6 +140,8 @@ def test_a_frame_marks_what_to_look_at_but_not_what_somebody_chose(
 def test_equal_tiles_give_equal_bytes(tmp_path: Path) -> None:
     (page,) = draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
     before = page.read_bytes()
+    assert key_in(page) == pages_of(tmp_path, tiles(3, flags="label_cut"))[0].key
+    page.unlink()
     draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
     assert page.read_bytes() == before
 
@@ -149,3 +154,33 @@ def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path: Path) -> 
     sheet = np.asarray(Image.open(page).convert("RGB")).astype(int)
     between = sheet[HEADER + SIDE + FRAME :, GAP + SIDE + 1 : 2 * GAP + SIDE - 1]
     assert np.abs(between - sheet[-1, -1]).max() == 0
+
+
+def test_an_added_case_leaves_the_pages_before_it_undrawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def count(page: Page) -> bool:
+        """Stands for drawing, which takes a second."""
+        drawn.append(page.path.name)
+        told = PngInfo()
+        told.add_text(KEY, page.key)
+        Image.new("L", (1, 1)).save(page.path, pnginfo=told)
+        return False
+
+    write_thumbnail(tmp_path / "one.png", np.zeros((SIDE, SIDE, 3), np.uint8))
+    monkeypatch.setattr(contact_sheet, "draw_page", count)
+    cases = tiles(81, tmp_path / "one.png")
+    draw_contact_sheet(tmp_path, cases)
+    assert drawn == ["intake.png", "intake_2.png", "intake_3.png"]
+    drawn.clear()
+    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
+    assert drawn == ["intake.png", "intake_3.png"]  # the first says how many there are
+    drawn.clear()
+    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
+    assert drawn == []
+    write_thumbnail(tmp_path / "one.png", np.ones((SIDE, SIDE, 3), np.uint8))
+    (tmp_path / "intake_2.png").write_bytes(b"cut short")
+    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
+    assert drawn == ["intake.png", "intake_2.png", "intake_3.png"]

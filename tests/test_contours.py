@@ -16,7 +16,7 @@ from pancseg.errors import Refused
 from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Choice, Mask, Reading, Scan
 from pancseg.intake.labels.contours import EDGES_AT_ONCE, filled, read_contours
-from tests.tiny_labels import at, scan_of, voxels, write_contours
+from tests.tiny_labels import at, damaged, scan_of, voxels, write_contours
 
 SIZE = (14, 16)  # rows, columns
 SQUARE = [(1.5, 2.5), (7.5, 2.5), (7.5, 8.5), (1.5, 8.5)]  # columns 2 to 7, rows 3 to 8
@@ -306,14 +306,7 @@ def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(
     tmp_path: Path, scan: Scan
 ) -> None:
     file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE), on(3, HOLE)]})
-    content, random = file.read_bytes(), np.random.default_rng(0)
-    damaged = [content[:length] for length in range(0, len(content), 30)]
-    for _ in range(80):
-        changed = bytearray(content)
-        for place in random.integers(128, len(content), 3):
-            changed[place] = random.integers(256)
-        damaged.append(bytes(changed))
-    for one in damaged:
+    for one in damaged(file.read_bytes(), every=30, changes=80, places=3, behind=128):
         file.write_bytes(one)
         with contextlib.suppress(Refused):
             read_contours(file, Reading(), scan)

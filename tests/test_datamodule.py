@@ -113,6 +113,7 @@ def test_a_filled_cache_is_read_where_nothing_may_be_written(
         group_data(prepared, spatial_size=[32, 64, 32]).setup()
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same_volumes_as_one(data: GroupData, tmp_path: Path) -> None:
     trees = []
     for processes in (0, 2):

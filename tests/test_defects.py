@@ -1025,7 +1025,7 @@ def prepare_beside(
 @pytest.fixture(autouse=True)
 def _without_contact_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take a fifth of the time and tell nothing of defects."""
-    monkeypatch.setattr("pancseg.dataset.contact_sheet.draw_page", lambda *_: None)
+    monkeypatch.setattr("pancseg.output.contact_sheet.draw_page", lambda *_: None)
 
 
 def test_the_table_is_long_and_has_every_flag() -> None:

@@ -16,7 +16,7 @@ from pancseg.errors import PancsegError
 from pancseg.intake.found import Found, Reading
 from pancseg.intake.layouts.dicom import find_dicom
 from tests.tiny_dicom import write_series
-from tests.tiny_labels import Frame, at, item, write_segmentation
+from tests.tiny_labels import Frame, at, item, write_nrrd, write_segmentation
 from tests.what_was_found import pairs, patients, told
 
 
@@ -36,16 +36,6 @@ def put(**values: Any) -> Any:
                     setattr(one, keyword, value)
 
     return damage
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def labels(tmp_path: Path) -> Path:
-    return tmp_path / "labels"
 
 
 def test_a_series_goes_with_the_mask_series_of_the_same_relative_path(
@@ -176,6 +166,19 @@ def test_a_nifti_label_goes_with_the_folder_of_its_name(images: Path, labels: Pa
         np.testing.assert_array_equal(mask.dataobj, drawn)
         np.testing.assert_allclose(mask.affine, scan.image.affine)
     assert told(found) == told(found, "dropped") == []
+
+
+def test_an_nrrd_label_is_known_by_its_ending_whatever_else_it_is_called(
+    images: Path, labels: Path
+) -> None:
+    write_series(images / "p1")
+    drawn = np.zeros((3, 4, 5), np.uint8)
+    drawn[1, 2, 3] = 1
+    labels.joinpath("p1").mkdir(parents=True)
+    write_nrrd(labels / "p1" / "ct.nii.nrrd", drawn)
+    (one,) = find(images, labels).candidates
+    assert one.read_label is not None
+    np.testing.assert_array_equal(one.read_label(one.read_image()).image.dataobj.sum(), 1)
 
 
 def test_patterns_tie_by_what_their_wildcards_stand_for_and_name_the_patient(

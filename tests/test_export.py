@@ -140,7 +140,8 @@ def without_pancseg(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["groups", "patches", pytest.param("residual", marks=pytest.mark.slow)]
+    "name",
+    ["groups", *(pytest.param(name, marks=pytest.mark.slow) for name in ("patches", "residual"))],
 )
 def test_monai_runs_a_bundle_without_pancseg_to_the_voxels_that_pancseg_finds(
     name: str, runs: dict[str, Path], exports: Exports, scans: Path, tmp_path: Path

@@ -1,12 +1,12 @@
 """What ``hardware=auto`` finds, on machines that this one is not."""
 
-import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pancseg import hardware
 from pancseg.errors import PancsegError
 from pancseg.hardware import check_accelerator, detect
 
@@ -43,7 +43,7 @@ def test_a_gpu_computes_in_what_it_has_units_for(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(hardware, "cores", lambda: 4)
     memory = SimpleNamespace(total_memory=24_000_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     machine = detect.__wrapped__()
@@ -58,7 +58,7 @@ def test_a_gpu_that_a_cpu_build_of_torch_cannot_use_is_told_with_the_line_that_m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "pip install --force-reinstall torch --index-url" in detect.__wrapped__().advice
+    assert "pip install --force-reinstall torch==" in detect.__wrapped__().advice
     with pytest.raises(PancsegError, match=r"torch finds no GPU; .*pip install"):
         check_accelerator("gpu")
 

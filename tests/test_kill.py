@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -22,10 +23,12 @@ def words(dicom: Path, root: Path, key: Path) -> list[str]:
     return [*source, f"data.root={root}", *cut]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+def start(
+    arguments: list[str], out: int | IO[bytes] = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pancseg.prepare", *arguments]
     quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+    return subprocess.Popen(command, stdout=out, stderr=quiet, start_new_session=True)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,14 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = next((out / "images" / "phantom-5-003").iterdir())
     one.unlink()  # a case that is refused, for refusals have to survive as well
     return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(series: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one worker leaves that nobody kills."""
+    root = tmp_path_factory.mktemp("undisturbed") / "root"
+    assert start(words(series, root, series / "site.key")).wait() == 1
+    return contents(root)
 
 
 @pytest.mark.slow
@@ -68,10 +79,35 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
 
 @pytest.mark.slow
 def test_two_at_once_with_several_processes_give_what_one_gives(
-    series: Path, tmp_path: Path
+    series: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    key = tmp_path / "site.key"
-    assert start(words(series, tmp_path / "alone", key)).wait() == 1
-    both = [start(words(series, tmp_path / "root", key)) for _ in range(2)]
+    both = [start(words(series, tmp_path / "root", series / "site.key")) for _ in range(2)]
     assert [one.wait() for one in both] == [1, 1]
-    assert contents(tmp_path / "root") == contents(tmp_path / "alone")
+    assert contents(tmp_path / "root") == undisturbed
+
+
+@pytest.mark.slow
+def test_of_four_workers_two_are_killed_and_the_others_do_their_part_and_tell_the_same(
+    series: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    root, told = tmp_path / "root", [tmp_path / f"{n}.txt" for n in range(4)]
+    workers = []
+    for path in told:
+        with path.open("wb") as out:
+            workers.append(start(words(series, root, series / "site.key"), out))
+    wait_for_records(root, 2)
+    workers[0].kill()  # its processes end by themselves
+    wait_for_records(root, 6)
+    os.killpg(workers[1].pid, signal.SIGKILL)
+    assert [one.wait() for one in workers] == [-9, -9, 1, 1]
+    assert told[2].read_text() == told[3].read_text()
+    assert f"kept {PATIENTS - 1} of {PATIENTS} cases ({PATIENTS - 1} new" in told[2].read_text()
+    assert contents(root) == undisturbed
+
+
+def wait_for_records(root: Path, n: int) -> None:
+    """Wait until so many candidates are recorded, which is in the middle of the work."""
+    until = time.monotonic() + 120
+    while len(list((root / ".unfinished").glob("*.json"))) < n:
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -337,6 +337,10 @@ def infinite(path: Path) -> None:
     write(path, np.where(numbered() == 7, np.inf, numbered()), dtype="float32")
 
 
+def infinite_as_float32(path: Path) -> None:
+    write(path, np.where(numbered() == 7, 1e300, numbered()), dtype="float64")
+
+
 def flat_affine(path: Path) -> None:
     write_with_sform(path, np.diag([1.0, 1, 0, 1]))
 
@@ -371,6 +375,7 @@ def write_with_sform(path: Path, affine: np.ndarray) -> None:
         (empty, "unreadable"),
         (not_a_number, "not_finite"),
         (infinite, "not_finite"),
+        (infinite_as_float32, "not_finite"),
         (flat_affine, "bad_affine"),
         (infinite_affine, "bad_affine"),
         (sheared_affine, "bad_affine"),

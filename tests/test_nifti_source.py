@@ -28,16 +28,6 @@ def write_files(root: Path, *names: str) -> Path:
     return root
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return tmp_path / "images"
-
-
-@pytest.fixture
-def labels(tmp_path: Path) -> Path:
-    return tmp_path / "labels"
-
-
 def test_files_of_one_relative_path_and_stem_go_together_whatever_their_roles(
     images: Path, labels: Path
 ) -> None:

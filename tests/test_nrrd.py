@@ -15,7 +15,7 @@ import SimpleITK
 from pancseg.errors import Refused
 from pancseg.intake.found import Choice, Mask, Reading, Scan
 from pancseg.intake.labels.nrrd import read_nrrd_mask
-from tests.tiny_labels import voxels, write_nrrd
+from tests.tiny_labels import damaged, voxels, write_nrrd
 
 SCAN = Scan(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)))  # not looked at
 DOT = np.zeros((3, 4, 5), np.uint8)
@@ -271,14 +271,7 @@ def test_a_header_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(tmp_path: Path) -> None:
     file = write_nrrd(tmp_path / "a.seg.nrrd", DOT, **SLICER)
-    content, random = file.read_bytes(), np.random.default_rng(0)
-    damaged = [content[:length] for length in range(0, len(content), 5)]
-    for _ in range(300):
-        changed = bytearray(content)
-        for place in random.integers(0, len(content), 2):
-            changed[place] = random.integers(256)
-        damaged.append(bytes(changed))
-    for one in damaged:
+    for one in damaged(file.read_bytes(), every=5, changes=300, places=2):
         file.write_bytes(one)
         with contextlib.suppress(Refused):
             read_nrrd_mask(file, Reading(("Liver",)), SCAN)

@@ -8,7 +8,7 @@ import pytest
 
 from pancseg.errors import PancsegError
 from pancseg.inference.postprocess import Postprocess, Wanted, record, recorded, side_file
-from pancseg.scoring.choice import choose
+from pancseg.judging.choosing import choose
 
 
 def field() -> np.ndarray:

@@ -16,13 +16,13 @@ from typing import Any, cast
 import nibabel as nib
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from pancseg import load_segmenter
 from pancseg.applying import batch
 from pancseg.applying.mask_flags import Doubts, mask_flags
 from pancseg.applying.scan_run import ScanRun
 from pancseg.inference.trust import Trust
+from pancseg.sharing import Crew
 from tests.conftest import Command, run_command
 
 ROOT = Path(__file__).parent.parent
@@ -128,12 +128,17 @@ def test_a_folder_that_another_batch_writes_to_is_refused_and_halves_are_removed
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / ".partial-0123-a_pancreas.nii.gz").write_bytes(b"half")
     words = [f"checkpoint={patched}", f"input={scans}", f"output={out}"]
-    with FileLock(out / ".predicting.lock"):
-        ended = command("predict", *words)
-        assert ended.code == 2
-        assert "another pancseg.predict is writing to it" in ended.err
+    crew = Crew(out, ".predicting.lock")
+    with crew.lock:
+        crew.join("another")
+    (out / ".partial-0123-a_pancreas.nii.gz").write_bytes(b"half")
+    ended = command("predict", *words)
+    assert ended.code == 2
+    assert "another pancseg.predict is writing to it" in ended.err
+    assert list(out.glob(".partial-*"))  # it may be the other one's, which is alive
+    with crew.lock:
+        crew.leave()
     assert command("predict", *words).code == 0
     assert not list(out.glob(".partial-*"))
 
@@ -269,6 +274,43 @@ def test_a_scan_unlike_those_trained_on_is_flagged_with_the_number(
     assert "noise_unlike" not in other["flags"].split()
 
 
+def start(patched: Path, scans: Path, out: Path) -> subprocess.Popen[bytes]:
+    words = [f"checkpoint={patched}", f"input={scans}", f"output={out}"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pancseg.predict", *words], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_of_two_workers_one_is_killed_and_the_other_ends_the_batch(
+    patched: Path, dicom: Path, tmp_path: Path
+) -> None:
+    """18 scans, three copies of six: each copy has the mask that a batch of six gives."""
+    images = sorted((dicom / "truth").glob("*_image.nii.gz"))
+    for folder, copies in ((tmp_path / "six", 1), (tmp_path / "scans", 3)):
+        folder.mkdir()
+        for n in range(copies * 6):
+            shutil.copy(images[n % 6], folder / f"scan_{n % 6}_{n // 6}.nii.gz")
+    six, out = tmp_path / "plain", tmp_path / "out"
+    words = [f"checkpoint={patched}", f"input={tmp_path / 'six'}", f"output={six}"]
+    assert run_command("predict", *words) == 0
+    workers = [start(patched, tmp_path / "scans", out) for _ in range(2)]
+    until = time.monotonic() + 120
+    while len(list((out / ".unfinished").glob("*.json"))) < 4:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    workers[0].kill()
+    assert [one.wait() for one in workers] == [-9, 0]
+    rows = rows_of(out)
+    assert [row["case"] for row in rows] == sorted(row["case"] for row in rows)
+    assert [row["status"] for row in rows] == ["done"] * 18
+    for row in rows:
+        plain = mask_of(six / f"{row['case'][:6]}_0_pancreas.nii.gz")
+        np.testing.assert_array_equal(mask_of(out / f"{row['case']}_pancreas.nii.gz"), plain)
+    assert {path.name for path in out.glob(".*")} == {".predicting.lock"}
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_a_batch_goes_on_and_nothing_is_lost_or_half_written(
     patched: Path, dicom: Path, tmp_path: Path
@@ -280,21 +322,14 @@ def test_killed_at_any_moment_a_batch_goes_on_and_nothing_is_lost_or_half_writte
     for n in range(30):
         shutil.copy(images[n % len(images)], scans / f"scan_{n:02}.nii.gz")
 
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        words = [f"checkpoint={patched}", f"input={scans}", f"output={out}"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "pancseg.predict", *words], cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-
     began = time.perf_counter()
-    assert start(tmp_path / "plain").wait() == 0
+    assert start(patched, scans, tmp_path / "plain").wait() == 0
     whole_s = time.perf_counter() - began
     rng, out = np.random.default_rng(0), tmp_path / "killed"
     done: dict[str, int] = {}
     kills = 0
     for _ in range(8):
-        process = start(out)
+        process = start(patched, scans, out)
         time.sleep(whole_s * rng.uniform(0.3, 0.6))
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
@@ -305,7 +340,7 @@ def test_killed_at_any_moment_a_batch_goes_on_and_nothing_is_lost_or_half_writte
             names = [f"{row['case']}_pancreas.nii.gz" for row in rows_of(out)]
             done = {name: (out / name).stat().st_mtime_ns for name in names}
     assert kills >= 4
-    assert start(out).wait() == 0
+    assert start(patched, scans, out).wait() == 0
     assert [row["status"] for row in rows_of(out)] == ["done"] * 30
     assert not list(out.glob(".partial-*"))
     for path in sorted((tmp_path / "plain").glob("*.nii.gz")):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,10 +21,11 @@ import pytest
 from pydicom import Dataset
 
 from pancseg import nifti_file
-from pancseg.dataset import case_files, filling
-from pancseg.dataset.conversion import Job, Outcome
+from pancseg.dataset import case_files
 from pancseg.dataset.manifest import read_manifest
 from pancseg.intake.checks.flags import FLAGS
+from pancseg.preparing import conversion, filling, shared_root
+from pancseg.preparing.conversion import Job, Outcome
 from tests.conftest import SHALLOW, Command, contents, prepare, run_command
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_segmentation
@@ -279,7 +281,7 @@ def test_checks_that_changed_are_applied_to_cases_that_were_there(
 
 
 def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
-    some_dicom: Path, tmp_path: Path
+    some_dicom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "r"
     prepare(some_dicom, root)
@@ -305,6 +307,26 @@ def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
     assert sorted(case.case for case in read_manifest(root).cases) == [
         f"phantom-3-00{n}" for n in range(3)
     ]
+    capsys.readouterr()
+    assert prepare(some_dicom, tmp_path / "anew", "checks.refuse=[duplicate_pixels]") == 1
+    assert "kept 3 of 4 cases (3 new, " in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_while_one_case_is_written_costs_that_case_alone(
+    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = conversion.write_case
+
+    def starved(job: Job, *args: Any) -> Outcome:
+        if job.candidate.path.name == "phantom-3-001":
+            raise MemoryError
+        return write(job, *args)
+
+    monkeypatch.setattr(conversion, "write_case", starved)
+    assert prepare(some_dicom, tmp_path / "r") == 1
+    told = {row["reason"].partition(":")[0] for row in rows_of(tmp_path / "r") if row["reason"]}
+    assert "too_large" in told
+    assert len(read_manifest(tmp_path / "r").cases) == 2
 
 
 @pytest.mark.parametrize("images", ["r/cases", "r"])
@@ -434,7 +456,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
     with monkeypatch.context() as patch:
         patch.setattr(case_files, "write_nifti", full)
         ended = command("prepare", *words)
-    assert ended.code == 2
+    assert ended.code == 1  # it had started
     assert "cannot be written (No space left on device)" in ended.err
     assert {row["status"] for row in rows_of(tmp_path / "r")} <= {"kept"}
     assert command("prepare", *words).code == 0
@@ -462,7 +484,7 @@ def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
 ) -> None:
     some_dicom.rename(tmp_path / "Mueller")
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "forget_records", lambda root: None)
+        patch.setattr(shared_root, "forget_records", lambda root: None)
         prepare(tmp_path / "Mueller", tmp_path / "r")
     records = list((tmp_path / "r" / ".unfinished").iterdir())
     assert len(records) == 3
@@ -517,7 +539,7 @@ def test_a_setting_that_makes_no_sense_is_told_in_one_line(
 
 CRASH = """
 import os, sys
-import pancseg.dataset.conversion as conversion
+import pancseg.preparing.conversion as conversion
 from pancseg.intake.dicom import series
 
 def read(files, repair, real=series.read_stack):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pancseg.errors import Incomplete
-from pancseg.inference.initial_weights import begin_with
+from pancseg.inference import initial_weights
+from pancseg.inference.initial_weights import begin_with, open_weights
 from pancseg.learning import memory_advice
 from pancseg.learning.building import build
 from pancseg.learning.segmenter import Segmenter
@@ -107,23 +108,25 @@ def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
 def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(
     prepared: Path, tmp_path: Path
 ) -> None:
-    """Moments of the whole process: start, steps, saving, validation, end."""
+    """Moments of the whole process: start, then steps, saving and validation."""
     longer = [*EVERYTHING, "trainer.max_epochs=40", "model=unet", "data.batch_size=1"]
     assert run_command("train", *smoke(prepared, tmp_path / "whole", *longer)) == 0
     words = smoke(prepared, tmp_path / "killed", *longer, "save_every_s=0.3", "ckpt_path=last")
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     moments, reached = random.Random(0), []
-    for _ in range(10):
+    for attempt in range(10):
         training = subprocess.Popen(
             [sys.executable, "-m", "pancseg.train", *words],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        time.sleep(moments.uniform(6, 10))
+        if attempt % 2:  # kills that come before the first step prove little
+            wait_for_saves(last, 2)
+        time.sleep(moments.uniform(0, 1.5 if attempt % 2 else 10))
         training.kill()
         training.wait()
-        last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
         reached.append(learnt(tmp_path / "killed")["global_step"] if last.is_file() else 0)
     assert reached == sorted(reached)
-    assert len(set(reached)) > 3, reached  # kills that came before the first step prove little
+    assert len(set(reached)) > 3, reached
     assert run_command("train", *words) == 0
     assert_same(tmp_path / "killed", tmp_path / "whole")
     best = [
@@ -131,6 +134,19 @@ def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(
         for name in ("killed", "whole")
     ]
     assert same(*best)
+
+
+def wait_for_saves(path: Path, n: int) -> None:
+    """Wait until a file has been written so many times more."""
+    until, seen = time.monotonic() + 120, {written_at(path)}
+    while len(seen) <= n:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+        seen.add(written_at(path))
+
+
+def written_at(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -347,6 +363,7 @@ def test_weights_are_not_saved_after_a_step_that_went_wrong(
     assert torch.load(saved, weights_only=True)["global_step"] == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_gone_on_with_before_its_first_step_equals_one_that_was_not(
     prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -467,12 +484,25 @@ def test_a_run_begins_with_another_runs_weights(
     assert all(torch.equal(old[name], new[name]) for name in names)
 
 
+def test_weights_to_begin_with_are_read_once(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    load = initial_weights.load_tensors
+    monkeypatch.setattr(
+        initial_weights, "load_tensors", lambda path: read.append(path) or load(path)
+    )
+    given = f"init_from={trained / 'checkpoints' / 'best.ckpt'}"
+    assert command("train", *smoke(prepared, tmp_path / "run", given, "preview=true")).code == 0
+    assert len(read) == 1
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_state_dict_as_monai_saves_it_is_taken(tmp_path: Path, wrapped: bool) -> None:
     theirs, ours = build(NET, torch.nn.Module), build(NET, torch.nn.Module)
     weights = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     torch.save({"model": weights} if wrapped else weights, tmp_path / "monai.pt")
-    assert "of" in begin_with(ours, tmp_path / "monai.pt")
+    assert "of" in begin_with(ours, open_weights(tmp_path / "monai.pt"))
     assert same(theirs.state_dict(), ours.state_dict())
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pancseg.output.sample_sheet import draw_samples, fullest_slice
+from pancseg.output.sample_sheet import draw_samples
+from pancseg.output.thumbnails import fullest_slice
 
 GREEN = (61, 220, 132)
 

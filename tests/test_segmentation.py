@@ -27,6 +27,7 @@ from tests.tiny_labels import (
     SPACING,
     Frame,
     at,
+    damaged,
     scan_of,
     voxels,
     write_segmentation,
@@ -292,20 +293,10 @@ def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(
     tmp_path: Path, scan: Scan, kind: str
 ) -> None:
     file = write_segmentation(tmp_path / "seg", [Frame(DOT, at(1)), Frame(ONE, at(2))], kind=kind)
-    content, random = file.read_bytes(), np.random.default_rng(0)
-    cut = [content[:length] for length in range(0, len(content), 40)]
-    for damaged in cut + [flipped(content, random) for _ in range(60)]:
-        file.write_bytes(damaged)
+    for one in damaged(file.read_bytes(), every=40, changes=60, places=3, behind=128):
+        file.write_bytes(one)
         with contextlib.suppress(Refused):
             read_segmentation(file, Reading(), scan)
-
-
-def flipped(content: bytes, random: np.random.Generator) -> bytes:
-    """With three bytes behind the preamble changed."""
-    changed = bytearray(content)
-    for place in random.integers(128, len(content), 3):
-        changed[place] = random.integers(256)
-    return bytes(changed)
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])

@@ -213,26 +213,32 @@ def test_mirror_images_count_alike() -> None:
     np.testing.assert_allclose(found[1], 0.5)
 
 
+class Multiplying(Bright):
+    """Notes in what it multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.dtype] = []
+
+    def evidence(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen.append((image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)).dtype)
+        return image.float()
+
+
 def test_the_network_is_asked_in_the_precision_of_the_hardware_and_sums_are_float32() -> None:
-    seen = []
-
-    class Multiplying(Bright):
-        def evidence(self, image: torch.Tensor) -> torch.Tensor:
-            product = image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)
-            seen.append(product.dtype)
-            return image.float()
-
+    network = Multiplying()
     for precision in ("32-true", "bf16-mixed", "16-mixed"):
-        reader = Windows(cast(Segmenter, Multiplying()), "cpu", precision=precision)
+        reader = Windows(cast(Segmenter, network), "cpu", precision=precision)
         assert reader.probability(torch.ones(4, 4, 4)).dtype == torch.float32
-    assert seen == [torch.float32, torch.bfloat16, torch.float32]  # no CPU is faster in float16
+    # no CPU is faster in float16
+    assert network.seen == [torch.float32, torch.bfloat16, torch.float32]
 
 
 def test_where_memory_runs_out_less_is_asked_for_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ways = [windows.Way(4, "cpu", "cpu"), windows.Way(1, "cpu", "cpu", "one by one")]
-    monkeypatch.setattr(windows, "ways_for", lambda device: list(ways))
+    ways = [windows.Way(4, "cpu", "cpu"), windows.Way(1, "cpu", "cpu", words="one by one")]
+    monkeypatch.setattr(windows, "ways_for", lambda *asked: list(ways))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     class Narrow(Bright):
@@ -248,3 +254,23 @@ def test_where_memory_runs_out_less_is_asked_for_and_said(
     reader.segmenter = cast(Segmenter, SimpleNamespace(to=lambda device: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         reader.probability(torch.ones(40, 40, 40))
+
+
+@pytest.mark.parametrize(("units", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_driven_to_the_cpu_the_network_is_asked_in_what_is_fast_there(
+    monkeypatch: pytest.MonkeyPatch, units: bool, dtype: torch.dtype
+) -> None:
+    read = Windows.read
+
+    def read_on_a_full_gpu(self: Windows, image: torch.Tensor, way: windows.Way) -> torch.Tensor:
+        if way.network == "cuda":
+            raise torch.OutOfMemoryError
+        return read(self, image, way)
+
+    monkeypatch.setattr(Windows, "read", read_on_a_full_gpu)
+    monkeypatch.setattr(windows, "cpu_has_bf16", lambda: units)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    network = Multiplying()
+    reader = Windows(cast(Segmenter, network), "cuda", precision="bf16-mixed")
+    reader.probability(torch.ones(4, 4, 4))
+    assert network.seen == [dtype]

@@ -1,7 +1,7 @@
 """DICOM SEG, RTSTRUCT and NRRD of a few voxels, and the scan they are drawn on, for tests."""
 
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,20 @@ def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **field
     packed = gzip.compress(values.tobytes(order="F")) if content is None else content
     file.write_bytes("\n".join([*lines, "", ""]).encode() + packed)
     return file
+
+
+def damaged(
+    content: bytes, *, every: int, changes: int, places: int, behind: int = 0
+) -> Iterator[bytes]:
+    """A file cut short at ``every`` so many bytes, then copies with bytes changed behind some."""
+    for length in range(0, len(content), every):
+        yield content[:length]
+    random = np.random.default_rng(0)
+    for _ in range(changes):
+        changed = bytearray(content)
+        for place in random.integers(behind, len(content), places):
+            changed[place] = random.integers(256)
+        yield bytes(changed)
 
 
 def bare(sop_class: UID, modality: str) -> Dataset:

@@ -1,8 +1,7 @@
 """Many scans: the next one is read and the last one written while the network works."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import zip_longest
 
 from pancseg.applying.scan_progress import Job, Progress
 from pancseg.applying.scan_run import ScanRun
@@ -11,7 +10,7 @@ from pancseg.output.prediction_table import Prediction
 AHEAD_MB = 150  # of files: a larger scan is read when its turn comes, so that one is held at a time
 
 
-def segment_each(run: ScanRun, jobs: Sequence[Job]) -> Iterator[Prediction]:
+def segment_each(run: ScanRun, jobs: Iterable[Job]) -> Iterator[Prediction]:
     """Segment scans one after the other; rows come in their order, each once it is written.
 
     Raises:
@@ -32,15 +31,19 @@ def segment_each(run: ScanRun, jobs: Sequence[Job]) -> Iterator[Prediction]:
             yield writing.result()
 
 
-def read_ahead(run: ScanRun, jobs: Sequence[Job], reader: ThreadPoolExecutor) -> Iterator[Progress]:
+def read_ahead(run: ScanRun, jobs: Iterable[Job], reader: ThreadPoolExecutor) -> Iterator[Progress]:
     """Scans in order, a small one read before it is asked for."""
     ahead: Future[Progress] | None = None
-    for job, following in zip_longest(jobs, jobs[1:]):
+    coming = iter(jobs)  # which may take a scan from other workers: one more than is worked on
+    job = next(coming, None)
+    while job is not None:
         progress = ahead.result() if ahead else run.read(job)
+        following = next(coming, None)
         small = following is not None and size_mb(following) <= AHEAD_MB
         ahead = reader.submit(run.read, following) if small and following else None
         yield progress
         del progress
+        job = following
 
 
 def size_mb(job: Job) -> float:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from pancseg.bounding_box import bounding_box
+from pancseg.pieces import second_piece
 
 UNKNOWN = 0.7  # confidence below which a mask is doubted where nothing was learnt
-TOUCHING = np.ones((3, 3, 3), bool)
 MASK_FLAGS = {
     "no_pancreas": "Nothing was found; see whether the scan holds the upper abdomen.",
     "volume_range": "The mask is smaller or larger than a pancreas (doubts.volume_ml).",
@@ -90,9 +88,3 @@ def mask_flags(
 def in_order(flags: Iterable[str]) -> list[str]:
     """Flags of a mask, each once, in the order of their list."""
     return sorted(set(flags), key=list(MASK_FLAGS).index)
-
-
-def second_piece(mask: NDArray[np.bool_]) -> int:
-    """Voxels of the second largest piece; 0 where there is one."""
-    labels, pieces = ndimage.label(mask[bounding_box(mask)], TOUCHING)
-    return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if pieces > 1 else 0

@@ -1,54 +1,91 @@
-"""The folder that masks are written to: one checkpoint's, one batch at a time, no half files."""
+"""The folder that masks are written to: one checkpoint's, shared by workers at one batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from pancseg.applying.scan_segmenter import ScanSegmenter
+from pancseg.applying.shared_batch import SharedBatch
 from pancseg.atomic import PARTIAL, check_writable, read_json, write_json
 from pancseg.errors import PancsegError
-from pancseg.inference.postprocess import sha256_of
+from pancseg.inference.beside import sha256_of
+from pancseg.sharing import FOLDER, Crew
 
 ABOUT = "predictions.json"
 LOCK = ".predicting.lock"
 
 
 @contextmanager
-def output_folder(folder: Path, segmenter: ScanSegmenter) -> Iterator[Path]:
-    """Hold a folder for one batch, and note whose masks it holds.
+def output_folder(folder: Path, segmenter: ScanSegmenter, batch: SharedBatch) -> Iterator[Crew]:
+    """Be one of the workers at a folder, and note whose masks it holds.
 
-    What a killed batch left half written is removed.
+    What killed workers left half written is removed when no other one is alive.
+
+    Args:
+        folder: Where.
+        segmenter: Makes the masks.
+        batch: What is to be done; all workers have the same.
 
     Raises:
-        PancsegError: If it holds masks of another checkpoint, cannot be written, or another batch
-            writes to it.
+        PancsegError: If it holds masks of another checkpoint, cannot be written, or others write
+            another batch to it.
     """
-    about, path = how_made(segmenter), folder / ABOUT
-    if path.is_file() and about != read_json(path, lambda v: isinstance(v, dict), "a note"):
+    about, word = how_made(segmenter), batch.word
+    check_about(folder, about)
+    check_writable(folder, "output")
+    crew = Crew(folder, LOCK)
+    with crew.lock:
+        check_about(folder, about)  # another one may have begun since
+        others = crew.others()
+        if any(other != word for other in others):
+            raise PancsegError(
+                f"output={folder}: another pancseg.predict is writing to it, with other scans or "
+                "options; wait for its end, or give another folder"
+            )
+        if not others:
+            remove_halves(folder)
+        write_json(folder / ABOUT, about)
+        batch.begin(alone=not others)
+        crew.join(word)
+    try:
+        yield crew
+    except BaseException:
+        with suppress(OSError):  # there may be no room
+            leave(crew, batch)
+        raise
+    leave(crew, batch)
+
+
+def leave(crew: Crew, batch: SharedBatch) -> None:
+    """Leave; the last one removes what nobody needs any more."""
+    with crew.lock:
+        if crew.leave():
+            remove_halves(crew.folder)
+            batch.end()
+        crew.tidy()
+
+
+def check_about(folder: Path, about: dict[str, Any]) -> None:
+    """Check that a folder holds no masks that were made in another way.
+
+    Raises:
+        PancsegError: If it does.
+    """
+    path = folder / ABOUT
+    if path.is_file() and about != read_json(path, "a note"):
         raise PancsegError(
             f"output={folder}: holds masks of another checkpoint or another way to make them; "
             "give another folder"
         )
-    check_writable(folder, "output")
-    lock = FileLock(folder / LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise PancsegError(
-            f"output={folder}: another pancseg.predict is writing to it; wait for its end, or give "
-            "another folder"
-        ) from error
-    try:
-        for half in folder.glob(f"{PARTIAL}*"):
-            half.unlink()
-        write_json(path, about)
-        yield folder
-    finally:
-        lock.release()
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what dead workers left half written; only where no other one is alive."""
+    for place in (folder, folder / FOLDER):
+        for half in place.glob(f"{PARTIAL}*"):
+            half.unlink(missing_ok=True)
 
 
 def how_made(segmenter: ScanSegmenter) -> dict[str, Any]:

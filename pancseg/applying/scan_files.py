@@ -9,9 +9,8 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.affine import Affine, oriented_like
-from pancseg.applying.scan_progress import lacks_room
 from pancseg.applying.scan_segmenter import Segmented
-from pancseg.errors import Refused
+from pancseg.errors import Refused, lacks_room
 from pancseg.intake.dicom.pixels import brief
 from pancseg.intake.dicom.stack import Stack
 from pancseg.intake.found import Candidate, Scan

@@ -1,6 +1,5 @@
 """How far a scan has come on its way to a mask."""
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
@@ -10,14 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pancseg.applying.scan_segmenter import Segmented
-from pancseg.errors import Refused
+from pancseg.errors import Refused, lacks_room
 from pancseg.intake.dicom.pixels import brief
 from pancseg.intake.found import Candidate, Scan
 from pancseg.output.prediction_table import FAILED, REFUSED, Prediction
 
 log = logging.getLogger(__name__)
 LARGE_MB = 300  # of HU: two such scans at a time are not held
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,3 @@ class Progress:
             self.row = replace(self.row, status=FAILED, reason=reason)
         finally:
             self.seconds += time.perf_counter() - began
-
-
-def lacks_room(error: Exception) -> bool:
-    """Whether something could not be written because the disk is full or may not be written."""
-    return isinstance(error, OSError) and error.errno in NO_ROOM

@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,10 @@ IMAGE_CHECKS = Checks()
 UNDER = 0.02  # the least of validation: few patients bound nothing, and they chose the checkpoint
 
 
+def nowhere(row: Prediction) -> None:
+    """Keep no record."""
+
+
 @dataclass(frozen=True)
 class ScanRun:
     """Segments scans one after the other.
@@ -29,11 +34,13 @@ class ScanRun:
         segmenter: Applied to each.
         files: Written of each.
         doubts: When a mask is flagged.
+        keep: Takes the row of a scan once all its files are there.
     """
 
     segmenter: ScanSegmenter
     files: ScanFiles
     doubts: Doubts
+    keep: Callable[[Prediction], None] = nowhere
 
     def read(self, job: Job) -> Progress:
         """Read a scan."""
@@ -61,13 +68,15 @@ class ScanRun:
                 self.files.remove(progress.job.case)
                 if progress.scan is not None and progress.found is not None:
                     progress.row = self.write(progress.row, progress.scan, progress.found)
+            seconds = round(progress.seconds, 2)
+            row = replace(progress.row, seconds=seconds, peak_memory_mb=peak_memory_mb())
+            self.keep(row)
+            return row
         except OSError as error:
             raise Incomplete(
                 f"output={self.files.folder}: {progress.job.case} cannot be written "
                 f"({error.strerror}); make room and run the same command again: what is done stays"
             ) from error
-        seconds = round(progress.seconds, 2)
-        return replace(progress.row, seconds=seconds, peak_memory_mb=peak_memory_mb())
 
     def write(self, row: Prediction, scan: Scan, found: Segmented) -> Prediction:
         """Write masks and picture, and measure what the table says."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from pancseg.dataset.groups import Cutting, pairs_of, plan_cut
 from pancseg.dataset.manifest import Group
-from pancseg.nifti_file import write_nifti
+from pancseg.nifti_file import content_of, write_nifti
 
 
 def write_groups(
@@ -36,8 +36,8 @@ def write_groups(
             if not cutting.keep_empty:
                 continue
         name = f"{case}_{start:04d}"
-        files, _ = write_pair(root, f"groups/{name}", cut_image, cut_label)
-        groups.append(Group(name, case, patient, start, *files, label_voxels=voxels))
+        files, sha256 = write_pair(root, f"groups/{name}", cut_image, cut_label)
+        groups.append(Group(name, case, patient, start, *files, voxels, sha256))
     return groups, empty, plan.left_out
 
 
@@ -53,8 +53,36 @@ def write_pair(
     hashes = [write_nifti(root / image_file, image)]
     if label is not None:
         hashes.append(write_nifti(root / label_file, label))
-    both = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return (image_file, label_file if label is not None else None), both
+    return (image_file, label_file if label is not None else None), hash_of_both(hashes)
+
+
+def hash_of_both(hashes: list[str]) -> str:
+    """One hash for those of an image and its label, as the manifest keeps it."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def is_as_prepared(image: Path, label: Path, sha256: str) -> bool:
+    """Whether an image and its label hold what preparation wrote.
+
+    Args:
+        image: File.
+        label: File.
+        sha256: Of both, by the manifest; empty in folders of earlier versions, which tells nothing.
+
+    Raises:
+        OSError: If one cannot be read.
+        EOFError: If one is cut short.
+    """
+    return not sha256 or hash_of_both([content_of(image), content_of(label)]) == sha256
+
+
+def told_change(image: Path, label: Path) -> str:
+    """One line on files that were changed."""
+    return (
+        f"{image.name} or {label.name} in {image.parent} is not what pancseg.prepare wrote; it is "
+        "used as it is. If nobody corrected it by hand, delete both and run the same "
+        "pancseg.prepare again, which makes them anew"
+    )
 
 
 def picture_of(case: str) -> str:

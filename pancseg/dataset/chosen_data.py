@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class ChosenData:
         split: Who was dealt where.
         preprocessing: Numbers of the deterministic transforms.
         patch: Voxels given to the network.
+        listed: Sources of the parts that were asked for: of thousands they are asked for often.
     """
 
     root: Path
@@ -38,6 +39,7 @@ class ChosenData:
     split: Split
     preprocessing: Preprocessing
     patch: Size
+    listed: dict[str, list[Source]] = field(default_factory=dict, repr=False)
 
     @property
     def of_patches(self) -> bool:
@@ -46,6 +48,12 @@ class ChosenData:
 
     def sources(self, part: str) -> list[Source]:
         """The labelled groups of ``train``, ``val`` or ``test``, or its cases for patches."""
+        if part not in self.listed:
+            self.listed[part] = self.list_sources(part)
+        return self.listed[part]
+
+    def list_sources(self, part: str) -> list[Source]:
+        """What :meth:`sources` gives, made anew."""
         content = {case.case: case for case in self.manifest.cases}
         patients = getattr(self.split, part)
         found: list[Case] | list[Group] = self.manifest.groups_of(patients)
@@ -59,6 +67,7 @@ class ChosenData:
                 self.root / str(one.label),
                 f"{name}-{content[one.case].sha256[:32]}",
                 math.prod(content[one.case].shape),
+                one.sha256,
             )
             for one in found
         ]

@@ -18,6 +18,7 @@ from pancseg.dataset.transforms import Preprocessing
 from pancseg.dataset.volume_cache import Source, VolumeCache
 from pancseg.dataset.volume_plan import plan_volume
 from pancseg.errors import PancsegError
+from pancseg.processes import outlive_signals
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
@@ -97,8 +98,7 @@ class GroupData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the folder first where it holds no manifest."""
-        ready = has_manifest(self.root) and read_manifest(self.root).complete
-        if self.fill and not ready:
+        if self.fill and not (has_manifest(self.root) and read_manifest(self.root).complete):
             log.info("%s is not prepared yet: preparing it", self.root)
             self.fill()
 
@@ -206,6 +206,7 @@ class GroupData(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=self.hparams["pin_memory"] and not on_gpu,
             persistent_workers=workers > 0,
+            worker_init_fn=outlive_signals,
             **options,
         )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pancseg.dataset.volume_cache import Source, Volume
+from pancseg.progress import passing
 
 log = logging.getLogger(__name__)
 KEEPING = ("disk", "ram", "gpu")
@@ -40,7 +41,7 @@ class KeptVolumes:
         self.open_volume = open_volume
         self.step_bytes = step_bytes
         self.device = device if where == "gpu" and self.fit(device) else torch.device("cpu")
-        self.loaded = [] if where == "disk" else [self.load(one) for one in self.sources]
+        self.loaded = [] if where == "disk" else self.load_all()
 
     def __len__(self) -> int:
         """How many volumes."""
@@ -57,6 +58,10 @@ class KeptVolumes:
     def on_gpu(self) -> bool:
         """Whether they lie on the GPU."""
         return self.device.type == "cuda"
+
+    def load_all(self) -> list[tuple[Tensor, Tensor, NDArray[np.int32]]]:
+        """All volumes on the device, with progress."""
+        return list(passing(map(self.load, self.sources), len(self), "reading", "volume"))
 
     def load(self, source: Source) -> tuple[Tensor, Tensor, NDArray[np.int32]]:
         """A volume on the device."""

@@ -102,13 +102,20 @@ class WholeVolumes(Volumes):
     def __init__(self, volumes: KeptVolumes, steps: Steps, seed: int) -> None:
         super().__init__(volumes)
         self.steps, self.seed = steps, seed
+        self.drawn: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, np.int64))
+
+    def order_of(self, epoch: int) -> NDArray[np.int64]:
+        """The order of an epoch, drawn once: with 20,000 volumes it takes longer than a sample."""
+        if self.drawn[0] != epoch:
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
+            self.drawn = epoch, order
+        return self.drawn[1]
 
     def __getitem__(self, sample: int) -> Item:
         """The volume of a sample."""
         batch, place = divmod(sample, self.steps.together)
         epoch, batch_of_epoch = divmod(batch, len(self.steps))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
-        index = int(order[batch_of_epoch * self.steps.together + place])
+        index = int(self.order_of(epoch)[batch_of_epoch * self.steps.together + place])
         return {**super().__getitem__(index), "step": batch, "place": place}
 
 

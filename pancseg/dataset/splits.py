@@ -128,10 +128,10 @@ def deal_holdout(patients: list[str], seed: int, val: float, test: float) -> Spl
             "out"
         )
     spared = 1 + (max(1, int(val)) if val else 0)
-    tested = pick(patients, f"{seed}/test", test, spare=spared)
+    tested = set(pick(patients, f"{seed}/test", test, spare=spared))
     rest = [patient for patient in patients if patient not in tested]
     share = val / (1 - test) if val < 1 and test < 1 else val
-    validated = pick(rest, f"{seed}/val", share, spare=1)
+    validated = set(pick(rest, f"{seed}/val", share, spare=1))
     train = [patient for patient in rest if patient not in validated]
     return Split(train, sorted(validated), sorted(tested), "holdout", seed)
 
@@ -175,8 +175,8 @@ def deal_by_file(patients: list[str], path: str | None) -> Split:
         )
     lists = read_json(
         Path(path),
-        lambda v: isinstance(v, dict) and all(isinstance(v.get(part), list) for part in PARTS),
-        "a split: lists named train, val and test",
+        "a split: lists of patients named train, val and test",
+        lambda v: isinstance(v, dict) and all(are_names(v.get(part)) for part in PARTS),
     )
     unknown = sorted({p for part in PARTS for p in lists[part]} - set(patients))
     if unknown:
@@ -187,6 +187,11 @@ def deal_by_file(patients: list[str], path: str | None) -> Split:
         raise PancsegError(f"{path}: no patient to train on")
     train, val, test = (sorted(lists[part]) for part in PARTS)
     return Split(train, val, test, "file", None)
+
+
+def are_names(value: Any) -> bool:
+    """Whether it is a list of patients."""
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def unit_hash(patient: str, salt: str) -> float:

@@ -4,7 +4,10 @@ MONAI's PersistentDataset makes them one by one, as pickles that each process co
 and stops on a file that was cut short.
 """
 
+import logging
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +16,20 @@ import numpy as np
 import torch
 from filelock import FileLock
 from monai.transforms import Compose
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from pancseg.atomic import replaced
+from pancseg.dataset.case_files import is_as_prepared, told_change
 from pancseg.dataset.transforms import Preprocessing, deterministic
 from pancseg.errors import PancsegError
 from pancseg.processes import cores, in_processes
 from pancseg.progress import passing
 
+log = logging.getLogger(__name__)
 ARRAYS = ("image", "label", "foreground")  # written in this order: the last one says that all are
+LOOKING = 8  # threads
+TRIES = 20
 ALONE_VOXELS = 2 * 10**8  # input below it is read faster than other processes start
 
 
@@ -36,6 +44,7 @@ class Source:
         label: File.
         key: Stands for the content of both.
         voxels: How many there are.
+        sha256: Of image and label as they were prepared; empty where that is not known.
     """
 
     name: str
@@ -44,6 +53,12 @@ class Source:
     label: Path
     key: str
     voxels: int
+    sha256: str = ""
+
+    @property
+    def files(self) -> tuple[tuple[str, Path], tuple[str, Path]]:
+        """The array that is made of each file, and the file."""
+        return ("image", self.image), ("label", self.label)
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,14 @@ class Job:
     threads: int
 
 
+@dataclass(frozen=True)
+class Made:
+    """What became of a job: what is wrong, if it failed, or what is odd, if it did not."""
+
+    problem: str = ""
+    warning: str = ""
+
+
 class VolumeCache:
     """The volumes of one way of preprocessing.
 
@@ -93,18 +116,24 @@ class VolumeCache:
         Raises:
             PancsegError: If the folder cannot be written, or a volume cannot be made.
         """
-        if all(map(self.is_whole, sources)):
+        missing = self.lacking(list(dict.fromkeys(sources)))  # split=same names all twice
+        if not missing:
             return  # also where nothing may be written
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / ".lock"):
-                missing = [source for source in sources if not self.is_whole(source)]
-                self.make(missing, processes)
+                self.make(self.lacking(missing), processes)
         except OSError as error:
             raise PancsegError(
                 f"{self.folder}: the cache cannot be written ({error.strerror or error}); give "
                 "data.cache_folder=FOLDER on a disk with room"
             ) from error
+
+    def lacking(self, sources: Sequence[Source]) -> list[Source]:
+        """Those whose volume is not whole, with progress; in threads, for disks far away wait."""
+        with ThreadPoolExecutor(LOOKING) as pool:
+            whole = passing(pool.map(self.is_whole, sources), len(sources), "checking", "volume")
+            return [one for one, is_whole in zip(sources, whole, strict=True) if not is_whole]
 
     def make(self, missing: list[Source], processes: int | None) -> None:
         """Make volumes, with progress."""
@@ -114,29 +143,45 @@ class VolumeCache:
         threads = torch.get_num_threads() if processes < 1 else max(1, cores() // processes)
         jobs = [Job(source, self.folder, self.preprocessing, threads) for source in missing]
         done = in_processes(make_volume, jobs, processes, died)
-        for problem in passing(done, len(jobs), "preprocessing", "volume"):
-            if problem:
-                raise PancsegError(problem)
+        for made in passing(done, len(jobs), "preprocessing", "volume"):
+            if made.problem:
+                raise PancsegError(made.problem)
+            if made.warning:
+                log.warning(made.warning)
 
     def is_whole(self, source: Source) -> bool:
         """Whether a volume is there, as long as it says it is, and made of the files as they are.
 
-        By time, as make does: the key is of what preparation wrote, and a label may have been
-        corrected by hand since.
+        By time: the key is of what preparation wrote, and a label may have been corrected by hand
+        since. Each array bears the time of its file: a later time says nothing once a clock was
+        set back.
         """
         try:
             self.open(source)
-            made = path_of(self.folder, source, ARRAYS[0]).stat().st_mtime_ns
-            read = max(path.stat().st_mtime_ns for path in (source.image, source.label))
+            return all(
+                microsecond(path.stat()) == microsecond(path_of(self.folder, source, name).stat())
+                for name, path in source.files
+            )
         except (OSError, ValueError):  # numpy's words for a file that is cut short
             return False
-        return read <= made
 
     def open(self, source: Source) -> Volume:
         """A volume as memory maps."""
-        return Volume(
-            *(np.load(path_of(self.folder, source, name), mmap_mode="r") for name in ARRAYS)
-        )
+        return Volume(*(opened(path_of(self.folder, source, name)) for name in ARRAYS))
+
+
+def opened(path: Path) -> NDArray[Any]:
+    """An array as a memory map.
+
+    NumPy reads its header by ``ast``, of which Python 3.11 now and then loses count where several
+    threads are at it: then it is read again. A lock would make each thread wait for its turn.
+    """
+    for _ in range(TRIES):
+        try:
+            return open_memmap(path, mode="r")
+        except SystemError as error:
+            told = error
+    raise told
 
 
 def path_of(folder: Path, source: Source, array: str) -> Path:
@@ -144,16 +189,18 @@ def path_of(folder: Path, source: Source, array: str) -> Path:
     return folder / f"{source.key}_{array}.npy"
 
 
-def make_volume(job: Job) -> str | None:
-    """Run the deterministic transforms on one source and store the result.
+def microsecond(status: os.stat_result) -> int:
+    """When a file was changed; not every file system keeps the nanosecond."""
+    return status.st_mtime_ns // 1000
 
-    Returns:
-        What is wrong, if something is.
-    """
+
+def make_volume(job: Job) -> Made:
+    """Run the deterministic transforms on one source and store the result."""
     before = torch.get_num_threads()
     torch.set_num_threads(job.threads)
     source = job.source
     try:
+        times = {name: path.stat() for name, path in source.files}
         made = Compose(deterministic(job.preprocessing))(
             {"image": str(source.image), "label": str(source.label)}
         )
@@ -165,6 +212,10 @@ def make_volume(job: Job) -> str | None:
         for name in ARRAYS:
             with replaced(path_of(job.folder, source, name)) as temporary:
                 np.save(temporary, np.ascontiguousarray(arrays[name]))
+                if name in times:
+                    os.utime(temporary, ns=(times[name].st_atime_ns, times[name].st_mtime_ns))
+        if not is_as_prepared(source.image, source.label, source.sha256):
+            return Made(warning=told_change(source.image, source.label))
     except OSError as error:
         if error.filename and Path(error.filename) in (source.image, source.label):
             return unreadable(source, error)
@@ -173,18 +224,19 @@ def make_volume(job: Job) -> str | None:
         return unreadable(source, error)
     finally:
         torch.set_num_threads(before)
-    return None
+    return Made()
 
 
-def unreadable(source: Source, error: Exception) -> str:
+def unreadable(source: Source, error: Exception) -> Made:
     """One line on a volume that cannot be made."""
     told = " ".join(str(error).split())[:200]
-    return (
-        f"{source.image}: cannot be preprocessed ({type(error).__name__}: {told}); run the same "
-        "pancseg.prepare again, it makes damaged cases anew"
+    return Made(
+        f"{source.image}: cannot be preprocessed ({type(error).__name__}: {told}); delete it and "
+        f"{source.label.name}, and run the same pancseg.prepare again, which makes them anew"
     )
 
 
-def died(job: Job) -> str:
+def died(job: Job) -> Made:
     """One line on a volume whose process ended."""
-    return f"{job.source.image}: its process was ended; memory ran out? see hardware.num_workers"
+    told = "its process was ended; memory ran out? close other programs and run it again"
+    return Made(f"{job.source.image}: {told}")

@@ -66,6 +66,16 @@ def same_person(cases: list[Case]) -> dict[str, str]:
     """
     settled = {case.patient for case in cases if case.settled}
     first = {patient: patient for patient in sorted({case.patient for case in cases})}
+
+    def name_of(patient: str) -> str:
+        path = []
+        while first[patient] != patient:
+            path.append(patient)
+            patient = first[patient]
+        for one in path:  # the next one who asks has a short way
+            first[one] = patient
+        return patient
+
     for what in ("study", "person"):
         groups: dict[str, set[str]] = defaultdict(set)
         for case in cases:
@@ -73,7 +83,7 @@ def same_person(cases: list[Case]) -> dict[str, str]:
         for value, patients in groups.items():
             if not value or (len(patients) == len(first) > 2):
                 continue
-            names = {first[patient] for patient in patients}
+            names = {name_of(patient) for patient in patients}
             one = min(names, key=lambda name: (name not in settled, name))  # who was there stays
-            first = {patient: one if name in names else name for patient, name in first.items()}
-    return first
+            first.update(dict.fromkeys(names, one))
+    return {patient: name_of(patient) for patient in list(first)}

@@ -6,7 +6,7 @@ from typing import Any
 from pancseg.atomic import read_json
 from pancseg.exporting.exportable import Exportable
 from pancseg.inference.members import folder_of
-from pancseg.output.run_files import Run, is_table
+from pancseg.output.run_files import Run
 
 NOT_SCORED = "Its test patients were not scored."
 OF_ANOTHER = (
@@ -44,7 +44,7 @@ def facts_of(net: Exportable) -> RunFacts:
     folder = folder_of(net.checkpoint)
     summary: dict[str, Any] = {}
     if (folder / "summary.json").is_file():
-        summary = read_json(folder / "summary.json", is_table, "a run's summary")
+        summary = read_json(folder / "summary.json", "a run's summary")
     if summary.get("data_fingerprint") != net.trained.fingerprint:
         summary = {}
     if not (folder / "scores" / "test.json").is_file():

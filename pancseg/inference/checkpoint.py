@@ -1,17 +1,17 @@
 """Opening a checkpoint that somebody else may have written."""
 
-import warnings
+import inspect
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
-
 from pancseg.dataset.appearance import Profile
 from pancseg.dataset.splits import PARTS, Split
 from pancseg.dataset.transforms import Preprocessing
 from pancseg.errors import PancsegError
+from pancseg.inference.archive import load_tensors
+from pancseg.inference.checkpoint_content import check_content, check_network_fits
 from pancseg.learning.segmenter import Segmenter
 
 # of the machine, of an untrained network, or of validation only
@@ -68,7 +68,8 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
     if not path.is_file():
         raise PancsegError(f"{key}={path}: there is no such file")
     try:
-        content = load(path)
+        content = load_tensors(path)
+        check_content(content)
         data = dict(content["datamodule_hyper_parameters"])
         state = content["GroupData"]
         split = Split(**state["split"])
@@ -76,10 +77,19 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
         if data["sampling"]["kind"] == "patches":
             preprocessing = replace(preprocessing, spatial_size=None)
-        segmenter = Segmenter.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        segmenter = rebuilt(content)
+        profile = Profile(**state["profile"]) if "profile" in state else None
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error
-    except (UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, ValueError) as error:
+    except (
+        UnpicklingError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        EOFError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise PancsegError(
             f"{key}={path}: is no checkpoint that pancseg.train wrote "
             f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
@@ -93,8 +103,25 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         state["fingerprint"],
         "current_model_state" in content,
         frozenset(state.get("seen_before", ())),
-        Profile(**state["profile"]) if "profile" in state else None,
+        profile,
     )
+
+
+def rebuilt(content: dict[str, Any]) -> Segmenter:
+    """The network with its weights.
+
+    By hand: Lightning's ``load_from_checkpoint`` calls what the file names as ``_instantiator``.
+
+    Raises:
+        PancsegError: If it cannot be built of what the file says.
+        RuntimeError: If the weights are of another network.
+    """
+    stored = content["hyper_parameters"]
+    check_network_fits(stored["model"], content["state_dict"])
+    known = inspect.signature(Segmenter).parameters
+    segmenter = Segmenter(**{name: value for name, value in stored.items() if name in known})
+    segmenter.load_state_dict(content["state_dict"])
+    return segmenter
 
 
 def check_resumable(
@@ -176,13 +203,6 @@ def difference(group: str, before: dict[str, Any] | None, now: dict[str, Any] | 
             name = f"{group}.{key}" if group else key
             return f"{name}={given(before)}, not {given(now)}"
     return ""
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a file of tensors and plain values; torch warns of what it then refuses anyway."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """From a probability to a mask, and the file beside a checkpoint that says how."""
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pancseg.atomic import read_json, write_json
 from pancseg.bounding_box import bounding_box
 from pancseg.errors import PancsegError
+from pancseg.inference.beside import keep, kept
+from pancseg.pieces import TOUCHING
 
 AUTO = "auto"
-TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are of one component
-CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -121,8 +119,7 @@ def side_file(checkpoint: Path) -> Path:
 
 def record(checkpoint: Path, chosen: Postprocess, about: dict[str, Any]) -> None:
     """Write a choice beside its checkpoint, with what it was chosen on."""
-    content = {**asdict(chosen), "checkpoint_sha256": sha256_of(checkpoint), **about}
-    write_json(side_file(checkpoint), content)
+    keep(side_file(checkpoint), checkpoint, asdict(chosen), about)
 
 
 def recorded(checkpoint: Path) -> Postprocess | None:
@@ -131,30 +128,17 @@ def recorded(checkpoint: Path) -> Postprocess | None:
     Raises:
         PancsegError: If the file beside it is no such choice.
     """
-    path = side_file(checkpoint)
-    if not path.is_file():
-        return None
-    content = read_json(path, is_choice, "a choice of threshold and components")
-    if content["checkpoint_sha256"] != sha256_of(checkpoint):
+    path, what = side_file(checkpoint), "a choice of threshold and components"
+    content = kept(path, checkpoint, is_choice, what)
+    if content is None:
         return None
     return Postprocess(float(content["threshold"]), content["largest_component"])
 
 
-def is_choice(value: Any) -> bool:
-    """Whether a value read from a side file has what is needed of it."""
+def is_choice(content: dict[str, Any]) -> bool:
+    """Whether a side file has what is needed of it."""
     return (
-        isinstance(value, dict)
-        and isinstance(value.get("threshold"), int | float)
-        and 0 < value["threshold"] < 1
-        and isinstance(value.get("largest_component"), bool)
-        and isinstance(value.get("checkpoint_sha256"), str)
+        isinstance(content.get("threshold"), int | float)
+        and 0 < content["threshold"] < 1
+        and isinstance(content.get("largest_component"), bool)
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Hash of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pancseg.atomic import read_json, write_json
-from pancseg.inference.postprocess import sha256_of
+from pancseg.inference.beside import keep, kept
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ def trust_file(checkpoint: Path) -> Path:
 
 def keep_trust(checkpoint: Path, trust: Trust, about: dict[str, Any]) -> None:
     """Write it beside its checkpoint, with what it was learnt on."""
-    content = {**asdict(trust), "checkpoint_sha256": sha256_of(checkpoint), **about}
-    write_json(trust_file(checkpoint), content)
+    keep(trust_file(checkpoint), checkpoint, asdict(trust), about)
 
 
 def kept_trust(checkpoint: Path) -> Trust:
@@ -73,23 +71,19 @@ def kept_trust(checkpoint: Path) -> Trust:
         PancsegError: If the file beside it is no such thing.
     """
     path = trust_file(checkpoint)
-    if not path.is_file():
-        return Trust()
-    content = read_json(path, is_trust, "what a confidence is multiplied by")
-    if content["checkpoint_sha256"] != sha256_of(checkpoint):
+    content = kept(path, checkpoint, is_trust, "what a confidence is multiplied by")
+    if content is None:
         return Trust()
     return Trust(float(content["scale"]), int(content["n"]), float(content["least"]))
 
 
-def is_trust(value: Any) -> bool:
-    """Whether a value read from a side file has what is needed of it."""
+def is_trust(content: dict[str, Any]) -> bool:
+    """Whether a side file has what is needed of it."""
     return (
-        isinstance(value, dict)
-        and isinstance(value.get("scale"), int | float)
-        and 0 <= value["scale"] < 100
-        and isinstance(value.get("n"), int)
-        and isinstance(value.get("least"), int | float)
-        and isinstance(value.get("checkpoint_sha256"), str)
+        isinstance(content.get("scale"), int | float)
+        and 0 <= content["scale"] < 100
+        and isinstance(content.get("n"), int)
+        and isinstance(content.get("least"), int | float)
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+from pancseg.hardware import cpu_has_bf16
 from pancseg.learning.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -25,23 +26,33 @@ class Way:
         windows: At once.
         sums: Device that holds the sums over the whole image.
         network: Device that computes.
+        half: What it multiplies in, where that is not float32.
         words: For the log, where this way was not the first choice.
     """
 
     windows: int
     sums: str
     network: str
+    half: torch.dtype | None = None
     words: str = ""
 
 
-def ways_for(device: str) -> list[Way]:
-    """From the fastest to the one that needs least memory of the GPU."""
+def ways_for(device: str, half: torch.dtype | None) -> list[Way]:
+    """From the fastest to the one that needs least memory of the GPU.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        half: What the network multiplies in on it, where that is not float32.
+    """
+    on_cpu = half if half == torch.bfloat16 else None  # no CPU is faster with float16
     if device == "cpu":
-        return [Way(2, "cpu", "cpu")]
+        return [Way(2, "cpu", "cpu", on_cpu)]
+    if not cpu_has_bf16():
+        on_cpu = None  # that was asked of the GPU: without units it takes 40 times as long
     return [
-        Way(4, device, device),
-        Way(1, "cpu", device, "windows one by one, sums in main memory"),
-        Way(2, "cpu", "cpu", "on the CPU"),
+        Way(4, device, device, half),
+        Way(1, "cpu", device, half, "windows one by one, sums in main memory"),
+        Way(2, "cpu", "cpu", on_cpu, "on the CPU"),
     ]
 
 
@@ -64,9 +75,8 @@ class Windows:
         precision: str = "32-true",
     ) -> None:
         self.segmenter = segmenter
-        self.half = HALF.get(precision)
         self.mirrored = tuple(mirrored)
-        self.ways = ways_for(device)
+        self.ways = ways_for(device, HALF.get(precision))
 
     def probability(self, image: Tensor) -> Tensor:
         """Probability of pancreas, ``(H, W, D)`` float32 on the CPU, of an image of that size.
@@ -106,7 +116,7 @@ class Windows:
         Windows are weighted by a Gaussian, so that their borders, which saw least, count least.
         """
         view = self.segmenter.hparams["view"]
-        ask = partial(evidence_unless_air, self.segmenter, self.half)
+        ask = partial(evidence_unless_air, self.segmenter, way.half)
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
             return ask(image.to(way.network)).cpu()
         found = sliding_window_inference(
@@ -125,10 +135,7 @@ class Windows:
 def evidence_unless_air(segmenter: Segmenter, half: torch.dtype | None, windows: Tensor) -> Tensor:
     """Evidence in windows ``(N, 1, h, w, d)``; the network is not asked about nothing but air."""
     busy = (windows > 0).flatten(1).any(dim=1)
-    device = windows.device.type
-    if device == "cpu" and half == torch.float16:
-        half = None  # no CPU is faster with it
-    with torch.autocast(device, half, enabled=half is not None):
+    with torch.autocast(windows.device.type, half, enabled=half is not None):
         if busy.all():
             return segmenter.evidence(windows)
         evidence = torch.full_like(windows, AIR)

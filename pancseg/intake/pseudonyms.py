@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import hmac
-import io
 import os
 import re
 import secrets
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from pancseg.atomic import as_csv
 from pancseg.errors import PancsegError
 
 Namer = Callable[[str], str]
@@ -75,10 +75,7 @@ def remember(names: Names, identities: Iterable[str]) -> None:
                     "chance; prepare with another privacy.key_file"
                 )
         if table != known:
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerows([("patient", "identity"), *sorted(table.items())])
-            write_secret(names.table, text.getvalue())
+            write_secret(names.table, as_csv(("patient", "identity"), sorted(table.items())))
 
 
 def digest(key: bytes, text: str) -> str:

@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.affine import spacing_of
-from pancseg.atomic import replaced, write_json
+from pancseg.atomic import write_json
 from pancseg.bounding_box import bounding_box
 from pancseg.dataset.manifest import Case
+from pancseg.errors import Incomplete, lacks_room
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.members import Member, look_together, together
 from pancseg.inference.postprocess import Postprocess
 from pancseg.intake.dicom.pixels import brief
+from pancseg.nifti_file import write_nifti
 from pancseg.output.case_view import make_view
 from pancseg.output.outlines import draw_case
 from pancseg.scoring.case_scores import Scores, score_case
@@ -51,18 +53,29 @@ class CaseJudge:
     ) -> tuple[dict[str, Any], Calibration | None]:
         """A row of the scores table, and the calibration; a case that fails has a row, too.
 
+        Files of an earlier scoring stay until new ones replace them: its table tells of them.
+
         Args:
             case: With a label.
             judging: Networks whose mean probability counts.
             chosen: How each of them makes a mask.
+
+        Raises:
+            Incomplete: If nothing more can be written.
         """
         named = {"patient": case.patient, "case": case.case}
         fold = {"fold": judging[0].fold} if len(judging) == 1 else {"fold": None}
+        files = (self.mask_of(case), self.picture_of(case), self.view_of(case))
         try:
-            for old in (self.mask_of(case), self.picture_of(case), self.view_of(case)):
-                old.unlink(missing_ok=True)  # of an earlier scoring, should this one fail
             scores, soft, calibration = self.measure(case, judging, together(chosen))
         except Exception as error:  # one bad case never stops a batch
+            if lacks_room(error):
+                raise Incomplete(
+                    f"{self.folder}: cannot be written ({error.strerror}); make room and run the "
+                    "same command again: it writes the table when all cases are scored"
+                ) from error
+            for old in files:
+                old.unlink(missing_ok=True)  # of an earlier scoring
             log.debug("%s", case.case, exc_info=True)
             told = brief(error).replace(str(self.root), "...")  # no place of data in a report
             reason = f"{FAILED}: {type(error).__name__}: {told}"
@@ -80,7 +93,8 @@ class CaseJudge:
         looked = look_together(judging, image)
         found = find_mask(looked, how)
         prediction = found.mask
-        write_mask(self.mask_of(case), prediction, image)
+        mask = nib.Nifti1Image(prediction.view(np.uint8), image.affine)
+        write_nifti(self.mask_of(case), mask)
         scores = score_case(prediction, reference, image.affine, self.tolerances_mm)
         self.draw(case, image, prediction, reference, scores)
         if not reference.any():
@@ -130,10 +144,3 @@ def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_
     image = nib.Nifti1Image.from_filename(root / case.image)
     hu = np.asanyarray(image.dataobj)
     return nib.Nifti1Image(hu, image.affine, image.header), reference
-
-
-def write_mask(path: Path, mask: NDArray[np.bool_], image: nib.Nifti1Image) -> None:
-    """Write a mask on the grid of an image."""
-    stored = nib.Nifti1Image(mask.astype(np.uint8), image.affine, image.header, dtype=np.uint8)
-    with replaced(path) as temporary:
-        nib.save(stored, temporary)

@@ -1,14 +1,16 @@
 """Runs on the same test patients: which configuration is better, and is it more than chance?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from pancseg.errors import PancsegError
-from pancseg.output.run_files import Run
+from pancseg.output.run_files import Run, open_run
 from pancseg.scoring.comparison import Comparison, compare, holm
-from pancseg.scoring.statistics import describe, per_patient
+from pancseg.scoring.score_file import by_patient
+from pancseg.scoring.statistics import describe
 
 NAMED = 3  # patients in a message
 
@@ -76,15 +78,47 @@ class Configuration:
         }
 
 
+def compare_runs(runs: list[str], subset: str, measures: list[str]) -> dict[str, Any]:
+    """Compare scored runs, patients paired.
+
+    Args:
+        runs: Folders of runs or sweeps, two or more.
+        subset: Whose scores.
+        measures: Columns of ``scores/<subset>.csv``, one or more.
+
+    Returns:
+        Plain values, as :func:`pancseg.output.comparison_report.write_comparison` takes them.
+
+    Raises:
+        PancsegError: If there is nothing to compare, or runs were scored on other patients.
+    """
+    if len(runs) < 2 or not measures:
+        raise PancsegError(f"runs={runs}: two or more are compared, by one measure or more")
+    scored = [read_scored(open_run(Path(one), "runs"), subset, measures) for one in runs]
+    check_same_patients(scored)
+    found = configurations(scored)
+    return {
+        "subset": subset,
+        "phantoms": any(one.figures["phantoms"] for one in scored),
+        "measures": measures,
+        "patients": scored[0].patients,
+        "configurations": [
+            {**one.as_dict(measures), "values": {m: one.values(m) for m in measures}}
+            for one in found
+        ],
+        "comparisons": [asdict(one) for one in compare_all(found, measures)],
+        "warnings": warnings_of(scored),
+    }
+
+
 def read_scored(run: Run, subset: str, measures: Sequence[str]) -> Scored:
     """Read the scores of a run.
 
     Raises:
         PancsegError: If it was not scored, or lacks a measure.
     """
-    figures = run.figures(subset)
-    rows = [row for row in run.rows(subset) if row["dice"] is not None]
-    if not rows:
+    figures, rows = run.figures(subset), run.rows(subset)
+    if not by_patient(rows, "dice"):
         raise PancsegError(f"{run.folder}: no case of {subset} has a reference to score against")
     lacking = [measure for measure in measures if measure not in figures or measure not in rows[0]]
     if lacking:
@@ -92,18 +126,7 @@ def read_scored(run: Run, subset: str, measures: Sequence[str]) -> Scored:
             f"{run.folder}: its scores have no {', '.join(lacking)}; run pancseg.evaluate again, "
             "or give other measures=[...]"
         )
-    patients = [row["patient"] for row in rows]
-    names = sorted(set(patients))
-    return Scored(
-        run,
-        figures,
-        {
-            measure: dict(
-                zip(names, per_patient(patients, [row[measure] for row in rows]), strict=True)
-            )
-            for measure in measures
-        },
-    )
+    return Scored(run, figures, {measure: by_patient(rows, measure) for measure in measures})
 
 
 def check_same_patients(runs: Sequence[Scored]) -> None:

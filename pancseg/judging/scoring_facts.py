@@ -1,16 +1,22 @@
-"""What stands beside figures: split, geometry, who judged, how masks were made, what was odd."""
+"""Whom a scoring is of, and what stands beside its figures."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pancseg.dataset.contact_sheet import FACTS
+from pancseg.atomic import read_json
+from pancseg.dataset.case_files import is_as_prepared, told_change
 from pancseg.dataset.intake_table import TABLE, read_rows
-from pancseg.dataset.manifest import Case
+from pancseg.dataset.manifest import Case, read_manifest
+from pancseg.dataset.splits import PARTS
+from pancseg.errors import PancsegError
 from pancseg.inference.members import Member, are_held_out
 from pancseg.inference.postprocess import Postprocess
+from pancseg.intake.checks.flags import FACTS
 
+log = logging.getLogger(__name__)
 GEOMETRY = "whole cases on their own grid, {} put together by mean probability"
 
 
@@ -19,6 +25,7 @@ def describe_scoring(
     judges: dict[str, list[Member]],
     cases: Sequence[Case],
     chosen: Mapping[Path, Postprocess],
+    root: Path,
 ) -> dict[str, Any]:
     """Facts of a scoring, as they stand in ``scores/<subset>.json``.
 
@@ -27,6 +34,7 @@ def describe_scoring(
         judges: Who judges which patient.
         cases: That are scored.
         chosen: How each checkpoint makes a mask.
+        root: Prepared folder.
     """
     members = list({m.checkpoint: m for judging in judges.values() for m in judging}.values())
     trained = members[0].trained
@@ -46,7 +54,25 @@ def describe_scoring(
         "data_fingerprint": trained.fingerprint,
         "arithmetic": members[0].precision,
         "postprocess": [asdict(chosen[m.checkpoint]) for m in members],
+        "changed_since_prepared": changed_of(cases, root),
     }
+
+
+def cases_of(root: Path, patients: list[str], subset: str) -> list[Case]:
+    """The cases to score.
+
+    Raises:
+        PancsegError: If patients are not in the folder.
+    """
+    cases = read_manifest(root).cases_of(patients)
+    missing = sorted(set(patients) - {case.patient for case in cases})
+    if missing:
+        raise PancsegError(
+            f"data.root={root}: holds no label of {len(missing)} {subset} patients, such as "
+            f"{missing[0]}; give the folder the checkpoint was trained on, or one prepared with "
+            "the same key"
+        )
+    return cases
 
 
 def note_of(about: dict[str, Any]) -> str:
@@ -64,3 +90,37 @@ def flags_of(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:
     rows = [row for row in read_rows(root / TABLE).values() if row.kind == "image"]
     raised = {row.case: [one for one in row.flags.split() if one not in FACTS] for row in rows}
     return {case.case: raised[case.case] for case in cases if raised.get(case.case)}
+
+
+def changed_of(cases: Sequence[Case], root: Path) -> list[str]:
+    """Cases whose files are not those that preparation wrote; each is told of."""
+    changed = []
+    for case in cases:
+        image, label = root / case.image, root / str(case.label)
+        try:
+            same = is_as_prepared(image, label, case.sha256)
+        except (OSError, EOFError):
+            continue  # its row will say that it cannot be read
+        if not same:
+            log.warning(told_change(image, label))
+            changed.append(case.case)
+    return changed
+
+
+def check_own(members: Sequence[Member]) -> None:
+    """Check that checkpoints lie in the folders of the runs that wrote them.
+
+    Raises:
+        PancsegError: If one was trained on other patients than its folder says.
+    """
+    for member in members:
+        path = member.checkpoint.parent.parent / "splits.json"
+        if member.checkpoint.parent.name != "checkpoints" or not path.is_file():
+            continue
+        dealt = read_json(path, "a split", lambda v: isinstance(v, dict) and {*PARTS} <= v.keys())
+        if any(dealt[part] != getattr(member.trained.split, part) for part in PARTS):
+            raise PancsegError(
+                f"checkpoint={member.checkpoint}: was trained on other patients than {path} says, "
+                "so it is of another run; put the run's own checkpoint back, or score this one "
+                "from a folder of its own"
+            )

@@ -15,9 +15,10 @@ from torch import nn
 from pancseg.errors import PancsegError
 
 Built = TypeVar("Built")
-ALLOWED = ("monai.networks", "monai.losses", "torch.optim", "pancseg")
+ALLOWED = ("monai.networks", "monai.losses", "torch.optim", "pancseg.learning")
+FETCHING = {"monai.losses.perceptual"}  # asks torch.hub for a program, whatever it is given
 # arguments by which classes of MONAI 1.6 download or open a file of weights
-LOADS = re.compile(r"pretrained.*|.*url|weights|checkpoint|path_or_repo_id|filename")
+LOADS = re.compile(r"pretrained.*|.*url|weights|checkpoint|.*path.*|filename|.*_dir")
 
 
 def build(node: dict[str, Any], kind: type[Built], *first: Any) -> Built:
@@ -83,15 +84,20 @@ def one_line(error: Exception) -> str:
 
 
 def find_class(target: str) -> type | None:
-    """The class of that dotted name, if it is defined in an allowed library, else None."""
+    """The class of that dotted name, if it is defined in an allowed library, else None.
+
+    Not where making one would fetch a program.
+    """
     module, _, name = target.rpartition(".")
     if not is_allowed(module):
         return None
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
+    except (ImportError, ValueError):
         return None
-    return found if isinstance(found, type) and is_allowed(found.__module__) else None
+    if not isinstance(found, type) or found.__module__ in FETCHING:
+        return None
+    return found if is_allowed(found.__module__) else None
 
 
 def is_allowed(module: str) -> bool:

@@ -1,10 +1,8 @@
 """Whether a training step fits into memory, and what would: said before, not by a crash."""
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +11,9 @@ from pancseg.errors import PancsegError
 from pancseg.learning.building import find_class
 from pancseg.learning.network_cost import cost_of, describe, gigabytes
 from pancseg.learning.network_sizes import check_spatial_size, fitted, needs_values
+from pancseg.limits import main_memory
 
 log = logging.getLogger(__name__)
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CHECKPOINT = "use_checkpoint"  # MONAI's name for it
 SHARE = 0.9  # of the memory an advised size may take: the estimate is no measurement
 
@@ -54,6 +52,24 @@ def tell_cost(
     if advice:
         log.warning(advice)
     return cost.step_bytes
+
+
+def counting_of(optimizer: Mapping[str, Any], precision: str) -> dict[str, int]:
+    """How the memory of a step is counted.
+
+    Args:
+        optimizer: ``_target_`` and arguments.
+        precision: Lightning's name of the arithmetic.
+
+    Returns:
+        ``optimizer_states`` and ``bytes_per_value`` of :func:`cost_of`.
+
+    >>> counting_of({"_target_": "torch.optim.Adam", "amsgrad": True}, "bf16-mixed")
+    {'optimizer_states': 3, 'bytes_per_value': 2}
+    """
+    is_sgd = str(optimizer["_target_"]).endswith(".SGD")
+    states = 1 if is_sgd else 2 + bool(optimizer.get("amsgrad"))
+    return {"optimizer_states": states, "bytes_per_value": 2 if "16" in precision else 4}
 
 
 def check_memory(
@@ -154,11 +170,4 @@ def available_memory(accelerator: str) -> int | None:
     """
     if accelerator in ("gpu", "cuda"):
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    try:
-        found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return None
-    for path in map(Path, CGROUP_LIMITS):
-        limit = path.read_text().strip() if path.is_file() else "max"
-        found += [int(limit)] if limit.isdigit() else []
-    return min(found)
+    return main_memory()

@@ -9,7 +9,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK = "#010203"  # stands for the page's text colour
@@ -33,7 +32,6 @@ def as_svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] =
     """
     with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set_facecolor("none")
         axes.grid(alpha=0.25)

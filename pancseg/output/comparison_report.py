@@ -1,7 +1,5 @@
 """Compared runs, for people: a page, a table of patients, and the tables on the console."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,10 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from pancseg.atomic import write_json, write_text
+from pancseg.atomic import write_csv, write_json
 from pancseg.output import charts
 from pancseg.output.page import banners_of, write_page
-from pancseg.output.score_words import is_better, is_share, shown, title_of_column
+from pancseg.output.score_words import is_share, sense_of, shown, title_of_column
 
 NAME = "comparison"
 Found = dict[str, Any]
@@ -35,7 +33,7 @@ def write_comparison(folder: Path, found: Found) -> Path:
         The page.
     """
     write_json(folder / f"{NAME}.json", found)
-    write_text(folder / f"{NAME}.csv", as_csv(found))
+    write_values(folder / f"{NAME}.csv", found)
     measure, each = found["measures"][0], found["configurations"]
     pairs = [one for one in found["comparisons"] if one["measure"] == measure]
     write_page(
@@ -67,7 +65,7 @@ def chart_of(pair: Found, each: Sequence[Found], measure: str) -> tuple[Markup, 
     of, title = {one["name"]: one["values"][measure] for one in each}, title_of_column(measure)[0]
     one, other = pair["one"], pair["other"]
     differences = [b - a for a, b in zip(of[one], of[other], strict=True)]
-    drawn = charts.paired(differences, title, one, other, is_better(measure) or 1)
+    drawn = charts.paired(differences, title, one, other, sense_of(measure) or 1)
     return Markup(drawn), f"{other} less {one}, {title}, one bar a patient."
 
 
@@ -124,7 +122,7 @@ def comparison_rows(found: Found) -> list[list[str]]:
 def better_and_worse(one: Found) -> tuple[str, str]:
     """In how many patients the other is better, and worse; of a volume, higher and lower."""
     counts = one["higher"], one["lower"]
-    sense = is_better(one["measure"])
+    sense = sense_of(one["measure"])
     if not sense:
         return f"{counts[0]} higher", f"{counts[1]} lower"
     better, worse = counts[::sense]
@@ -151,16 +149,15 @@ def print_comparison(found: Found) -> None:
         console.print(table)
 
 
-def as_csv(found: Found) -> str:
-    """A row a patient, a column a measure and configuration."""
+def write_values(path: Path, found: Found) -> None:
+    """Write a row a patient, a column a measure and configuration."""
     columns = [
         (f"{measure} {one['name']}", one["values"][measure])
         for measure in found["measures"]
         for one in found["configurations"]
     ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["patient", *(name for name, _ in columns)])
-    for i, patient in enumerate(found["patients"]):
-        writer.writerow([patient, *(round(values[i], 6) for _, values in columns)])
-    return text.getvalue()
+    rows = (
+        [patient, *(round(values[i], 6) for _, values in columns)]
+        for i, patient in enumerate(found["patients"])
+    )
+    write_csv(path, ["patient", *(name for name, _ in columns)], rows)

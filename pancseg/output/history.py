@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pancseg.atomic import replaced
 
@@ -21,7 +21,6 @@ def draw_history(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
         title: Says what was trained and what was held out.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
         for part, label in (("train", "training"), ("val", "validation")):
             points = [
@@ -34,13 +33,21 @@ def draw_history(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
                 if part == "val":
                     best = (max if name == "dice" else min)(points, key=lambda point: point[1])
                     axes.plot(*best, "o", color=COLOURS[part], markersize=9, fillstyle="none")
-                    axes.annotate(f"{best[1]:.3f} at {best[0]}", best, xytext=(0, 10),
-                                  textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
+                    ends = {points[0][0]: "left", points[-1][0]: "right"}  # within the frame
+                    axes.annotate(
+                        f"{best[1]:.3f} at {best[0]}",
+                        best,
+                        xytext=(0, 10),
+                        textcoords="offset points",
+                        ha=ends.get(best[0], "center"),
+                        fontsize=9,
+                    )
         axes.set(
             xlabel="epoch", title="Dice over patients, network's grid" if name == "dice" else "loss"
         )
         if name == "dice":
-            axes.set_ylim(0, 1.05)
+            axes.set_ylim(0, 1.12)  # room for a figure above 1
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.margins(y=0.15)
         axes.legend(loc="best")

@@ -1,12 +1,12 @@
 """Pictures of CT slices with the outlines of masks: drawn in green, predicted in red."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
@@ -45,13 +45,13 @@ def draw_case(
     columns, rows = hu[across, along, 0].shape
     height = WIDTH_INCHES / 2 * (rows * spacing_mm[1]) / (columns * spacing_mm[0])
     figure = Figure(figsize=(WIDTH_INCHES, height + TITLES_INCHES), layout="constrained")
-    FigureCanvasAgg(figure)
     middle = middle_slice(drawn if drawn.any() else predicted)
     slices = {"middle": middle, "worst": worst_slice(predicted, drawn)}
     for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
         wrong = int((predicted[..., k] ^ drawn[..., k]).sum())
         part = (across, along, k)
-        show(axes, hu[part], drawn[part], predicted[part], spacing_mm)
+        outlines = [(drawn[part].T, DRAWN), (predicted[part].T, PREDICTED)]
+        show_slice(axes, hu[part].T, outlines, aspect=spacing_mm[1] / spacing_mm[0])
         axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong} wrong voxels", fontsize=10)
     figure.suptitle(f"{title}   (green drawn, red predicted)", fontsize=11)
     with replaced(path) as temporary:
@@ -68,20 +68,30 @@ def as_seen(
     return turned, spacing_of(affine)
 
 
-def show(
+def show_slice(
     axes: Axes,
-    hu: NDArray[Any],
-    drawn: NDArray[np.bool_],
-    predicted: NDArray[np.bool_],
-    spacing_mm: tuple[float, float, float],
+    pixels: NDArray[Any],
+    outlines: Sequence[tuple[NDArray[np.bool_], str]],
+    *,
+    window: tuple[float, float] = WINDOW_HU,
+    aspect: float | Literal["auto"] = 1.0,
+    width: float = 1.1,
 ) -> None:
-    """Show one slice with outlines; pixels as wide and high as they are in mm."""
-    low, high = WINDOW_HU
-    axes.imshow(hu.T, cmap="gray", vmin=low, vmax=high, origin="lower",
-                aspect=spacing_mm[1] / spacing_mm[0])  # fmt: skip
-    for mask, colour in ((drawn, DRAWN), (predicted, PREDICTED)):
-        if mask.any() and not mask.all():
-            axes.contour(mask.T, levels=[0.5], colors=colour, linewidths=1.1)
+    """Show one slice with outlines of masks.
+
+    Args:
+        axes: Where.
+        pixels: ``(rows, columns)``, the lowest row first.
+        outlines: Masks of that shape, each with its colour.
+        window: What is black and what is white.
+        aspect: Height of a pixel over its width; ``auto`` fills the axes.
+        width: Of the lines, points.
+    """
+    low, high = window
+    axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
+    for mask, colour in outlines:
+        if mask.any() and not mask.all():  # else there is no outline, and matplotlib warns
+            axes.contour(mask, levels=[0.5], colors=colour, linewidths=width)
     axes.set_axis_off()
 
 

@@ -59,9 +59,9 @@ def banners_of(phantoms: bool, held_out: bool) -> list[tuple[str, str]]:
 
 
 def as_data(value: Any) -> Markup:
-    r"""Plain values as JSON for a script element, which they cannot end.
+    r"""Plain values as JSON for a script element, which they can neither end nor comment out.
 
-    >>> str(as_data({"a": "</script>"}))
-    '{"a": "<\\/script>"}'
+    >>> str(as_data({"a": "</script><!--"}))
+    '{"a": "\\u003c/script>\\u003c!--"}'
     """
-    return Markup(json.dumps(value).replace("</", "<\\/"))
+    return Markup(json.dumps(value).replace("<", r"\u003c"))

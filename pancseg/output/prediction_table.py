@@ -1,11 +1,10 @@
 """``predictions.csv``: a row a scan, written after each, so that a batch can go on."""
 
 import csv
-import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pancseg.atomic import write_text
+from pancseg.atomic import write_csv
 
 NAME = "predictions.csv"
 DONE, FAILED, REFUSED = "done", "failed", "refused"
@@ -46,6 +45,9 @@ class Prediction:
     input: str = ""
 
 
+HEADS = [one.name for one in fields(Prediction)]
+
+
 def read_predictions(folder: Path) -> list[Prediction]:
     """Rows of an earlier batch; none if there was none, or of another version."""
     path = folder / NAME
@@ -53,15 +55,11 @@ def read_predictions(folder: Path) -> list[Prediction]:
         return []
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != [one.name for one in fields(Prediction)]:
+        if reader.fieldnames != HEADS:
             return []
         return [Prediction(**row) for row in reader]
 
 
 def write_predictions(folder: Path, rows: list[Prediction]) -> None:
     """Write the table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [one.name for one in fields(Prediction)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    write_text(folder / NAME, text.getvalue())
+    write_csv(folder / NAME, HEADS, map(astuple, rows))

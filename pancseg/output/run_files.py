@@ -1,14 +1,17 @@
 """What a run left in its folder, read again for a report; a sweep is read through its runs."""
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pancseg.atomic import read_json
-from pancseg.configuration import BEST
+from pancseg.configuration import BEST, changes_result, leaves
 from pancseg.errors import PancsegError
 from pancseg.scoring.score_file import read_scores
 
@@ -16,7 +19,7 @@ PLACES = (
     "data.root", "data.cache_folder", "split.path", "source.", "privacy.key_file",
     "hydra.run.dir", "hydra.sweep.dir", "ckpt_path", "init_from",
 )  # fmt: skip
-NOT_OF_A_CONFIGURATION = ("seed", "ckpt_path", "preview", "save_every_s", "privacy", "intake")
+OF_A_REPETITION = ("seed", "data.root", "split.fold", "split.path")  # in which runs may differ
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Run:
     def summaries(self) -> list[dict[str, Any]]:
         """``summary.json`` of each part that came to its end."""
         paths = [part / "summary.json" for part in self.parts]
-        return [read_json(path, is_table, "a run's summary") for path in paths if path.is_file()]
+        return [read_json(path, "a run's summary") for path in paths if path.is_file()]
 
     @property
     def name(self) -> str:
@@ -55,7 +58,7 @@ class Run:
                 f"{self.folder}: its {subset} patients are not scored yet; run "
                 f"python -m pancseg.evaluate checkpoint={self.checkpoint} subset={subset}"
             )
-        figures = read_json(path, is_table, "figures that evaluate wrote")
+        figures = read_json(path, "figures that evaluate wrote")
         if "postprocess_origin" not in figures:
             raise PancsegError(
                 f"{path}: was written by an earlier version; run python -m pancseg.evaluate "
@@ -78,10 +81,12 @@ class Run:
         rows = read_scores(self.folder / "scores", subset)
         return sorted(rows, key=lambda row: (row["dice"] is None, row["dice"] or 0.0))
 
-    def views(self, subset: str) -> dict[str, Any]:
-        """What the report scrolls through, by case."""
-        paths = (self.folder / "scores" / subset / "views").glob("*.json")
-        return {path.stem: read_json(path, is_table, "a case's view") for path in paths}
+    def views(self, subset: str, cases: Iterable[str]) -> dict[str, Any]:
+        """What the report scrolls through of some cases, by case."""
+        folder = self.folder / "scores" / subset / "views"
+        paths = (folder / f"{case}.json" for case in cases)
+        there = (path for path in paths if path.is_file())
+        return {path.stem: read_json(path, "a case's view") for path in there}
 
     def history(self) -> list[dict[str, Any]]:
         """Rows of ``metrics.csv`` of a single run; none of a sweep, or where it is not there."""
@@ -95,7 +100,7 @@ class Run:
     def trained_on(self) -> set[str]:
         """Patients whom a part trained on or chose by."""
         dealt = (
-            read_json(part / "splits.json", is_table, "a split")
+            read_json(part / "splits.json", "a split")
             for part in self.parts
             if (part / "splits.json").is_file()
         )
@@ -103,15 +108,9 @@ class Run:
         return before.union(*(split[name] for split in dealt for name in ("train", "val")))
 
     def configuration(self) -> dict[str, Any]:
-        """What was trained, without seed and places: runs in which it is equal are repetitions."""
-        values = self.composed()
-        return {key: v for key, v in values.items() if key not in NOT_OF_A_CONFIGURATION} | {
-            "data": {k: v for k, v in values.get("data", {}).items() if "root" not in k},
-            "split": {
-                k: v for k, v in values.get("split", {}).items() if k not in ("fold", "path")
-            },
-            "trainer": {k: v for k, v in values.get("trainer", {}).items() if k != "logger"},
-        }
+        """What was trained, by dotted key: runs in which it is equal are repetitions."""
+        told = leaves(self.composed())
+        return {k: v for k, v in told if changes_result(k) and k not in OF_A_REPETITION}
 
     @property
     def seed(self) -> int | None:
@@ -123,8 +122,7 @@ class Run:
         path = self.parts[0] / ".hydra" / "config.yaml"
         if not path.is_file():
             return {}
-        values: Any = OmegaConf.to_container(OmegaConf.load(path))
-        return dict(values)
+        return read_yaml(path, dict)
 
     def command(self) -> str:
         """What to type to train it again, without the places of data, which may name patients."""
@@ -132,11 +130,48 @@ class Run:
             return "the configuration of this run is not in its folder"
         path = self.folder / "multirun.yaml"
         if path.is_file():
-            words, start = list(OmegaConf.load(path).hydra.overrides.task), "train -m"
+            words, start = told_in(read_yaml(path, dict)), "train -m"
         else:
             path, start = self.parts[0] / ".hydra" / "overrides.yaml", "train"
-            words = list(OmegaConf.load(path)) if path.is_file() else []
+            words = read_yaml(path, list) if path.is_file() else []
         return " ".join([f"python -m pancseg.{start}", *(without_place(str(w)) for w in words)])
+
+
+def read_yaml(path: Path, kind: type) -> Any:
+    """Plain values of a file that Hydra wrote, as they stand there.
+
+    Nothing in it is looked up: ``${oc.env:...}`` would put what this machine knows into a report.
+
+    Args:
+        path: The file.
+        kind: What it must be: ``dict`` or ``list``.
+
+    Raises:
+        PancsegError: If it is no such file, or has parts that stand for others, by which a small
+            one could fill any memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = [e for e in yaml.parse(text, yaml.SafeLoader) if isinstance(e, yaml.AliasEvent)]
+        values = None if aliases else OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
+        raise PancsegError(
+            f"{path}: is no configuration of Hydra ({type(error).__name__})"
+        ) from error
+    if not isinstance(values, kind):
+        raise PancsegError(f"{path}: is no configuration that Hydra wrote")
+    return values
+
+
+def told_in(sweep: dict[str, Any]) -> list[str]:
+    """The overrides of a sweep; none where its configuration does not say.
+
+    >>> told_in({"hydra": {"overrides": {"task": ["seed=1,2"]}}}), told_in({})
+    (['seed=1,2'], [])
+    """
+    for name in ("hydra", "overrides"):
+        sweep = sweep.get(name) or {}
+    return list(sweep.get("task") or ())
 
 
 def open_run(folder: Path, key: str = "run") -> Run:
@@ -165,8 +200,3 @@ def without_place(word: str) -> str:
     """
     name, equals, _ = word.lstrip("+~").partition("=")
     return f"{name}{equals}..." if name.startswith(PLACES) else word
-
-
-def is_table(value: Any) -> bool:
-    """Whether a value read from JSON is a table."""
-    return isinstance(value, dict)

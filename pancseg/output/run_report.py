@@ -10,9 +10,10 @@ from pancseg.output.page import as_data, banners_of, write_page
 from pancseg.output.run_files import Run
 from pancseg.output.score_table import PLAIN, headline, people
 from pancseg.output.score_words import RULES, TITLES, is_share, shown, title_of_column
-from pancseg.scoring.statistics import per_patient
+from pancseg.scoring.score_file import by_patient
 
 NAME = "report.html"
+MOST_VIEWED = 100  # cases, the worst: slices of a thousand make a page that no browser opens
 HIDDEN = ("patient", "dice_plain", "recipe_metric", "expected_dice")
 ORIGINS = {
     "plain": "Nothing was chosen; postprocess.threshold=auto chooses on validation patients.",
@@ -34,7 +35,8 @@ def write_run_report(run: Run, subset: str) -> Path:
     Raises:
         PancsegError: If it was not scored.
     """
-    figures, rows, views = run.figures(subset), run.rows(subset), run.views(subset)
+    figures, rows = run.figures(subset), run.rows(subset)
+    views = run.views(subset, [row["case"] for row in rows[:MOST_VIEWED]])
     path = run.folder / NAME
     history = run.history()
     curves = {name: Markup(charts.curves(history, name)) for name in ("loss", "dice") if history}
@@ -53,6 +55,7 @@ def write_run_report(run: Run, subset: str) -> Path:
         curves=curves,
         table=score_table(rows, figures["flags"], set(views)),
         views=[view_of(row, views[row["case"]]) for row in rows if row["case"] in views],
+        views_said=views_said(len(views), len(rows)),
         rules=RULES,
         command=run.command(),
         checkpoint="SWEEP" if run.is_sweep else f"RUN/checkpoints/{figures['checkpoint'][0]}",
@@ -60,6 +63,11 @@ def write_run_report(run: Run, subset: str) -> Path:
         **(figure_parts(rows, figures, who) if figures["n"] else {"figures": None}),
     )
     return path
+
+
+def views_said(viewed: int, cases: int) -> str:
+    """Which cases can be scrolled through, where those are not all."""
+    return "" if cases <= MOST_VIEWED else f"Of the {viewed} cases with the lowest Dice."
 
 
 def trained_facts(run: Run, figures: dict[str, Any]) -> list[tuple[str, str]]:
@@ -137,11 +145,9 @@ def cell(value: Any, digits: int) -> dict[str, Any]:
 
 def figure_parts(rows: list[Row], figures: dict[str, Any], who: str) -> dict[str, Any]:
     """The parts of the page that need at least one case with a reference."""
-    scored = [row for row in rows if row["dice"] is not None]
-    patients = [row["patient"] for row in scored]
 
     def of(name: str) -> list[float]:
-        return per_patient(patients, [row[name] for row in scored])
+        return list(by_patient(rows, name).values())
 
     drawn, found = of("reference_ml"), of("volume_ml")
     shares = [name for name in rows[0] if is_share(name)]

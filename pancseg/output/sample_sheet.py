@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pancseg.atomic import replaced
-from pancseg.dataset.contact_sheet import FAINT, GROUND, INK, shortened
-from pancseg.output.outlines import DRAWN
+from pancseg.output.contact_page import FAINT, GROUND, INK, shortened
+from pancseg.output.outlines import DRAWN, show_slice
+from pancseg.output.thumbnails import fullest_slice
 
 COLUMNS, ROWS = 4, 4
 WIDTH_INCHES, HEADING_INCHES, TITLE_INCHES, GAP_INCHES = 11.0, 0.5, 0.28, 0.08
@@ -46,7 +45,6 @@ def draw_samples(
     height = width * max((shape[1] / shape[0] for shape in shapes), default=1.0)
     high = HEADING_INCHES + rows * (height + TITLE_INCHES + GAP_INCHES)
     figure = Figure(figsize=(WIDTH_INCHES, high), facecolor=GROUND)
-    FigureCanvasAgg(figure)
     figure.text(
         GAP_INCHES / WIDTH_INCHES, 1 - HEADING_INCHES / 2 / high,
         shortened(heading, HEADING_LETTERS), color=INK, fontsize=12, va="center", parse_math=False,
@@ -58,31 +56,11 @@ def draw_samples(
         top = HEADING_INCHES + row * (height + TITLE_INCHES + GAP_INCHES) + TITLE_INCHES
         place = (left / WIDTH_INCHES, 1 - (top + height) / high)
         axes = figure.add_axes((*place, width / WIDTH_INCHES, height / high))
-        show(axes, image, label > 0, spacing_mm)
+        k = fullest_slice(label > 0)
+        # the patient's right on the left side, the front above
+        seen, drawn = image[::-1, :, k].T, label[::-1, :, k].T > 0
+        aspect = spacing_mm[1] / spacing_mm[0]
+        show_slice(axes, seen, [(drawn, DRAWN)], window=(0, 1), aspect=aspect)
         axes.set_title(shortened(title, LETTERS), color=FAINT, fontsize=9, pad=4, parse_math=False)
     with replaced(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png", metadata={"Software": None})
-
-
-def show(
-    axes: Axes, image: NDArray[Any], mask: NDArray[np.bool_], spacing_mm: Sequence[float]
-) -> None:
-    """Show one slice with its outline: the patient's right on the left side, the front above."""
-    k = fullest_slice(mask)
-    aspect = spacing_mm[1] / spacing_mm[0]
-    seen = image[::-1, :, k].T
-    axes.imshow(seen, cmap="gray", vmin=0, vmax=1, origin="lower", aspect=aspect)
-    outlined = mask[::-1, :, k].T
-    if outlined.any() and not outlined.all():
-        axes.contour(outlined, levels=[0.5], colors=DRAWN, linewidths=1.1)
-    axes.set_axis_off()
-
-
-def fullest_slice(mask: NDArray[np.bool_]) -> int:
-    """The slice of largest area, or the middle one where the mask is empty.
-
-    >>> fullest_slice(np.zeros((2, 2, 7), bool))
-    3
-    """
-    areas = mask.sum(axis=(0, 1))
-    return int(areas.argmax()) if areas.any() else mask.shape[2] // 2

@@ -8,10 +8,11 @@ from rich.table import Table
 from pancseg.output.score_words import shown, title_of_column
 
 NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
-LEFT_OUT = (
-    "patient", "nsd_1mm", "nsd_3mm", "precision", "recall", "volume_error_ml",
-    "volume_error_percent", "centroid_mm", "dice_plain", "recipe_metric", "expected_dice",
+SHOWN = (
+    "case", "dice", "hd95_mm", "assd_mm", "volume_ml", "reference_ml", "components", "fold",
+    "status",
 )  # fmt: skip
+CROWDED = ("nsd_1mm", "nsd_3mm")  # beside 2 mm; of other tolerances all are shown
 PLAIN = {"threshold": 0.5, "largest_component": False}
 QUOTED_MM = 2.0  # tolerance of the NSD that is quoted, where it was measured
 
@@ -24,7 +25,7 @@ def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: st
     held_out = summary["held_out"]
     kind = "PHANTOMS" if summary["phantoms"] else "patients"
     title = f"{subset}: {summary['n']} {kind}, {'held out' if held_out else NOT_HELD_OUT}"
-    columns = [name for name in rows[0] if name not in LEFT_OUT]
+    columns = [name for name in rows[0] if is_shown(name)]
     if any(one != PLAIN for one in summary["postprocess"]):
         columns.insert(columns.index("dice") + 1, "dice_plain")
     if all(row["fold"] is None for row in rows):
@@ -39,6 +40,11 @@ def print_scores(rows: list[dict[str, Any]], summary: dict[str, Any], subset: st
     for row in sorted(rows, key=lambda row: (row["dice"] is None, row["dice"])):
         table.add_row(*(shown(row[name], title_of_column(name)[1]) for name in columns))
     Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def is_shown(name: str) -> bool:
+    """Whether a column fits on the console; the file has all."""
+    return name in SHOWN or (name.startswith("nsd_") and name not in CROWDED)
 
 
 def headline(summary: dict[str, Any]) -> str:

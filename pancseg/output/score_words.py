@@ -2,20 +2,12 @@
 
 from typing import Any
 
+from pancseg.scoring.case_scores import MEASURES
+
 # Column: heading, digits after the point.
 TITLES = {
     "case": ("case", 0),
-    "dice": ("Dice", 3),
-    "hd95_mm": ("HD95 mm", 1),
-    "assd_mm": ("ASSD mm", 2),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "volume_ml": ("predicted ml", 1),
-    "reference_ml": ("drawn ml", 1),
-    "volume_error_ml": ("error ml", 1),
-    "volume_error_percent": ("error %", 1),
-    "components": ("pieces", 0),
-    "centroid_mm": ("centroid mm", 1),
+    **{name: (measure.heading, measure.digits) for name, measure in MEASURES.items()},
     "dice_plain": ("Dice at 0.5", 3),
     "recipe_metric": ("recipe_metric", 3),
     "expected_dice": ("expected", 3),
@@ -56,18 +48,18 @@ def title_of_column(name: str) -> tuple[str, int]:
 
 def is_share(name: str) -> bool:
     """Whether a measure lies between 0 and 1, the more the better."""
-    return name in ("dice", "precision", "recall") or name.startswith("nsd_")
+    return name.startswith("nsd_") or (name in MEASURES and MEASURES[name].better == 1)
 
 
-def is_better(name: str) -> int:
-    """Whether more is better, 1, or less, -1; 0 of a volume, its error and a count.
+def sense_of(name: str) -> int:
+    """1 where more is better, -1 where less is; 0 of a volume, its error and a count.
 
-    >>> is_better("dice"), is_better("hd95_mm"), is_better("volume_ml")
+    >>> sense_of("dice"), sense_of("hd95_mm"), sense_of("volume_ml")
     (1, -1, 0)
     """
     if is_share(name) or name in ("dice_plain", "recipe_metric"):
         return 1
-    return -1 if name.endswith("_mm") else 0
+    return MEASURES[name].better if name in MEASURES else 0
 
 
 def shown(value: Any, digits: int) -> str:

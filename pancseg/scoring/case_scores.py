@@ -4,8 +4,8 @@ Stated rules: a missed organ has Dice, NSD, precision and recall 0 and distances
 scan's diagonal; where the reference is empty the case has no score and is reported apart.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,39 @@ from scipy import ndimage
 
 from pancseg.affine import Affine, diagonal_mm, spacing_of, voxel_ml
 from pancseg.bounding_box import bounding_box
+from pancseg.pieces import TOUCHING
 from pancseg.scoring.surface import Mask, surface_distances
 
 SCORED, MISSED, EMPTY_REFERENCE = "scored", "missed", "empty_reference"
-TOUCHING = np.ones((3, 3, 3), bool)  # voxels that share a corner are of one component
+FARTHEST = "diagonal"  # of the scan: what a missed organ has for a distance
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How a measure is told.
+
+    Attributes:
+        heading: Of its column.
+        digits: After the point.
+        better: 1 where it is a share of which more is better, -1 where less is better, else 0.
+        missed: Its value where nothing was found: a number or :data:`FARTHEST`; None where it has
+            to be worked out.
+    """
+
+    heading: str
+    digits: int
+    better: int = 0
+    missed: float | str | None = None
+
+
+def told(*how: Any, **more: Any) -> Any:
+    """A field of :class:`Scores` that is a column: what :class:`Measure` takes."""
+    return field(metadata={"measure": Measure(*how, **more)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores of one case; None is what the case cannot have.
+    """Scores of one case, in the order of the table's columns; None is what the case cannot have.
 
     Attributes:
         dice: Hard Dice of the foreground.
@@ -32,22 +56,26 @@ class Scores:
         recall: Share of the drawn voxels that are predicted.
         volume_ml: Predicted.
         reference_ml: Drawn.
+        volume_error_ml: Predicted less drawn.
+        volume_error_percent: Predicted less drawn, of what is drawn.
         components: Pieces of the prediction; voxels that share a corner are of one piece.
         centroid_mm: Between the centres of gravity.
         status: ``scored``, ``missed`` or ``empty_reference``; for a case that could not be
             scored, why.
     """
 
-    dice: float | None
-    nsd: dict[float, float | None]
-    hd95_mm: float | None
-    assd_mm: float | None
-    precision: float | None
-    recall: float | None
-    volume_ml: float | None
-    reference_ml: float | None
-    components: int | None
-    centroid_mm: float | None
+    dice: float | None = told("Dice", 3, better=1, missed=0.0)
+    nsd: Mapping[float, float | None]
+    hd95_mm: float | None = told("HD95 mm", 1, better=-1, missed=FARTHEST)
+    assd_mm: float | None = told("ASSD mm", 2, better=-1, missed=FARTHEST)
+    precision: float | None = told("precision", 3, better=1, missed=0.0)
+    recall: float | None = told("recall", 3, better=1, missed=0.0)
+    volume_ml: float | None = told("predicted ml", 1)
+    reference_ml: float | None = told("drawn ml", 1)
+    volume_error_ml: float | None = told("error ml", 1)
+    volume_error_percent: float | None = told("error %", 1)
+    components: int | None = told("pieces", 0, missed=0)
+    centroid_mm: float | None = told("centroid mm", 1, better=-1, missed=FARTHEST)
     status: str
 
     @classmethod
@@ -59,46 +87,40 @@ class Scores:
             status: Why.
             known: What there is.
         """
-        names = (
-            "dice hd95_mm assd_mm precision recall volume_ml reference_ml components centroid_mm"
-        )
-        empty: dict[str, Any] = dict.fromkeys(names.split())
+        empty = dict.fromkeys(MEASURES)
         return cls(**{**empty, **known}, nsd=dict.fromkeys(tolerances_mm), status=status)
 
-    @property
-    def volume_error_ml(self) -> float | None:
-        """Predicted less drawn."""
-        if self.volume_ml is None or self.reference_ml is None:
-            return None
-        return self.volume_ml - self.reference_ml
+    @classmethod
+    def missed(cls, tolerances_mm: Sequence[float], diagonal_mm: float, **known: Any) -> "Scores":
+        """A case in which nothing was found.
 
-    @property
-    def volume_error_percent(self) -> float | None:
-        """Predicted less drawn, of what is drawn."""
-        error_ml = self.volume_error_ml
-        return (
-            None
-            if error_ml is None or not self.reference_ml
-            else 100 * error_ml / self.reference_ml
-        )
+        Args:
+            tolerances_mm: Of the normalised surface Dice.
+            diagonal_mm: Of the scan.
+            known: What has to be worked out.
+        """
+        values = {
+            name: diagonal_mm if measure.missed == FARTHEST else measure.missed
+            for name, measure in MEASURES.items()
+        }
+        nsd = dict.fromkeys(tolerances_mm, 0.0)
+        return cls(**{**values, **known}, nsd=nsd, status=MISSED)
 
     def as_row(self) -> dict[str, Any]:
-        """The columns of the scores table, in its order."""
-        return {
-            "dice": self.dice,
-            **{nsd_column(tolerance_mm): value for tolerance_mm, value in self.nsd.items()},
-            "hd95_mm": self.hd95_mm,
-            "assd_mm": self.assd_mm,
-            "precision": self.precision,
-            "recall": self.recall,
-            "volume_ml": self.volume_ml,
-            "reference_ml": self.reference_ml,
-            "volume_error_ml": self.volume_error_ml,
-            "volume_error_percent": self.volume_error_percent,
-            "components": self.components,
-            "centroid_mm": self.centroid_mm,
-            "status": self.status,
-        }
+        """The columns of the scores table."""
+        row: dict[str, Any] = {}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name == "nsd":
+                row |= {nsd_column(tolerance_mm): share for tolerance_mm, share in value.items()}
+            else:
+                row[one.name] = value
+        return row
+
+
+MEASURES: dict[str, Measure] = {
+    one.name: one.metadata["measure"] for one in fields(Scores) if one.metadata
+}
 
 
 def nsd_column(tolerance_mm: float) -> str:
@@ -130,17 +152,12 @@ def score_case(
     box = bounding_box(prediction | reference)
     inside, drawn_inside = prediction[box], reference[box]
     volume, drawn = int(inside.sum()), int(drawn_inside.sum())
-    ml = voxel_ml(affine)
-    sizes = {"volume_ml": volume * ml, "reference_ml": drawn * ml}
+    sizes = sizes_ml(volume, drawn, voxel_ml(affine))
     pieces = int(ndimage.label(inside, TOUCHING)[1]) if volume else 0
     if drawn == 0:
         return Scores.nothing(tolerances_mm, EMPTY_REFERENCE, **sizes, components=pieces)
     if volume == 0:
-        farthest_mm = diagonal_mm(reference.shape, affine)
-        return Scores(
-            0.0, dict.fromkeys(tolerances_mm, 0.0), farthest_mm, farthest_mm, 0.0, 0.0,
-            **sizes, components=0, centroid_mm=farthest_mm, status=MISSED,
-        )  # fmt: skip
+        return Scores.missed(tolerances_mm, diagonal_mm(reference.shape, affine), **sizes)
     common = int((inside & drawn_inside).sum())
     distances = surface_distances(inside, drawn_inside, spacing_of(affine))
     return Scores(
@@ -155,6 +172,24 @@ def score_case(
         centroid_mm=centroid_distance_mm(inside, drawn_inside, affine),
         status=SCORED,
     )
+
+
+def sizes_ml(volume: int, drawn: int, voxel_ml: float) -> dict[str, float | None]:
+    """Volumes and their difference.
+
+    Args:
+        volume: Voxels predicted.
+        drawn: Voxels drawn.
+        voxel_ml: Of one voxel.
+    """
+    predicted_ml, drawn_ml = volume * voxel_ml, drawn * voxel_ml
+    error_ml = predicted_ml - drawn_ml
+    return {
+        "volume_ml": predicted_ml,
+        "reference_ml": drawn_ml,
+        "volume_error_ml": error_ml,
+        "volume_error_percent": 100 * error_ml / drawn_ml if drawn else None,
+    }
 
 
 def centroid_distance_mm(one: Mask, other: Mask, affine: Affine) -> float:

@@ -1,8 +1,7 @@
 """Two trainings on the same patients: paired differences, and whether chance explains them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -39,10 +38,6 @@ class Comparison:
     lower: int
     p: float
     p_holm: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def compare(

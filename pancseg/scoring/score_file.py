@@ -1,12 +1,11 @@
 """The table and the figures of a scored subset, as files."""
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import write_json, write_text
+from pancseg.atomic import write_csv, write_json
 from pancseg.scoring.case_scores import EMPTY_REFERENCE
 from pancseg.scoring.soft_scores import NO_VOXELS, Calibration
 from pancseg.scoring.statistics import agreement, describe, per_patient
@@ -25,15 +24,13 @@ def summarise(
         calibrations: One a case that has a reference.
         about: ``held_out`` and what else should stand beside the figures.
     """
-    scored = [row for row in rows if row["dice"] is not None]
-    patients = [row["patient"] for row in scored]
 
     def of(name: str) -> list[float]:
-        return per_patient(patients, [row[name] for row in scored])
+        return list(by_patient(rows, name).values())
 
     calibration = sum(calibrations, NO_VOXELS)
     return {
-        "n": len(set(patients)),
+        "n": len(of("dice")),
         "held_out": about["held_out"],
         **{name: describe(of(name)) for name in rows[0] if name not in NOT_FIGURES},
         "volume_agreement_ml": agreement(of("volume_ml"), of("reference_ml")),
@@ -45,15 +42,26 @@ def summarise(
     }
 
 
+def by_patient(rows: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+    """A measure's mean over the cases of each patient, sorted; cases without scores take no part.
+
+    >>> rows = [{"patient": "a", "dice": 0.5}, {"patient": "b", "dice": None}]
+    >>> by_patient(rows, "dice")
+    {'a': 0.5}
+    """
+    scored = [row for row in rows if row["dice"] is not None]
+    patients = [row["patient"] for row in scored]
+    means = per_patient(patients, [row[name] for row in scored])
+    return dict(zip(sorted(set(patients)), means, strict=True))
+
+
 def write_scores(
     folder: Path, subset: str, rows: list[dict[str, Any]], figures: dict[str, Any]
 ) -> None:
     """Write ``<subset>.csv`` and ``<subset>.json``."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rounded(row) for row in rows)
-    write_text(folder / f"{subset}.csv", text.getvalue())
+    heads = list(rows[0])
+    cells = ([rounded(row[head]) for head in heads] for row in rows)
+    write_csv(folder / f"{subset}.csv", heads, cells)
     write_json(folder / f"{subset}.json", figures)
 
 
@@ -76,8 +84,6 @@ def as_value(key: str, text: str) -> float | str | None:
     return float(text) if text else None
 
 
-def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """Numbers to six digits, None as an empty cell."""
-    return {
-        key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()
-    }
+def rounded(value: Any) -> Any:
+    """A number to six digits; anything else as it is."""
+    return round(value, 6) if isinstance(value, float) else value

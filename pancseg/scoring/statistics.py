@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import bootstrap, pearsonr
 
 RESAMPLES = 9999
+AT_ONCE = 10**6  # values drawn at a time: of 20,000 patients, all would be gigabytes
 CONFIDENCE = 0.95
 FEWEST = 3  # patients of a correlation: through two points there is always a line
 LIMITS_SD = 1.96  # of the limits of agreement: 95 % of a normal distribution
@@ -55,7 +56,7 @@ def interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float | None
         return [float(values[0])] * 2
     found = bootstrap(
         (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES,
-        method="percentile", rng=np.random.default_rng(0),
+        method="percentile", rng=np.random.default_rng(0), batch=max(1, AT_ONCE // len(values)),
     )  # fmt: skip
     return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
@@ -74,11 +75,13 @@ def agreement(measured: list[float], reference: list[float]) -> dict[str, Any]:
     0.988
     """
     differences = np.subtract(measured, reference)
-    bias = float(differences.mean()) if len(differences) else None
+    found = {"bias": None, "limits": [None, None], "correlation": None}
+    if not len(differences):
+        return found
+    bias = float(differences.mean())
     if len(differences) < 2:
-        return {"bias": bias, "limits": [None, None], "correlation": None}
+        return {**found, "bias": bias}
     reach = LIMITS_SD * float(differences.std(ddof=1))
-    mean = float(differences.mean())
     varied = len(differences) >= FEWEST and np.ptp(measured) > 0 and np.ptp(reference) > 0
     correlation = float(pearsonr(measured, reference).statistic) if varied else None
-    return {"bias": mean, "limits": [mean - reach, mean + reach], "correlation": correlation}
+    return {"bias": bias, "limits": [bias - reach, bias + reach], "correlation": correlation}

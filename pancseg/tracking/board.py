@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
+from pancseg.tracking.event_log import boards_of
 from pancseg.tracking.overlays import draw, tile
 
 Batch = dict[str, Any]
@@ -70,8 +70,7 @@ class Board(pl.Callback):
         pl_module: pl.LightningModule,
         outputs: Any,
         batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         """Count voxels by probability, those drawn apart from the others."""
         if self.is_due(trainer) and boards_of(trainer):
@@ -101,13 +100,6 @@ class Board(pl.Callback):
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether this epoch is entered."""
         return trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
-
-
-def boards_of(trainer: pl.Trainer) -> list[TensorBoardLogger]:
-    """The boards that this process writes to."""
-    if not trainer.is_global_zero:
-        return []
-    return [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
 
 
 def count_by_probability(probability: Tensor, drawn: Tensor) -> Tensor:

@@ -5,8 +5,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from pancseg.errors import PancsegError
 from pancseg.learning.averaging import MovingAverage
+from pancseg.tracking.each_counts import EachCounts
 from pancseg.tracking.epoch_report import EpochReport
 from pancseg.tracking.going_on import EndsValidated, Patience
+from pancseg.tracking.keep_last import KeepLast
+from pancseg.tracking.signal_stop import SignalStop
 
 
 def fit_callbacks(
@@ -25,11 +28,15 @@ def fit_callbacks(
     """
     kept = trainer.callbacks  # type: ignore[attr-defined]
     report = next(one for one in kept if isinstance(one, EpochReport))
+    last = next(one for one in kept if isinstance(one, KeepLast))
     savers = [one for one in kept if isinstance(one, ModelCheckpoint)]
     validates = validates and trainer.limit_val_batches != 0
     # before those that save: what they save is then up to date
     if ema_decay:
         kept = [MovingAverage(ema_decay), *kept]
+    kept = [*kept, SignalStop(last)]  # after all that an epoch writes
+    if trainer.world_size > 1:
+        kept = [*kept, EachCounts()]
     if validates:
         kept = [EndsValidated(), *kept]
     if patience is not None:

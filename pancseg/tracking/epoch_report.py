@@ -3,8 +3,6 @@
 Lightning's CSVLogger writes a row at every logging event, training and validation apart.
 """
 
-import csv
-import io
 import logging
 import math
 import time
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from pancseg.atomic import write_text
+from pancseg.atomic import write_csv
 from pancseg.output.history import draw_history
 
 log = logging.getLogger(__name__)
@@ -75,9 +73,13 @@ class EpochReport(pl.Callback):
             self.write()
 
     def write(self) -> None:
-        """Write ``metrics.csv``; the next epoch tries again where another program holds it."""
+        """Write ``metrics.csv``, an empty cell for what was not measured.
+
+        The next epoch tries again where another program holds it.
+        """
         try:
-            write_text(self.folder / "metrics.csv", as_csv(self.rows))
+            cells = ([row.get(name) for name in COLUMNS] for row in self.rows)
+            write_csv(self.folder / "metrics.csv", COLUMNS, cells)
         except PermissionError as error:
             log.warning("metrics.csv cannot be written now: %s", error)
 
@@ -163,12 +165,3 @@ def closing_line(rows: list[dict[str, Any]]) -> str:
     if loss:
         line += f", best loss {loss[f'{part}/loss']:.3f} at {loss['epoch']}"
     return line if part == "val" else line + " (of training: nothing was validated)"
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    """The table as text, an empty cell for what was not measured."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 
@@ -29,3 +30,10 @@ class EventLog(TensorBoardLogger):
         if "epoch" in named:
             named["train/epoch"] = named.pop("epoch")
         super().log_metrics(named, step)
+
+
+def boards_of(trainer: pl.Trainer) -> list[TensorBoardLogger]:
+    """The boards that this process writes to."""
+    if not trainer.is_global_zero:
+        return []
+    return [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]

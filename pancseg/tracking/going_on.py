@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pancseg.atomic import replaced
 
 log = logging.getLogger(__name__)
+BEST = "best.ckpt"
 PATHS = ("best_model_path", "last_model_path", "kth_best_model_path")
 
 
@@ -41,7 +42,8 @@ class BestCheckpoint(ModelCheckpoint):
         """Take up what was best so far, in the folder where it lies now."""
 
         def moved(path: str) -> str:
-            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
+            # the one name it writes: what replaces it is removed, and a file could name anything
+            return str(Path(str(self.dirpath)) / BEST) if path else path
 
         state = {**state_dict, "dirpath": self.dirpath}
         state |= {name: moved(state[name]) for name in PATHS}
@@ -80,7 +82,7 @@ class EndsValidated(pl.Callback):
 
 def give_a_best(last: Path) -> None:
     """Where a run ended before its first validation the best checkpoint is the last."""
-    best = last.with_name("best.ckpt")
+    best = last.with_name(BEST)
     if last.is_file() and not best.is_file():
         log.info("nothing was validated: best.ckpt is the last")
         with replaced(best) as temporary:

@@ -12,7 +12,10 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from pancseg.atomic import replaced
 from pancseg.errors import Incomplete
+from pancseg.stopping import Stopped
 from pancseg.tracking.epoch_report import is_trial
+
+WRITING = ("inline_container", "PytorchStreamWriter")  # in what torch says of a file it writes
 
 
 class KeepLast(Checkpoint):
@@ -68,9 +71,12 @@ class KeepLast(Checkpoint):
     ) -> None:
         """Save what was reached, unless nothing was learnt since, or what was learnt is no good.
 
-        Not from one of several processes: the others would not come to save.
+        Not from one of several processes: the others would not come to save. Nor where a signal
+        ended it, after whose step all is saved, nor after a failed write: it may have come between
+        an epoch and its row, which would then have no figures.
         """
-        good = trainer.world_size == 1 and not isinstance(exception, Incomplete)
+        unfit = isinstance(exception, Incomplete | Stopped | OSError)
+        good = trainer.world_size == 1 and not unfit
         if good and trainer.global_step > self.saved_step:
             self.save(trainer)
 
@@ -106,6 +112,18 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint."""
-        with replaced(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Write a checkpoint.
+
+        Raises:
+            Incomplete: If there is no room, which torch does not say by an OSError.
+        """
+        try:
+            with replaced(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:
+            if not any(word in str(error) for word in WRITING):
+                raise
+            raise Incomplete(
+                f"{path}: cannot be written; is the disk full? make room, and go on from what was "
+                "saved with ckpt_path=last"
+            ) from error

@@ -7,9 +7,9 @@ import numpy as np
 import pytorch_lightning as pl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from pancseg.output.outlines import DRAWN, PREDICTED
+from pancseg.output.outlines import DRAWN, PREDICTED, show_slice
+from pancseg.tracking.event_log import boards_of
 
 Batch = dict[str, Any]
 SIDE_INCHES = 3.6  # the longer side of a picture, of 100 pixels an inch
@@ -34,14 +34,14 @@ class Overlays(pl.Callback):
         outputs: Any,
         batch: Batch,
         batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: Any,
     ) -> None:
         """Draw what of this batch is among the first groups."""
         first = batch_idx * trainer.val_dataloaders.batch_size  # type: ignore[union-attr]
         wanted = min(self.groups - first, len(batch["image"]))
         due = trainer.current_epoch % self.every_n_epochs == 0
-        boards = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
-        if wanted < 1 or not due or not boards or not trainer.is_global_zero:
+        boards = boards_of(trainer)
+        if wanted < 1 or not due or not boards:
             return
         probability = pl_module.probability_of(outputs["logits"][:wanted])  # type: ignore[operator]
         for i in range(wanted):
@@ -66,17 +66,15 @@ def draw(image: np.ndarray, label: np.ndarray, probability: np.ndarray | None = 
     figure = Figure(figsize=(width * inches, height * inches), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(image[::-1, :, k].T, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
-    masks = {"drawn": (label[..., k] > 0, DRAWN)}
+    masks = {"drawn": (label[::-1, :, k].T > 0, DRAWN)}
     if probability is not None:
-        masks["predicted"] = (probability[..., k] > 0.5, PREDICTED)
-    for line, (name, (mask, colour)) in enumerate(masks.items()):
-        if mask.any() and not mask.all():
-            axes.contour(mask[::-1].T, levels=[0.5], colors=colour, linewidths=3 / len(masks))
+        masks["predicted"] = (probability[::-1, :, k].T > 0.5, PREDICTED)
+    seen = image[::-1, :, k].T
+    show_slice(axes, seen, list(masks.values()), window=(0, 1), aspect="auto", width=3 / len(masks))
+    for line, (name, (_, colour)) in enumerate(masks.items()):
         if len(masks) > 1:
             axes.annotate(name, (0, 1), (4, -4 - 11 * line), "axes fraction", "offset points",
                           color=colour, va="top", fontsize=9)  # fmt: skip
-    axes.set_axis_off()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

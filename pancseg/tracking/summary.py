@@ -1,5 +1,6 @@
 """What stands in ``summary.json`` and in the loggers' tables of runs."""
 
+import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -10,9 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
 from pancseg import __version__
+from pancseg.configuration import leaves
 from pancseg.dataset.datamodule import GroupData
 from pancseg.learning.building import count_parameters
 from pancseg.tracking.epoch_report import best
+from pancseg.tracking.pruning import was_pruned
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
 LEFT_OUT = (
@@ -58,6 +61,7 @@ def describe_run(
         "best_loss_epoch": by_loss["epoch"] if by_loss else None,
         "geometry": f"val/dice: mean over patients, {chosen.geometry}; true scores are evaluate's",
         "epochs": rows[-1]["epoch"] if rows else 0,
+        "ended": "pruned" if was_pruned(trainer) else "trained",
         "seconds": round(sum(row["seconds"] for row in rows), 1),
         "held_out": chosen.split.held_out,
         "seen_before": sorted(data.seen_before),
@@ -67,6 +71,7 @@ def describe_run(
         "parameters": count_parameters(segmenter),
         "hardware": {
             **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "device": str(trainer.strategy.root_device),
             "machine": platform.machine(),
             "system": platform.system(),
@@ -85,7 +90,11 @@ def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str,
     """Enter the run in the loggers' tables of hyperparameters, with its best score."""
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     searched = {key: values[key] for key in SEARCHED}
-    flat = {key: value for key, value in flatten(searched) if key not in LEFT_OUT}
+    flat = {
+        key: str(value) if isinstance(value, list) else value
+        for key, value in leaves(searched)
+        if key not in LEFT_OUT and value != {}
+    }
     score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
     best_score = {"best/val_dice": score}
     for logger in trainer.loggers:
@@ -112,15 +121,3 @@ def enter_trial(board: TensorBoardLogger, flat: dict[str, Any], score: dict[str,
     writer = board.experiment._get_file_writer()
     writer.add_summary(start)
     writer.add_summary(end)
-
-
-def flatten(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested dictionaries as dotted keys; lists as text.
-
-    >>> flatten({"a": {"b": 1}, "c": [2, 3]})
-    [('a.b', 1), ('c', '[2, 3]')]
-    """
-    if not isinstance(node, dict):
-        return [(prefix, str(node) if isinstance(node, list) else node)]
-    inner = ((f"{prefix}.{key}" if prefix else str(key), value) for key, value in node.items())
-    return [pair for key, value in inner for pair in flatten(value, key)]

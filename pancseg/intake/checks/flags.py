@@ -10,6 +10,7 @@ from pancseg.errors import PancsegError
 from pancseg.intake.checks.image_checks import hu_flag, sampled, slices_look_swapped
 from pancseg.intake.checks.label_checks import label_flags
 
+FACTS = ("unlabelled", "phantom")  # what somebody chose: of a whole folder, not of one case
 FLAGS = {
     "hu_not_applied": "Neither fat nor air is there: slope and intercept were never applied, or "
     "this is no CT; convert it again from DICOM.",

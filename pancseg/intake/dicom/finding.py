@@ -1,8 +1,8 @@
 """Folders of DICOM: files gathered into series, and what can be none."""
 
 import re
-from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def find_series(root: Path, processes: int = 1) -> tuple[list[Series], list[Stra
         for headers in others.values()
         for one in headers[:1]
     ]
-    series = [doubted(one, series, damaged) for one in series]
+    series = doubted(series, damaged)
     return sorted(series, key=lambda one: (one.folder, one.uid, one.files)), strays
 
 
@@ -92,29 +92,52 @@ def gathered(headers: list[Header], base: Path) -> Series:
     )
 
 
-def doubted(one: Series, series: list[Series], damaged: list[Header]) -> Series:
-    """Refuse a series that a damaged file may belong to: it may lack that slice.
+def doubted(series: list[Series], damaged: list[Header]) -> list[Series]:
+    """Refuse each series that a damaged file may belong to: it may lack that slice.
 
     A damaged file that still names its series belongs to that one. Of others, one that is named
     like a slice belongs to the only series of its folder; among several nobody knows whose it is,
     and its own row has to do.
     """
-    if one.problem or one.kind != "image":
-        return one
-    folders = {file.parent for file in one.files}
-    others = [two for two in series if two.kind == "image" and two.files != one.files]
-    shared = {file.parent for two in others for file in two.files}
-    shapes = {shape_of(file) for file in one.files}
-    lost = [
+    if not damaged:
+        return series
+    images = [one for one in series if one.kind == "image"]
+    images_in = Counter(folder for one in images for folder in folders_of(one))
+    damaged_in: dict[Path, list[Header]] = defaultdict(list)
+    for header in damaged:
+        damaged_in[header.path.parent].append(header)
+    return [
+        one if one.problem or one.kind != "image" else without(one, images_in, damaged_in)
+        for one in series
+    ]
+
+
+def folders_of(one: Series) -> set[Path]:
+    """Folders that hold files of a series."""
+    return {file.parent for file in one.files}
+
+
+def without(
+    one: Series, images_in: Mapping[Path, int], damaged_in: Mapping[Path, list[Header]]
+) -> Series:
+    """A series of images, refused where a damaged file may belong to it.
+
+    Args:
+        one: The series.
+        images_in: How many of them each folder holds.
+        damaged_in: Damaged files of each folder.
+    """
+    beside = [header for folder in folders_of(one) for header in damaged_in.get(folder, ())]
+    shapes = {shape_of(file) for file in one.files} | {"#.dcm"} if beside else set()
+    lost = sorted(
         header.path
-        for header in damaged
-        if header.path.parent in folders
-        and (
+        for header in beside
+        if (
             header.series.uid == one.uid
             if header.series.uid
-            else header.path.parent not in shared and shape_of(header.path) in {*shapes, "#.dcm"}
+            else images_in[header.path.parent] == 1 and shape_of(header.path) in shapes
         )
-    ]
+    )
     if not lost:
         return one
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""

@@ -1,6 +1,7 @@
 """The ``dicom`` layout: CT series at any depth, tied to labels of any form."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from pancseg.intake.labels.segmentation import read_segmentation
 from pancseg.intake.layouts.patients import one_for_all, stand_ins, study_of
 from pancseg.intake.layouts.places import places_of
 from pancseg.intake.layouts.ties import Entry, Tie, tie
-from pancseg.intake.nifti.reading import find_nifti, read_nifti_mask, stem_of
+from pancseg.intake.nifti.reading import IS_NIFTI, find_nifti, read_nifti_mask, stem_of
 from pancseg.intake.walk import files_under, is_fork
 
+SeriesIn = Mapping[Path, int]
 FileReader = Callable[[Path, Reading, Scan], Mask]
 READERS: dict[str, FileReader] = {"seg": read_segmentation, "rtstruct": read_contours}
 FILE_READERS: dict[str, FileReader] = {"nifti": read_nifti_mask, "nrrd": read_nrrd_mask}
@@ -51,7 +53,8 @@ def find_dicom(images: Path, labels: Path | None, modality: str, reading: Readin
     held = {file for entry in label_entries for file in entry.series.files}
     found.strays = [one for one in found.strays if one.path not in held]
     scans = [entry for entry in entries if is_scan(entry.series, modality)]
-    found.strays += [no_scan(entry, entries, modality) for entry in entries if entry not in scans]
+    others = [entry for entry in entries if not is_scan(entry.series, modality)]
+    found.strays += no_scans(others, scans, series_in(entries))
     if labels is not None and labels.is_file() and len(label_entries) == len(scans) == 1:
         ties = [Tie(label_entries[0], scans[0])]  # one file for one series, whatever their names
     else:
@@ -83,8 +86,8 @@ def look(path: Path, processes: int) -> tuple[list[Entry], list[Stray]]:
                 key = place.key or one.folder.as_posix()
                 entries.append(Entry(one, base, key, bool(place.key)))
                 seen.update(one.files)
-        strays += [one for one in left if one not in strays]
-    return entries, strays
+        strays += left
+    return entries, list(dict.fromkeys(strays))
 
 
 def file_entries(labels: Path) -> list[Entry]:
@@ -93,10 +96,11 @@ def file_entries(labels: Path) -> list[Entry]:
     for place in places_of(labels):
         base = place.path if place.path.is_dir() else place.path.parent
         files = find_nifti(place.path) + find_nrrd(place.path)
+        files_in = Counter(file.parent for file in files)
         for file in files:
-            kind = "nifti" if "nii" in file.name.lower() else "nrrd"
+            kind = "nifti" if IS_NIFTI.search(file.name) else "nrrd"
             folder = file.parent.relative_to(base)
-            alone = folder != Path() and sum(other.parent == file.parent for other in files) == 1
+            alone = folder != Path() and files_in[file.parent] == 1
             key = place.key or (folder if alone else folder / stem_of(file)).as_posix()
             series = Series(folder, "", "", "", "", "", kind, False, (file,))
             entries.append(Entry(series, base, key, bool(place.key)))
@@ -114,7 +118,13 @@ def is_scan(series: Series, modality: str) -> bool:
     return series.kind == "image" and modality in ("any", series.modality)
 
 
-def no_scan(entry: Entry, entries: list[Entry], modality: str) -> Stray:
+def no_scans(others: list[Entry], scans: list[Entry], neighbours: SeriesIn) -> list[Stray]:
+    """Rows of series that are no images of the kind that is wanted."""
+    beside = {scan.folder for scan in scans}
+    return [no_scan(entry, entry.folder in beside, neighbours) for entry in others]
+
+
+def no_scan(entry: Entry, beside: bool, neighbours: SeriesIn) -> Stray:
     """The row of a series that is no image of the kind that is wanted.
 
     Alone in its folder it is refused, for somebody meant it to be read; beside a scan it is what
@@ -123,14 +133,11 @@ def no_scan(entry: Entry, entries: list[Entry], modality: str) -> Stray:
     series = entry.series
     if series.kind != "image":
         return stray(entry, "label", "dropped", f"label_among_images: {series.kind.upper()}")
-    beside = any(
-        other.folder == entry.folder and is_scan(other.series, modality) for other in entries
-    )
     reason = f"not_ct: modality is {series.modality or 'empty'}"
     if beside:
-        return stray(entry, "other", "dropped", reason, entries)
+        return stray(entry, "other", "dropped", reason, neighbours)
     advice = ", expected CT; source.modality=any takes it"
-    return stray(entry, "image", "refused", reason + advice, entries)
+    return stray(entry, "image", "refused", reason + advice, neighbours)
 
 
 def take(
@@ -139,25 +146,26 @@ def take(
     """Enter scans as candidates or as strays, and labels that have no image as strays."""
     partners = {one.image.series: one for one in ties if one.image}
     tied_studies = {study_of(one.image) for one in ties if one.image}
-    patients, labels = stand_ins(scans), [one.label for one in ties]
+    patients, beside = stand_ins(scans), series_in(scans)
+    labels = series_in([one.label for one in ties])
     for scan in scans:
         one = partners.get(scan.series)
         problem = scan.series.problem or (one.problem or one.label.series.problem if one else "")
         if problem:
-            found.strays.append(stray(scan, "image", "refused", problem, scans))
+            found.strays.append(stray(scan, "image", "refused", problem, beside))
             if one and not one.problem:
                 reason = one.label.series.problem or "image_refused: see the image's row"
                 found.strays.append(stray(one.label, "label", "refused", reason, labels))
         elif one or not wants_labels:
             label = (one.label, place_of(one.label, labels)) if one else None
-            places = (place_of(scan, scans), label)
+            places = (place_of(scan, beside), label)
             found.candidates.append(candidate(scan, patients[scan.series], *places, reading))
         elif study_of(scan) in tied_studies:
             reason = "other_series: the label belongs to another series of this patient"
-            found.strays.append(stray(scan, "image", "dropped", reason, scans))
+            found.strays.append(stray(scan, "image", "dropped", reason, beside))
         else:
             reason = "no_label: no label belongs to this series"
-            found.strays.append(stray(scan, "image", "refused", reason, scans))
+            found.strays.append(stray(scan, "image", "refused", reason, beside))
     found.strays += [
         stray(one.label, "label", "refused", one.problem, labels) for one in ties if one.problem
     ]
@@ -193,16 +201,21 @@ def reader_of(series: Series, reading: Reading) -> LabelReader:
 
 
 def stray(
-    entry: Entry, kind: str, status: str, reason: str, neighbours: Iterable[Entry] = ()
+    entry: Entry, kind: str, status: str, reason: str, neighbours: SeriesIn | None = None
 ) -> Stray:
     """The row of a series that makes no case."""
     files = entry.series.files
-    return Stray(place_of(entry, list(neighbours)), kind, status, reason, len(files))
+    return Stray(place_of(entry, neighbours or {}), kind, status, reason, len(files))
 
 
-def place_of(entry: Entry, neighbours: list[Entry]) -> Path:
+def series_in(entries: Iterable[Entry]) -> SeriesIn:
+    """How many of some series each folder holds."""
+    return Counter(entry.folder for entry in entries)
+
+
+def place_of(entry: Entry, neighbours: SeriesIn) -> Path:
     """What names a series in the table: its folder, or its first file where it shares that."""
-    shared = sum(other.folder == entry.folder for other in neighbours) != 1
+    shared = neighbours.get(entry.folder, 0) != 1
     is_file = entry.series.kind not in ("image",)
     return entry.series.files[0] if shared or is_file else entry.folder
 

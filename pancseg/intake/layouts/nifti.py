@@ -47,7 +47,7 @@ def find_nifti_pairs(
         patient=partial(patient_of, pattern=patient),
         read_label=partial(reader_of, reading=reading),
     )
-    found.strays += [stray for stray in (*forks, *more) if stray not in found.strays]
+    found.strays = list(dict.fromkeys([*found.strays, *forks, *more]))
     if patient is None and (pieces := pieces_of_one_patient([o.patient for o in found.candidates])):
         found.warnings.append(pieces)
     return found

@@ -1,12 +1,14 @@
 """Ties: which image a label was drawn on, by the strongest evidence there is, never by a guess."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pancseg.intake.dicom.extent import Extent, equal, extent_of
 from pancseg.intake.dicom.headers import Series
 from pancseg.intake.dicom.stack import Repair
+
+WAYS = ("uid", "frame", "patient", "key")
 
 
 @dataclass(frozen=True)
@@ -61,22 +63,48 @@ def tie(labels: list[Entry], images: list[Entry]) -> list[Tie]:
             extents[entry.series] = extent_of(entry.series.files, Repair(gaps=True, tilt=True))
         return extents[entry.series]
 
-    return settle([tie_one(label, images, extent) for label in labels])
+    index = Index(images)
+    return settle([tie_one(label, index, extent) for label in labels])
 
 
-def tie_one(label: Entry, images: list[Entry], extent: Callable[[Entry], Extent]) -> Tie:
+class Index:
+    """Images by what may tie a label to them: each label is held against few of thousands.
+
+    Args:
+        images: In order.
+    """
+
+    def __init__(self, images: list[Entry]) -> None:
+        self.by: dict[tuple[str, str], list[Entry]] = {}
+        for image in images:
+            one = image.series
+            ways = (one.uid, one.frame_of_reference_uid, one.patient_id, image.key)
+            for way, value in zip(WAYS, ways, strict=True):
+                self.by.setdefault((way, value), []).append(image)
+
+    def of(self, way: str, value: str) -> list[Entry]:
+        """Images with this value."""
+        return self.by.get((way, value), [])
+
+    def choices(self, label: Entry) -> Iterator[list[Entry]]:
+        """Images that a label may belong to, by the strongest evidence first."""
+        own, frame = label.series, label.series.frame_of_reference_uid
+        yield [image for uid in dict.fromkeys(own.refers_to) for image in self.of("uid", uid)]
+        yield self.of("frame", frame) if frame else []
+        yield self.of("patient", own.patient_id) if own.patient_id else []
+        yield self.of("key", label.key)
+
+
+def tie_one(label: Entry, images: Index, extent: Callable[[Entry], Extent]) -> Tie:
     """The image of one label."""
     own = label.series
-    if label.names_patient:  # a pattern says whose it is, whatever the headers say
-        images = [one for one in images if one.key == label.key or not one.names_patient]
-    images = [image for image in images if not contradicts(own, image.series)]
-    evidence: tuple[Callable[[Entry], bool], ...] = (
-        lambda image: image.series.uid in own.refers_to,
-        lambda image: same_frame(own, image.series),
-        lambda image: image.series.patient_id == own.patient_id != "",
-        lambda image: image.key == label.key,
-    )
-    choices = ([image for image in images if holds(image)] for holds in evidence)
+
+    def may_be(image: Entry) -> bool:
+        # a pattern says whose it is, whatever the headers say
+        other = label.names_patient and image.names_patient and image.key != label.key
+        return not (other or contradicts(own, image.series))
+
+    choices = (list(filter(may_be, choice)) for choice in images.choices(label))
     found = next((choice for choice in choices if choice), [])
     found = narrowed(found, lambda image: image.series.patient_id == own.patient_id)
     if len(found) > 1 and own.kind == "image":

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ def find_scans(path: Path, modality: str, reading: Reading) -> Found:
         raise PancsegError(f"input={path}: there is no such file or folder")
     files = find_nifti(path)
     drawn = [file for file in files if IS_LABEL.search(without_ending(file))]
-    scans = [file for file in files if file not in drawn]
+    scans = [file for file in files if not IS_LABEL.search(without_ending(file))]
     found = Found([as_candidate(file) for file in scans])
     if drawn:
         found.warnings.append(
@@ -72,11 +73,15 @@ def names_of(candidates: list[Candidate], base: Path) -> list[str]:
     A series is named by a hash of its UID. What stands in headers of DICOM, or names folders,
     never gets into a name.
     """
-    names = [name_of(one, base) for one in candidates]
-    return [
-        f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name
-        for i, name in enumerate(names)
-    ]
+    again: Counter[str] = Counter()
+    names: dict[str, str] = {}  # by what a file system that ignores capitals takes for the same
+    for one in candidates:
+        name = own = name_of(one, base)
+        while name.casefold() in names:  # another file may be called as the second of this name
+            again[own] += 1
+            name = f"{own}-{again[own] + 1}"
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def name_of(candidate: Candidate, base: Path) -> str:

@@ -81,7 +81,7 @@ def load(path: Path) -> tuple[NDArray[Any], Claim]:
             claim = claim_of(head, path.name)
             check_size(claim, path, is_zipped)
             values = fill(claim, chain([head], pieces), path.name)
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except EOFError:
         raise Refused(
@@ -238,7 +238,8 @@ def real(values: NDArray[Any], claim: Claim, name: str) -> tuple[NDArray[Any], C
         if not claim.is_plain:
             values *= claim.slope
             values += claim.intercept
-        is_finite = np.isfinite([values.min(), values.max()]).all()  # NaN is the extreme of any
+        # NaN is the extreme of any; float32 is what HU are kept in
+        is_finite = np.isfinite(np.array([values.min(), values.max()], np.float32)).all()
     if not is_finite:
         raise Refused("not_finite", f"{name} holds NaN or infinite values")
     return values, replace(claim, slope=1.0, intercept=0.0)

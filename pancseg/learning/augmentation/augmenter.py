@@ -27,6 +27,9 @@ class Augmenter:
 
     Raises:
         PancsegError: If spacing, window or size are impossible.
+
+    Attributes:
+        box: Voxels to crop around a patch, so that turned corners are rarely filled with air.
     """
 
     def __init__(
@@ -47,12 +50,7 @@ class Augmenter:
         self.spacing_mm = tuple(float(step) for step in spacing_mm)
         self.window_hu = tuple(float(end) for end in window_hu)
         self.size = tuple(int(count) for count in size)
-        self._box = self._find_box()
-
-    @property
-    def box(self) -> tuple[int, int, int]:
-        """Voxels to crop around a patch, so that turned corners are rarely filled with air."""
-        return self._box
+        self.box = self._find_box()
 
     def __call__(
         self, image: Tensor, label: Tensor, seed: int, *, first: int = 0

@@ -1,0 +1,1 @@
+"""A training put together: checks, the process, data, network, trainer, and its end."""

@@ -1,0 +1,42 @@
+"""A run's folder belongs to one training at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pancseg.configuration import TRAINING_LOCK
+from pancseg.errors import PancsegError
+
+
+@contextmanager
+def held_run(folder: Path, is_writing: bool) -> Iterator[None]:
+    """Hold a run's folder while it is trained into; killed, its holder gives it free.
+
+    Args:
+        folder: Of the run.
+        is_writing: Whether this process writes there: the first of those that train together.
+
+    Raises:
+        PancsegError: If another training writes to it, or it cannot be written.
+    """
+    if not is_writing:
+        yield
+        return
+    lock = FileLock(folder / TRAINING_LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise PancsegError(
+            f"hydra.run.dir={folder}: another pancseg.train is writing to it; wait for its end, or "
+            "give another folder"
+        ) from error
+    except OSError as error:
+        raise PancsegError(
+            f"hydra.run.dir={folder}: cannot be written ({error.strerror or error})"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

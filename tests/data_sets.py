@@ -1,0 +1,58 @@
+"""Made data sets in the layouts that the documentation names, of a few phantoms."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+
+from pancseg.intake.dicom.series import read_ct
+from pancseg.intake.found import Reading
+from pancseg.output.dicom_rtstruct import write_rtstruct
+
+DESCRIBED = {
+    "nnunet": {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "pancreas": 1},
+        "file_ending": ".nii.gz",
+    },
+    "msd": {
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "pancreas", "2": "cancer"},
+    },
+}
+LABELS = "TCIA_pancreas_labels-02-05-2017"
+
+
+def lay_out(phantoms: Path, world: Path) -> None:
+    """Write every layout below ``world``; what phantoms have already is a link to it."""
+    names = sorted(path.name for path in (phantoms / "images").iterdir())
+    for number, name in enumerate(names, start=1):
+        images, masks = phantoms / "images" / name, phantoms / "labels" / name
+        image, label = (phantoms / "truth" / f"{name}_{role}.nii.gz" for role in ("image", "label"))
+        links = {
+            f"scans/images/{name}": images,
+            f"masks/{name}.nii.gz": label,
+            f"clinic/{name}/CT": images,
+            f"clinic/{name}/MASK/pancreas": masks,
+            f"nifti/images/{name}.nii.gz": image,
+            f"nifti/labels/{name}.nii.gz": label,
+            f"totalsegmentator/{name}/ct.nii.gz": image,
+            f"totalsegmentator/{name}/segmentations/pancreas.nii.gz": label,
+            f"nnUNet_raw/Dataset007_Pancreas/imagesTr/{name}_0000.nii.gz": image,
+            f"nnUNet_raw/Dataset007_Pancreas/labelsTr/{name}.nii.gz": label,
+            f"Task07_Pancreas/imagesTr/{name}.nii.gz": image,
+            f"Task07_Pancreas/labelsTr/{name}.nii.gz": label,
+            f"3Dircadb1/3Dircadb1.{number}/PATIENT_DICOM": images,
+            f"3Dircadb1/3Dircadb1.{number}/MASKS_DICOM/pancreas": masks,
+            f"Pancreas-CT/PANCREAS_{number:04}/study": images,
+            f"{LABELS}/label{number:04}.nii.gz": label,
+            f"contours/{name}/CT": images,
+        }
+        for link, target in links.items():
+            (world / link).parent.mkdir(parents=True, exist_ok=True)
+            (world / link).symlink_to(target)
+        scan = read_ct(sorted(images.iterdir()), Reading())
+        assert scan.stack is not None
+        write_rtstruct(world / "contours" / name / "contours.dcm", nib.load(label), scan.stack)
+    for folder, kind in (("nnUNet_raw/Dataset007_Pancreas", "nnunet"), ("Task07_Pancreas", "msd")):
+        (world / folder / "dataset.json").write_text(json.dumps(DESCRIBED[kind]))

@@ -1,0 +1,22 @@
+"""What every command imports, loaded once: the processes of the storms are forked from it.
+
+Starting Python and torch takes seconds in which a kill shows nothing.
+"""
+
+import importlib
+
+for _name in (
+    "hydra._internal.hydra", "matplotlib.pyplot", "pytest.__main__", "scipy.stats",
+    "torch.utils.tensorboard",
+    "pancseg.applying.batch", "pancseg.applying.output_folder", "pancseg.applying.scan_files",
+    "pancseg.applying.scan_run", "pancseg.applying.scan_segmenter", "pancseg.dataset.datamodule",
+    "pancseg.preparing.filling", "pancseg.evaluate", "pancseg.inference.checkpoint",
+    "pancseg.intake.layouts.dicom", "pancseg.intake.layouts.nifti",
+    "pancseg.intake.layouts.unlabelled", "pancseg.judging.case_judge", "pancseg.output.run_report",
+    "pancseg.predict", "pancseg.prepare", "pancseg.report", "pancseg.tracking.board",
+    "pancseg.tracking.callbacks", "pancseg.tracking.event_log", "pancseg.tracking.keep_last",
+    "pancseg.tracking.overlays", "pancseg.tracking.run_bar", "pancseg.tracking.summary",
+    "pancseg.train", "pancseg.training.assembly", "pancseg.training.preview",
+    "pancseg.training.process", "pancseg.training.resuming", "pancseg.training.run_lock",
+):  # fmt: skip
+    importlib.import_module(_name)
