@@ -20,7 +20,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from dice_over_time import machine
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import ndimage
 
@@ -178,7 +177,6 @@ def tell(judged: list[Judged]) -> None:
 def draw(judged: list[Judged], path: Path) -> None:
     """Dice against confidence; flagged scans as rings, others filled."""
     figure = Figure(figsize=(8.5, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = [f"C{n}" for n in range(10)] + ["black"]
     for way, colour in zip(WAYS, colours, strict=True):

@@ -27,7 +27,8 @@ from pancseg.dataset.manifest import Case
 from pancseg.inference.members import Member
 from pancseg.inference.own_grid import Piece
 from pancseg.inference.postprocess import Postprocess
-from pancseg.judging.case_judge import CaseJudge, read_case, write_mask
+from pancseg.judging.case_judge import CaseJudge, read_case
+from pancseg.nifti_file import write_nifti
 from pancseg.progress import track
 
 SPACING_MM = (0.75, 0.75, 1.5)
@@ -100,7 +101,8 @@ def main() -> None:
         )
         began = time.perf_counter()
         image, reference = read_case(case, root)
-        write_mask(out / "plain.nii.gz", reference, image)
+        mask = nib.Nifti1Image(reference.view(np.uint8), image.affine)
+        write_nifti(out / "plain.nii.gz", mask)
         spent["read and write"].append(time.perf_counter() - began)
         member = cast(Member, Found(probability))
         began = time.perf_counter()
