@@ -23,6 +23,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 SlurmUser=root
+FirstJobId={first_job}
 AuthType=auth/munge
 CryptoType=crypto/munge
 AuthInfo=socket={folder}/munge/socket
@@ -74,7 +75,9 @@ def running(folder: Path) -> Iterator[dict[str, str]]:
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(host=host, ports=free_ports(2), folder=folder))
+    # no number of a cluster that was killed here, whose jobs may still be there
+    facts = {"host": host, "ports": free_ports(2), "first_job": 1 + secrets.randbelow(10**6)}
+    conf.write_text(CONF.format(**facts, folder=folder))
     environment = {**os.environ, "SLURM_CONF": str(conf)}
     daemons: list[subprocess.Popen[bytes]] = []
     try:

@@ -12,6 +12,7 @@ from tests.slurm.cluster import NoSlurm, running
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 90
+Begin = Callable[[list[str]], subprocess.Popen[bytes]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Slurm:
         """Start a requeued job at once; Slurm would wait for two minutes."""
         until(lambda: self.state(job) == "PENDING", f"job {job} waits to run again")
         until(lambda: not is_attended(job), f"the daemon is done with job {job}")
+        ended_s = int(time.time())  # within this second the daemon refuses it as one it has ended
+        until(lambda: int(time.time()) > ended_s, "the next second")
         self("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
         until(lambda: self.state(job) == "RUNNING", f"job {job} runs again")
 
@@ -82,3 +85,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
             yield Slurm({**environment, **more})
     except NoSlurm as reason:
         pytest.skip(f"no Slurm: {reason}")
+
+
+@pytest.fixture
+def begin(slurm: Slurm) -> Iterator[Begin]:
+    """Starts a command beside the test; one that still runs when the test ends is killed."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def start(words: list[str]) -> subprocess.Popen[bytes]:
+        begun.append(subprocess.Popen(words, env=slurm.environment))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.kill()
+        one.wait()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SHALLOW, contents, run_command, smoke
-from tests.slurm.conftest import Slurm, until
+from tests.slurm.conftest import Begin, Slurm, until
 from tests.test_run_control import EVERYTHING, PATCHES, assert_same, curves
 
 pytestmark = pytest.mark.slurm
@@ -44,7 +44,7 @@ def test_a_sweep_is_an_array_of_jobs_of_which_one_fails_and_the_others_are_done(
 
 
 def test_two_tasks_of_srun_train_together_as_one_process_with_the_whole_batch(
-    slurm: Slurm, prepared: Path, tmp_path: Path
+    slurm: Slurm, begin: Begin, prepared: Path, tmp_path: Path
 ) -> None:
     alike = [*PATCHES, "model.norm=instance", "loss=dice_ce", "loss.batch=false", "optimizer=sgd"]
     alike += ["hardware=cpu", "trainer.max_epochs=2", "split.val=3", "split.test=0"]
@@ -53,7 +53,7 @@ def test_two_tasks_of_srun_train_together_as_one_process_with_the_whole_batch(
         usual = [word for word in smoke(prepared, tmp_path / name) if "split." not in word]
         return command("train", *usual, *alike, *more)
 
-    alone = subprocess.Popen(words("one", "data.batch_size=2"), env=slurm.environment)
+    alone = begin(words("one", "data.batch_size=2"))
     together = ["srun", "--nodes=1", "--ntasks-per-node=2"]
     more = ["data.batch_size=1", "trainer.devices=2", "trainer.num_nodes=1", "trainer.strategy=ddp"]
     ended = run(slurm, [*together, *words("two", *more)])
@@ -66,12 +66,10 @@ def test_two_tasks_of_srun_train_together_as_one_process_with_the_whole_batch(
 
 
 def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not(
-    slurm: Slurm, prepared: Path, tmp_path: Path
+    slurm: Slurm, begin: Begin, prepared: Path, tmp_path: Path
 ) -> None:
     longer = [*EVERYTHING, "trainer.max_epochs=45"]
-    whole = subprocess.Popen(
-        command("train", *smoke(prepared, tmp_path / "whole", *longer)), env=slurm.environment
-    )
+    whole = begin(command("train", *smoke(prepared, tmp_path / "whole", *longer)))
     folder, log = tmp_path / "preempted", tmp_path / "job.log"
     options = ["--requeue", "--open-mode=append", "--partition=grace", f"--output={log}"]
     script = "srun " + shlex.join(command("train", *smoke(prepared, folder, *longer)))
@@ -113,11 +111,11 @@ def epochs(run_folder: Path) -> int:
 
 
 def test_a_job_of_a_sweep_whose_time_is_up_is_run_again_and_goes_on(
-    slurm: Slurm, prepared: Path, tmp_path: Path
+    slurm: Slurm, begin: Begin, prepared: Path, tmp_path: Path
 ) -> None:
     words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
     words += [f"hydra.sweep.dir={tmp_path}", *EVERYTHING, "trainer.max_epochs=24", "seed=4"]
-    sweep = subprocess.Popen(command("train", *LAUNCHER, *words), env=slurm.environment)
+    sweep = begin(command("train", *LAUNCHER, *words))
     table = tmp_path / "0" / "metrics.csv"
     until(lambda: table.is_file() and epochs(table.parent) > 2, "epochs")
     job = slurm("squeue", "--noheader", "--format=%i", "--name=pancseg-train")
@@ -129,7 +127,7 @@ def test_a_job_of_a_sweep_whose_time_is_up_is_run_again_and_goes_on(
 
 
 def test_a_job_of_a_sweep_may_be_several_processes_and_one_that_is_lost_is_told(
-    slurm: Slurm, prepared: Path, tmp_path: Path
+    slurm: Slurm, begin: Begin, prepared: Path, tmp_path: Path
 ) -> None:
     words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
     words += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=2", "hardware=cpu"]
@@ -142,10 +140,7 @@ def test_a_job_of_a_sweep_may_be_several_processes_and_one_that_is_lost_is_told(
 
     lost = tmp_path / "lost"
     words = [word.replace(str(tmp_path / "sweep"), str(lost)) for word in words[:-3]]
-    sweep = subprocess.Popen(
-        command("train", *LAUNCHER, *words, "trainer.max_epochs=500", "seed=0"),
-        env=slurm.environment,
-    )
+    sweep = begin(command("train", *LAUNCHER, *words, "trainer.max_epochs=500", "seed=0"))
     table = lost / "0" / "metrics.csv"
     until(lambda: table.is_file() and epochs(table.parent) > 1, "epochs")
     job = slurm("squeue", "--noheader", "--format=%A", "--name=pancseg-train")
