@@ -58,8 +58,9 @@ def report_sweep(folder: Path) -> Path:
         f"Sweep {folder.absolute().name}",
         banners=banners_of(any(job.summary.get("phantoms") for job in jobs), held_out=True),
         headline=headline_of(jobs, best),
-        heads=heads,
-        rows=[[("" if v is None else v, shown(v)) for v in row] for row in rows],
+        heads=heads[:-1],  # errors are long: they stand below
+        rows=[[("" if v is None else v, shown(v)) for v in row[:-1]] for row in rows],
+        failed=[(job.folder.name, job.error) for job in jobs if job.error],
         progress=Markup(sweep_charts.best_so_far([j.dice for j in jobs])) if scored else None,
         mattered=Markup(sweep_charts.what_mattered(shares)) if shares else None,
         not_said=NOT_SAID,
