@@ -150,6 +150,7 @@ def test_the_report_of_a_grid_shows_what_failed_and_why(
     ended = command("report", f"sweep={tmp_path / 'told'}")
     assert ended.code == 0
     assert "2 jobs: 1 done, 1 failed; best 0, val/dice" in ended.out
+    assert "\n1 failed: torch.optim.Adam: Invalid weight_decay value: -1.0\n" in ended.out
     found = json.loads((tmp_path / "told" / "sweep.json").read_text())
     good, bad = found["jobs"]
     assert (good["status"], good["optimizer.weight_decay"], good["error"]) == ("done", 0.0, "")

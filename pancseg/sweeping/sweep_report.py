@@ -50,7 +50,10 @@ def report_sweep(folder: Path) -> Path:
             "best": best and best.folder.name,
         },
     )
-    print_table(headline_of(jobs, best), heads, rows)
+    failed = [(job.folder.name, job.error) for job in jobs if job.error]  # long: below the table
+    print_table(headline_of(jobs, best), heads[:-1], [row[:-1] for row in rows])
+    for name, error in failed:
+        print(f"{name} failed: {error}")
     scored = [job for job in jobs if job.dice is not None]
     write_page(
         folder / "sweep.html",
@@ -58,9 +61,9 @@ def report_sweep(folder: Path) -> Path:
         f"Sweep {folder.absolute().name}",
         banners=banners_of(any(job.summary.get("phantoms") for job in jobs), held_out=True),
         headline=headline_of(jobs, best),
-        heads=heads[:-1],  # errors are long: they stand below
+        heads=heads[:-1],
         rows=[[("" if v is None else v, shown(v)) for v in row[:-1]] for row in rows],
-        failed=[(job.folder.name, job.error) for job in jobs if job.error],
+        failed=failed,
         progress=Markup(sweep_charts.best_so_far([j.dice for j in jobs])) if scored else None,
         mattered=Markup(sweep_charts.what_mattered(shares)) if shares else None,
         not_said=NOT_SAID,
@@ -128,7 +131,7 @@ def print_table(title: str, heads: list[str], rows: list[list[Any]]) -> None:
     console = Console(width=None if Console().is_terminal else 160)
     table = Table(title=title)
     for head in heads:
-        table.add_column(head, justify="left" if head in ("job", "status", "error") else "right")
+        table.add_column(head, justify="left" if head in ("job", "status") else "right")
     for row in rows:
         table.add_row(*(shown(value) for value in row))
     console.print(table)
