@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 DEMO := demo
 STAMP := $(VENV)/.installed
 # a process a core; a file's tests stay together, for they share what the first of them made
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow fuzz lint check format wheel release lowest newest storm audit docs slurm map constraints clean
@@ -88,15 +89,15 @@ lowest:  ## the tests with the lowest versions that pyproject.toml allows, torch
 	echo torch==2.13.0 > .venv-lowest/torch.txt
 	.venv-lowest/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --extra dev \
 	  --override .venv-lowest/torch.txt pyproject.toml -o .venv-lowest/all.txt
-	grep -vE '^(torch|triton|nvidia|cuda)' .venv-lowest/all.txt > .venv-lowest/lowest.txt
+	grep -vE '^(torch==|triton|nvidia|cuda)' .venv-lowest/all.txt > .venv-lowest/lowest.txt
 	.venv-lowest/bin/pip install --quiet --disable-pip-version-check --no-deps -r .venv-lowest/lowest.txt -e .
-	.venv-lowest/bin/python -m pytest -W default  # old packages warn of newer ones they stand on
+	.venv-lowest/bin/python -m pytest $(SIDE_BY_SIDE) -W default  # old packages warn of newer ones they stand on
 
 newest:  ## the tests with the newest versions that pyproject.toml allows, torch aside
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest $(SIDE_BY_SIDE)
 
 map: $(STAMP)  ## draw docs/architecture.svg anew
 	$(BIN)/python docs/draw_map.py
