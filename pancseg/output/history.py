@@ -37,8 +37,9 @@ def draw_history(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
                     axes.annotate(
                         f"{best[1]:.3f} at {best[0]}",
                         best,
-                        xytext=(0, 10),
+                        xytext=(0, 10 if name == "dice" else -17),  # where its own curve is not
                         textcoords="offset points",
+                        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1},
                         ha=ends.get(best[0], "center"),
                         fontsize=9,
                     )
