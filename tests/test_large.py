@@ -249,17 +249,23 @@ def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) ->
     assert samples[0]["name"] == names[0]  # an earlier epoch's, asked for again
 
 
+def cache_of(tmp_path: Path, volumes: int, missing: int = 0) -> tuple[VolumeCache, list[Source]]:
+    """A cache that holds so many volumes, but for the last ones."""
+    image = tmp_path / "scan"
+    image.touch()
+    sources = [Source(str(n), "p", image, image, str(n), 8) for n in range(volumes)]
+    cache = VolumeCache(tmp_path / "cache", NUMBERS)
+    cache.folder.mkdir()
+    for source, name in product(sources[: volumes - missing], ARRAYS):
+        np.save(path := path_of(cache.folder, source, name), np.zeros(3))
+        shutil.copystat(image, path)
+    return cache, sources
+
+
 def test_each_volume_of_a_cache_is_looked_at_once_also_where_one_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = tmp_path / "scan"
-    image.touch()
-    sources = [Source(str(n), "p", image, image, str(n), 8) for n in range(12)]
-    cache = VolumeCache(tmp_path / "cache", NUMBERS)
-    cache.folder.mkdir()
-    for source, name in product(sources[:-1], ARRAYS):
-        np.save(path := path_of(cache.folder, source, name), np.zeros(3))
-        shutil.copystat(image, path)
+    cache, sources = cache_of(tmp_path, 12, missing=1)
     opened, load = [], volume_cache.open_memmap
     monkeypatch.setattr(
         volume_cache,
@@ -299,14 +305,7 @@ def test_two_volumes_are_looked_at_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads that wait for each other's turn take ten times as long as one thread alone."""
-    image = tmp_path / "scan"
-    image.touch()
-    sources = [Source(str(n), "p", image, image, str(n), 8) for n in range(4)]
-    cache = VolumeCache(tmp_path / "cache", NUMBERS)
-    cache.folder.mkdir()
-    for source, name in product(sources, ARRAYS):
-        np.save(path := path_of(cache.folder, source, name), np.zeros(3))
-        shutil.copystat(image, path)
+    cache, sources = cache_of(tmp_path, 4)
     calls, both = count(), threading.Barrier(2, timeout=10)
 
     def read(path: Path, mode: Any) -> Any:
