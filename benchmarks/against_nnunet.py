@@ -32,9 +32,9 @@ import numpy as np
 from dice_over_time import report, whole_case_dice, write_result
 from time_to_dice import Bench, missing, numbers, run_pancseg, set_up
 
-from pancseg.atomic import write_json
 from pancseg.dataset.manifest import Case, read_manifest
-from pancseg.processes import cores
+from pancseg.files import write_json
+from pancseg.parallel import cores
 
 NUMBER, NAME = "901", "Dataset901_Pancseg"
 ITERATIONS, VAL_ITERATIONS = 25, 5  # of an epoch; nnU-Net has 250 and 50

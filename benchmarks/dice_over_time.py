@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 from intake import processor
 
-from pancseg.atomic import write_json, write_text
 from pancseg.dataset.manifest import Case, read_manifest
-from pancseg.processes import cores
+from pancseg.files import write_json, write_text
+from pancseg.parallel import cores
 from pancseg.scoring.case_scores import score_case
 from pancseg.scoring.statistics import describe, per_patient
 

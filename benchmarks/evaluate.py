@@ -24,12 +24,12 @@ from dice_over_time import machine
 from scipy import ndimage
 
 from pancseg.dataset.manifest import Case
+from pancseg.files import write_nifti
 from pancseg.inference.members import Member
 from pancseg.inference.own_grid import Piece
 from pancseg.inference.postprocess import Postprocess
 from pancseg.judging.case_judge import CaseJudge, read_case
-from pancseg.nifti_file import write_nifti
-from pancseg.progress import track
+from pancseg.parallel import track
 
 SPACING_MM = (0.75, 0.75, 1.5)
 TOLERANCES_MM = [1.0, 2.0, 3.0]

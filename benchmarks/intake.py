@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from pancseg.processes import cores, in_processes
+from pancseg.parallel import cores, process_map
 
 SLICES, SIDE = 119, 512
 VOLUME_MB = SLICES * SIDE * SIDE * 2 / 1e6
@@ -31,12 +31,12 @@ def convert_pancseg(series: Path, out: Path) -> float:
     """Search, read, check and write, as ``prepare`` does with an image."""
     import numpy as np
 
-    from pancseg.affine import spacing_of
+    from pancseg.files import write_nifti
+    from pancseg.geometry import spacing_of
     from pancseg.intake.checks.flags import Checks, flags_of
     from pancseg.intake.dicom.finding import find_series
     from pancseg.intake.dicom.series import read_ct
     from pancseg.intake.found import Reading
-    from pancseg.nifti_file import write_nifti
 
     begun = time.perf_counter()
     (found,), _ = find_series(series)
@@ -197,7 +197,7 @@ def main() -> None:
     if chosen.tool:
         jobs = [(chosen.tool, chosen.folder, chosen.out / str(n)) for n in range(chosen.copies)]
         processes = 1 if chosen.copies == 1 else cores()
-        print(max(in_processes(convert, jobs, processes, fail)))
+        print(max(process_map(convert, jobs, processes, fail)))
     else:
         chosen.folder.mkdir(parents=True, exist_ok=True)
         report(chosen.folder, chosen.rounds)

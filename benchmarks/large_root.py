@@ -70,7 +70,7 @@ def tiny(number: int) -> tuple[Any, Any]:
 
 def write_source(work: Path, number: int) -> None:
     """A patient as NIfTI files."""
-    from pancseg.nifti_file import write_nifti
+    from pancseg.files import write_nifti
 
     for folder, image in zip(("images", "labels"), tiny(number), strict=True):
         write_nifti(work / folder / f"p{number:06}.nii.gz", image)
@@ -88,9 +88,9 @@ def make_root(work: Path, patients: int) -> None:
     from pancseg.intake.found import Reading
     from pancseg.intake.layouts.nifti import find_nifti_pairs
     from pancseg.intake.pseudonyms import make_names
+    from pancseg.parallel import passing
     from pancseg.preparing.planning import source_of
     from pancseg.preparing.preparation import Preparation
-    from pancseg.progress import passing
 
     root = work / "root"
     write_source(work, 0)

@@ -26,8 +26,8 @@ from typing import Any, Self
 
 from dice_over_time import ARMS, Arm, report, whole_case_dice, write_result
 
-from pancseg.atomic import write_json
-from pancseg.processes import cores
+from pancseg.files import write_json
+from pancseg.parallel import cores
 from pancseg.scoring.statistics import per_patient
 
 PLAIN = Path(__file__).with_name("plain_recipe.py")

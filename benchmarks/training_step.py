@@ -28,8 +28,8 @@ from typing import Any
 
 from dice_over_time import machine
 
-from pancseg.atomic import write_json, write_text
-from pancseg.processes import cores
+from pancseg.files import write_json, write_text
+from pancseg.parallel import cores
 
 FIGURES = ("step_s", "waiting", "first_s", "peak_mb", "worker_mb", "gpu_mb")
 

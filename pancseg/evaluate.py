@@ -22,7 +22,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         PancsegError: If it cannot start.
         Incomplete: If a case failed; the others are scored.
     """
-    from pancseg.atomic import check_writable
+    from pancseg.files import check_writable
     from pancseg.hardware import how_to_apply
     from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
     from pancseg.inference.postprocess import Wanted
@@ -33,7 +33,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from pancseg.output.run_files import Run
     from pancseg.output.run_report import write_run_report
     from pancseg.output.score_table import print_scores
-    from pancseg.progress import track
+    from pancseg.parallel import progress
     from pancseg.scoring.score_file import summarise, write_scores
 
     check_request(cfg)
@@ -58,7 +58,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), facts.note_of(about))
     judged = [
         judge.judge(case, who := judges[case.patient], [chosen[one.checkpoint] for one in who])
-        for case in track(cases, f"scoring {cfg.subset}", "case")
+        for case in progress(cases, f"scoring {cfg.subset}", "case")
     ]
     rows, calibrations = [row for row, _ in judged], [found for _, found in judged if found]
     figures = summarise(rows, calibrations, about)

@@ -20,12 +20,12 @@ def export(cfg: DictConfig) -> None:
             is left.
     """
     check_request(cfg)
-    from pancseg.atomic import replaced_folder, write_text
     from pancseg.exporting.bundle import write_bundle
     from pancseg.exporting.exportable import open_exportable
     from pancseg.exporting.model_card import model_card
     from pancseg.exporting.onnx_model import check_installed, write_onnx
     from pancseg.exporting.scored import facts_of
+    from pancseg.files import replaced_folder, write_text
 
     if cfg.format == "onnx":
         check_installed()
@@ -67,7 +67,7 @@ def check_free(output: Path) -> None:
     Raises:
         PancsegError: If the output is a file or a folder that holds something, or cannot be made.
     """
-    from pancseg.atomic import check_writable
+    from pancseg.files import check_writable
 
     if output.is_dir() and not any(output.iterdir()):
         return

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.atomic import write_json
 from pancseg.configuration import changes_result
 from pancseg.explanation import one_line, own_error
+from pancseg.files import write_json
 
 FAILED, SUMMARY = "failed.json", "summary.json"
 TRACEBACK = "PANCSEG_TRACEBACK"  # in the environment, where HYDRA_FULL_ERROR was asked for

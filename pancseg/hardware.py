@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pancseg.errors import PancsegError
-from pancseg.processes import cores
+from pancseg.parallel import cores
 
 CUDA_WHEELS = (  # the version that is here, which the rest was tried with
     f"pip install --force-reinstall torch=={torch.__version__.partition('+')[0]} "

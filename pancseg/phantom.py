@@ -17,7 +17,7 @@ def phantom(cfg: DictConfig) -> None:
     Raises:
         PancsegError: If nothing sensible is asked for.
     """
-    from pancseg.progress import track
+    from pancseg.parallel import progress
     from pancseg.simulation.patient import simulate_patient, write_patient
 
     if OmegaConf.is_missing(cfg, "out"):
@@ -28,7 +28,7 @@ def phantom(cfg: DictConfig) -> None:
             "expected at least 1 patient, 2 voxels along each axis and spacings above 0"
         )
     out = Path(cfg.out)
-    for index in track(range(cfg.patients), "phantoms", "patient"):
+    for index in progress(range(cfg.patients), "phantoms", "patient"):
         patient = simulate_patient(cfg.seed, index, tuple(cfg.shape), tuple(cfg.spacing_mm))
         write_patient(patient, out)
     log.info("%s: %d phantoms of %s voxels", out, cfg.patients, " x ".join(map(str, cfg.shape)))

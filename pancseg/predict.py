@@ -30,8 +30,7 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.inference.postprocess import Wanted
     from pancseg.intake.found import Reading
     from pancseg.intake.layouts.unlabelled import find_scans
-    from pancseg.processes import cores
-    from pancseg.progress import follow
+    from pancseg.parallel import cores, follow
 
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):

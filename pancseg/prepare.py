@@ -31,13 +31,13 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from pancseg.dataset.groups import Cutting, check_cut
     from pancseg.intake.checks.flags import Checks
     from pancseg.intake.pseudonyms import make_names, remember
+    from pancseg.parallel import follow
     from pancseg.preparing import source_request as request
     from pancseg.preparing.closing_lines import closing_lines
     from pancseg.preparing.filling import fill
     from pancseg.preparing.preparation import Preparation
     from pancseg.preparing.preparation_checks import check_root
     from pancseg.preparing.shared_root import shared_root
-    from pancseg.progress import follow
 
     check_cut(cfg.data.depth, cfg.data.tail)
     checks = Checks(**OmegaConf.to_container(cfg.checks))  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def fit_and_tell(
         checkpoint: To go on from.
         earlier: What it holds.
     """
-    from pancseg.atomic import write_json
+    from pancseg.files import write_json
     from pancseg.tracking.going_on import give_a_best
     from pancseg.tracking.summary import describe_run, log_hyperparameters
     from pancseg.training.assembly import fit, make_trainer, watch_training

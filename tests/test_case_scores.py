@@ -6,7 +6,7 @@ import SimpleITK
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import bounding_box
 from pancseg.scoring.case_scores import score_case
 from tests.hand_made import AFFINE, CUBE, ML, PAIRS, TOLERANCES_MM, Pair
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pancseg import hardware as machine
-from pancseg import limits
+from pancseg import parallel
 from pancseg.checkup import decoders, findings, gpu, hardware, software, storage
 from pancseg.checkup.examination import CHECKS, looked
 from pancseg.checkup.findings import BROKEN, OK, SLOW, Finding
@@ -148,23 +148,11 @@ def test_the_quota_of_a_container_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, quota: float | None
 ) -> None:
     (tmp_path / "cpu.max").write_text(written + "\n")
-    monkeypatch.setattr(limits, "CORE_QUOTA", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(parallel, "CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(hardware, "cores_here", lambda: 8)
     found = hardware.cores()
     assert found.facts["quota"] == quota
     assert ("processes=1" in found.words) == (quota is not None)
-
-
-def test_the_quota_of_an_older_container_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name, value in (("quota", "200000"), ("period", "100000")):
-        (tmp_path / name).write_text(value)
-    monkeypatch.setattr(limits, "CORE_QUOTA", str(tmp_path / "none"))
-    monkeypatch.setattr(limits, "OLD_QUOTA", [str(tmp_path / n) for n in ("quota", "period")])
-    assert limits.core_quota() == 2.0
-    (tmp_path / "quota").write_text("-1")
-    assert limits.core_quota() is None
 
 
 def test_a_small_disk_is_told_with_how_many_scans_it_holds(

@@ -104,7 +104,7 @@ TARGETS = {
         "monai.networks.utils.pickle_operations", "monai.networks.nets.resnet.torch.hub.load",
         "monai.networks.trt_compiler.TrtCompiler", "torch.optim.Adam",
         "monai.networks.nets.resnet.get_pretrained_resnet_medicalnet",
-        "torch.optim.swa_utils.torch.load", "pancseg.train.train", "pancseg.atomic.write_text",
+        "torch.optim.swa_utils.torch.load", "pancseg.train.train", "pancseg.files.write_text",
         "pancseg.exporting.whole_scan.load_network", "pancseg.exporting.whole_scan.ExportedNetwork",
         "pancseg.learning.building.importlib.import_module", "pancseg..os.system", "pancseg.\0.x",
         "monai.networks.nets.UNet.__init__", ["os.system"], None, {"_target_": "os.system"},

@@ -10,8 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.affine import oriented_like
 from pancseg.errors import PancsegError
+from pancseg.geometry import oriented_like
 from pancseg.intake.found import Choice, Found, Mask, Reading
 from pancseg.intake.layouts.nih import find_nih
 from pancseg.intake.layouts.nnunet import chosen, find_msd, find_nnunet

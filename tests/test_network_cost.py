@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pancseg import limits
+from pancseg import parallel
 from pancseg.errors import PancsegError
 from pancseg.learning import memory_advice
 from pancseg.learning.memory_advice import available_memory, check_memory
@@ -152,7 +152,7 @@ def test_the_memory_of_this_machine_is_found_within_its_container(
     assert whole is None or whole > 10**8
     limit = tmp_path / "memory.max"
     limit.write_text("50000000\n")
-    monkeypatch.setattr(limits, "MEMORY_LIMITS", [str(limit)])
+    monkeypatch.setattr(parallel, "CGROUP_ROOT", tmp_path)
     assert available_memory("cpu") == 50_000_000
     limit.write_text("max\n")
     assert (available_memory("cpu") or 0) > 50_000_000

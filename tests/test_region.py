@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.affine import spacing_of
 from pancseg.dataset.transforms import Preprocessing
+from pancseg.geometry import spacing_of
 from pancseg.inference import region
 from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.region import first_look, look_coarse_to_fine

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.pieces import second_piece
+from pancseg.geometry import second_component_voxels
 
 UNKNOWN = 0.7  # confidence below which a mask is doubted where nothing was learnt
 MASK_FLAGS = {
@@ -73,7 +73,7 @@ def mask_flags(
     else:
         if not low <= voxels * voxel_ml <= high:
             flags.add("volume_range")
-        if second_piece(mask) > doubts.piece_share * voxels:
+        if second_component_voxels(mask) > doubts.piece_share * voxels:
             flags.add("several_pieces")
         if mask[..., 0].any() or mask[..., -1].any():
             flags.add("touches_end")

@@ -8,8 +8,8 @@ from typing import Any
 
 from pancseg.applying.scan_segmenter import ScanSegmenter
 from pancseg.applying.shared_batch import SharedBatch
-from pancseg.atomic import PARTIAL, check_writable, read_json, write_json
 from pancseg.errors import PancsegError
+from pancseg.files import PARTIAL, check_writable, read_json, write_json
 from pancseg.inference.beside import sha256_of
 from pancseg.sharing import FOLDER, Crew
 

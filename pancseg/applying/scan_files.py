@@ -8,13 +8,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from pancseg.affine import Affine, oriented_like
 from pancseg.applying.scan_segmenter import Segmented
 from pancseg.errors import Refused, lacks_room
+from pancseg.files import write_nifti
+from pancseg.geometry import Affine, oriented_like
 from pancseg.intake.dicom.pixels import brief
 from pancseg.intake.dicom.stack import Stack
 from pancseg.intake.found import Candidate, Scan
-from pancseg.nifti_file import write_nifti
 from pancseg.output.dicom_rtstruct import write_rtstruct
 from pancseg.output.dicom_seg import write_seg
 from pancseg.output.prediction_table import Prediction

@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pancseg.affine import spacing_of, voxel_ml
 from pancseg.applying.mask_flags import Doubts, in_order, mask_flags
 from pancseg.applying.scan_files import ScanFiles
 from pancseg.applying.scan_progress import Job, Progress
 from pancseg.applying.scan_segmenter import ScanSegmenter, Segmented
-from pancseg.bounding_box import bounding_box
 from pancseg.errors import Incomplete
+from pancseg.geometry import bounding_box, spacing_of, voxel_ml
 from pancseg.intake.checks.flags import Checks, flags_of
 from pancseg.intake.found import Candidate, Scan
 from pancseg.output.prediction_table import DONE, Prediction

@@ -10,9 +10,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine, oriented_like, slices_from_feet
 from pancseg.dataset.appearance import appearance
 from pancseg.errors import PancsegError
+from pancseg.geometry import Affine, oriented_like, slices_from_feet
 from pancseg.hardware import cpu_has_bf16, detect
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.members import Member, look_together, open_members, together

@@ -13,7 +13,7 @@ from filelock import FileLock
 from pancseg.applying.batch import segment_each
 from pancseg.applying.scan_progress import Job
 from pancseg.applying.scan_run import ScanRun, input_of
-from pancseg.atomic import PARTIAL, write_json
+from pancseg.files import PARTIAL, write_json
 from pancseg.intake.found import Found
 from pancseg.intake.layouts.unlabelled import names_of
 from pancseg.output.prediction_table import (

@@ -5,8 +5,8 @@ import platform
 from pathlib import Path
 
 from pancseg.checkup.findings import OK, SLOW, Finding
-from pancseg.limits import core_quota, main_memory
-from pancseg.processes import cores as cores_here
+from pancseg.parallel import core_quota, main_memory
+from pancseg.parallel import cores as cores_here
 
 GB_A_PROCESS = 2.0  # of preparation: libraries and a scan of 1000 slices, as predict takes them
 GB_TO_WORK = 8.0  # a round number above a step of the default networks and their libraries

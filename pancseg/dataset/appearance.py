@@ -14,8 +14,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import spacing_of
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import bounding_box, spacing_of
 
 STEP_MM = 4.0  # of the sample
 BODY_HU = -300.0  # above is the body, with the table and what lies on it

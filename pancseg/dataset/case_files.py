@@ -8,7 +8,7 @@ import numpy as np
 
 from pancseg.dataset.groups import Cutting, pairs_of, plan_cut
 from pancseg.dataset.manifest import Group
-from pancseg.nifti_file import content_of, write_nifti
+from pancseg.files import unpacked_sha256, write_nifti
 
 
 def write_groups(
@@ -73,7 +73,7 @@ def is_as_prepared(image: Path, label: Path, sha256: str) -> bool:
         OSError: If one cannot be read.
         EOFError: If one is cut short.
     """
-    return not sha256 or hash_of_both([content_of(image), content_of(label)]) == sha256
+    return not sha256 or hash_of_both([unpacked_sha256(image), unpacked_sha256(label)]) == sha256
 
 
 def told_change(image: Path, label: Path) -> str:

@@ -18,7 +18,7 @@ from pancseg.dataset.transforms import Preprocessing
 from pancseg.dataset.volume_cache import Source, VolumeCache
 from pancseg.dataset.volume_plan import plan_volume
 from pancseg.errors import PancsegError
-from pancseg.processes import outlive_signals
+from pancseg.parallel import ignore_signals
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
@@ -206,7 +206,7 @@ class GroupData(pl.LightningDataModule):
             num_workers=workers,
             pin_memory=self.hparams["pin_memory"] and not on_gpu,
             persistent_workers=workers > 0,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=ignore_signals,
             **options,
         )
 

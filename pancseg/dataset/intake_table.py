@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pancseg.atomic import as_csv
+from pancseg.files import to_csv
 
 TABLE = "intake.csv"
 Key = tuple[str, str]
@@ -87,4 +87,4 @@ def read_rows(path: Path) -> Rows:
 
 def rows_to_csv(rows: list[Row]) -> str:
     """The table as text."""
-    return as_csv(HEADS, map(astuple, rows))
+    return to_csv(HEADS, map(astuple, rows))

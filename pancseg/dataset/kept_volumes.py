@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pancseg.dataset.volume_cache import Source, Volume
-from pancseg.progress import passing
+from pancseg.parallel import progress
 
 log = logging.getLogger(__name__)
 KEEPING = ("disk", "ram", "gpu")
@@ -61,7 +61,9 @@ class KeptVolumes:
 
     def load_all(self) -> list[tuple[Tensor, Tensor, NDArray[np.int32]]]:
         """All volumes on the device, with progress."""
-        return list(passing(map(self.load, self.sources), len(self), "reading", "volume"))
+        return list(
+            progress(map(self.load, self.sources), "reading", "volume", len(self), delay_s=2)
+        )
 
     def load(self, source: Source) -> tuple[Tensor, Tensor, NDArray[np.int32]]:
         """A volume on the device."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import read_json, write_text
 from pancseg.dataset.manifest_checks import entries_of
 from pancseg.errors import PancsegError
+from pancseg.files import read_json, write_text
 
 NAME = "manifest.json"
 SCHEMA = 1

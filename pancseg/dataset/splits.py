@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import read_json
 from pancseg.errors import PancsegError
+from pancseg.files import read_json
 
 PARTS = ("train", "val", "test")
 

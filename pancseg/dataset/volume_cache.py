@@ -19,12 +19,11 @@ from monai.transforms import Compose
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from pancseg.atomic import replaced
 from pancseg.dataset.case_files import is_as_prepared, told_change
 from pancseg.dataset.transforms import Preprocessing, deterministic
 from pancseg.errors import PancsegError
-from pancseg.processes import cores, in_processes
-from pancseg.progress import passing
+from pancseg.files import replaced
+from pancseg.parallel import cores, process_map, progress
 
 log = logging.getLogger(__name__)
 ARRAYS = ("image", "label", "foreground")  # written in this order: the last one says that all are
@@ -132,7 +131,9 @@ class VolumeCache:
     def lacking(self, sources: Sequence[Source]) -> list[Source]:
         """Those whose volume is not whole, with progress; in threads, for disks far away wait."""
         with ThreadPoolExecutor(LOOKING) as pool:
-            whole = passing(pool.map(self.is_whole, sources), len(sources), "checking", "volume")
+            whole = progress(
+                pool.map(self.is_whole, sources), "checking", "volume", len(sources), delay_s=2
+            )
             return [one for one, is_whole in zip(sources, whole, strict=True) if not is_whole]
 
     def make(self, missing: list[Source], processes: int | None) -> None:
@@ -142,8 +143,8 @@ class VolumeCache:
             processes = 0 if alone else min(cores(), len(missing))
         threads = torch.get_num_threads() if processes < 1 else max(1, cores() // processes)
         jobs = [Job(source, self.folder, self.preprocessing, threads) for source in missing]
-        done = in_processes(make_volume, jobs, processes, died)
-        for made in passing(done, len(jobs), "preprocessing", "volume"):
+        done = process_map(make_volume, jobs, processes, died)
+        for made in progress(done, "preprocessing", "volume", len(jobs), delay_s=2):
             if made.problem:
                 raise PancsegError(made.problem)
             if made.warning:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from pancseg import __version__
-from pancseg.atomic import write_json
 from pancseg.exporting import whole_scan
 from pancseg.exporting.exportable import Exportable
 from pancseg.exporting.processing import transforms_of
 from pancseg.exporting.program import check_same, program_of, quiet
+from pancseg.files import write_json
 from pancseg.learning.segmenter import WINDOWS
 
 SCHEMA = (

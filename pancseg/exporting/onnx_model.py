@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pancseg.atomic import write_json
 from pancseg.errors import PancsegError
 from pancseg.exporting.exportable import Exportable
 from pancseg.exporting.processing import describe_processing
 from pancseg.exporting.program import check_same, program_of, quiet
+from pancseg.files import write_json
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

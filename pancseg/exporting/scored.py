@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pancseg.atomic import read_json
 from pancseg.exporting.exportable import Exportable
+from pancseg.files import read_json
 from pancseg.inference.members import folder_of
 from pancseg.output.run_files import Run
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import read_json, write_json
+from pancseg.files import read_json, write_json
 
 OF = "checkpoint_sha256"
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pancseg.atomic import is_table
 from pancseg.dataset.splits import PARTS
 from pancseg.errors import PancsegError
+from pancseg.files import is_mapping
 from pancseg.learning.building import build
 
 LONGEST_AXIS = 4096  # voxels of a patch
@@ -30,10 +30,10 @@ def check_content(content: Any) -> None:
         raise PancsegError("holds no checkpoint")
     data = content["datamodule_hyper_parameters"]
     told: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-        "data": (data, is_table),
-        "GroupData": (content["GroupData"], is_table),
-        "hyper_parameters": (content["hyper_parameters"], is_table),
-        "state_dict": (content["state_dict"], is_table),
+        "data": (data, is_mapping),
+        "GroupData": (content["GroupData"], is_mapping),
+        "hyper_parameters": (content["hyper_parameters"], is_mapping),
+        "state_dict": (content["state_dict"], is_mapping),
         "epoch": (content["epoch"], lambda v: is_whole(v, 0, 10**9)),
     }
     check_each(told)
@@ -45,8 +45,8 @@ def check_content(content: Any) -> None:
             "data.window_hu": (data["window_hu"], is_window),
             "data.spatial_size": (data["spatial_size"], is_size),
             "data.depth": (data["depth"], lambda v: v is None or is_whole(v, 1, DEEPEST)),
-            "data.sampling": (data["sampling"], is_table),
-            "data.split": (data["split"], is_table),
+            "data.sampling": (data["sampling"], is_mapping),
+            "data.split": (data["split"], is_mapping),
         }
     )
     check_view(content["hyper_parameters"].get("view"))
@@ -61,7 +61,7 @@ def check_view(view: Any) -> None:
     """
     if view is None:
         return
-    check_each({"view": (view, is_table)})
+    check_each({"view": (view, is_mapping)})
     check_each(
         {
             "view.size": (view["size"], is_size),
@@ -79,7 +79,7 @@ def check_dealt(state: dict[str, Any]) -> None:
         PancsegError: If those are no lists of names.
     """
     split, before = state["split"], state.get("seen_before", ())
-    check_each({"split": (split, is_table), "seen_before": (before, are_names)})
+    check_each({"split": (split, is_mapping), "seen_before": (before, are_names)})
     check_each({f"split.{part}": (split[part], are_names) for part in PARTS})
     if not isinstance(state.get("fingerprint", ""), str):
         raise PancsegError("holds a fingerprint that is no text")

@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from pancseg.affine import with_right_angles
 from pancseg.configuration import BEST
 from pancseg.errors import PancsegError
+from pancseg.geometry import with_right_angles
 from pancseg.inference.checkpoint import Trained, open_checkpoint
 from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess

@@ -9,9 +9,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import Tensor
 
-from pancseg.affine import Affine
-from pancseg.bounding_box import bounding_box
 from pancseg.dataset.transforms import AXES, Preprocessing, deterministic
+from pancseg.geometry import Affine, bounding_box
 from pancseg.inference.parallel_grids import interpolate, lie_on
 
 BLOCK_VOXELS = 4_000_000  # interpolated at a time

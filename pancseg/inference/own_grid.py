@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pancseg.affine import Affine
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import Affine, bounding_box
 from pancseg.inference.parallel_grids import Along, interpolate, lie_on, reached
 
 BLOCK_VOXELS = 8_000_000  # held as floats at a time

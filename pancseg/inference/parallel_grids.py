@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pancseg.affine import Affine
+from pancseg.geometry import Affine
 
 PARALLEL = 1e-3  # voxels that an axis may lean over its whole length
 

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pancseg.bounding_box import bounding_box
 from pancseg.errors import PancsegError
+from pancseg.geometry import CONNECTIVITY_26, bounding_box
 from pancseg.inference.beside import keep, kept
-from pancseg.pieces import TOUCHING
 
 AUTO = "auto"
 
@@ -53,7 +52,7 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     [[[0, 0, 1, 1]]]
     """
     box = bounding_box(mask)
-    labels, pieces = ndimage.label(mask[box], TOUCHING)
+    labels, pieces = ndimage.label(mask[box], CONNECTIVITY_26)
     if pieces < 2:
         return mask
     sizes = np.bincount(labels.ravel())

@@ -11,8 +11,7 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from pancseg.affine import spacing_of
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import bounding_box, spacing_of
 from pancseg.inference.own_grid import Box, Piece
 from pancseg.inference.parallel_grids import lie_on, reached
 from pancseg.inference.whole_case import WholeCase

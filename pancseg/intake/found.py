@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from pancseg.affine import Affine
+from pancseg.geometry import Affine
 from pancseg.intake.dicom.stack import Repair, Stack
 
 Choice = tuple[int | str, ...] | None

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from pancseg.atomic import as_csv
 from pancseg.errors import PancsegError
+from pancseg.files import to_csv
 
 Namer = Callable[[str], str]
 TABLE_ENDING = ".names.csv"
@@ -75,7 +75,7 @@ def remember(names: Names, identities: Iterable[str]) -> None:
                     "chance; prepare with another privacy.key_file"
                 )
         if table != known:
-            write_secret(names.table, as_csv(("patient", "identity"), sorted(table.items())))
+            write_secret(names.table, to_csv(("patient", "identity"), sorted(table.items())))
 
 
 def digest(key: bytes, text: str) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.bounding_box import bounding_box
 from pancseg.dataset.manifest import read_manifest
 from pancseg.errors import PancsegError
+from pancseg.geometry import bounding_box
 from pancseg.inference.members import Member
 from pancseg.inference.postprocess import (
     AUTO,
@@ -25,7 +25,7 @@ from pancseg.inference.postprocess import (
     side_file,
 )
 from pancseg.judging.case_judge import PLAIN, read_case
-from pancseg.progress import track
+from pancseg.parallel import progress
 from pancseg.scoring.statistics import per_patient
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def origin_of(members: Sequence[Member], wanted: Wanted) -> str:
 def validation_cases(member: Member, root: Path) -> Iterator[Judged]:
     """Probability and drawn mask of each validation case."""
     cases = read_manifest(root).cases_of(member.trained.split.val)
-    for case in track(cases, "choosing on val", "case"):
+    for case in progress(cases, "choosing on val", "case"):
         image, reference = read_case(case, root)
         yield case.patient, member.network.probability(image), reference
 

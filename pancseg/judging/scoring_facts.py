@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import read_json
 from pancseg.dataset.case_files import is_as_prepared, told_change
 from pancseg.dataset.intake_table import TABLE, read_rows
 from pancseg.dataset.manifest import Case, read_manifest
 from pancseg.dataset.splits import PARTS
 from pancseg.errors import PancsegError
+from pancseg.files import read_json
 from pancseg.inference.members import Member, are_held_out
 from pancseg.inference.postprocess import Postprocess
 from pancseg.intake.checks.flags import FACTS

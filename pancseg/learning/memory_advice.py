@@ -11,7 +11,7 @@ from pancseg.errors import PancsegError
 from pancseg.learning.building import find_class
 from pancseg.learning.network_cost import cost_of, describe, gigabytes
 from pancseg.learning.network_sizes import check_spatial_size, fitted, needs_values
-from pancseg.limits import main_memory
+from pancseg.parallel import main_memory
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "use_checkpoint"  # MONAI's name for it

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import bounding_box
 from pancseg.output.outlines import WINDOW_HU, as_seen
 
 SIDE = 96  # voxels, at most

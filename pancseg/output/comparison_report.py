@@ -8,7 +8,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from pancseg.atomic import write_csv, write_json
+from pancseg.files import write_csv, write_json
 from pancseg.output import charts
 from pancseg.output.page import banners_of, write_page
 from pancseg.output.score_words import is_share, sense_of, shown, title_of_column

@@ -10,7 +10,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from pancseg.atomic import replaced
+from pancseg.files import replaced
 from pancseg.intake.checks.flags import FACTS
 from pancseg.output.thumbnails import SIDE, read_thumbnail
 

@@ -8,8 +8,7 @@ from PIL import Image
 
 from pancseg.errors import PancsegError
 from pancseg.output.contact_page import COLUMNS, KEY, Page, Tile, draw_page
-from pancseg.processes import cores, in_processes
-from pancseg.progress import passing
+from pancseg.parallel import cores, process_map, progress
 
 PAGE = re.compile(r"intake(_\d+)?\.png")
 ROWS = 5
@@ -29,8 +28,8 @@ def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
     pages = pages_of(root, tiles)
     new = [page for page in pages if page.key != key_in(page.path)]
     processes = min(cores(), len(new)) if len(new) >= FEWEST_PAGES else 0
-    drawn = in_processes(draw_page, new, processes, died)
-    if any(passing(drawn, len(new), "drawing", "page")):
+    drawn = process_map(draw_page, new, processes, died)
+    if any(progress(drawn, "drawing", "page", len(new), delay_s=2)):
         raise PancsegError(f"{root}: a page of the contact sheet ended the process that drew it")
     paths = [page.path for page in pages]
     for path in set(root.glob("intake*.png")).difference(paths):

@@ -17,7 +17,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from pancseg import __version__
-from pancseg.atomic import replaced
+from pancseg.files import replaced
 from pancseg.intake.dicom.pixels import quiet
 from pancseg.intake.dicom.planes import Plane
 from pancseg.intake.dicom.stack import Stack

@@ -9,8 +9,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from pancseg import __version__
-from pancseg.atomic import replaced
 from pancseg.errors import Refused
+from pancseg.files import replaced
 from pancseg.intake.dicom.pixels import quiet
 from pancseg.intake.dicom.stack import Stack
 from pancseg.output.dicom_sources import frames_of, sources_of

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 
-from pancseg.affine import oriented_like
 from pancseg.errors import Refused
+from pancseg.geometry import oriented_like
 from pancseg.intake.dicom.pixels import has_no_preamble, name_syntax, parsing, quiet
 from pancseg.intake.dicom.stack import Stack
 

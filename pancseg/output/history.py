@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pancseg.atomic import replaced
+from pancseg.files import replaced
 
 COLOURS = {"train": "#3566a8", "val": "#d9822b"}
 

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
-from pancseg.affine import spacing_of
-from pancseg.atomic import replaced
-from pancseg.bounding_box import bounding_box
+from pancseg.files import replaced
+from pancseg.geometry import bounding_box, spacing_of
 
 WIDTH_INCHES, TITLES_INCHES = 11.0, 0.9
 AROUND_MM = 50.0  # of both masks, shown

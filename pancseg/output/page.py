@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from pancseg import __version__
-from pancseg.atomic import write_text
+from pancseg.files import write_text
 
 PARTS = Path(__file__).with_name("page_parts")
 PHANTOMS = ("PHANTOMS", "These are synthetic scans. Figures say nothing about patients.")

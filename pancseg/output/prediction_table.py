@@ -4,7 +4,7 @@ import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from pancseg.atomic import write_csv
+from pancseg.files import write_csv
 
 NAME = "predictions.csv"
 DONE, FAILED, REFUSED = "done", "failed", "refused"

@@ -10,9 +10,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pancseg.atomic import read_json
 from pancseg.configuration import BEST, changes_result, leaves
 from pancseg.errors import PancsegError
+from pancseg.files import read_json
 from pancseg.scoring.score_file import read_scores
 
 PLACES = (

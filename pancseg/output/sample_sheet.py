@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pancseg.atomic import replaced
+from pancseg.files import replaced
 from pancseg.output.contact_page import FAINT, GROUND, INK, shortened
 from pancseg.output.outlines import DRAWN, show_slice
 from pancseg.output.thumbnails import fullest_slice

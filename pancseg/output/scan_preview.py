@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pancseg.atomic import replaced
-from pancseg.bounding_box import bounding_box
+from pancseg.files import replaced
+from pancseg.geometry import bounding_box
 from pancseg.output.outlines import PREDICTED, as_seen, show_slice
 from pancseg.output.thumbnails import fullest_slice
 

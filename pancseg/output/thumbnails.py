@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pancseg.affine import spacing_of
-from pancseg.atomic import replaced
+from pancseg.files import replaced
+from pancseg.geometry import spacing_of
 
 SIDE = 240  # pixels: a pancreas is some 60 of them long
 WINDOW_HU = (-160, 240)  # the usual abdominal window

@@ -7,13 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from pancseg.affine import oriented_like, spacing_of, voxel_ml
 from pancseg.dataset.appearance import appearance
 from pancseg.dataset.case_files import hash_of, picture_of, write_groups, write_pair
 from pancseg.dataset.groups import Cutting
 from pancseg.dataset.intake_table import Row
 from pancseg.dataset.manifest import Case, Group
 from pancseg.errors import Incomplete, PancsegError, Refused
+from pancseg.geometry import oriented_like, spacing_of, voxel_ml
 from pancseg.intake.checks.flags import Checks, flags_of, in_order
 from pancseg.intake.checks.label_grid import grid_problem
 from pancseg.intake.dicom.pixels import brief

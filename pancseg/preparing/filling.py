@@ -7,11 +7,11 @@ from pancseg.dataset.case_files import picture_of
 from pancseg.dataset.intake_table import TABLE
 from pancseg.dataset.manifest import read_manifest
 from pancseg.output.contact_sheet import Tile, draw_contact_sheet
+from pancseg.parallel import process_map
 from pancseg.preparing.conversion import Job, Outcome, cannot_write, convert, killed
 from pancseg.preparing.preparation import Preparation
 from pancseg.preparing.shared_root import SharedRoot
 from pancseg.preparing.unfinished import keep_record, record_of
-from pancseg.processes import in_processes
 from pancseg.sharing import POLL_S, claimed
 
 
@@ -32,7 +32,7 @@ def fill(shared: SharedRoot, processes: int) -> Iterator[tuple[int, int, str]]:
     left = dict(jobs)
     yield 0, len(jobs), next((job.case for job in left.values()), "")
     while left:
-        for outcome in in_processes(take, list(left.values()), processes, give_up):
+        for outcome in process_map(take, list(left.values()), processes, give_up):
             if outcome is not None:
                 outcomes[outcome.origin] = outcome
                 del left[outcome.origin]

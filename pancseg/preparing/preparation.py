@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import PARTIAL, write_text
 from pancseg.dataset.case_files import picture_of
 from pancseg.dataset.groups import Cutting
 from pancseg.dataset.intake_table import TABLE, Row, Rows, read_rows, rows_to_csv
 from pancseg.dataset.manifest import Case, Group, Manifest, has_manifest, read_manifest
 from pancseg.dataset.whole_root import ROOT_FLAGS, copies_of, root_flags
 from pancseg.errors import Refused
+from pancseg.files import PARTIAL, write_text
 from pancseg.intake.checks.flags import Checks, in_order
 from pancseg.intake.found import Candidate, Found, Stray
 from pancseg.intake.pseudonyms import Names

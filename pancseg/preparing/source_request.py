@@ -10,7 +10,7 @@ from pancseg.intake.dicom.stack import Repair
 from pancseg.intake.found import Found, Reading
 from pancseg.intake.layouts.places import is_pattern, places_of
 from pancseg.intake.pseudonyms import Names
-from pancseg.processes import cores
+from pancseg.parallel import cores
 
 PLACES = ("images", "labels", "folder")  # keys of a source that are paths
 

@@ -7,12 +7,12 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pancseg.atomic import write_json
 from pancseg.dataset.case_files import picture_of
 from pancseg.dataset.intake_table import Row
 from pancseg.dataset.manifest import Case, Group
 from pancseg.dataset.manifest_checks import entries_of
 from pancseg.errors import PancsegError
+from pancseg.files import write_json
 from pancseg.preparing.conversion import Job, Outcome
 from pancseg.sharing import FOLDER
 

@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from pancseg.affine import Affine, diagonal_mm, spacing_of, voxel_ml
-from pancseg.bounding_box import bounding_box
-from pancseg.pieces import TOUCHING
+from pancseg.geometry import (
+    CONNECTIVITY_26,
+    Affine,
+    bounding_box,
+    diagonal_mm,
+    spacing_of,
+    voxel_ml,
+)
 from pancseg.scoring.surface import Mask, surface_distances
 
 SCORED, MISSED, EMPTY_REFERENCE = "scored", "missed", "empty_reference"
@@ -153,7 +158,7 @@ def score_case(
     inside, drawn_inside = prediction[box], reference[box]
     volume, drawn = int(inside.sum()), int(drawn_inside.sum())
     sizes = sizes_ml(volume, drawn, voxel_ml(affine))
-    pieces = int(ndimage.label(inside, TOUCHING)[1]) if volume else 0
+    pieces = int(ndimage.label(inside, CONNECTIVITY_26)[1]) if volume else 0
     if drawn == 0:
         return Scores.nothing(tolerances_mm, EMPTY_REFERENCE, **sizes, components=pieces)
     if volume == 0:

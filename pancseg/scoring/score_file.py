@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pancseg.atomic import write_csv, write_json
+from pancseg.files import write_csv, write_json
 from pancseg.scoring.case_scores import EMPTY_REFERENCE
 from pancseg.scoring.soft_scores import NO_VOXELS, Calibration
 from pancseg.scoring.statistics import agreement, describe, per_patient

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.bounding_box import bounding_box
+from pancseg.geometry import bounding_box
 
 Counts = NDArray[np.int64]
 SMOOTH = 1e-5  # of MONAI's DiceLoss, in numerator and denominator

@@ -12,8 +12,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from pancseg.atomic import write_text
 from pancseg.configuration import changes_result, conf_folder, leaves
+from pancseg.files import write_text
 from pancseg.output.run_files import read_yaml
 from pancseg.sweeping.search_space import quoted
 from pancseg.sweeping.sweep_jobs import SETTINGS, Job

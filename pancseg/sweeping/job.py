@@ -10,10 +10,10 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from pancseg.atomic import read_json, write_json
 from pancseg.configuration import JOB, LAST, changes_result, leaves, run_path
 from pancseg.errors import PancsegError
 from pancseg.failure import FAILED, SUMMARY, write_failure
+from pancseg.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 LOCK = "job.lock"

@@ -84,7 +84,7 @@ class OptunaSweeper(Sweeper):
             PancsegError: If nothing is searched, or the study is of another search.
             Incomplete: If trials failed; the others were done.
         """
-        from pancseg.atomic import write_text
+        from pancseg.files import write_text
 
         logging.getLogger("pancseg.sweeping").setLevel(logging.INFO)
         search = self.search_of(arguments)

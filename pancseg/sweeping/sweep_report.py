@@ -9,7 +9,7 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 
-from pancseg.atomic import write_csv, write_json
+from pancseg.files import write_csv, write_json
 from pancseg.output import sweep_charts
 from pancseg.output.page import banners_of, write_page
 from pancseg.sweeping.best_experiment import NAME as BEST_NAME

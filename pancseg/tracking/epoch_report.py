@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from pancseg.atomic import write_csv
+from pancseg.files import write_csv
 from pancseg.output.history import draw_history
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
-from pancseg.atomic import replaced
+from pancseg.files import replaced
 
 log = logging.getLogger(__name__)
 BEST = "best.ckpt"

@@ -10,8 +10,8 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.callbacks import Checkpoint
 
-from pancseg.atomic import replaced
 from pancseg.errors import Incomplete
+from pancseg.files import replaced
 from pancseg.stopping import Stopped
 from pancseg.tracking.epoch_report import is_trial
 

@@ -5,8 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.bounding_box import bounding_box
-from pancseg.pieces import second_piece
+from pancseg.geometry import bounding_box, second_component_voxels
 
 IN_AIR = -300  # HU; fat and partial volume lie above
 
@@ -38,7 +37,7 @@ def label_flags(
     found = {
         "label_outside_body": float(np.mean(hu[box][organ] < IN_AIR)) > outside_share,
         "label_volume": not volume_ml[0] <= ml <= volume_ml[1],
-        "label_pieces": second_piece(organ) / organ.sum() > piece_share,
+        "label_pieces": second_component_voxels(organ) / organ.sum() > piece_share,
         "label_cut": box[2].start == 0 or box[2].stop == mask.shape[2],
         "label_gaps": not organ.any(axis=(0, 1)).all(),
     }

@@ -4,8 +4,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine, describe_grid, oriented_like, same_grid, spacing_of
 from pancseg.errors import Refused
+from pancseg.geometry import Affine, describe_grid, oriented_like, same_grid, spacing_of
 
 AXES = ("left-right", "back-front", "feet-head")
 FEWEST_TO_FLIP = 4  # voxels; along fewer, a whole extent is also a small shift

@@ -10,8 +10,7 @@ from pancseg.intake.dicom.extent import extent_of
 from pancseg.intake.dicom.headers import EMPTY, NO_IMAGE, Header, Series, read_header
 from pancseg.intake.found import Stray
 from pancseg.intake.walk import files_under
-from pancseg.processes import in_processes
-from pancseg.progress import passing
+from pancseg.parallel import process_map, progress
 
 A_PART = 200  # files that are looked at in one go
 FEWEST_PARTS = 10  # that are worth starting processes for
@@ -161,8 +160,8 @@ def read_headers(files: list[Path], processes: int) -> Iterable[Header]:
     parts = [files[start : start + A_PART] for start in range(0, len(files), A_PART)]
     if len(parts) < FEWEST_PARTS:
         processes = 0
-    steps = in_processes(read_some, parts, processes, died)
-    looked = passing(steps, len(parts), "looking", f"{A_PART} files")
+    steps = process_map(read_some, parts, processes, died)
+    looked = progress(steps, "looking", f"{A_PART} files", len(parts), delay_s=2)
     return sorted((header for part in looked for header in part), key=lambda one: one.path)
 
 

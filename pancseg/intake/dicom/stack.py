@@ -8,8 +8,8 @@ import numpy as np
 from highdicom.spatial import create_affine_matrix_from_attributes
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
+from pancseg.geometry import Affine, slices_from_feet
 from pancseg.intake.dicom.planes import Plane
 from pancseg.intake.dicom.resampling import between_planes, straightened
 

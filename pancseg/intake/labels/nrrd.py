@@ -15,8 +15,8 @@ import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine, slices_from_feet
 from pancseg.errors import Refused
+from pancseg.geometry import Affine, slices_from_feet
 from pancseg.intake.checks.label_grid import uncropped
 from pancseg.intake.dicom.pixels import LARGEST_BYTES, brief
 from pancseg.intake.dicom.planes import FARTHEST_MM

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from pancseg.affine import oriented_like, same_grid, spacing_of
+from pancseg.geometry import oriented_like, same_grid, spacing_of
 from pancseg.intake.dicom.finding import find_series
 from pancseg.intake.dicom.headers import Series
 from pancseg.intake.dicom.series import read_ct

@@ -12,8 +12,8 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from pancseg.affine import Affine
 from pancseg.errors import Refused
+from pancseg.geometry import Affine
 from pancseg.intake.dicom.pixels import LARGEST_BYTES, brief
 from pancseg.intake.dicom.planes import FARTHEST_MM, LARGEST_RESCALE
 

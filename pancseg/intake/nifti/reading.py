@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.affine import slices_from_feet
+from pancseg.geometry import slices_from_feet
 from pancseg.intake.dicom.pixels import Volume, smallest_type
 from pancseg.intake.found import Mask, Reading, Scan
 from pancseg.intake.labels.foreground import chosen_values

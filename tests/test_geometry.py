@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from pancseg.affine import oriented_like, same_grid, slices_from_feet, spacing_of
+from pancseg.geometry import oriented_like, same_grid, slices_from_feet, spacing_of
 
 CODES = ["".join(code) for axes in permutations(("RL", "AP", "SI")) for code in product(*axes)]
 RAS = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([1.0, 2, 3, 1]))

@@ -1,14 +1,19 @@
-"""Affines and voxel axes: RAS, millimetres, column-row-slice order.
+"""Affines, grids, bounding boxes and connected components.
 
-The little geometry that nibabel leaves to its user.
+Affines are RAS, in mm; arrays are ``(columns, rows, slices)``.
 """
+
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
+from scipy import ndimage
 
 Affine = NDArray[np.float64]
+CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
+"""Structuring element: voxels that share a face, an edge or a corner are connected."""
 
 
 def spacing_of(affine: Affine) -> tuple[float, float, float]:
@@ -31,7 +36,7 @@ def voxel_ml(affine: Affine) -> float:
 
 
 def diagonal_mm(shape: tuple[int, ...], affine: Affine) -> float:
-    """Length of a scan's diagonal, mm: the largest distance two of its voxels can have.
+    """Distance between the centres of two opposite corner voxels, mm.
 
     >>> diagonal_mm((5, 4, 1), np.diag([1.0, 1.0, 3.0, 1.0]))
     5.0
@@ -40,9 +45,9 @@ def diagonal_mm(shape: tuple[int, ...], affine: Affine) -> float:
 
 
 def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Turn the array so that its last axis runs from feet to head; the voxels stay in place.
+    """Reorient the array so that its last axis runs from feet to head; voxels stay in place.
 
-    The other two axes keep their order and direction, so an axial CT keeps its columns and rows.
+    The other two axes keep their order and direction: an axial CT keeps its columns and rows.
 
     >>> turned = slices_from_feet(nib.Nifti1Image(np.zeros((2, 3, 4)), np.diag([-1, 1, -1, 1.0])))
     >>> nib.aff2axcodes(turned.affine), turned.shape
@@ -57,25 +62,25 @@ def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def oriented_like(image: nib.Nifti1Image, other: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Turn an array's axes to the order and direction of another's; the voxels stay in place.
+    """Reorient the array to the axis order and directions of another image; voxels stay in place.
 
     >>> label = nib.Nifti1Image(np.zeros((2, 3, 4)), np.eye(4))
     >>> image = nib.Nifti1Image(np.zeros((2, 3, 4)), np.diag([-1, -1, 1, 1.0]))
     >>> nib.aff2axcodes(oriented_like(label, image).affine)
     ('L', 'P', 'S')
     """
-    ornts = (orientations.io_orientation(one.affine) for one in (image, other))
-    return image.as_reoriented(orientations.ornt_transform(*ornts))
+    own, wanted = (orientations.io_orientation(i.affine) for i in (image, other))
+    return image.as_reoriented(orientations.ornt_transform(own, wanted))
 
 
 def with_right_angles(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The same voxels, their axes turned until they are at right angles, if they lean.
+    """The same voxels on the nearest affine whose axes are orthogonal.
 
-    Headers hold few digits, and intake takes half a degree. By polar decomposition, which turns
-    them least.
+    Headers hold few digits, and intake accepts half a degree of shear. The rotation is the polar
+    factor of the axes, which is the nearest one.
 
-    >>> leaning = np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 2, 5], [0, 0, 0, 1.0]])
-    >>> image = with_right_angles(nib.Nifti1Image(np.zeros((2, 2, 2)), leaning))
+    >>> sheared = np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 2, 5], [0, 0, 0, 1.0]])
+    >>> image = with_right_angles(nib.Nifti1Image(np.zeros((2, 2, 2)), sheared))
     >>> bool(abs(image.affine[:, 0] @ image.affine[:, 1]) < 1e-12), image.affine[2, 3].item()
     (True, 5.0)
     """
@@ -89,7 +94,7 @@ def with_right_angles(image: nib.Nifti1Image) -> nib.Nifti1Image:
 def same_grid(
     shape_a: tuple[int, ...], affine_a: Affine, shape_b: tuple[int, ...], affine_b: Affine
 ) -> bool:
-    """Whether two grids have equal sizes and no corner further apart than a tenth of a voxel.
+    """Whether two grids have equal shapes and corners less than a tenth of a voxel apart.
 
     >>> same_grid((2, 2, 2), np.eye(4), (2, 2, 2), np.diag([1, 1, 1.01, 1]))
     True
@@ -103,7 +108,7 @@ def same_grid(
 
 
 def farthest_corner_mm(shape: tuple[int, ...], affine_a: Affine, affine_b: Affine) -> float:
-    """Largest distance between corresponding corners of two grids of one size, mm."""
+    """Largest distance between corresponding corners of two grids of one shape, mm."""
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(shape[:3]) - 1.0)
     moved = nib.affines.apply_affine(affine_a, corners) - nib.affines.apply_affine(
         affine_b, corners
@@ -112,7 +117,7 @@ def farthest_corner_mm(shape: tuple[int, ...], affine_a: Affine, affine_b: Affin
 
 
 def describe_grid(shape: tuple[int, ...], affine: Affine) -> str:
-    """One phrase for messages: size, spacing and orientation of a grid.
+    """Size, spacing and orientation of a grid, for messages.
 
     >>> describe_grid((64, 64, 20), np.diag([-0.8, -0.8, 2.5, 1.0]))
     '64 x 64 x 20 voxels of 0.800 x 0.800 x 2.500 mm, LPS'
@@ -120,3 +125,41 @@ def describe_grid(shape: tuple[int, ...], affine: Affine) -> str:
     spacing = " x ".join(f"{value:.3f}" for value in spacing_of(affine))
     axes = "".join(nib.aff2axcodes(affine))
     return f"{' x '.join(map(str, shape))} voxels of {spacing} mm, {axes}"
+
+
+def bounding_box(
+    mask: NDArray[np.bool_], margin_mm: float = 0.0, spacing_mm: Sequence[float] = ()
+) -> tuple[slice, ...]:
+    """Slices of the bounding box of a mask, with a margin, clipped to the array.
+
+    The whole array where the mask is empty. Computed axis by axis, which on a large scan is many
+    times faster than listing the voxels.
+
+    Args:
+        mask: Of any number of axes.
+        margin_mm: On each side.
+        spacing_mm: Of each axis; needed for a margin.
+
+    >>> bounding_box(np.array([False, False, True, False, False]), 2.0, [2.0])
+    (slice(1, 4, None),)
+    """
+    if not mask.any():
+        return tuple(slice(0, size) for size in mask.shape)
+    slices = []
+    for axis, size in enumerate(mask.shape):
+        found = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
+        margin = round(margin_mm / spacing_mm[axis]) if margin_mm else 0
+        slices.append(slice(max(0, int(found[0]) - margin), min(size, int(found[-1]) + margin + 1)))
+    return tuple(slices)
+
+
+def second_component_voxels(mask: NDArray[np.bool_]) -> int:
+    """Voxels of the second largest 26-connected component of a mask ``(X, Y, Z)``, else 0.
+
+    >>> mask = np.zeros((5, 1, 1), bool)
+    >>> mask[[0, 1, 2, 4]] = True
+    >>> second_component_voxels(mask)
+    1
+    """
+    labels, count = ndimage.label(mask[bounding_box(mask)], CONNECTIVITY_26)
+    return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if count > 1 else 0

@@ -1,0 +1,205 @@
+"""Atomic writing of text, CSV, JSON and NIfTI.
+
+A file is written under a temporary name in its own folder and then renamed, so that no reader meets
+a part of it.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from isal import igzip, isal_zlib
+
+from pancseg.errors import PancsegError
+
+PARTIAL = ".partial-"
+GZIP_LEVEL = 2  # ISA-L: as small as zlib's level 1, in a sixth of its time
+GZIP_WBITS = 31  # window bits of a gzip stream without name and time
+CHUNK_BYTES = 4 * 2**20
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to ``path`` if the body succeeds.
+
+    The temporary name keeps the suffix, because writers choose their format by it.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+    >>> with replaced(target) as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> target.read_text(), [file.name for file in target.parent.iterdir()]
+    ('whole', ['a.txt'])
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
+    try:
+        yield temporary
+        rename(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; rename it to ``path`` if the body succeeds.
+
+    Nothing is left where the body fails. ``path`` may exist if it is empty.
+
+    >>> import tempfile
+    >>> target = Path(tempfile.mkdtemp()) / "a"
+    >>> with replaced_folder(target) as temporary:
+    ...     _ = (temporary / "b.txt").write_text("whole")
+    >>> [str(path.relative_to(target.parent)) for path in target.parent.rglob("*")]
+    ['a', 'a/b.txt']
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.is_dir():
+            path.rmdir()  # it is empty; Windows does not rename to an existing folder
+        rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Check that a folder can be written before work begins.
+
+    Raises:
+        PancsegError: If it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PancsegError(f"{key}={folder}: cannot be written ({error.strerror})") from error
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Rename; retry for a second where another program has the target open, as on Windows."""
+    for _ in range(10):
+        try:
+            temporary.replace(path)
+            return
+        except PermissionError:
+            time.sleep(0.1)
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; file names that are not UTF-8 keep their bytes."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as CSV text; None is an empty cell.
+
+    >>> print(to_csv(["patient", "dice"], [["a", 0.5], ["b", None]]), end="")
+    patient,dice
+    a,0.5
+    b,
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write CSV atomically."""
+    write_text(path, to_csv(header, rows))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def is_mapping(value: Any) -> bool:
+    """Whether JSON holds an object."""
+    return isinstance(value, dict)
+
+
+def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) -> Any:
+    """Read JSON, with or without a byte order mark, and check its shape.
+
+    Args:
+        path: File.
+        what: Description of the expected content, for messages.
+        check: Whether the value has the expected shape.
+
+    Raises:
+        PancsegError: If the file is not JSON or not ``what``.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise PancsegError(f"{path}: cannot be read as {what} (too deeply nested)") from None
+    except (ValueError, OSError) as error:
+        raise PancsegError(f"{path}: cannot be read as {what} ({error})") from error
+    if not check(value):
+        raise PancsegError(f"{path}: is JSON, but not {what}")
+    return value
+
+
+def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
+    """Write ``.nii.gz`` atomically, with a new header: no text, affine as scanner coordinates.
+
+    nibabel packs with zlib, which takes most of the time of a conversion.
+
+    Returns:
+        SHA-256 of the unpacked file, hexadecimal. Compare content by it: ISA-L does not always
+        pack equal content into equal bytes.
+    """
+    values = np.asanyarray(image.dataobj)
+    header = nib.Nifti1Image(values, image.affine).header
+    header.set_xyzt_units("mm")
+    header.set_qform(image.affine, code=1)
+    header.set_sform(image.affine, code=1)
+    header["magic"] = b"n+1"
+    header["vox_offset"] = 352
+    header.set_slope_inter(1, 0)
+    voxels = np.ascontiguousarray(values.T).data.cast("B")  # NIfTI: first axis fastest
+    digest, packer = hashlib.sha256(), isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
+    with replaced(path) as temporary, temporary.open("wb") as file:
+        for chunk in (header.binaryblock + bytes(4), *chunks(voxels)):
+            digest.update(chunk)
+            file.write(packer.compress(chunk))
+        file.write(packer.flush())
+    return digest.hexdigest()
+
+
+def unpacked_sha256(path: Path) -> str:
+    """SHA-256 of an unpacked ``.gz`` file, as :func:`write_nifti` returned it.
+
+    Raises:
+        OSError: If it cannot be read or unpacked.
+        EOFError: If it is truncated.
+    """
+    digest = hashlib.sha256()
+    with igzip.open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def chunks(buffer: memoryview) -> list[memoryview]:
+    """Views of a buffer, so that packing needs no second copy of it."""
+    return [buffer[start : start + CHUNK_BYTES] for start in range(0, len(buffer), CHUNK_BYTES)]
