@@ -10,7 +10,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 PYTEST := $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow fuzz lint check format wheel release lowest newest storm audit docs slurm map constraints clean
+.PHONY: help install demo test slow fuzz lint check format wheel release lowest newest storm audit docs slurm constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,9 +98,6 @@ newest:  ## the tests with the newest versions that pyproject.toml allows, torch
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	.venv-newest/bin/python -m pytest $(SIDE_BY_SIDE)
-
-map: $(STAMP)  ## draw docs/architecture.svg anew
-	$(BIN)/python docs/draw_map.py
 
 constraints: $(STAMP)  ## write the versions installed now to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.new

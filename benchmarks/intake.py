@@ -33,15 +33,15 @@ def convert_pancseg(series: Path, out: Path) -> float:
 
     from pancseg.files import write_nifti
     from pancseg.geometry import spacing_of
-    from pancseg.intake.checks.flags import Checks, flags_of
-    from pancseg.intake.dicom.finding import find_series
-    from pancseg.intake.dicom.series import read_ct
-    from pancseg.intake.found import Reading
+    from pancseg.dicom.series import find_series, read_series
+    from pancseg.dicom.slices import Repair
+    from pancseg.intake.flags import Checks, voxel_flags
+    from pancseg.intake.paths import files_under
 
     begun = time.perf_counter()
-    (found,), _ = find_series(series)
-    image = read_ct(found.files, Reading()).image
-    flags_of(np.asanyarray(image.dataobj), None, spacing_of(image.affine), Checks())
+    (found,), _ = find_series(series, files_under(series)[0])
+    image = read_series(found.files, Repair()).image
+    voxel_flags(np.asanyarray(image.dataobj), None, spacing_of(image.affine), Checks(), ())
     write_nifti(out / "pancseg.nii.gz", image)
     return time.perf_counter() - begun
 

@@ -22,7 +22,7 @@ def doctor(cfg: DictConfig) -> None:
     broken = [one.name for one in findings if one.status == BROKEN]
     if broken:
         raise Incomplete(
-            f"broken: {', '.join(broken)}; the lines above say how to mend it, docs/errors.md more"
+            f"broken: {', '.join(broken)}; the lines above say what to do"
         )
 
 

@@ -1,36 +1,68 @@
-"""The errors a user can meet: one line each, with the exit code the command ends with."""
+"""Errors that a user can meet, with the exit code that each ends a command with."""
 
 import errno
+from collections.abc import Sequence
 from typing import TypeGuard
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+REASON_LENGTH = 300  # characters of a reason in a table, at most
 
 
 class PancsegError(Exception):
-    """The command cannot start or go on: says what was found, what was expected, what to do."""
+    """The command cannot start or continue: what was found, what was expected, what to do."""
 
     exit_code = 2
 
 
 class Incomplete(PancsegError):
-    """The work was done except for some of the input; the table says which."""
+    """The work was done except for some of the input, which the table names."""
 
     exit_code = 1
 
 
 class Refused(Exception):
-    """One series or file cannot be used; the rest of the batch goes on.
+    """A series or file cannot be used; the rest of the batch continues.
+
+    No value of a header may stand in the sentence: values may name patients.
 
     Args:
         code: Reason code in ``snake_case``, the same for every case of its kind.
-        sentence: What was found, with numbers.
+        sentence: What was found, with numbers, and what was expected.
+        repairs: Keys of ``repair`` that would make the series usable, ``gaps`` and ``tilt``.
+        names: Names of structures in the file, shown on the console when asked for.
     """
 
-    def __init__(self, code: str, sentence: str) -> None:
-        super().__init__(f"{code}: {sentence}")
+    def __init__(
+        self,
+        code: str,
+        sentence: str,
+        *,
+        repairs: Sequence[str] = (),
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(f"{code}: {sentence}"[:REASON_LENGTH])
         self.code = code
+        self.repairs = tuple(repairs)
+        self.names = tuple(names)
+
+    @property
+    def sentence(self) -> str:
+        """The reason without its code."""
+        return str(self).partition(": ")[2]
 
 
 def lacks_room(error: BaseException | None) -> TypeGuard[OSError]:
-    """Whether something could not be written because the disk is full or may not be written."""
+    """Whether the disk is full or read-only."""
     return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def printable(text: str) -> str:
+    r"""Text for the console: bytes of no encoding and control characters are escaped.
+
+    >>> printable("a\x1b[31m\udcff")
+    'a\\x1b[31m\\xff'
+    """
+    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded
+    )

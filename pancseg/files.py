@@ -22,6 +22,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 
 from pancseg.errors import PancsegError
+from pancseg.geometry import Affine
 
 PARTIAL = ".partial-"
 GZIP_LEVEL = 2  # ISA-L: as small as zlib's level 1, in a sixth of its time
@@ -159,10 +160,15 @@ def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) 
     return value
 
 
-def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
+def write_nifti(path: Path, image: nib.Nifti1Image, qform: Affine | None = None) -> str:
     """Write ``.nii.gz`` atomically, with a new header: no text, affine as scanner coordinates.
 
     nibabel packs with zlib, which takes most of the time of a conversion.
+
+    Args:
+        path: File.
+        image: Its affine is the sform.
+        qform: Where it is another affine.
 
     Returns:
         SHA-256 of the unpacked file, hexadecimal. Compare content by it: ISA-L does not always
@@ -171,7 +177,7 @@ def write_nifti(path: Path, image: nib.Nifti1Image) -> str:
     values = np.asanyarray(image.dataobj)
     header = nib.Nifti1Image(values, image.affine).header
     header.set_xyzt_units("mm")
-    header.set_qform(image.affine, code=1)
+    header.set_qform(image.affine if qform is None else qform, code=1)
     header.set_sform(image.affine, code=1)
     header["magic"] = b"n+1"
     header["vox_offset"] = 352

@@ -28,8 +28,8 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.applying.telling import tell_each
     from pancseg.hardware import how_to_apply
     from pancseg.inference.postprocess import Wanted
-    from pancseg.intake.found import Reading
-    from pancseg.intake.layouts.unlabelled import find_scans
+    from pancseg.intake.predict_input import find_scans
+    from pancseg.intake.source import ReadOptions
     from pancseg.parallel import cores, follow
 
     for key in ("checkpoint", "input", "output"):
@@ -48,7 +48,7 @@ def predict(cfg: DictConfig) -> None:
             f"output={folder}: lies in the input, where its masks would be taken for scans; give "
             "another folder"
         )
-    found = find_scans(scans, cfg.modality, Reading(processes=cores()))
+    found = find_scans(scans, cfg.modality, ReadOptions((), processes=cores()))
     named = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
     segmenter = open_segmenter(
         [Path(one) for one in named],

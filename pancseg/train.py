@@ -66,7 +66,7 @@ def train_one(cfg: DictConfig) -> float | None:
     segmenter = make_segmenter(cfg, data)
     if cfg.preview:
         path = Path(run_path("preview.png"))
-        draw_preview(path, data, segmenter, f"{cfg.name}: samples as the network sees them")
+        draw_preview(path, data, f"{cfg.name}: samples as the network sees them")
         log.info("%s", path)
         return None
     return fit_and_tell(cfg, data, segmenter, checkpoint, earlier)
@@ -96,7 +96,7 @@ def fit_and_tell(
     splits = Path(run_path(SPLITS))
     keeps = trainer.is_global_zero and not trainer.fast_dev_run
     if keeps and not (earlier and splits.exists()):
-        write_json(splits, data.chosen.split.as_dict())
+        write_json(splits, data.split.as_dict())
     report = watch_training(cfg, trainer, data)
     fit(trainer, segmenter, data, checkpoint)
     if trainer.fast_dev_run:
@@ -105,7 +105,7 @@ def fit_and_tell(
     if keeps:
         give_a_best(Path(run_path(LAST)))
         write_json(Path(run_path("summary.json")), summary)
-        log_hyperparameters(trainer, cfg, summary)
+        log_hyperparameters(trainer, cfg, data.plan, summary)
         log.info("%s", run_path())
     return summary["best_dice"]
 

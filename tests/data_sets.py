@@ -1,15 +1,17 @@
-"""Made data sets in the layouts that the documentation names, of a few phantoms."""
+"""Data sets of phantoms in the forms that the documentation names."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import nibabel as nib
 
-from pancseg.intake.dicom.series import read_ct
-from pancseg.intake.found import Reading
+from pancseg.dicom.series import read_series
+from pancseg.dicom.slices import Repair
 from pancseg.output.dicom_rtstruct import write_rtstruct
 
-DESCRIBED = {
+DESCRIPTIONS = {
     "nnunet": {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "pancreas": 1},
@@ -23,13 +25,13 @@ DESCRIBED = {
 LABELS = "TCIA_pancreas_labels-02-05-2017"
 
 
-def lay_out(phantoms: Path, world: Path) -> None:
-    """Write every layout below ``world``; what phantoms have already is a link to it."""
+def lay_out(phantoms: Path, root: Path) -> None:
+    """Write every data set below a folder, with links to the files of the phantoms."""
     names = sorted(path.name for path in (phantoms / "images").iterdir())
     for number, name in enumerate(names, start=1):
         images, masks = phantoms / "images" / name, phantoms / "labels" / name
         image, label = (phantoms / "truth" / f"{name}_{role}.nii.gz" for role in ("image", "label"))
-        links = {
+        targets = {
             f"scans/images/{name}": images,
             f"masks/{name}.nii.gz": label,
             f"clinic/{name}/CT": images,
@@ -48,11 +50,14 @@ def lay_out(phantoms: Path, world: Path) -> None:
             f"{LABELS}/label{number:04}.nii.gz": label,
             f"contours/{name}/CT": images,
         }
-        for link, target in links.items():
-            (world / link).parent.mkdir(parents=True, exist_ok=True)
-            (world / link).symlink_to(target)
-        scan = read_ct(sorted(images.iterdir()), Reading())
-        assert scan.stack is not None
-        write_rtstruct(world / "contours" / name / "contours.dcm", nib.load(label), scan.stack)
+        for name_there, target in targets.items():
+            path = root / name_there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.copytree(target, path, copy_function=os.link)
+            else:
+                path.symlink_to(target)
+        stack = read_series(tuple(sorted(images.iterdir())), Repair()).stack
+        write_rtstruct(root / "contours" / name / "contours.dcm", nib.load(label), stack)
     for folder, kind in (("nnUNet_raw/Dataset007_Pancreas", "nnunet"), ("Task07_Pancreas", "msd")):
-        (world / folder / "dataset.json").write_text(json.dumps(DESCRIBED[kind]))
+        (root / folder / "dataset.json").write_text(json.dumps(DESCRIPTIONS[kind]))

@@ -1,251 +1,355 @@
-"""The data module on prepared phantoms."""
+"""The data module on a small prepared folder."""
 
-import json
 import shutil
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import monai.transforms
-import nibabel as nib
-import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
-from monai.transforms import Compose
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from pancseg.dataset import volume_cache
-from pancseg.dataset.datamodule import GroupData
-from pancseg.dataset.splits import PARTS, Split, deal
-from pancseg.dataset.transforms import deterministic
+from pancseg.data import datamodule
+from pancseg.data.datamodule import CTDataModule
+from pancseg.data.manifest import read_manifest
+from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
-from tests.conftest import contents
+from tests.tiny_root import PATCHES, SHAPE, WHOLE, data_module, write_root
 
-PHANTOMS = [f"phantom-3-00{n}" for n in range(6)]
-WHOLE: dict[str, Any] = {"kind": "whole"}
-PATCHES = {"kind": "patches", "steps_per_epoch": 3, "foreground_share": 0.5, "jitter": 0.25}
+BOTH = pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])
+NOISE = {"noise_probability": 1.0, "noise_hu": [20.0, 20.0]}
 
 
-def group_data(root: Path, **changes: Any) -> GroupData:
-    settings: dict[str, Any] = {
-        "name": "test", "root": str(root), "depth": 32, "tail": "shift", "keep_empty": False,
-        "orientation": "RAS", "spacing_mm": [8.0, 8.0, 8.0], "window_hu": [-200, 200],
-        "spatial_size": [32, 32, 32], "field_mm": [220, 180, 160], "patch_voxels": 40_000,
-        "batch_size": 2, "num_workers": 0, "pin_memory": False, "cache": "disk",
-        "cache_folder": None, "sampling": WHOLE, "split": {"val": 1, "test": 2},
-    }  # fmt: skip
-    return GroupData(**{**settings, **changes})
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients with three groups each."""
+    folder = tmp_path_factory.mktemp("tiny") / "root"
+    write_root(folder)
+    return folder
 
 
 @pytest.fixture
-def data(prepared: Path) -> GroupData:
-    module = group_data(prepared)
-    module.setup()
-    return module
+def copied(root: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(root, tmp_path / "root", ignore=shutil.ignore_patterns("cache")))
 
 
-def test_a_batch_has_the_shapes_of_the_contract(data: GroupData) -> None:
-    batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == batch["label"].shape == (2, 1, 32, 32, 32)
-    assert (batch["image"].dtype, batch["label"].dtype) == (torch.float16, torch.uint8)
-    assert set(batch["label"].unique().tolist()) == {0, 1}
-    assert batch["patient"].shape == (2,)
+def edited(root: Path, **cases: dict[str, Any]) -> None:
+    """Change fields of cases, by their names."""
+    manifest = read_manifest(root)
+    manifest.cases = [replace(case, **cases.get(case.case, {})) for case in manifest.cases]
+    manifest.write(root)
 
 
-def test_no_patient_is_in_two_parts(data: GroupData) -> None:
-    parts = [{one.patient for one in data.chosen.sources(part)} for part in PARTS]
-    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
-    assert [len(part) for part in parts] == [3, 1, 2]
+def names_of(loader: Any) -> list[str]:
+    return [name for batch in loader for name in batch["name"]]
 
 
-def test_a_leaking_split_is_caught_when_the_module_starts(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+@BOTH
+def test_batches_of_all_subsets_have_the_documented_content(
+    root: Path, sampling: dict[str, Any]
 ) -> None:
-    leak = Split(["phantom-3-000"], ["phantom-3-001"], ["phantom-3-000"], "holdout", 0)
-    monkeypatch.setattr("pancseg.dataset.chosen_data.deal", lambda *_, **__: leak)
-    with pytest.raises(PancsegError, match="both train and test: phantom-3-000"):
-        group_data(prepared).setup()
+    data = data_module(root, sampling=sampling)
+    size = (16, 16, 16) if sampling == WHOLE else (20, 20, 20)  # the body of a whole case
+    for loader, shape in ((data.train_dataloader(), (16, 16, 16)), (data.val_dataloader(), size)):
+        batch = next(iter(loader))
+        n = len(batch["name"])
+        assert batch["image"].shape == batch["label"].shape == (n, 1, *shape)
+        assert (batch["image"].dtype, batch["label"].dtype) == (torch.float16, torch.uint8)
+        assert set(batch["label"].unique().tolist()) == {0, 1}
+        assert batch["patient"].shape == (n,)
+        on_device = data.on_after_batch_transfer(batch, 0)
+        assert on_device["image"].dtype == on_device["label"].dtype == torch.float32
+    assert (size == (16, 16, 16)) == (next(iter(data.val_dataloader()))["image"].shape[0] == 2)
 
 
-def test_the_deterministic_part_runs_once_a_group_for_all_trainings(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
+def test_training_draws_each_group_once_and_other_subsets_keep_the_order(root: Path) -> None:
+    data = data_module(root)
+    groups = {subset: [entry.group for entry in data.entries(subset)] for subset in SUBSETS}
+    assert [len(found) for found in groups.values()] == [9, 3, 6]
+    assert len(names_of(data.train_dataloader())) == 8  # a last batch of one is left out
+    assert set(names_of(data.train_dataloader())) < set(groups["train"])
+    assert names_of(data.val_dataloader()) == groups["val"]
+    assert names_of(data.test_dataloader()) == groups["test"]
+
+
+@BOTH
+def test_prediction_is_on_everything_in_the_folder_without_labels(
+    copied: Path, sampling: dict[str, Any]
 ) -> None:
-    calls = []
-    resize = monai.transforms.Resized.__call__
-
-    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return resize(self, *args, **kwargs)
-
-    monkeypatch.setattr(monai.transforms.Resized, "__call__", counted)
-    for _ in range(2):
-        module = group_data(prepared, spatial_size=[32, 32, 48])  # a size no other test has cached
-        module.setup()
-        list(module.train_dataloader())
-    assert len(calls) == len(module.chosen.sources("train")) + len(module.chosen.sources("val"))
-
-
-def test_other_settings_do_not_use_an_older_cache(prepared: Path, data: GroupData) -> None:
-    window = group_data(prepared, window_hu=[-100, 100])
-    window.setup()
-    one, other = (next(iter(m.val_dataloader()))["image"] for m in (data, window))
-    assert not torch.equal(one, other)
-
-
-def test_what_is_stored_is_what_the_transforms_give(prepared: Path, data: GroupData) -> None:
-    steps = Compose(deterministic(data.chosen.preprocessing))
-    for batch, source in zip(data.val_dataloader(), [data.chosen.sources("val")[:2]], strict=False):
-        for i, one in enumerate(source):
-            made = steps({"image": str(one.image), "label": str(one.label)})
-            assert torch.equal(batch["label"][i], made["label"].to(torch.uint8))
-            torch.testing.assert_close(
-                batch["image"][i].float(), made["image"].as_tensor(), atol=3e-4, rtol=0
-            )
-
-
-def test_a_filled_cache_is_read_where_nothing_may_be_written(
-    prepared: Path, data: GroupData, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forbidden(path: Path) -> None:
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(volume_cache, "FileLock", forbidden)
-    group_data(prepared).setup()
-    with pytest.raises(PancsegError, match=r"Read-only file system.*data\.cache_folder=FOLDER"):
-        group_data(prepared, spatial_size=[32, 64, 32]).setup()
-
-
-@pytest.mark.slow
-def test_several_processes_make_the_same_volumes_as_one(data: GroupData, tmp_path: Path) -> None:
-    trees = []
-    for processes in (0, 2):
-        store = data.chosen.store(tmp_path / str(processes))
-        store.fill(data.chosen.sources("train"), processes)
-        trees.append(contents(store.folder))
-    assert trees[0] == trees[1]
-    assert len(trees[0]) > 6
-
-
-def test_a_cached_group_that_was_cut_short_is_made_again(prepared: Path, data: GroupData) -> None:
-    good = next(iter(data.val_dataloader()))["image"]
-    for path in data.store().folder.glob("*_image.npy"):
-        path.write_bytes(path.read_bytes()[:1000])
-    again = group_data(prepared)
-    again.setup()
-    assert torch.equal(next(iter(again.val_dataloader()))["image"], good)
-
-
-def test_a_label_that_was_corrected_by_hand_is_read_anew(prepared: Path, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    shutil.copytree(prepared, root)
-    for corrected in (False, True):
-        module = group_data(root, sampling=PATCHES)
-        module.setup()
-        source = module.chosen.sources("train")[0]
-        assert module.store().open(source).label.any() != corrected
-        label = nib.load(source.label)
-        nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), source.label)
-
-
-@pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])
-@pytest.mark.parametrize("change", [{"num_workers": 2}, {"cache": "ram"}, {"cache": "gpu"}])
-def test_neither_workers_nor_where_volumes_are_kept_change_a_batch(
-    prepared: Path, sampling: dict[str, Any], change: dict[str, Any]
-) -> None:
-    batches = []
-    for more in ({}, change):
-        module = group_data(prepared, sampling=sampling, **more)
-        module.setup()
-        batches.append(list(module.train_dataloader()))
-    for one, other in zip(*batches, strict=True):
-        assert one["name"] == other["name"]
-        assert torch.equal(one["image"], other["image"])
-        assert torch.equal(one["label"], other["label"])
-
-
-@pytest.mark.parametrize("sampling", [WHOLE, PATCHES], ids=["whole", "patches"])
-def test_a_batch_depends_on_the_seed_and_on_its_number_alone(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any]
-) -> None:
-    def from_batch(done: int, **changes: Any) -> list[torch.Tensor]:
-        module = group_data(prepared, sampling=sampling, **changes)
-        module.setup()
-        length = len(module.train_dataloader())
-        monkeypatch.setattr(module, "position", lambda: (done, done % length))
-        return [batch["image"] for batch in module.train_dataloader()]
-
-    whole, second, other = from_batch(0), from_batch(1), from_batch(0, seed=1)
-    assert len(second) == len(whole) - 1
-    assert all(torch.equal(*pair) for pair in zip(whole[1:], second, strict=True))
-    assert not all(torch.equal(*pair) for pair in zip(whole, other, strict=True))
-    later = from_batch(len(whole))
-    assert not all(torch.equal(*pair) for pair in zip(whole, later, strict=True))
-
-
-def test_an_epoch_has_each_group_once_and_validation_keeps_their_order(data: GroupData) -> None:
-    def names(loader: Any) -> list[str]:
-        return [name for batch in loader for name in batch["name"]]
-
-    groups = [one.name for one in data.chosen.sources("train")]
-    assert sorted(names(data.train_dataloader())) == groups
-    assert names(data.val_dataloader()) == [one.name for one in data.chosen.sources("val")]
-
-
-def test_a_last_batch_of_one_takes_no_step_of_its_own(prepared: Path) -> None:
-    for size in (1, 2, 3, 4):
-        module = group_data(prepared, batch_size=size, split={"val": 1, "test": 1})
-        module.setup()
-        sizes = [len(batch["name"]) for batch in module.train_dataloader()]
-        assert min(sizes) > 1 or size == 1
-
-
-def test_a_folder_of_another_depth_is_refused(prepared: Path) -> None:
-    with pytest.raises(PancsegError, match=r"groups of 32, data\.depth is 64"):
-        group_data(prepared, depth=64).setup()
-
-
-def test_a_folder_without_groups_to_train_on_says_why(prepared: Path, tmp_path: Path) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "groups": []}))
-    with pytest.raises(PancsegError, match=r"no labelled group.*data\.tail=shift"):
-        group_data(tmp_path).setup()
+    edited(copied, a={"label": None, "label_sha256": "", "label_voxels": None})
+    data = data_module(copied, sampling=sampling, split={"val": 1, "test": 1})
+    data.setup("predict")
+    batches = list(data.predict_dataloader())
+    assert not any("label" in batch for batch in batches)
+    names = names_of(batches)
+    assert len(names) == (18 if sampling == WHOLE else 6)
+    assert {name[0] for name in names} == set("abcdef")
+    assert not any(name.startswith("a") for name in names_of(data.train_dataloader()))
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
-    [("{", "cannot be read"), ("[]", "not a manifest"), ('{"schema": 99}', "schema 99")],
+    ("stage", "subsets"),
+    [("fit", "train val"), ("validate", "val"), ("test", "test"), (None, "train val test")],
 )
-def test_a_damaged_manifest_is_told(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(PancsegError, match=says):
-        group_data(tmp_path).setup()
+def test_setup_preprocesses_the_subsets_of_a_stage(
+    root: Path, tmp_path: Path, stage: str | None, subsets: str
+) -> None:
+    data = data_module(root, cache_folder=str(tmp_path))
+    data.setup(stage)
+    names = {path.name[0] for path in tmp_path.rglob("*.npy")}
+    expected = {entry.patient for subset in subsets.split() for entry in data.entries(subset)}
+    assert names == expected
 
 
-def test_unlabelled_patients_are_never_dealt(prepared: Path, tmp_path: Path) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    for entry in manifest["cases"] + manifest["groups"]:
-        if entry["patient"] == "phantom-3-000":
-            entry["label"] = entry["label_voxels"] = None
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / "groups").symlink_to(prepared / "groups")
-    module = group_data(tmp_path)
-    module.setup()
-    dealt = module.chosen.split.train + module.chosen.split.val + module.chosen.split.test
-    assert len(dealt) == 5
-    assert "phantom-3-000" not in dealt
+@pytest.mark.parametrize(("cache_gb", "is_kept"), [(100, True), (0, False)])
+def test_setup_removes_volumes_of_other_settings_above_the_size_of_the_cache(
+    root: Path, tmp_path: Path, cache_gb: float, is_kept: bool
+) -> None:
+    other = tmp_path / "0123456789abcdef"
+    other.mkdir()
+    (other / f"a-{other.name}_image.npy").write_bytes(bytes(1000))
+    data_module(root, cache_folder=str(tmp_path), cache_gb=cache_gb).setup("validate")
+    assert other.exists() is is_kept
+    assert len(list(tmp_path.glob("*/*.npy"))) == 9 + is_kept
 
 
-def test_two_names_of_one_person_never_fall_on_two_sides(prepared: Path, tmp_path: Path) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    names = sorted({case["patient"] for case in manifest["cases"]})
-    rules = ({"val": 1, "test": 2, "seed": seed} for seed in range(100))
-    rule = next(rule for rule in rules if names[0] in deal(names, **rule).test)
-    apart = next(name for name in names if name not in deal(names, **rule).test)
-    for case in manifest["cases"]:
-        if case["patient"] in (names[0], apart):
-            case["person"] = "one and the same"
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    for folder in ("cases", "groups"):
-        (tmp_path / folder).symlink_to(prepared / folder)
-    module = group_data(tmp_path, split=rule)
-    module.setup()
-    parts = (module.chosen.split.train, module.chosen.split.val, module.chosen.split.test)
-    assert sorted({names[0], apart} <= set(part) for part in parts) == [False, False, True]
+@BOTH
+@pytest.mark.parametrize("change", [{"num_workers": 2}, {"cache": "ram"}, {"cache": "gpu"}])
+def test_neither_workers_nor_storage_change_a_batch(
+    root: Path, sampling: dict[str, Any], change: dict[str, Any]
+) -> None:
+    loaders = [data_module(root, sampling=sampling, **c).train_dataloader() for c in ({}, change)]
+    for batch, other in zip(*loaders, strict=True):
+        assert batch["name"] == other["name"]
+        assert torch.equal(batch["image"], other["image"])
+        assert torch.equal(batch["label"], other["label"])
+
+
+@BOTH
+def test_a_batch_depends_on_the_seed_and_on_its_number_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any]
+) -> None:
+    def images_from(done: int, **changes: Any) -> list[torch.Tensor]:
+        data = data_module(root, sampling=sampling, augment=NOISE, **changes)
+        length = len(data.train_dataloader())
+        monkeypatch.setattr(data, "position", lambda: (done, done % length))
+        return [data.augment_batch(batch)["image"] for batch in data.train_dataloader()]
+
+    whole, second, other_seed = images_from(0), images_from(1), images_from(0, seed=1)
+    assert all(torch.equal(*pair) for pair in zip(whole[1:], second, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(whole, other_seed, strict=True))
+    next_epoch = images_from(len(whole))
+    assert not any(torch.equal(*pair) for pair in zip(whole, next_epoch, strict=True))
+
+
+class Recorder(pl.LightningModule):
+    """Keeps the batches that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches: dict[str, list[Any]] = {"train": [], "val": [], "test": [], "predict": []}
+
+    def record(self, subset: str, batch: Any) -> torch.Tensor:
+        self.batches[subset].append(batch)
+        return self.weight.sum()
+
+    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.record("train", batch)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.record("val", batch)
+
+    def test_step(self, batch: Any, index: int) -> None:
+        self.record("test", batch)
+
+    def predict_step(self, batch: Any, index: int) -> torch.Tensor:
+        return self.record("predict", batch)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def quiet_trainer(**options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+
+
+@BOTH
+def test_a_trainer_is_given_augmented_batches_in_training_alone(
+    root: Path, sampling: dict[str, Any]
+) -> None:
+    moved = {"rotation_probability": 1.0, "rotation_degrees": [9, 9, 9], **NOISE}
+    data, plain = (data_module(root, sampling=sampling, augment=a) for a in (moved, None))
+    assert max(data.augmenter.margin) > 0 or sampling == WHOLE
+    module = Recorder()
+    quiet_trainer().fit(module, datamodule=data)
+    quiet_trainer().test(module, datamodule=plain, verbose=False)
+    quiet_trainer().predict(module, datamodule=plain, return_predictions=False)
+    steps = [int(batch["step"][0]) for batch in module.batches["train"]]
+    assert steps == list(range(len(steps)))
+    assert len(steps) == 2 * len(data.train_dataloader())
+    first = next(iter(plain.train_dataloader()))
+    assert module.batches["train"][0]["name"] == first["name"]
+    assert not torch.equal(module.batches["train"][0]["image"], first["image"].float())
+    for subset in ("val", "test"):
+        expected = list(plain.whole_volumes(subset))
+        assert len(module.batches[subset]) == len(expected) * (2 if subset == "val" else 1)
+        for batch, other in zip(module.batches[subset], expected, strict=False):
+            assert torch.equal(batch["image"], other["image"].float())
+    assert len(module.batches["predict"]) == len(plain.predict_dataloader())
+    assert all(batch["image"].dtype == torch.float32 for batch in module.batches["predict"])
+
+
+def test_a_plan_is_made_once_and_stored_in_the_hyperparameters_of_checkpoints(root: Path) -> None:
+    given = {"spacing_mm": None, "spatial_size": None}
+    data = data_module(root, sampling=PATCHES, depth=None, patch_voxels=32**3, **given)
+    assert data.plan is data.plan
+    assert data.plan.spatial_size == (32, 32, 32)
+    assert data.plan.spacing_mm == (8.0, 8.0, 8.0)
+    assert data.hparams["spatial_size"] == [32, 32, 32]
+    assert data.hparams["spacing_mm"] == [8.0, 8.0, 8.0]
+    assert next(iter(data.train_dataloader()))["image"].shape == (2, 1, 32, 32, 32)
+
+
+def test_given_spacing_and_size_need_no_prepared_folder(tmp_path: Path) -> None:
+    assert data_module(tmp_path / "nowhere").plan.spatial_size == (16, 16, 16)
+
+
+def test_settings_of_preparation_are_those_of_the_folder(root: Path) -> None:
+    data = data_module(root, tail="pad", keep_empty=True)
+    data.setup("fit")
+    assert (data.hparams["tail"], data.hparams["keep_empty"]) == ("shift", False)
+
+
+def test_a_checkpoint_holds_the_split_the_fingerprint_and_the_profile(root: Path) -> None:
+    data = data_module(root)
+    state = data.state_dict()
+    assert state["split"] == data.split.as_dict()
+    assert state["profile"]["n"] == 3
+    assert state["seen_before"] == []
+    assert data_module(root, window_hu=[0, 100]).fingerprint != state["fingerprint"]
+    assert data_module(root).fingerprint == state["fingerprint"]
+
+
+@pytest.mark.parametrize("shared", [{"person": "P"}, {"study": "S"}, {"pixels": "scan"}])
+def test_names_of_one_person_are_never_in_two_subsets(copied: Path, shared: dict[str, str]) -> None:
+    split = data_module(copied).split
+    first, second = split.train[0], split.test[0]
+    edited(copied, **{first: shared, second: shared})
+    subsets = [getattr(data_module(copied).split, subset) for subset in SUBSETS]
+    assert sorted({first, second} <= set(names) for names in subsets) == [False, False, True]
+    path = copied / "split.json"
+    path.write_text(f'{{"train": ["{first}"], "val": [], "test": ["{second}"]}}')
+    with pytest.raises(PancsegError, match="in both train and test"):
+        _ = data_module(copied, split={"rule": "file", "path": str(path)}).split
+
+
+def test_unlabelled_and_duplicate_cases_are_not_in_the_split(copied: Path) -> None:
+    edited(copied, a={"label": None}, b={"duplicate_of": "c", "pixels": "pixels c"})
+    split = data_module(copied).split
+    assert sorted(split.train + split.val + split.test) == list("cdef")
+
+
+def test_labelled_patients_without_groups_are_ranked_too(copied: Path) -> None:
+    before = data_module(copied).split
+    manifest = read_manifest(copied)
+    manifest.groups = [group for group in manifest.groups if group.patient != before.test[0]]
+    manifest.write(copied)
+    assert data_module(copied).split == before
+
+
+def test_patches_need_no_groups(tmp_path: Path) -> None:
+    write_root(tmp_path, groups=False)
+    data = data_module(tmp_path, depth=None, sampling=PATCHES)
+    assert next(iter(data.train_dataloader()))["image"].shape[2:] == (16, 16, 16)
+    assert next(iter(data.val_dataloader()))["image"].shape[4] == SHAPE[2]
+
+
+def without_groups(root: Path) -> None:
+    manifest = read_manifest(root)
+    manifest.groups = []
+    manifest.write(root)
+
+
+def interrupted(root: Path) -> None:
+    replace(read_manifest(root), complete=False).write(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (None, {"depth": 64}, r"prepared with groups of 8, data\.depth is 64"),
+        (without_groups, {}, r"the 3 training patients have no labelled group.*data\.tail=shift"),
+        (interrupted, {}, "run the same pancseg.prepare again"),
+        (None, {"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
+        (None, {"cache": "tape"}, r"hardware\.cache=tape: expected one of disk, ram, gpu"),
+        (None, {"depth": None}, "no groups to take whole; give sampling=patches"),
+    ],
+)
+def test_a_folder_or_setting_that_does_not_fit_is_refused(
+    copied: Path, change: Any, settings: dict[str, Any], message: str
+) -> None:
+    if change:
+        change(copied)
+    with pytest.raises(PancsegError, match=message):
+        data_module(copied, **settings).setup("fit")
+
+
+def test_an_unprepared_folder_is_prepared_once(tmp_path: Path) -> None:
+    calls, root = [], tmp_path / "root"
+    data = data_module(root, prepare=lambda: calls.append(write_root(root)))
+    for _ in range(2):
+        data.prepare_data()
+    assert len(calls) == 1
+    assert data.split.train
+
+
+@pytest.fixture
+def later_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This is the second of several processes, as torchrun or Slurm start them."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setattr(datamodule, "FIRST_PROCESS_WAIT_S", 3)
+
+
+@pytest.mark.usefixtures("later_rank")
+def test_another_process_than_the_first_waits_for_the_end_of_preparation(tmp_path: Path) -> None:
+    root, calls = tmp_path / "root", []
+    data = data_module(root, prepare=lambda: calls.append(1))
+    waiting = threading.Thread(target=data.prepare_data, daemon=True)
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    write_root(root)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert calls == []
+
+
+@pytest.mark.usefixtures("later_rank")
+def test_another_process_ends_where_the_first_did_not_prepare(tmp_path: Path) -> None:
+    data = data_module(tmp_path / "root", prepare=lambda: None)
+    with pytest.raises(PancsegError, match="was not prepared by the first process"):
+        data.prepare_data()
+
+
+def test_processes_share_subsets_and_too_many_are_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_rank(rank: int, processes: int) -> CTDataModule:
+        data = data_module(root)
+        monkeypatch.setattr(data, "rank_and_processes", lambda: (rank, processes))
+        return data
+
+    names = [names_of(of_rank(rank, 2).val_dataloader()) for rank in range(2)]
+    assert sorted(names[0] + names[1]) == names_of(data_module(root).val_dataloader())
+    with pytest.raises(PancsegError, match="3 val volumes for 4 processes"):
+        of_rank(0, 4).val_dataloader()
+    with pytest.raises(PancsegError, match="9 training groups for 5 processes"):
+        of_rank(0, 5).train_dataloader()

@@ -10,16 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from docs.site_parts import hooks
 from pancseg.applying.mask_flags import MASK_FLAGS
 from pancseg.configuration import conf_folder, register_resolvers
-from pancseg.intake.checks.flags import FLAGS
+from pancseg.intake.flags import FLAGS
 from pancseg.output.score_words import TITLES
 from tests.documented import PAGES, ROOT, Typed, blocks_of, commands_of
 
 CONF = conf_folder()
 MADE = {ROOT / "docs" / name for name in (*hooks.BROUGHT, *hooks.MADE)}  # while the site is built
-# exercises.md names what its exercises add; test_exercises.py carries them out
-TYPED = sorted(
-    {typed for page in PAGES if page.name != "exercises.md" for typed in commands_of(page)}
-)
+TYPED = sorted({typed for page in PAGES for typed in commands_of(page)})
 
 
 def one_of_each(words: tuple[str, ...]) -> list[str]:

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.dataset.groups import AIR_HU, check_cut, covering_starts, cut_group, plan_cut
+from pancseg.data.groups import AIR_HU, GroupSettings, covering_starts, cut_group, plan_cut
 from pancseg.errors import PancsegError
 
 
@@ -20,12 +20,11 @@ from pancseg.errors import PancsegError
         (40, "pad", [0], 0),
     ],
 )
-def test_groups_begin_where_counted_by_hand(
+def test_groups_start_where_counted_by_hand(
     slices: int, tail: str, starts: list[int], left_out: int
 ) -> None:
-    plan = plan_cut(slices, 64, tail)
-    assert plan.starts == starts
-    assert plan.left_out == left_out
+    cut = plan_cut(slices, 64, tail)
+    assert (cut.starts, cut.left_out) == (starts, left_out)
 
 
 @pytest.mark.parametrize("slices", [1, 63, 64, 65, 127, 128, 200])
@@ -34,7 +33,7 @@ def test_covering_groups_leave_out_no_slice(slices: int) -> None:
     assert covered >= set(range(slices))
 
 
-def test_a_group_moves_its_origin_along_an_oblique_normal() -> None:
+def test_the_origin_of_a_group_moves_along_an_oblique_normal() -> None:
     affine = np.array([[0, 0, 3, 10], [0, 2, 0, 20], [-1, 0, 4, 30], [0, 0, 0, 1.0]])
     case = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), affine)
     group = cut_group(case, first_slice=2, depth=2, fill=0)
@@ -49,7 +48,7 @@ def test_a_padded_group_holds_air_after_its_slices() -> None:
     assert group.get_data_dtype() == np.int16
 
 
-@pytest.mark.parametrize(("depth", "tail"), [(0, "drop"), (64, "fold")])
-def test_a_cut_that_there_is_not_is_refused(depth: int, tail: str) -> None:
+@pytest.mark.parametrize(("depth", "tail"), [(0, "drop"), (-1, "pad"), (64, "fold")])
+def test_impossible_settings_are_refused(depth: int, tail: str) -> None:
     with pytest.raises(PancsegError, match="expected"):
-        check_cut(depth, tail)
+        GroupSettings(depth, tail, keep_empty=False)

@@ -78,36 +78,26 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
 
 
 @pytest.mark.slow
-def test_two_at_once_with_several_processes_give_what_one_gives(
+def test_of_four_shards_two_are_killed_and_run_again_and_the_merge_leaves_what_one_run_leaves(
     series: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    both = [start(words(series, tmp_path / "root", series / "site.key")) for _ in range(2)]
-    assert [one.wait() for one in both] == [1, 1]
-    assert contents(tmp_path / "root") == undisturbed
-
-
-@pytest.mark.slow
-def test_of_four_workers_two_are_killed_and_the_others_do_their_part_and_tell_the_same(
-    series: Path, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
-    root, told = tmp_path / "root", [tmp_path / f"{n}.txt" for n in range(4)]
-    workers = []
-    for path in told:
-        with path.open("wb") as out:
-            workers.append(start(words(series, root, series / "site.key"), out))
+    root = tmp_path / "root"
+    arguments = words(series, root, series / "site.key")
+    shards = [start([*arguments, f"shard={n}/4"]) for n in range(4)]
     wait_for_records(root, 2)
-    workers[0].kill()  # its processes end by themselves
-    wait_for_records(root, 6)
-    os.killpg(workers[1].pid, signal.SIGKILL)
-    assert [one.wait() for one in workers] == [-9, -9, 1, 1]
-    assert told[2].read_text() == told[3].read_text()
-    assert f"kept {PATIENTS - 1} of {PATIENTS} cases ({PATIENTS - 1} new" in told[2].read_text()
+    for shard in shards[:2]:
+        os.killpg(shard.pid, signal.SIGKILL)
+        shard.wait()
+    again = [start([*arguments, f"shard={n}/4"]) for n in range(2)]
+    codes = [shard.wait() for shard in (*again, *shards[2:])]
+    assert sorted(codes) == [0, 0, 0, 1]  # a case is refused
+    assert start(arguments).wait() == 1
     assert contents(root) == undisturbed
 
 
 def wait_for_records(root: Path, n: int) -> None:
-    """Wait until so many candidates are recorded, which is in the middle of the work."""
+    """Wait until so many cases are recorded, which is in the middle of the work."""
     until = time.monotonic() + 120
-    while len(list((root / ".unfinished").glob("*.json"))) < n:
+    while len(list((root / ".records").glob("*.json"))) < n:
         assert time.monotonic() < until
         time.sleep(0.05)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -20,19 +21,19 @@ import pydicom
 import pytest
 from pydicom import Dataset
 
-from pancseg import nifti_file
-from pancseg.dataset import case_files
-from pancseg.dataset.manifest import read_manifest
-from pancseg.intake.checks.flags import FLAGS
-from pancseg.preparing import conversion, filling, shared_root
-from pancseg.preparing.conversion import Job, Outcome
+from pancseg import files as file_writing
+from pancseg.data.manifest import read_manifest
+from pancseg.intake import convert as conversion
+from pancseg.intake import preparation
+from pancseg.intake.convert import Job, Result
+from pancseg.intake.flags import FLAGS
 from tests.conftest import SHALLOW, Command, contents, prepare, run_command
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_segmentation
 
 COLUMNS = (
     "patient,case,path,kind,status,reason,flags,slices,groups_kept,groups_empty,groups_tail,"
-    "spacing_x_mm,spacing_y_mm,spacing_z_mm,label_voxels,label_ml"
+    "spacing_x_mm,spacing_y_mm,spacing_z_mm,label_voxels,label_ml,structures_ml"
 )
 
 
@@ -216,9 +217,9 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "r"
-    convert, done = filling.convert, []
+    convert, done = preparation.convert, []
 
-    def interrupted(job: Job) -> Outcome:
+    def interrupted(job: Job) -> Result:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(1)
@@ -227,7 +228,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
     words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "convert", interrupted)
+        patch.setattr(preparation, "convert", interrupted)
         assert command("prepare", *words).code == 130
     (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
     ended = command("train", f"data.root={root}", *SHALLOW)
@@ -317,8 +318,8 @@ def test_memory_that_runs_out_while_one_case_is_written_costs_that_case_alone(
 ) -> None:
     write = conversion.write_case
 
-    def starved(job: Job, *args: Any) -> Outcome:
-        if job.candidate.path.name == "phantom-3-001":
+    def starved(job: Job, *args: Any) -> Result:
+        if job.case_source.path.name == "phantom-3-001":
             raise MemoryError
         return write(job, *args)
 
@@ -391,15 +392,18 @@ def test_without_depth_whole_cases_are_prepared_and_no_group(
     assert contents(root) == before
 
 
-def test_a_whole_case_whose_file_is_gone_or_of_nobody_is_made_again_or_swept(
+def test_a_case_whose_file_is_gone_is_made_again_and_foreign_files_stay(
     some_dicom: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "r"
     prepare(some_dicom, root, "data.depth=null")
     before = contents(root)
     (root / "cases" / "phantom-3-001_label.nii.gz").unlink()
-    (root / "cases" / "nobody_image.nii.gz").write_bytes(b"whole, but of no case")
+    foreign = root / "cases" / "phantom-3-001_label_corrected.nii.gz"
+    foreign.write_bytes(b"not written by pancseg")
     assert prepare(some_dicom, root, "data.depth=null") == 0
+    assert foreign.read_bytes() == b"not written by pancseg"
+    foreign.unlink()
     assert contents(root) == before
 
 
@@ -417,13 +421,13 @@ def test_while_a_preparation_is_under_way_its_manifest_is_not_complete(
     some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, told = tmp_path / "r", []
-    convert = filling.convert
+    convert = preparation.convert
 
-    def watched(job: Job) -> Outcome:
+    def watched(job: Job) -> Result:
         told.append(read_manifest(root).complete)
         return convert(job)
 
-    monkeypatch.setattr(filling, "convert", watched)
+    monkeypatch.setattr(preparation, "convert", watched)
     for done in (3, 4):  # anew, then because one scan has changed
         assert prepare(some_dicom, root) == 0
         assert told == [False] * done
@@ -431,30 +435,16 @@ def test_while_a_preparation_is_under_way_its_manifest_is_not_complete(
         os.utime(next((some_dicom / "images" / "phantom-3-001").iterdir()), (1, 1))
 
 
-def test_what_a_killed_run_had_begun_is_swept_away(some_dicom: Path, tmp_path: Path) -> None:
-    root = tmp_path / "r"
-    prepare(some_dicom, root)
-    before = contents(root)
-    for name in (
-        "cases/pdead_image.nii.gz",
-        "groups/pdead_0000_label.nii.gz",
-        "pictures/pdead.png",
-    ):
-        (root / name).write_bytes(b"whole, but of no case")
-    prepare(some_dicom, root)
-    assert contents(root) == before
-
-
 def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
     some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, image: object) -> str:
+    def full(path: Path, *_: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
     words = [*source, f"data.root={tmp_path / 'r'}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(case_files, "write_nifti", full)
+        patch.setattr(conversion, "write_nifti", full)
         ended = command("prepare", *words)
     assert ended.code == 1  # it had started
     assert "cannot be written (No space left on device)" in ended.err
@@ -484,12 +474,11 @@ def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
 ) -> None:
     some_dicom.rename(tmp_path / "Mueller")
     with monkeypatch.context() as patch:
-        patch.setattr(shared_root, "forget_records", lambda root: None)
+        patch.setattr(preparation.Preparation, "merge", lambda *_: None)
         prepare(tmp_path / "Mueller", tmp_path / "r")
-    records = list((tmp_path / "r" / ".unfinished").iterdir())
-    assert len(records) == 3
+    assert len(list((tmp_path / "r" / ".records").iterdir())) == 3
     for path in files_of(tmp_path / "r"):
-        assert b"Mueller" not in path.read_bytes() or path.name == "intake.csv"
+        assert b"Mueller" not in path.read_bytes()
 
 
 @pytest.mark.parametrize("processes", ["1", "3"])
@@ -505,7 +494,7 @@ def test_the_manifest_tells_of_what_files_hold_however_they_were_packed(
     some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert prepare(some_dicom, tmp_path / "r") == 0
-    monkeypatch.setattr(nifti_file, "LEVEL", 0)
+    monkeypatch.setattr(file_writing, "GZIP_LEVEL", 0)
     assert prepare(some_dicom, tmp_path / "other") == 0
     one, other = (
         tmp_path / root / "cases" / "phantom-3-001_image.nii.gz" for root in ("r", "other")
@@ -513,9 +502,9 @@ def test_the_manifest_tells_of_what_files_hold_however_they_were_packed(
     assert one.read_bytes() != other.read_bytes()  # the packer chose other bytes, as ISA-L may
     assert contents(tmp_path / "r") == contents(tmp_path / "other")
     case = read_manifest(tmp_path / "r").cases[1]
-    pair = (tmp_path / "r" / str(file) for file in (case.image, case.label))
-    each = "".join(hashlib.sha256(gzip.decompress(file.read_bytes())).hexdigest() for file in pair)
-    assert case.sha256 == hashlib.sha256(each.encode()).hexdigest()
+    for file, stated in ((case.image, case.image_sha256), (case.label, case.label_sha256)):
+        content = gzip.decompress((tmp_path / "r" / str(file)).read_bytes())
+        assert stated == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -539,15 +528,14 @@ def test_a_setting_that_makes_no_sense_is_told_in_one_line(
 
 CRASH = """
 import os, sys
-import pancseg.preparing.conversion as conversion
-from pancseg.intake.dicom import series
+from pancseg.dicom import series
 
-def read(files, repair, real=series.read_stack):
+def read(files, repair, real=series.read_series):
     if "phantom-3-001" in str(files[0]):
         os.abort()
     return real(files, repair)
 
-series.read_stack = read
+series.read_series = read
 """
 
 
@@ -724,15 +712,186 @@ def test_one_patient_has_one_name_in_every_folder_of_a_site(
     assert len(names[0]) == 3
 
 
-def test_two_at_once_on_one_folder_give_what_one_gives(some_dicom: Path, tmp_path: Path) -> None:
+def test_a_second_preparation_of_the_same_folder_stops_with_one_line(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
     root = tmp_path / "r"
-    words = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
-    words += [f"data.root={root}", "privacy=none", "processes=0", *SHALLOW]
-    start = [sys.executable, "-m", "pancseg.prepare", *words]
-    both = [subprocess.Popen(start, stderr=subprocess.DEVNULL) for _ in range(2)]
-    assert [one.wait() for one in both] == [0, 0]
-    assert prepare(some_dicom, tmp_path / "alone") == 0
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    for shard, said in ((None, "a preparation is already"), ("0/2", "shard 0/2 is already")):
+        words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
+        words += [f"shard={shard}"] if shard else []
+        with preparation.lock(root, preparation.Shard.parse(shard) if shard else None):
+            ended = command("prepare", *words)
+        assert ended.code == 2
+        assert said in ended.err
+        assert len(ended.err.strip().splitlines()) == 1
+    with preparation.lock(root, preparation.Shard(1, 2)):
+        assert command("prepare", *words).code == 0
+
+
+def test_shards_leave_the_folder_that_one_run_leaves(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    root = tmp_path / "r"
+    sorted((some_dicom / "images" / "phantom-3-001").iterdir(), key=z_of)[20].unlink()
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={root}", "privacy=none", "processes=0", *SHALLOW]
+    codes, converted = [], 0
+    for n in range(3):
+        ended = command("prepare", *words, f"shard={n}/3")
+        codes.append(ended.code)
+        converted += int(re.findall(rf"shard {n}/3: (\d+) cases", ended.out)[0])
+        assert not read_manifest(root).complete
+    assert sorted(codes) == [0, 0, 1]  # one shard has the refused case
+    assert converted == 3
+    times = {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")}
+    assert command("prepare", *words).code == 1
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")} == times
+    assert prepare(some_dicom, tmp_path / "alone") == 1
     assert contents(root) == contents(tmp_path / "alone")
+    assert "shard 1/3: 0 cases" in command("prepare", *words, "shard=1/3").out.replace(
+        "1 cases", "0 cases"
+    )  # at most the refused case is tried again
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "a/b", "-1/3"])
+def test_a_shard_that_does_not_exist_is_refused_in_one_line(
+    dicom: Path, tmp_path: Path, command: Command, shard: str
+) -> None:
+    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
+    ended = command("prepare", *source, f"data.root={tmp_path / 'r'}", f"shard={shard}")
+    assert ended.code == 2
+    assert "expected i/n" in ended.err
+
+
+def corrected(label: Path) -> int:
+    """Remove half of a label by hand, as an editor does; return the voxels that are left."""
+    image = nib.load(label)
+    values = np.asanyarray(image.dataobj).copy()
+    values[: int(np.argwhere(values)[:, 0].mean())] = 0
+    nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), label)
+    return int(values.sum())
+
+
+def test_a_label_corrected_in_the_prepared_folder_is_taken_over(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    label = root / "cases" / "phantom-3-001_label.nii.gz"
+    before, voxels = rows_of(root)[1], corrected(label)
+    stored = label.read_bytes()
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
+    ended = command("prepare", *words)
+    assert ended.code == 0
+    assert "cases/phantom-3-001_label.nii.gz: corrected by hand, taken over" in ended.out
+    row, case = rows_of(root)[1], read_manifest(root).cases[1]
+    assert int(row["label_voxels"]) == voxels == case.label_voxels < int(before["label_voxels"])
+    assert case.label_corrected
+    assert label.read_bytes() == stored
+    for group in read_manifest(root).groups:
+        if group.case == case.case:
+            cut = np.asanyarray(nib.load(root / str(group.label)).dataobj)
+            whole = np.asanyarray(nib.load(label).dataobj)
+            first = group.first_slice
+            np.testing.assert_array_equal(cut, whole[..., first : first + 32])
+    assert "corrected" not in command("prepare", *words).out
+    # a source that changes later does not overwrite the correction
+    os.utime(next((some_dicom / "images" / "phantom-3-001").iterdir()), (1, 1))
+    ended = command("prepare", *words)
+    assert "the correction is kept" in ended.out
+    assert label.read_bytes() == stored
+
+
+@pytest.mark.parametrize("kind", ["values", "grid", "damaged"])
+def test_a_corrected_label_that_is_no_label_of_its_case_is_refused(
+    some_dicom: Path, tmp_path: Path, command: Command, kind: str
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    label = root / "cases" / "phantom-3-001_label.nii.gz"
+    image = nib.load(label)
+    values = np.asanyarray(image.dataobj).copy()
+    if kind == "damaged":
+        label.write_bytes(b"no NIfTI")
+    else:
+        values = values * 7 if kind == "values" else values[..., :-1]
+        nib.save(nib.Nifti1Image(values, image.affine), label)
+    before = read_manifest(root).cases[1]
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    for _ in range(2):
+        ended = command("prepare", *source, f"data.root={root}", "privacy=none", *SHALLOW)
+        assert ended.code == 1
+        assert f"{label}: was changed; " in ended.out
+        assert read_manifest(root).cases[1] == before
+
+
+def test_a_bug_in_pancseg_stops_the_run_with_a_traceback_without_values(
+    some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("DOE^JOHN")
+
+    root = tmp_path / "r"
+    monkeypatch.setattr(conversion, "voxel_flags", broken)
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    for processes in ("processes=0",):
+        ended = command(
+            "prepare", *source, f"data.root={root}", "privacy=none", processes, *SHALLOW
+        )
+        assert ended.code == 1
+        assert "IndexError in case phantom-3-000: a bug in pancseg" in ended.err
+    log = (root / "prepare.log").read_text()
+    assert "in broken" in log
+    assert "DOE^JOHN" not in log + ended.err
+
+
+def lesion_dataset(prepared: Path, folder: Path) -> Path:
+    """A nifti source of two cases whose labels are 1 for an organ and 2 for a part of it."""
+    for path in sorted((prepared / "cases").glob("*_image.nii.gz"))[:2]:
+        label = nib.load(str(path).replace("_image", "_label"))
+        values = np.asanyarray(label.dataobj).astype(np.uint8)
+        half = int(np.argwhere(values)[:, 0].mean())
+        values[:half] *= 2
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "labels").mkdir(exist_ok=True)
+        name = path.name.replace("_image", "")
+        shutil.copy(path, folder / "images" / name)
+        nib.save(nib.Nifti1Image(values, label.affine), folder / "labels" / name)
+    return folder
+
+
+def test_several_structures_are_stored_as_codes_and_named_in_manifest_and_table(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    data = lesion_dataset(prepared, tmp_path / "lesions")
+    root = tmp_path / "r"
+    source = ["source=nifti", f"source.images={data / 'images'}", f"source.labels={data / 'labels'}"]
+    words = [*source, f"data.root={root}", "structures=pancreas_tumour", "data.depth=32"]
+    words += ["structures.tumour.volume_ml=[0,0.001]", "privacy=none"]
+    ended = command("prepare", *words)
+    assert ended.code == 0, ended.err
+    manifest = read_manifest(root)
+    assert [(s.name, s.values, s.kind) for s in manifest.structures] == [
+        ("pancreas", (1, 2), "organ"), ("tumour", (2,), "lesion"),
+    ]  # fmt: skip
+    for case, row in zip(manifest.cases, rows_of(root), strict=True):
+        stored = np.asanyarray(nib.load(root / str(case.label)).dataobj)
+        given = np.asanyarray(nib.load(data / "labels" / f"{case.case}.nii.gz").dataobj)
+        np.testing.assert_array_equal(stored, given)
+        tumour = int((given == 2).sum())
+        assert case.structure_voxels == {
+            "pancreas": int(np.count_nonzero(given)), "tumour": tumour,
+        }  # fmt: skip
+        assert f"tumour={tumour * 0.512:.3f}" in row["structures_ml"]
+        assert "label_volume:tumour" in row["flags"].split()
+    assert "flagged label_volume, 2 cases" in ended.out
+    refused = command("prepare", *words, "labels=[1]")
+    assert refused.code == 2
+    assert "structures.pancreas.labels= or structures.tumour.labels=" in refused.err
+    other = command("prepare", *words, "structures.tumour.labels=[3]")
+    assert "structures.tumour.labels (there [2], now [3])" in other.err
 
 
 def test_a_full_disk_is_told_before_anything_is_written(

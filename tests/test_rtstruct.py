@@ -1,8 +1,12 @@
-"""RTSTRUCT of masks: outlines known by hand, random masks there and back, what DICOM requires."""
+"""RTSTRUCT: contours filled on the slices of their image, and written from masks."""
 
+import contextlib
 import csv
 import shutil
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import highdicom
@@ -14,18 +18,419 @@ from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
+from pancseg.dicom.rtstruct import EDGES_AT_ONCE, fill, read_rtstruct
+from pancseg.dicom.series import read_series
+from pancseg.dicom.slices import Repair
 from pancseg.errors import Refused
-from pancseg.intake.dicom.series import read_ct
-from pancseg.intake.dicom.stack import Repair
-from pancseg.intake.found import Reading, Scan
-from pancseg.intake.labels.contours import read_contours
+from pancseg.intake.source import Scan
 from pancseg.output.dicom_rtstruct import write_rtstruct
 from pancseg.output.pixel_borders import pixel_borders
+from pancseg.structures import Label, LabelMap
 from tests.conftest import Command
 from tests.other_software import errors_of
-from tests.tiny_labels import FIRST, GAP_MM, SPACING, scan_of
+from tests.tiny_labels import (
+    FIRST,
+    GAP_MM,
+    SPACING,
+    at,
+    damaged,
+    scan_of,
+    structures,
+    voxels,
+    write_contours,
+)
 
 OBLIQUE = (0.936293, 0.275096, -0.218351, -0.289629, 0.956425, -0.036957)
+SIZE = (14, 16)  # rows, columns
+SQUARE = [(1.5, 2.5), (7.5, 2.5), (7.5, 8.5), (1.5, 8.5)]  # columns 2 to 7, rows 3 to 8
+HOLE = [(3.5, 4.5), (5.5, 4.5), (5.5, 6.5), (3.5, 6.5)]  # columns 4 and 5, rows 5 and 6
+Points = Sequence[tuple[float, float]]
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Scan:
+    """Six slices of 14 rows and 16 columns."""
+    return scan_of(tmp_path / "ct", count=6, size=SIZE)
+
+
+def on(k: float, pixels: Points) -> list[tuple[float, ...]]:
+    """Points of a slice given as column and row, LPS mm."""
+    return [at(k, column, row) for column, row in pixels]
+
+
+def box(columns: range, rows: range, k: int) -> list[list[int]]:
+    return [[column, row, k] for column in columns for row in rows]
+
+
+def read(file: Path, scan: Scan, *labels: Sequence[Label]) -> LabelMap:
+    assert scan.stack is not None
+    label = read_rtstruct(file, scan.stack, structures(*labels))
+    assert label.undeclared == ()
+    assert label.image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(label.image.affine, scan.image.affine)
+    assert label.image.shape == scan.image.shape
+    return label
+
+
+def drawn(tmp_path: Path, scan: Scan, *contours: Any) -> list[list[int]]:
+    """Voxels of contours of one ROI."""
+    return voxels(read(write_contours(tmp_path / "rt", {"Pancreas": contours}), scan).image)
+
+
+def refusal(file: Path, scan: Scan, *labels: Sequence[Label]) -> Refused:
+    assert scan.stack is not None
+    with pytest.raises(Refused) as refused:
+        read_rtstruct(file, scan.stack, structures(*labels))
+    assert "\n" not in str(refused.value)
+    return refused.value
+
+
+def test_pixels_whose_centre_is_inside_are_filled(tmp_path: Path, scan: Scan) -> None:
+    assert drawn(tmp_path, scan, on(2, SQUARE)) == box(range(2, 8), range(3, 9), 2)
+
+
+@pytest.mark.parametrize("geometry", ["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"])
+def test_a_contour_within_another_is_a_hole(tmp_path: Path, scan: Scan, geometry: str) -> None:
+    rois = {"Pancreas": [on(2, SQUARE), on(2, HOLE)]}
+    found = voxels(read(write_contours(tmp_path / "rt", rois, geometry=geometry), scan).image)
+    hole = box(range(4, 6), range(5, 7), 2)
+    assert found == [voxel for voxel in box(range(2, 8), range(3, 9), 2) if voxel not in hole]
+
+
+def test_a_keyhole_is_a_hole(tmp_path: Path, scan: Scan) -> None:
+    bridge = [*SQUARE, SQUARE[0], *reversed(HOLE), HOLE[-1], SQUARE[0]]
+    both = drawn(tmp_path, scan, on(2, SQUARE), on(2, HOLE))
+    assert drawn(tmp_path, scan, on(2, bridge)) == both
+
+
+def test_islands_of_one_slice_are_all_filled(tmp_path: Path, scan: Scan) -> None:
+    other = [(column + 7, row + 3) for column, row in SQUARE]
+    found = drawn(tmp_path, scan, on(1, SQUARE), on(1, other))
+    assert found == box(range(2, 8), range(3, 9), 1) + box(range(9, 15), range(6, 12), 1)
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [SQUARE, SQUARE[2:] + SQUARE[:2], SQUARE[::-1], [*SQUARE, SQUARE[0]]],
+    ids=["same", "begun_elsewhere", "other_way_round", "closed"],
+)
+def test_copies_of_a_contour_count_once(tmp_path: Path, scan: Scan, copy: Points) -> None:
+    found = drawn(tmp_path, scan, on(2, SQUARE), on(2, copy))
+    assert found == box(range(2, 8), range(3, 9), 2)
+
+
+def test_neighbours_share_no_pixel_and_leave_none(tmp_path: Path, scan: Scan) -> None:
+    left = [(1.5, 3), (6, 3), (5, 8), (1.5, 8)]  # the border between them is on pixel centres
+    right = [(6, 3), (9.5, 3), (9.5, 8), (5, 8)]
+    found = [drawn(tmp_path, scan, on(2, part)) for part in (left, right)]
+    whole = box(range(2, 10), range(3, 8), 2)
+    assert sorted(found[0] + found[1]) == whole
+
+
+def test_several_chosen_rois_are_united(tmp_path: Path, scan: Scan) -> None:
+    rois = {"Head": [on(2, SQUARE)], "Other": [on(3, SQUARE)], "Tail": [on(2, HOLE)]}
+    mask = read(write_contours(tmp_path / "rt", rois), scan, ("head", 3))
+    assert voxels(mask.image) == box(range(2, 8), range(3, 9), 2)
+
+
+@pytest.mark.parametrize("choice", [(2,), ("pancreas",), (15776009,), ("Pancreatic structure",)])
+def test_an_roi_is_chosen_by_number_name_or_code(
+    tmp_path: Path, scan: Scan, choice: Sequence[Label]
+) -> None:
+    rois = {"Body": [on(1, SQUARE)], "Pancreas": [on(2, SQUARE)]}
+    codes = {"Pancreas": ("15776009", "Pancreatic structure")}
+    mask = read(write_contours(tmp_path / "rt", rois, codes=codes), scan, choice)
+    assert voxels(mask.image) == box(range(2, 8), range(3, 9), 2)
+
+
+def test_of_structures_that_overlap_the_later_one_wins(tmp_path: Path, scan: Scan) -> None:
+    file = write_contours(tmp_path / "rt", {"Tumour": [on(2, HOLE)], "Body": [on(2, SQUARE)]})
+    codes = np.asarray(read(file, scan, ("body", "tumour"), ("tumour",)).image.dataobj)
+    assert np.argwhere(codes == 2).tolist() == box(range(4, 6), range(5, 7), 2)
+    assert np.argwhere(codes > 0).tolist() == box(range(2, 8), range(3, 9), 2)
+    codes = np.asarray(read(file, scan, ("tumour",), ("body",)).image.dataobj)
+    assert np.unique(codes).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "code"), [((), "ambiguous_roi"), ((("spleen",),), "no_such_roi")]
+)
+def test_names_of_rois_are_not_quoted_in_a_reason(
+    tmp_path: Path, scan: Scan, labels: tuple[Sequence[Label], ...], code: str
+) -> None:
+    file = write_contours(tmp_path / "rt", {"Liver of DOE JOHN": [], "Pancreas": []})
+    refused = refusal(file, scan, *labels)
+    assert (refused.code, "DOE" in str(refused)) == (code, False)
+    assert refused.names == ("1 Liver of DOE JOHN", "2 Pancreas")
+
+
+def test_thousands_of_rois_with_observations_take_seconds(tmp_path: Path, scan: Scan) -> None:
+    rois = {f"R{n}": [] for n in range(2000)}
+    codes = dict.fromkeys(rois, ("15776009", "Pancreas"))
+    file = write_contours(tmp_path / "rt", rois, codes=codes)
+    start = perf_counter()
+    assert refusal(file, scan, ("spleen",)).code == "no_such_roi"
+    assert perf_counter() - start < 10  # 43 s where each ROI goes through all observations
+
+
+def test_an_roi_without_contours_is_an_empty_mask(tmp_path: Path, scan: Scan) -> None:
+    assert drawn(tmp_path, scan) == []
+
+
+@pytest.mark.parametrize("geometry", ["POINT", "OPEN_PLANAR"])
+def test_what_is_not_closed_fills_nothing(tmp_path: Path, scan: Scan, geometry: str) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2.4, SQUARE)]}, geometry=geometry)
+    assert voxels(read(file, scan).image) == []
+
+
+def test_two_points_enclose_nothing(tmp_path: Path, scan: Scan) -> None:
+    assert drawn(tmp_path, scan, on(2, SQUARE[:2])) == []
+
+
+# as cv2.findContours traces it (4.8 and 5.0, RETR_TREE, CHAIN_APPROX_SIMPLE): pixel, lines, holes
+# that run along the pixels of their border in the other direction, an island in a hole in a hole
+TRACED_MASK = """
+................
+.#########...#..
+.#.......#......
+.#.#####.#..###.
+.#.#...#.#.##.##
+.#.#.#.#.#..###.
+.#.#...#.#...#..
+.#.#####.#......
+.#.......#..#...
+.#########.#.#..
+............#...
+.##.#....#......
+####.....#..####
+.##...#.#.......
+"""
+TRACED: list[Points] = [
+    [(6, 13)],
+    [(12, 12), (15, 12)],
+    [(9, 11), (9, 12), (8, 13), (9, 12)],
+    [(1, 11), (0, 12), (1, 13), (2, 13), (4, 11), (3, 12), (2, 11)],
+    [(12, 8), (11, 9), (12, 10), (13, 9)],
+    [(11, 9), (12, 8), (13, 9), (12, 10)],
+    [(12, 3), (11, 4), (13, 6), (15, 4), (14, 3)],
+    [(12, 4), (13, 3), (14, 4), (13, 5)],
+    [(13, 1)],
+    [(1, 1), (1, 9), (9, 9), (9, 1)],
+    [(1, 2), (2, 1), (8, 1), (9, 2), (9, 8), (8, 9), (2, 9), (1, 8)],
+    [(3, 3), (3, 7), (7, 7), (7, 3)],
+    [(3, 4), (4, 3), (6, 3), (7, 4), (7, 6), (6, 7), (4, 7), (3, 6)],
+    [(5, 5)],
+]
+
+
+def every_pixel(contour: Points) -> Points:
+    """The same contour by CHAIN_APPROX_NONE: with all pixels between its points."""
+    pixels = []
+    for start, end in zip(contour, [*contour[1:], contour[0]], strict=True):
+        count = int(np.abs(np.subtract(end, start)).max())
+        pixels += np.linspace(start, end, max(count, 1), endpoint=False).tolist()
+    return pixels
+
+
+@pytest.mark.parametrize("method", [list, every_pixel], ids=["simple", "none"])
+@pytest.mark.parametrize("error_mm", [0, 0.005])  # where coordinates are rounded to 0.01 mm
+def test_a_mask_traced_by_opencv_comes_back_voxel_for_voxel(
+    tmp_path: Path, scan: Scan, method: Callable[[Points], Points], error_mm: float
+) -> None:
+    mask = np.array([[mark == "#" for mark in row] for row in TRACED_MASK.split()]).T
+    contours = [np.array(on(2, method(contour))) for contour in TRACED]
+    for contour in contours:
+        contour += np.random.default_rng(0).choice([-error_mm, error_mm], contour.shape)
+    found = drawn(tmp_path, scan, *contours)
+    assert found == [[*place, 2] for place in np.argwhere(mask).tolist()]
+
+
+def test_copies_of_a_traced_contour_count_once(tmp_path: Path, scan: Scan) -> None:
+    square = [(2, 3), (7, 3), (7, 8), (2, 8)]
+    found = drawn(tmp_path, scan, on(2, square), on(2, square), on(2, square[1:] + square[:1]))
+    assert found == box(range(2, 8), range(3, 9), 2)
+
+
+@pytest.mark.parametrize("kind", [None, ""])
+def test_a_contour_without_type_is_taken_as_closed_and_flagged(
+    tmp_path: Path, scan: Scan, kind: str | None
+) -> None:
+    def damage(dataset: Dataset) -> None:
+        contour = dataset.ROIContourSequence[0].ContourSequence[1]
+        contour.ContourGeometricType = kind
+
+    rois = {"Pancreas": [on(1, SQUARE), on(2, SQUARE)]}
+    label = read(write_contours(tmp_path / "rt", rois, damage=damage), scan)
+    assert label.flags == ("contour_type_assumed",)
+    whole = [box(range(2, 8), range(3, 9), k) for k in (1, 2)]
+    assert sorted(voxels(label.image)) == sorted(whole[0] + whole[1])
+
+
+@pytest.mark.parametrize("start", [b"\2\0\0\0", b"\x08\0\x16\0"], ids=["meta", "data"])
+def test_a_file_without_preamble_is_read(tmp_path: Path, scan: Scan, start: bytes) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE)]})
+    content = file.read_bytes()
+    file.write_bytes(content[content.index(start, 128) :])
+    assert voxels(read(file, scan).image) == box(range(2, 8), range(3, 9), 2)
+
+
+@pytest.mark.parametrize(
+    ("slices", "flags"), [((1, 2, 3), ()), ((1, 3), ("contour_gaps",)), ((5,), ()), ((), ())]
+)
+def test_slices_left_out_between_contours_are_flagged(
+    tmp_path: Path, scan: Scan, slices: tuple[int, ...], flags: tuple[str, ...]
+) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(k, SQUARE) for k in slices]})
+    assert read(file, scan).flags == flags
+
+
+@pytest.mark.parametrize("k", [1.76, 2.0, 2.24])
+def test_a_contour_within_a_quarter_of_the_step_is_on_its_slice(
+    tmp_path: Path, scan: Scan, k: float
+) -> None:
+    assert drawn(tmp_path, scan, on(k, SQUARE)) == box(range(2, 8), range(3, 9), 2)
+
+
+@pytest.mark.parametrize(
+    ("points", "sentence"),
+    [
+        (on(2.3, SQUARE), r"0\.75 mm from the nearest slice, expected at most 0\.62 mm"),
+        (on(-1, SQUARE), r"2\.50 mm from the nearest slice"),
+        (on(40, SQUARE), r"87\.50 mm from the nearest slice"),
+        (on(2, SQUARE[:2]) + on(3, SQUARE[2:]), r"2\.50 mm .* spans 2\.50 mm"),
+    ],
+    ids=["between", "below", "above", "leaning"],
+)
+def test_a_contour_on_no_slice_is_refused_with_numbers(
+    tmp_path: Path, scan: Scan, points: Any, sentence: str
+) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE), points]})
+    with pytest.raises(Refused, match=sentence) as refused:
+        read(file, scan)
+    assert refused.value.code == "contour_off_slice"
+
+
+def test_what_reaches_beyond_the_image_is_cut_off(tmp_path: Path, scan: Scan) -> None:
+    around = [(-1.5, -1.5), (SIZE[1] + 0.5, -1.5), (SIZE[1] + 0.5, SIZE[0] + 0.5)]
+    whole = [*around, (-1.5, SIZE[0] + 0.5)]
+    assert len(drawn(tmp_path, scan, on(2, whole))) == SIZE[0] * SIZE[1]
+
+
+@pytest.mark.parametrize("move", [(500, 0), (0, -9e5), (-12, 0)])
+def test_a_contour_that_lies_beyond_the_image_is_of_another_one(
+    tmp_path: Path, scan: Scan, move: tuple[float, float]
+) -> None:
+    beside = [(column + move[0], row + move[1]) for column, row in SQUARE]
+    with pytest.raises(Refused, match="pixels beyond the image") as refused:
+        drawn(tmp_path, scan, on(2, beside))
+    assert refused.value.code == "label_off_grid"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_polygons_are_filled_as_matplotlib_does(
+    tmp_path: Path, scan: Scan, seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    angles = np.sort(random.uniform(0, 2 * np.pi, random.integers(3, 40)))
+    around = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = (7.3, 6.6) + random.uniform(1, 8, (len(angles), 1)) * around
+    centres = np.stack(np.indices(SIZE[::-1]), axis=-1).reshape(-1, 2)
+    inside = Polygon(points).contains_points(centres).reshape(SIZE[::-1])
+    assert inside.any()
+    found = drawn(tmp_path, scan, on(4, points.tolist()))
+    assert found == [[*place, 4] for place in np.argwhere(inside).tolist()]
+
+
+def test_an_outline_of_thousands_of_edges_is_filled_in_parts() -> None:
+    angles = np.linspace(0, 2 * np.pi, 5 * EDGES_AT_ONCE, endpoint=False)
+    points = 50 + 40.25 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    column, row = np.indices((100, 101))
+    disc = np.hypot(column - 50, row - 50) < 40.25
+    np.testing.assert_array_equal(fill([points], (100, 101)), disc)
+
+
+def test_contours_of_oblique_slices_are_filled_in_their_planes(tmp_path: Path) -> None:
+    scan = scan_of(tmp_path / "ct", count=6, size=SIZE, orientation=OBLIQUE)
+    row, column = np.reshape(OBLIQUE, (2, 3))
+    corner = np.array([-10, -20, 30]) + 2 * 2.5 * np.cross(row, column)
+    points = [corner + u * 0.5 * row + v * 0.8 * column for u, v in SQUARE]
+    assert drawn(tmp_path, scan, points) == box(range(2, 8), range(3, 9), 2)
+
+
+def test_contours_of_a_tilted_scan_lie_on_its_stored_slices(tmp_path: Path) -> None:
+    places = [(0, 1.6 * k, 2.5 * k) for k in range(5)]  # two rows further with each slice
+    scan = scan_of(tmp_path / "ct", Repair(tilt=True), positions=places, size=SIZE)
+    points = [(0.5 * u, 0.8 * v + 1.6 * 2, 5.0) for u, v in SQUARE]
+    image = read(write_contours(tmp_path / "rt", {"Pancreas": [points]}), scan).image
+    lps = nib.affines.apply_affine(image.affine, voxels(image)) * [-1, -1, 1]
+    expected = [[0.5 * u, 0.8 * v + 3.2, 5.0] for u, v, _ in box(range(2, 8), range(3, 9), 2)]
+    np.testing.assert_allclose(lps, expected, atol=1e-6)
+
+
+def test_numbers_with_more_digits_than_dicom_allows_are_read(tmp_path: Path, scan: Scan) -> None:
+    def damage(one: Dataset) -> None:
+        contour = one.ROIContourSequence[0].ContourSequence[0]
+        contour.ContourData = [f"{value:.20f}" for value in np.ravel(on(2, SQUARE))]
+
+    with pytest.warns(UserWarning, match="exceeds the maximum length of 16"):
+        file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE)]}, damage=damage)
+    assert b"35.00000000000000000000" in file.read_bytes()
+    assert voxels(read(file, scan).image) == box(range(2, 8), range(3, 9), 2)
+
+
+def test_contours_too_long_for_their_type_of_number_are_read(tmp_path: Path, scan: Scan) -> None:
+    corners = np.array([*SQUARE, SQUARE[0]])
+    along = np.linspace(0, 1, 1501)[:-1, None]
+    points = np.vstack([a + along * (b - a) for a, b in pairwise(corners)])
+    with pytest.warns(UserWarning, match="exceeds the size of 64 kByte"):
+        file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, points)]})
+    assert voxels(read(file, scan).image) == box(range(2, 8), range(3, 9), 2)
+
+
+def with_data(values: Sequence[Any]) -> Callable[[Dataset], None]:
+    def damage(one: Dataset) -> None:
+        contour = one.ROIContourSequence[0].ContourSequence[0]
+        contour.ContourData = values
+
+    return damage
+
+
+def without_rois(one: Dataset) -> None:
+    del one.StructureSetROISequence
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (with_data([1, 2, 3, 4]), "bad_contour"),
+        (with_data([1e9, 0, 0] * 3), "bad_contour"),
+        (without_rois, "no_rois"),
+    ],
+)
+def test_a_file_with_one_fault_is_refused_with_its_reason(
+    tmp_path: Path, scan: Scan, damage: Callable[[Dataset], None], code: str
+) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE)]}, damage=damage)
+    assert refusal(file, scan).code == code
+
+
+@pytest.mark.parametrize("word", [b"nan", b"inf", b"1e9", b"x.0"])
+def test_points_that_are_nowhere_are_refused(tmp_path: Path, scan: Scan, word: bytes) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE)]})
+    content = file.read_bytes()
+    assert b"35.0" in content
+    file.write_bytes(content.replace(b"35.0", word.ljust(4), 1))
+    assert refusal(file, scan).code == ("unreadable" if word == b"x.0" else "bad_contour")
+
+
+def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(
+    tmp_path: Path, scan: Scan
+) -> None:
+    file = write_contours(tmp_path / "rt", {"Pancreas": [on(2, SQUARE), on(3, HOLE)]})
+    for one in damaged(file.read_bytes(), every=30, changes=80, places=3, behind=128):
+        file.write_bytes(one)
+        with contextlib.suppress(Refused):
+            read(file, scan)
 
 
 def picture(*rows: str) -> np.ndarray:
@@ -33,7 +438,7 @@ def picture(*rows: str) -> np.ndarray:
     return np.array([[mark == "#" for mark in row] for row in rows]).T
 
 
-def filled(outlines: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+def filled_by_matplotlib(outlines: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """How many outlines have each pixel's centre inside, by matplotlib."""
     centres = np.stack(np.indices(shape), axis=-1).reshape(-1, 2)
     inside = [Polygon(outline).contains_points(centres).reshape(shape) for outline in outlines]
@@ -63,7 +468,7 @@ def contours_of(one: Dataset) -> list[np.ndarray]:
 
 
 def read_back(tmp_path: Path, scan: Scan) -> np.ndarray:
-    return np.asarray(read_contours(tmp_path / "rt.dcm", Reading(), scan).image.dataobj)
+    return np.asarray(read(tmp_path / "rt.dcm", scan).image.dataobj)
 
 
 def test_one_pixel_has_its_four_corners() -> None:
@@ -101,14 +506,14 @@ def test_an_island_within_a_hole_is_an_outline_of_its_own() -> None:
     rows = ["#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######"]
     outlines = pixel_borders(picture(*rows))
     assert sorted(area_of([outline]) for outline in outlines) == [8, 24]
-    np.testing.assert_array_equal(filled(outlines, (7, 7)), picture(*rows))
+    np.testing.assert_array_equal(filled_by_matplotlib(outlines, (7, 7)), picture(*rows))
 
 
 def test_holes_side_by_side_and_holes_that_touch_at_a_corner_are_all_joined() -> None:
     mask = picture("#######", "#.#.#.#", "##.##.#", "#######")
     (outline,) = pixel_borders(mask)
     assert area_of([outline]) == mask.sum()
-    np.testing.assert_array_equal(filled([outline], (7, 4)), mask)
+    np.testing.assert_array_equal(filled_by_matplotlib([outline], (7, 4)), mask)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -117,7 +522,7 @@ def test_random_masks_come_back_with_their_pieces_and_their_area(seed: int) -> N
     for _ in range(25):
         mask = random.random(random.integers(1, 15, 2)) < random.uniform(0.1, 0.98)
         outlines = pixel_borders(mask)
-        np.testing.assert_array_equal(filled(outlines, mask.shape), mask)
+        np.testing.assert_array_equal(filled_by_matplotlib(outlines, mask.shape), mask)
         assert len(outlines) == ndimage.label(mask)[1]
         assert area_of(outlines) == mask.sum()
 
@@ -234,7 +639,8 @@ def test_contours_on_a_multi_frame_file_name_their_frames(tmp_path: Path) -> Non
     highdicom.legacy.LegacyConvertedEnhancedCTImage(
         singles, highdicom.UID(), 2, highdicom.UID(), 1
     ).save_as(file)
-    scan = read_ct((file,), Reading())
+    volume = read_series((file,), Repair())
+    scan = Scan(volume.image, volume.stack)
     values = np.zeros(scan.image.shape)
     values[1, 1, 3] = values[2, 2, 0] = 1
     one = written(tmp_path, scan, values)
@@ -250,7 +656,7 @@ def test_contours_on_a_multi_frame_file_name_their_frames(tmp_path: Path) -> Non
 
 def test_a_repaired_series_is_refused_for_nothing_lies_on_its_images(tmp_path: Path) -> None:
     places = [(0, 0, 2.5 * k) for k in (0, 1, 2, 4)]
-    scan = scan_of(tmp_path / "ct", positions=places, reading=Reading(repair=Repair(gaps=True)))
+    scan = scan_of(tmp_path / "ct", Repair(gaps=True), positions=places)
     with pytest.raises(Refused, match="rtstruct_repaired: the series was interpolated"):
         written(tmp_path, scan, np.ones(scan.image.shape))
     assert not (tmp_path / "rt.dcm").exists()

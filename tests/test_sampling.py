@@ -1,146 +1,157 @@
-"""Which samples a step takes, and what they hold."""
+"""Samples of training, and the plan of patches."""
 
 import math
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pancseg.dataset.kept_volumes import KeptVolumes
-from pancseg.dataset.sampling import Patches, Sampling, Size, box_of
-from pancseg.dataset.steps import Steps
-from pancseg.dataset.volume_cache import Source, Volume
-from pancseg.dataset.volume_plan import plan_volume
+from pancseg.data.cache import Volume, VolumeCache
+from pancseg.data.plan import make_plan
+from pancseg.data.sampling import (
+    BatchSampler,
+    PatchDataset,
+    Sampling,
+    ShuffledDataset,
+    VolumeDataset,
+    crop,
+)
+from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.learning.resunet import plan_levels
+from tests.tiny_root import case_of
 
+Shape = tuple[int, int, int]
 SIZE = (8, 8, 8)
+NUMBERS = Preprocessing("RAS", (8.0, 8.0, 8.0), (-200.0, 200.0), None)
 
 
 @pytest.mark.parametrize(
     ("per_epoch", "batch_size", "sizes"),
     [(4, 2, [2, 2]), (5, 2, [2, 2]), (5, 3, [3, 2]), (1, 2, [1]), (3, 1, [1, 1, 1])],
 )
-def test_an_epoch_takes_all_but_a_last_batch_of_one(
+def test_an_epoch_holds_all_samples_except_a_last_batch_of_one(
     per_epoch: int, batch_size: int, sizes: list[int]
 ) -> None:
-    steps = Steps(per_epoch, batch_size)
-    batches = list(steps)
+    sampler = BatchSampler(per_epoch, batch_size)
+    batches = list(sampler)
     assert [len(batch) for batch in batches] == sizes
-    assert len(steps) == len(sizes)
+    assert len(sampler) == len(sizes)
     assert [n for batch in batches for n in batch] == list(range(sum(sizes)))
 
 
-def test_an_epoch_that_was_begun_goes_on_and_the_next_one_follows() -> None:
-    whole = list(Steps(6, 2)) + list(Steps(6, 2, lambda: (3, 0)))
-    assert list(Steps(6, 2, lambda: (1, 1))) == whole[1:3]
-    assert list(Steps(6, 2, lambda: (4, 1))) == whole[4:]
+def test_a_resumed_epoch_continues_and_the_next_epoch_follows() -> None:
+    whole = list(BatchSampler(6, 2)) + list(BatchSampler(6, 2, lambda: (3, 0)))
+    assert list(BatchSampler(6, 2, lambda: (1, 1))) == whole[1:3]
+    assert list(BatchSampler(6, 2, lambda: (4, 1))) == whole[4:]
     assert whole[3] == [6, 7]
 
 
-def test_processes_share_each_batch_of_one_process_with_all_of_it() -> None:
-    alone = list(Steps(8, 4))
-    parts = [list(Steps(8, 2, rank=rank, processes=2)) for rank in range(2)]
-    assert [one + other for one, other in zip(*parts, strict=True)] == alone
+def test_processes_share_the_batches_of_a_single_process() -> None:
+    parts = [list(BatchSampler(8, 2, rank=rank, processes=2)) for rank in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == list(BatchSampler(8, 4))
 
 
-def test_workers_get_the_batches_without_the_training() -> None:
-    steps = Steps(4, 2, lambda: (0, 0))  # a lambda, as the trainer, crosses to no other process
-    assert pickle.loads(pickle.dumps(steps)).together == 2
+def test_a_sampler_can_be_sent_to_worker_processes() -> None:
+    sampler = BatchSampler(4, 2, lambda: (0, 0))  # a lambda, like the trainer, cannot be pickled
+    assert pickle.loads(pickle.dumps(sampler)).global_batch_size == 2
 
 
-def volume(shape: Size, at: Size | None) -> Volume:
-    """Values that tell where a voxel is; one labelled voxel."""
-    image = (np.arange(np.prod(shape)) % 997).reshape(shape).astype(np.float16)
+def volume(shape: Shape, voxel: Shape | None = None, code: int = 1) -> Volume:
+    """An image whose values tell voxels apart, with one labelled voxel or none."""
+    image = (np.arange(math.prod(shape)) % 997).reshape(shape).astype(np.float16)
     label = np.zeros(shape, np.uint8)
-    if at:
-        label[at] = 1
+    if voxel:
+        label[voxel] = code
     return Volume(image, label, np.argwhere(label).astype(np.int32))
 
 
+def cache_of(*volumes: Volume) -> VolumeCache:
+    entries = [case_of(f"case{n}") for n in range(len(volumes))]
+    return VolumeCache(Path(), Path(), NUMBERS, entries, loaded=list(volumes))
+
+
 def patches(
-    *volumes: Volume, together: int = 2, margin: Size = (0, 0, 0), **numbers: Any
-) -> Patches:
-    sources = [Source(str(n), str(n), Path(), Path(), str(n), 1) for n in range(len(volumes))]
-    kept = KeptVolumes(
-        sources, lambda source: volumes[int(source.name)], "disk", torch.device("cpu")
-    )
+    *volumes: Volume, batch_size: int = 2, margin: Shape = (0, 0, 0), **numbers: Any
+) -> PatchDataset:
     sampling = Sampling("patches", steps_per_epoch=100, **numbers)
-    return Patches(kept, Steps(100 * together, together), 0, SIZE, margin, sampling)
+    batches = BatchSampler(100 * batch_size, batch_size)
+    return PatchDataset(cache_of(*volumes), batches, 0, SIZE, margin, sampling)
 
 
-@pytest.mark.parametrize("together", [1, 2, 3])
-def test_a_share_of_the_patches_holds_the_organ_wherever_it_is_and_however_large_a_batch_is(
-    together: int,
-) -> None:
-    for corner in ((0, 0, 0), (29, 19, 24), (15, 0, 24)):
-        taken = patches(
-            volume((30, 20, 25), corner), volume((30, 20, 25), None),
-            together=together, foreground_share=2 / 3, jitter=0.5,
-        )  # fmt: skip
-        held = [bool(taken[n]["label"].any()) for n in range(60)]
-        assert all(held[0::3])
-        assert all(held[1::3])
-        assert not all(held[2::3])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("voxel", [(0, 0, 0), (29, 19, 24), (15, 0, 24)])
+def test_a_share_of_the_patches_contains_a_labelled_voxel(batch_size: int, voxel: Shape) -> None:
+    dataset = patches(
+        volume((30, 20, 25), voxel), volume((30, 20, 25)),
+        batch_size=batch_size, foreground_share=2 / 3, jitter=0.5,
+    )  # fmt: skip
+    labelled = [bool(dataset[n]["label"].any()) for n in range(60)]
+    assert all(labelled[0::3])
+    assert all(labelled[1::3])
+    assert not all(labelled[2::3])
 
 
-def test_a_margin_moves_no_patch_and_may_lie_beyond_the_volume() -> None:
-    where = volume((12, 20, 25), (0, 0, 0))
+def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume() -> None:
     numbers = {"foreground_share": 0.5, "jitter": 0.5}
-    plain, wide = patches(where, **numbers), patches(where, margin=(4, 6, 2), **numbers)
+    scan = volume((12, 20, 25), (0, 0, 0))
+    plain, wide = patches(scan, **numbers), patches(scan, margin=(4, 6, 2), **numbers)
     for n in range(20):
-        middle = wide[n]["image"][:, 2:-2, 3:-3, 1:-1]
-        assert torch.equal(middle, plain[n]["image"])
         assert wide[n]["image"].shape == (1, 12, 14, 10)
+        assert torch.equal(wide[n]["image"][:, 2:-2, 3:-3, 1:-1], plain[n]["image"])
         assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
 
 
-@pytest.mark.parametrize(("step_bytes", "fits"), [(0, True), (1_001_000, True), (1_002_000, False)])
-def test_volumes_are_kept_on_the_gpu_where_they_fit_beside_a_step(
-    step_bytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = volume((10, 10, 10), (1, 2, 3))  # of 3 bytes a voxel
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_005_000, 2_000_000))
-    kept = KeptVolumes([], lambda source: one, "disk", torch.device("cpu"), step_bytes)
-    kept.sources = [Source("0", "0", Path(), Path(), "0", 1)]
-    assert kept.fit(torch.device("cuda")) is fits
-    assert not kept.fit(torch.device("cpu"))
-
-
-def test_without_a_share_patches_come_from_everywhere_alike() -> None:
-    taken = patches(volume((30, 20, 25), None))
-    firsts = torch.stack([taken[n]["image"][0, 0, 0, 0] for n in range(400)]).float()
+def test_without_a_share_patches_come_from_everywhere() -> None:
+    dataset = patches(volume((30, 20, 25)))
+    firsts = torch.stack([dataset[n]["image"][0, 0, 0, 0] for n in range(400)])
     assert len(firsts.unique()) > 250
-    assert taken[0]["image"].shape == (1, *SIZE)
 
 
-def test_a_volume_smaller_than_a_patch_lies_in_its_middle_with_air_around() -> None:
-    small = volume((4, 20, 6), (2, 10, 3))
-    taken = patches(small, foreground_share=1.0)[0]
-    assert (taken["image"][0, :2] == 0).all()
-    assert (taken["image"][0, 6:] == 0).all()
-    assert taken["label"][0, 2:6, :, 1:7].sum() == 1
+def test_a_volume_smaller_than_a_patch_is_centred_in_air() -> None:
+    item = patches(volume((4, 20, 6), (2, 10, 3)), foreground_share=1.0)[0]
+    assert (item["image"][0, :2] == 0).all()
+    assert (item["image"][0, 6:] == 0).all()
+    assert item["label"][0, 2:6, :, 1:7].sum() == 1
 
 
-def test_a_box_beyond_the_edge_keeps_its_place() -> None:
-    array = np.arange(27, dtype=np.float16).reshape(3, 3, 3)
-    box = box_of(array, (-1, 1, 2), (3, 2, 2))
-    expected = np.pad(array, ((1, 0), (0, 0), (0, 1)))[0:3, 1:3, 2:4]
-    assert np.array_equal(box.numpy(), expected)
-
-
-def test_the_jitter_moves_the_organ_about_in_the_patch() -> None:
+def test_jitter_moves_the_labelled_voxel_in_the_patch() -> None:
     for jitter, fewest, most in ((0.0, 1, 1), (0.5, 100, 512)):
-        taken = patches(volume((60, 60, 60), (30, 30, 30)), foreground_share=1.0, jitter=jitter)
-        places = {tuple(taken[n]["label"][0].nonzero()[0].tolist()) for n in range(300)}
+        dataset = patches(volume((60, 60, 60), (30, 30, 30)), foreground_share=1.0, jitter=jitter)
+        places = {tuple(dataset[n]["label"][0].nonzero()[0].tolist()) for n in range(300)}
         assert fewest <= len(places) <= most
 
 
+def test_a_box_beyond_the_edge_is_filled_with_zeros() -> None:
+    array = np.arange(27, dtype=np.float16).reshape(3, 3, 3)
+    expected = np.pad(array, ((1, 0), (0, 0), (0, 1)))[0:3, 1:3, 2:4]
+    for volume_array in (array, torch.from_numpy(array)):
+        assert np.array_equal(crop(volume_array, (-1, 1, 2), (3, 2, 2)).numpy(), expected)
+
+
+def test_every_structure_is_foreground_of_a_sample() -> None:
+    cache = cache_of(*(volume(SIZE, (1, 2, 3), code) for code in (1, 2, 7)))
+    for item in VolumeDataset(cache), patches(*cache.loaded, foreground_share=1.0):
+        assert item[0]["label"].dtype == torch.uint8
+        assert {item[n]["label"].max().item() for n in range(3)} == {1}
+
+
+def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own() -> None:
+    cache = cache_of(*(volume((2, 2, 2)) for _ in range(20)))
+    dataset = ShuffledDataset(cache, BatchSampler(20, 2), seed=5)
+    names = [dataset[n]["name"] for n in range(40)]
+    assert sorted(names[:20]) == sorted(names[20:]) == sorted(case.case for case in cache.entries)
+    assert names[:20] != names[20:]
+    assert (dataset[3]["name"], dataset[3]["step"], dataset[3]["place"]) == (names[3], 1, 1)
+    assert ShuffledDataset(cache, BatchSampler(20, 2), seed=6)[0]["name"] != names[0]
+
+
 @pytest.mark.parametrize(
-    ("numbers", "says"),
+    ("numbers", "message"),
     [
         ({"kind": "all"}, "expected whole or patches"),
         ({"kind": "patches"}, r"steps_per_epoch=0: expected 1 or more"),
@@ -148,31 +159,56 @@ def test_the_jitter_moves_the_organ_about_in_the_patch() -> None:
         ({"foreground_share": -1}, "expected 0 to 1"),
     ],
 )
-def test_a_sampling_that_is_none_is_refused(numbers: dict[str, Any], says: str) -> None:
-    with pytest.raises(PancsegError, match=says):
+def test_sampling_out_of_range_is_refused(numbers: dict[str, Any], message: str) -> None:
+    with pytest.raises(PancsegError, match=message):
         Sampling(**numbers)
 
 
-def test_what_is_given_is_not_planned() -> None:
-    scans: dict[str, Any] = {"shapes": [(512, 512, 200)], "spacings_mm": [(0.75, 0.75, 2.0)]}
-    numbers: dict[str, Any] = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
-    assert plan_volume(**scans, **numbers, spacing_mm=(1, 1, 1)).spacing_mm == (1, 1, 1)
-    given = plan_volume(**scans, **numbers, patch=(64, 64, 64))
-    assert given.patch == (64, 64, 64)
-    assert math.prod(np.multiply(given.patch, given.spacing_mm)) >= 0.9 * math.prod((220, 180, 160))
+def scans(shape: Any, spacing_mm: Any) -> list[Any]:
+    return [SimpleNamespace(shape=shape, spacing_mm=spacing_mm)]
+
+
+LIMITS: dict[str, Any] = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_mm", "plan"),
+    [
+        ((128, 128, 96), (3, 3, 3), "96 x 80 x 64 voxels of 3 x 3 x 3 mm: 288 x 240 x 192 mm"),
+        (
+            (512, 512, 200),
+            (0.75, 0.75, 2),
+            "96 x 80 x 64 voxels of 2.32 x 2.32 x 2.32 mm: 223 x 186 x 148 mm",
+        ),
+    ],
+)
+def test_a_plan_takes_the_median_spacing_unless_the_patch_would_cover_too_little(
+    shape: Shape, spacing_mm: tuple[float, ...], plan: str
+) -> None:
+    assert str(make_plan(scans(shape, spacing_mm), **LIMITS)) == plan
+
+
+def test_given_values_are_not_planned() -> None:
+    cases = scans((512, 512, 200), (0.75, 0.75, 2.0))
+    assert make_plan(cases, **LIMITS, spacing_mm=(1, 1, 1)).spacing_mm == (1, 1, 1)
+    plan = make_plan(cases, **LIMITS, spatial_size=(64, 64, 64))
+    assert plan.spatial_size == (64, 64, 64)
+    assert math.prod(np.multiply(plan.spatial_size, plan.spacing_mm)) >= 0.9 * 220 * 180 * 160
+    given = make_plan([], **LIMITS, spacing_mm=(1, 1, 2), spatial_size=(32, 32, 16))
+    assert (given.spacing_mm, given.spatial_size) == ((1, 1, 2), (32, 32, 16))
 
 
 @pytest.mark.parametrize("patch_voxels", [100_000, 500_000, 4_000_000])
 @pytest.mark.parametrize("spacing_mm", [(0.7, 0.7, 5.0), (0.8, 0.8, 0.8), (3.0, 3.0, 3.0)])
-def test_a_planned_patch_sees_the_organ_and_fits_the_machine(
+def test_a_planned_patch_covers_the_field_fits_the_machine_and_suits_a_network(
     patch_voxels: int, spacing_mm: tuple[float, ...]
 ) -> None:
     shape = [round(mm / step) for mm, step in zip((360, 330, 400), spacing_mm, strict=True)]
-    plan = plan_volume([shape], [spacing_mm], patch_voxels=patch_voxels, field_mm=(220, 180, 160))
-    seen_mm = np.multiply(plan.patch, plan.spacing_mm)
-    assert np.prod(plan.patch) <= patch_voxels
-    assert (seen_mm >= 0.6 * np.array((220, 180, 160))).all()
-    assert all(side % (32 if side > 128 else 16) == 0 for side in plan.patch)
-    strides, _ = plan_levels(plan.patch, plan.spacing_mm)
-    assert not (np.array(plan.patch) % np.prod(strides, axis=0)).any()
+    plan = make_plan(scans(shape, spacing_mm), patch_voxels, (220, 180, 160))
+    assert math.prod(plan.spatial_size) <= patch_voxels
+    covered_mm = np.multiply(plan.spatial_size, plan.spacing_mm)
+    assert (covered_mm >= 0.6 * np.array((220, 180, 160))).all()
+    assert all(side % (32 if side > 128 else 16) == 0 for side in plan.spatial_size)
+    strides, _ = plan_levels(plan.spatial_size, plan.spacing_mm)
+    assert not (np.array(plan.spatial_size) % np.prod(strides, axis=0)).any()
     assert all(new >= old for new, old in zip(plan.spacing_mm, spacing_mm, strict=True))

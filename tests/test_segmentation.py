@@ -1,8 +1,8 @@
-"""DICOM SEG: chosen segments on the slices of their image, voxel for voxel, or refused."""
+"""DICOM SEG: chosen segments on the grid of their image, voxel for voxel, or refused."""
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from pancseg.errors import Refused
-from pancseg.intake.dicom.series import read_ct
-from pancseg.intake.dicom.stack import Repair
-from pancseg.intake.found import Choice, Reading, Scan
-from pancseg.intake.labels.segmentation import read_segmentation
+from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.series import SeriesVolume, read_series
+from pancseg.dicom.slices import Repair
+from pancseg.errors import REASON_LENGTH, Refused
+from pancseg.intake.source import Scan
+from pancseg.structures import Label
 from tests.tiny_dicom import AXIAL
 from tests.tiny_labels import (
     LIVER,
@@ -29,6 +30,7 @@ from tests.tiny_labels import (
     at,
     damaged,
     scan_of,
+    structures,
     voxels,
     write_segmentation,
 )
@@ -45,20 +47,28 @@ def scan(tmp_path: Path) -> Scan:
     return scan_of(tmp_path / "ct")
 
 
-def read(file: Path, scan: Scan, choice: Choice = None) -> nib.Nifti1Image:
-    mask = read_segmentation(file, Reading(choice), scan)
-    assert (mask.undeclared, mask.flags) == ((), ())
-    assert mask.image.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(mask.image.affine, scan.image.affine)
-    assert mask.image.shape == scan.image.shape
-    return mask.image
+def read(file: Path, scan: Scan | SeriesVolume, *labels: Sequence[Label] | None) -> nib.Nifti1Image:
+    assert scan.stack is not None
+    label = read_segmentation(file, scan.stack, structures(*labels))
+    assert (label.undeclared, label.flags) == ((), ())
+    assert label.image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(label.image.affine, scan.image.affine)
+    assert label.image.shape == scan.image.shape
+    return label.image
 
 
-def refusal(file: Path, scan: Scan, choice: Choice = None) -> Refused:
+def refusal(file: Path, scan: Scan, *labels: Sequence[Label]) -> Refused:
+    assert scan.stack is not None
     with pytest.raises(Refused) as refused:
-        read_segmentation(file, Reading(choice), scan)
+        read_segmentation(file, scan.stack, structures(*labels))
     assert "\n" not in str(refused.value)
     return refused.value
+
+
+def codes_of(image: nib.Nifti1Image) -> dict[tuple[int, ...], int]:
+    """Voxels that are not background, with their codes."""
+    codes = np.asarray(image.dataobj)
+    return {tuple(at): int(codes[tuple(at)]) for at in voxels(image)}
 
 
 def test_pixels_land_on_the_slice_at_their_position_whatever_their_order(
@@ -99,7 +109,7 @@ def test_half_of_the_largest_fraction_is_foreground(
     [((1,), [[0, 0, 1]]), (("pancreas",), [[1, 1, 1]]), ((1, 2), [[0, 0, 1], [1, 1, 1]])],
 )
 def test_values_of_a_label_map_are_segment_numbers(
-    tmp_path: Path, scan: Scan, choice: Choice, expected: list[list[int]]
+    tmp_path: Path, scan: Scan, choice: Sequence[Label], expected: list[list[int]]
 ) -> None:
     pixels = np.zeros((4, 3))
     pixels[0, 0], pixels[1, 1] = 1, 2
@@ -120,7 +130,7 @@ def test_the_background_of_a_label_map_is_no_choice(tmp_path: Path, scan: Scan) 
 
 @pytest.mark.parametrize("choice", [(2,), ("pancreas",), ("PANCREAS",), (15776009,), ("2", "x")])
 def test_a_segment_is_chosen_by_number_label_or_code(
-    tmp_path: Path, scan: Scan, choice: Choice
+    tmp_path: Path, scan: Scan, choice: Sequence[Label]
 ) -> None:
     frames = [Frame(DOT, at(1), 1), Frame(ONE, at(1), 2), Frame(ONE, at(2), 2)]
     file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
@@ -135,15 +145,38 @@ def test_chosen_segments_that_overlap_are_united(tmp_path: Path, scan: Scan) -> 
     assert voxels(read(file, scan, (2,))) == [[0, 0, 1]]
 
 
+def test_of_structures_that_overlap_the_later_one_wins(tmp_path: Path, scan: Scan) -> None:
+    frames = [Frame(ONE, at(1), 2), Frame([[1, 1, 0], *DOT[1:]], at(1), 1)]
+    file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
+    whole = {(1, 0, 1): 1, (1, 1, 1): 1, (2, 2, 1): 1}
+    assert codes_of(read(file, scan, ("liver",), ("pancreas",))) == whole | {(0, 0, 1): 2}
+    assert codes_of(read(file, scan, ("liver", "pancreas"), (2,))) == whole | {(0, 0, 1): 2}
+    only = codes_of(read(file, scan, ("spleen",), ("liver",)))
+    assert only == dict.fromkeys([*whole, (0, 0, 1)], 2)
+
+
+def test_segments_of_a_label_map_become_codes_of_structures(tmp_path: Path, scan: Scan) -> None:
+    pixels = np.zeros((4, 3))
+    pixels[0], pixels[1, 1] = 2, 1
+    file = write_segmentation(
+        tmp_path / "seg", [Frame(pixels, at(1))], kind="LABELMAP", segments=BOTH
+    )
+    codes = codes_of(read(file, scan, ("pancreas",), ("liver",)))
+    assert codes == {(0, 0, 1): 1, (1, 0, 1): 1, (2, 0, 1): 1, (1, 1, 1): 2}
+
+
 @pytest.mark.parametrize(
-    ("choice", "code"), [(None, "ambiguous_segment"), (("spleen",), "no_such_segment")]
+    ("labels", "code"), [((), "ambiguous_segment"), ((("spleen",),), "no_such_segment")]
 )
-def test_an_unclear_choice_is_refused_with_what_there_is(
-    tmp_path: Path, scan: Scan, choice: Choice, code: str
+def test_names_of_segments_are_not_quoted_in_a_reason(
+    tmp_path: Path, scan: Scan, labels: tuple[Sequence[Label], ...], code: str
 ) -> None:
-    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(1))], segments=BOTH)
-    refused = refusal(file, scan, choice)
-    assert (refused.code, "1 Liver, 2 Pancreas" in str(refused)) == (code, True)
+    segments = dict.fromkeys(range(1, 4001), ("Liver of DOE JOHN", "10200004", "Liver"))
+    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(1))], segments=segments)
+    refused = refusal(file, scan, *labels)
+    assert (refused.code, "DOE" in str(refused)) == (code, False)
+    assert len(str(refused)) <= REASON_LENGTH
+    assert refused.names[:2] == ("1 Liver of DOE JOHN", "2 Liver of DOE JOHN")
 
 
 def test_frames_of_other_segments_are_not_decoded_nor_judged(tmp_path: Path, scan: Scan) -> None:
@@ -239,22 +272,13 @@ def test_an_empty_frame_may_lie_anywhere(
 
 def test_a_label_on_repaired_slices_follows_the_repair(tmp_path: Path) -> None:
     places = [(0, 0.9 * k, 2.5 * k) for k in (0, 1, 2, 4)]
-    reading = Reading(repair=Repair(gaps=True, tilt=True))
-    scan = scan_of(tmp_path / "ct", positions=places, pixel_spacing=(0.9, 0.5), reading=reading)
+    repair = Repair(gaps=True, tilt=True)
+    scan = scan_of(tmp_path / "ct", repair, positions=places, pixel_spacing=(0.9, 0.5))
     frames = [Frame(ONE, place) for place in places]
     file = write_segmentation(tmp_path / "seg", frames, pixel_spacing=(0.9, 0.5))
     image = read(file, scan)
     ras = nib.affines.apply_affine(image.affine, voxels(image)) * [-1, -1, 1]
     np.testing.assert_allclose(ras[[0, 1, 2, -1]], places, atol=1e-6)
-
-
-def test_an_image_that_is_no_dicom_has_no_slices_for_a_seg(tmp_path: Path, scan: Scan) -> None:
-    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(1))])
-    refused = refusal(file, Scan(scan.image))
-    assert (refused.code, "convert the label to NIfTI" in str(refused)) == (
-        "label_needs_dicom",
-        True,
-    )
 
 
 def lack(keyword: str) -> Callable[[Dataset], None]:
@@ -293,10 +317,11 @@ def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(
     tmp_path: Path, scan: Scan, kind: str
 ) -> None:
     file = write_segmentation(tmp_path / "seg", [Frame(DOT, at(1)), Frame(ONE, at(2))], kind=kind)
+    assert scan.stack is not None
     for one in damaged(file.read_bytes(), every=40, changes=60, places=3, behind=128):
         file.write_bytes(one)
         with contextlib.suppress(Refused):
-            read_segmentation(file, Reading(), scan)
+            read_segmentation(file, scan.stack, structures())
 
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
@@ -350,7 +375,7 @@ def assert_equals_nrrd(ours: nib.Nifti1Image, file: Path, value: int = 1) -> Non
 
 
 def test_a_published_seg_equals_its_nrrd(shared_data: Path) -> None:
-    scan = read_ct(tuple((shared_data / "seg" / "ct").glob("*.dcm")), Reading())
+    scan = read_series(tuple((shared_data / "seg" / "ct").glob("*.dcm")), Repair())
     image = read(shared_data / "seg" / "liver.dcm", scan, ("liver",))
     assert_equals_nrrd(image, shared_data / "seg" / "liver_seg.nrrd")
 
@@ -362,7 +387,7 @@ def test_a_published_seg_equals_its_nrrd(shared_data: Path) -> None:
 def test_each_of_overlapping_published_segments_equals_its_nrrd(
     shared_data: Path, number: int, name: str, file: int
 ) -> None:
-    scan = read_ct(tuple((shared_data / "seg" / "ct").glob("*.dcm")), Reading())
+    scan = read_series(tuple((shared_data / "seg" / "ct").glob("*.dcm")), Repair())
     nrrd = shared_data / "seg" / f"partial_overlaps-{file}.nrrd"  # 4 and 5 do not overlap with 1
     for choice in ((number,), (name,)):
         image = read(shared_data / "seg" / "partial_overlaps.dcm", scan, choice)
@@ -374,5 +399,5 @@ def test_a_label_is_one_on_single_frames_and_on_one_multi_frame_file(
     shared_data: Path, image: str
 ) -> None:
     folder = shared_data / "seg" / "single_and_multiframe"
-    scan = read_ct(tuple((folder / image).glob("*.dcm")), Reading())
+    scan = read_series(tuple((folder / image).glob("*.dcm")), Repair())
     assert_equals_nrrd(read(folder / "seg" / "label.seg", scan), folder / "nrrd" / "label.nrrd")

@@ -1,7 +1,6 @@
-"""Several workers at one prepared folder or output folder: each does what no other has taken."""
+"""Several predict workers at one output folder: each does what no other has taken."""
 
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -15,10 +14,8 @@ import pytest
 
 from pancseg.applying import shared_batch
 from pancseg.output.prediction_table import Prediction
-from pancseg.preparing import filling
-from pancseg.preparing.conversion import Job, Outcome
 from pancseg.sharing import Crew, claim
-from tests.conftest import Command, contents, run_command
+from tests.conftest import Command, run_command
 
 ROOT = Path(__file__).parent.parent
 LONG_AGO, FAR_AHEAD = 1_000_000_000, 2_500_000_000  # 2001 and 2049
@@ -37,7 +34,6 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "POLL_S", 0.05)
     monkeypatch.setattr(shared_batch, "POLL_S", 0.05)
 
 
@@ -50,24 +46,6 @@ def pieces(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(image, folder / f"{name}.nii.gz")
     (folder / "c_1.nii.gz").write_bytes(b"no image")
     return folder
-
-
-def words(pieces: Path, root: Path) -> list[str]:
-    source = ["source=nifti", f"source.images={pieces}", "source.labels=null"]
-    named = [r"source.patient='(?P<patient>.+)_\d+$'", "privacy=none"]
-    return [*source, *named, f"data.root={root}", "data.depth=32"]
-
-
-@pytest.fixture(scope="module")
-def alone(pieces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one worker makes of the pieces."""
-    root = tmp_path_factory.mktemp("alone") / "r"
-    assert run_command("prepare", *words(pieces, root)) == 1  # one is refused
-    found = contents(root)
-    assert {name for name in found if name.startswith("cases/")} == {
-        f"cases/{case}_image.nii.gz" for case in ("a", "a-2", "a-3", "b", "b-2")
-    }
-    return found
 
 
 def rows_of(out: Path) -> list[dict[str, str]]:
@@ -109,94 +87,6 @@ def test_who_is_alive_is_told_by_locks_whatever_clocks_say(tmp_path: Path) -> No
         assert crew.leave()
     crew.tidy()
     assert [path.name for path in (tmp_path / "r").iterdir()] == [".lock"]
-
-
-def test_a_candidate_of_another_worker_is_waited_for_and_taken_when_it_dies(
-    pieces: Path, alone: dict[str, str], tmp_path: Path, command: Command,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """The first piece is done last, and clocks run wild: names and table stay as they are."""
-    root, convert, order = tmp_path / "r", filling.convert, []
-
-    def watched(job: Job) -> Outcome:
-        order.append(job.case)
-        outcome = convert(job)
-        for n, path in enumerate(sorted(root.rglob("*"))):
-            os.utime(path, (LONG_AGO, LONG_AGO) if n % 2 else (FAR_AHEAD, FAR_AHEAD))
-        return outcome
-
-    monkeypatch.setattr(filling, "convert", watched)
-    with monkeypatch.context() as patch:
-        patch.setattr(filling, "enter_all", lambda *_: sys.exit(9))  # ends before all is entered
-        assert run_command("prepare", *words(pieces, root)) == 9
-    records = {path.name: json.loads(path.read_text()) for path in (root / ".unfinished").iterdir()}
-    first = next(name for name, record in records.items() if record["name"] == "a")
-    (root / ".unfinished" / first).unlink()
-    held = claim(root, Path(first).stem)
-    assert held is not None
-    order.clear()
-    with soon(1.0, held.release):
-        ended = command("prepare", *words(pieces, root))
-    assert order == ["a"]
-    assert "1 with other workers" in ended.err
-    assert "kept 5 of 6 cases (5 new" in ended.out
-    assert ended.code == 1
-    assert contents(root) == alone
-
-
-def test_who_finds_all_recorded_enters_it_without_doing_it_again(
-    pieces: Path, alone: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, entered = tmp_path / "r", []
-    enter_all, convert = filling.enter_all, filling.convert
-    draw, drawn = filling.draw, []
-    monkeypatch.setattr(filling, "draw", lambda one: (drawn.append(1), draw(one)))
-
-    def second_inside(*arguments: object) -> None:
-        """At the end of a first worker comes a second one, while the first is still there."""
-        if entered:
-            return enter_all(*arguments)  # type: ignore[arg-type]
-        entered.append(1)
-        lock = arguments[0].crew.lock  # type: ignore[attr-defined]
-        lock.release()
-        monkeypatch.setattr(filling, "convert", lambda job: pytest.fail("converted again"))
-        assert run_command("prepare", *words(pieces, root)) == 1
-        assert (root / ".unfinished").is_dir()  # for the first needs the records as well
-        lock.acquire()
-        return enter_all(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(filling, "enter_all", second_inside)
-    assert run_command("prepare", *words(pieces, root)) == 1
-    assert convert is not filling.convert
-    assert drawn == [1]
-    assert contents(root) == alone
-
-
-def test_a_preparation_with_other_checks_waits_and_one_with_other_settings_is_refused(
-    pieces: Path, alone: dict[str, str], tmp_path: Path, command: Command
-) -> None:
-    root = tmp_path / "r"
-    crew = Crew(root, ".lock")
-    with crew.lock:
-        crew.join("another")
-    half = root / ".partial-0-intake.csv"
-    half.touch()
-
-    def leave() -> None:
-        assert half.exists()  # it may be the living one's
-        with crew.lock:
-            crew.leave()
-
-    with soon(1.0, leave):
-        ended = command("prepare", *words(pieces, root))
-    assert ended.code == 1
-    assert "is at work; waiting for its end" in ended.err
-    assert contents(root) == alone
-    with crew.lock:
-        crew.join("another")
-    refused = command("prepare", *words(pieces, root), "data.tail=pad")
-    assert refused.code == 2
-    assert "tail (there drop, now pad)" in refused.err
 
 
 @pytest.fixture
@@ -272,13 +162,10 @@ def test_the_table_of_a_batch_is_not_written_after_each_scan_and_records_name_no
 
 
 def test_several_workers_as_a_multirun_leave_one_folder_beside_the_result(
-    pieces: Path, alone: dict[str, str], predicting: list[str], tmp_path: Path
+    predicting: list[str], tmp_path: Path
 ) -> None:
-    root = tmp_path / "r"
-    run_command("prepare", "-m", "worker=0,1", *words(pieces, root))
-    assert contents(root) == alone
     run_command("predict", "-m", "worker=0,1", *predicting)
     assert len(rows_of(tmp_path / "out")) == 6
     left = {str(p.relative_to(tmp_path)) for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    assert left == {"runs/prepare/multirun.yaml", "runs/predict/multirun.yaml"}
-    assert {path.name for path in tmp_path.iterdir()} == {"runs", "r", "out"}
+    assert left == {"runs/predict/multirun.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "out"}

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pancseg.applying.scan_run import ScanRun
+from pancseg.intake import convert
 from pancseg.judging.case_judge import CaseJudge
 from pancseg.learning.segmenter import Segmenter
-from pancseg.preparing import filling
 from pancseg.requeue import run_again
 from pancseg.stopping import SIGNALS, watch
 from pancseg.tracking import signal_stop
@@ -95,7 +95,7 @@ def test_a_preparation_keeps_what_it_has_and_goes_on(
     dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        signal_at(patch, filling, "keep_record", 3, TERM)
+        signal_at(patch, convert, "record", 3, TERM)
         assert prepare(dicom, tmp_path / "root") == 143
     assert capfd.readouterr().err.splitlines()[-1] == (
         "pancseg.prepare: stopped by SIGTERM, with what was reached saved; run it again"

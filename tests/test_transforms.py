@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.transforms import Compose
 
-from pancseg.dataset.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, deterministic
 
 NUMBERS = Preprocessing("RAS", (1.5, 1.5, 1.0), (-200.0, 200.0), (32, 32, 32))
 

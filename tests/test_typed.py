@@ -1,6 +1,6 @@
 """Every command that a page tells to type, typed: where what it names is there, and for seconds.
 
-The tutorial and the exercises have tests of their own; a cluster has tests/slurm.
+The tutorial has a test of its own; a cluster has tests/slurm.
 """
 
 import re
@@ -17,7 +17,7 @@ from tests.data_sets import lay_out
 from tests.documented import PAGES, ROOT, commands_of
 
 pytestmark = pytest.mark.slow
-OWN_TESTS = {"tutorial.md", "exercises.md"}
+OWN_TESTS = {"tutorial.md"}
 TYPED = [page for page in PAGES if page.name not in OWN_TESTS and commands_of(page)]
 COARSE = ["data.spacing_mm=[9,9,4]", "data.spatial_size=[32,32,32]"]
 DEEP = ["data.spacing_mm=[9,9,4]", "data.spatial_size=[64,64,32]"]  # for networks of MONAI's

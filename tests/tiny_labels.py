@@ -16,8 +16,10 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pancseg.intake.dicom.series import read_ct
-from pancseg.intake.found import Reading, Scan
+from pancseg.dicom.series import read_series
+from pancseg.dicom.slices import Repair
+from pancseg.intake.source import Scan
+from pancseg.structures import Label, Structure, parse_structures
 from tests.tiny_dicom import AXIAL, decimals, write_series
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom 3.0 has no name for it
@@ -37,10 +39,17 @@ class Frame:
     segment: int = 1
 
 
-def scan_of(folder: Path, **options: Any) -> Scan:
+def scan_of(folder: Path, repair: Repair = Repair(), **options: Any) -> Scan:  # noqa: B008
     """A series as ``write_series`` makes it, as read."""
-    reading = options.pop("reading", Reading())
-    return read_ct(tuple(sorted(write_series(folder, **options).iterdir())), reading)
+    volume = read_series(tuple(sorted(write_series(folder, **options).iterdir())), repair)
+    return Scan(volume.image, volume.stack, flags=volume.flags)
+
+
+def structures(*labels: Sequence[Label] | None) -> tuple[Structure, ...]:
+    """A structure for each list of labels, by default one of every label."""
+    entry = {"code": "15776009", "kind": "organ", "volume_ml": [15, 300]}
+    chosen = enumerate(labels or (None,), start=1)
+    return parse_structures({f"structure_{n}": {**entry, "labels": each} for n, each in chosen})
 
 
 def voxels(image: Any) -> list[list[int]]:

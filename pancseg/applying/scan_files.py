@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.applying.scan_segmenter import Segmented
+from pancseg.dicom.pixels import brief
+from pancseg.dicom.slices import SliceStack
 from pancseg.errors import Refused, lacks_room
 from pancseg.files import write_nifti
 from pancseg.geometry import Affine, oriented_like
-from pancseg.intake.dicom.pixels import brief
-from pancseg.intake.dicom.stack import Stack
-from pancseg.intake.found import Candidate, Scan
+from pancseg.intake.source import CaseSource, Scan
 from pancseg.output.dicom_rtstruct import write_rtstruct
 from pancseg.output.dicom_seg import write_seg
 from pancseg.output.prediction_table import Prediction
@@ -23,7 +23,7 @@ from pancseg.output.scan_preview import draw_scan
 log = logging.getLogger(__name__)
 MASK, PREVIEW, PROBABILITY = "_pancreas.nii.gz", "_preview.png", "_probability.nii.gz"
 SEG, RTSTRUCT = "_pancreas.dcm", "_pancreas_rtstruct.dcm"
-DicomWriter = Callable[[Path, nib.Nifti1Image, Stack], None]
+DicomWriter = Callable[[Path, nib.Nifti1Image, SliceStack], None]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class ScanFiles:
             Why there is no SEG or RTSTRUCT of a series, by the flag that says so.
         """
         mask = nib.Nifti1Image(found.mask.view(np.uint8), scan.image.affine)
-        own = scan.image.affine if scan.own_affine is None else scan.own_affine
-        save(self.folder / f"{case}{MASK}", mask, own)
+        own = scan.image.affine if scan.file_affine is None else scan.file_affine
+        save(self.folder / f"{case}{MASK}", mask, own, scan.qform)
         if self.probabilities:
             p = nib.Nifti1Image(found.probability, scan.image.affine)
-            save(self.folder / f"{case}{PROBABILITY}", p, own)
+            save(self.folder / f"{case}{PROBABILITY}", p, own, scan.qform)
         wanted: dict[str, tuple[str, DicomWriter]] = {"seg": (SEG, write_seg)}
         if self.rtstruct:
             wanted["rtstruct"] = (RTSTRUCT, write_rtstruct)
@@ -71,7 +71,7 @@ class ScanFiles:
         """Write the picture."""
         draw_scan(self.folder / f"{case}{PREVIEW}", scan.image, found.mask, title)
 
-    def are_there(self, candidate: Candidate, row: Prediction) -> bool:
+    def are_there(self, candidate: CaseSource, row: Prediction) -> bool:
         """Whether all that a row promises is there."""
         flags = row.flags.split()
         ends = [MASK, PREVIEW]
@@ -85,7 +85,7 @@ class ScanFiles:
 
 
 def attempt(
-    writer: DicomWriter, path: Path, mask: nib.Nifti1Image, lying: Stack | None, name: str
+    writer: DicomWriter, path: Path, mask: nib.Nifti1Image, lying: SliceStack | None, name: str
 ) -> str:
     """Write a mask as DICOM.
 
@@ -107,7 +107,7 @@ def attempt(
     return ""
 
 
-def save(path: Path, image: nib.Nifti1Image, affine: Affine) -> None:
-    """Write an image with its axes as those of its input."""
+def save(path: Path, image: nib.Nifti1Image, affine: Affine, qform: Affine | None) -> None:
+    """Write an image with the axes and the affines of its input."""
     own = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine)
-    write_nifti(path, oriented_like(image, own))
+    write_nifti(path, oriented_like(image, own), qform)

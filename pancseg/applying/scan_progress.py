@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pancseg.applying.scan_segmenter import Segmented
+from pancseg.dicom.pixels import brief
 from pancseg.errors import Refused, lacks_room
-from pancseg.intake.dicom.pixels import brief
-from pancseg.intake.found import Candidate, Scan
+from pancseg.intake.source import CaseSource, Scan
 from pancseg.output.prediction_table import FAILED, REFUSED, Prediction
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ LARGE_MB = 300  # of HU: two such scans at a time are not held
 class Job:
     """A scan, and the name of its files."""
 
-    candidate: Candidate
+    candidate: CaseSource
     case: str
 
 

@@ -13,8 +13,9 @@ from pancseg.applying.scan_progress import Job, Progress
 from pancseg.applying.scan_segmenter import ScanSegmenter, Segmented
 from pancseg.errors import Incomplete
 from pancseg.geometry import bounding_box, spacing_of, voxel_ml
-from pancseg.intake.checks.flags import Checks, flags_of
-from pancseg.intake.found import Candidate, Scan
+from pancseg.intake.flags import Checks, voxel_flags
+from pancseg.intake.flags import in_order as in_image_order
+from pancseg.intake.source import CaseSource, Scan
 from pancseg.output.prediction_table import DONE, Prediction
 
 IMAGE_CHECKS = Checks()
@@ -104,7 +105,8 @@ class ScanRun:
         image = scan.image
         spacing_mm = spacing_of(image.affine)
         trained_mm = self.segmenter.members[0].trained.preprocessing.spacing_mm
-        of_image = flags_of(np.asanyarray(image.dataobj), None, spacing_mm, IMAGE_CHECKS)
+        hu = np.asanyarray(image.dataobj)
+        of_image = [*voxel_flags(hu, None, spacing_mm, IMAGE_CHECKS, ()), *scan.flags]
         of_mask = mask_flags(
             found.mask,
             voxel_ml=voxel_ml(image.affine),
@@ -113,7 +115,7 @@ class ScanRun:
             network_spacing_mm=trained_mm,
             doubts=self.learnt_doubts,
         )
-        return [*of_image, *in_order([*of_mask, *unlike])]
+        return [*in_image_order(of_image), *in_order([*of_mask, *unlike])]
 
     @property
     def learnt_doubts(self) -> Doubts:
@@ -123,12 +125,12 @@ class ScanRun:
             return self.doubts
         return replace(self.doubts, confidence=trust.least - UNDER)
 
-    def is_done(self, candidate: Candidate, row: Prediction) -> bool:
+    def is_done(self, candidate: CaseSource, row: Prediction) -> bool:
         """Whether an earlier batch segmented this very input, and what it wrote is there."""
         return row.input == input_of(candidate) != "" and self.files.are_there(candidate, row)
 
 
-def input_of(candidate: Candidate) -> str:
+def input_of(candidate: CaseSource) -> str:
     """Hash of names, sizes and times of the files of an input; empty if they are gone."""
     try:
         told = sorted(

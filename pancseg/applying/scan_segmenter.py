@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.dataset.appearance import appearance
+from pancseg.data.scan_statistics import scan_statistics
 from pancseg.errors import PancsegError
 from pancseg.geometry import Affine, oriented_like, slices_from_feet
 from pancseg.hardware import cpu_has_bf16, detect
@@ -91,7 +91,7 @@ class ScanSegmenter:
             image: HU.
             limit: Standard deviations that are still alike.
         """
-        seen = appearance(image)
+        seen = scan_statistics(image)
         profiles = [member.trained.profile for member in self.members]
         found: dict[str, str] = {}
         for profile in filter(None, profiles):

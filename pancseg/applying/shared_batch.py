@@ -14,8 +14,8 @@ from pancseg.applying.batch import segment_each
 from pancseg.applying.scan_progress import Job
 from pancseg.applying.scan_run import ScanRun, input_of
 from pancseg.files import PARTIAL, write_json
-from pancseg.intake.found import Found
-from pancseg.intake.layouts.unlabelled import names_of
+from pancseg.intake.predict_input import case_names
+from pancseg.intake.source import SourceContents
 from pancseg.output.prediction_table import (
     DONE,
     REFUSED,
@@ -174,9 +174,9 @@ class SharedBatch:
                 path.unlink(missing_ok=True)
 
 
-def batch_of(run: ScanRun, found: Found, base: Path) -> SharedBatch:
+def batch_of(run: ScanRun, found: SourceContents, base: Path) -> SharedBatch:
     """All scans that were found, and rows of what is none."""
-    names = names_of(found.candidates, base)
-    jobs = [Job(one, name) for one, name in zip(found.candidates, names, strict=True)]
-    strays = [Prediction("", str(s.path), status=REFUSED, reason=s.reason) for s in found.strays]
+    names = case_names(found.cases, base)
+    jobs = [Job(one, name) for one, name in zip(found.cases, names, strict=True)]
+    strays = [Prediction("", str(s.path), status=REFUSED, reason=s.reason) for s in found.skipped]
     return SharedBatch(run, jobs, strays)

@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import pixel_array
 
 from pancseg.checkup.findings import BROKEN, OK, Finding
-from pancseg.intake.dicom.pixels import brief, decoder_of, quiet
+from pancseg.dicom.pixels import brief, decoder_of, quiet
 
 SAMPLES = {
     "lossless JPEG": (

@@ -30,7 +30,15 @@ def disk(root: Path, runs: Path) -> Finding:
         elif free_gb < SMALL_GB and status is not BROKEN:
             status = SLOW
             words[-1] += f", room for about {int(free_gb / GB_A_SCAN)} scans: give another disk"
+    facts["cache_bytes"] = cache_bytes(root)
+    words.append(f"caches of preprocessed volumes: {facts['cache_bytes'] / 1e9:.1f} GB")
     return Finding("disk", status, "; ".join(words), facts)
+
+
+def cache_bytes(root: Path) -> int:
+    """Size of the caches of preprocessed volumes in a prepared folder, or in those below it."""
+    volumes = (file for folder in (".", "*") for file in root.glob(f"{folder}/cache/*/*.npy"))
+    return sum(file.stat().st_size for file in volumes)
 
 
 def sharing(root: Path) -> Finding:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pancseg.dataset.groups import AIR_HU
-from pancseg.dataset.transforms import AXES, Preprocessing
+from pancseg.data.groups import AIR_HU
+from pancseg.data.transforms import AXES, Preprocessing
 from pancseg.exporting.exportable import Exportable
 
 AXES_RULE = (

@@ -6,9 +6,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from pancseg.dataset.appearance import Profile
-from pancseg.dataset.splits import PARTS, Split
-from pancseg.dataset.transforms import Preprocessing
+from pancseg.data.scan_statistics import TrainingProfile
+from pancseg.data.splits import SUBSETS, Split
+from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.inference.archive import load_tensors
 from pancseg.inference.checkpoint_content import check_content, check_network_fits
@@ -42,7 +42,7 @@ class Trained:
     fingerprint: str
     averaged: bool
     seen_before: frozenset[str] = frozenset()
-    profile: Profile | None = None
+    profile: TrainingProfile | None = None
 
     @property
     def seen(self) -> frozenset[str]:
@@ -71,14 +71,14 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         content = load_tensors(path)
         check_content(content)
         data = dict(content["datamodule_hyper_parameters"])
-        state = content["GroupData"]
+        state = content["CTDataModule"]
         split = Split(**state["split"])
         numbers = ("orientation", "spacing_mm", "window_hu", "spatial_size")
         preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
         if data["sampling"]["kind"] == "patches":
             preprocessing = replace(preprocessing, spatial_size=None)
         segmenter = rebuilt(content)
-        profile = Profile(**state["profile"]) if "profile" in state else None
+        profile = TrainingProfile(**state["profile"]) if "profile" in state else None
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error
     except (
@@ -146,7 +146,7 @@ def check_resumable(
         PancsegError: If it would go on with other patients, another network, samples, loss or
             optimiser, or with a mean of weights as if they were the last.
     """
-    if any(getattr(trained.split, part) != getattr(split, part) for part in PARTS):
+    if any(getattr(trained.split, part) != getattr(split, part) for part in SUBSETS):
         raise PancsegError(
             "ckpt_path was trained with another split or other patients; to go on with its own, "
             "give split=file split.path=RUN/splits.json"
@@ -169,8 +169,10 @@ def check_resumable(
             f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
             "overrides as before"
         )
-    parts = ("optimizer", "loss", "schedule", "augment")
-    changed = next(filter(None, (difference(one, own[one], here[one]) for one in parts)), "")
+    changed = difference("augment", trained.data["augment"], data["augment"]) or next(
+        filter(None, (difference(p, own[p], here[p]) for p in ("optimizer", "loss", "schedule"))),
+        "",
+    )
     if changed:
         raise PancsegError(
             f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pancseg.dataset.splits import PARTS
+from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
 from pancseg.files import is_mapping
+from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.building import build
 
 LONGEST_AXIS = 4096  # voxels of a patch
@@ -31,7 +32,7 @@ def check_content(content: Any) -> None:
     data = content["datamodule_hyper_parameters"]
     told: dict[str, tuple[Any, Callable[[Any], bool]]] = {
         "data": (data, is_mapping),
-        "GroupData": (content["GroupData"], is_mapping),
+        "CTDataModule": (content["CTDataModule"], is_mapping),
         "hyper_parameters": (content["hyper_parameters"], is_mapping),
         "state_dict": (content["state_dict"], is_mapping),
         "epoch": (content["epoch"], lambda v: is_whole(v, 0, 10**9)),
@@ -47,10 +48,12 @@ def check_content(content: Any) -> None:
             "data.depth": (data["depth"], lambda v: v is None or is_whole(v, 1, DEEPEST)),
             "data.sampling": (data["sampling"], is_mapping),
             "data.split": (data["split"], is_mapping),
+            "data.augment": (data["augment"] or {}, is_mapping),
         }
     )
+    Augmentation(**(data["augment"] or {}))
     check_view(content["hyper_parameters"].get("view"))
-    check_dealt(content["GroupData"])
+    check_dealt(content["CTDataModule"])
 
 
 def check_view(view: Any) -> None:
@@ -65,8 +68,6 @@ def check_view(view: Any) -> None:
     check_each(
         {
             "view.size": (view["size"], is_size),
-            "view.spacing_mm": (view["spacing_mm"], is_spacing),
-            "view.window_hu": (view["window_hu"], is_window),
             "view.overlap": (view["overlap"], lambda v: is_number(v) and 0 <= v < 1),
         }
     )
@@ -80,7 +81,7 @@ def check_dealt(state: dict[str, Any]) -> None:
     """
     split, before = state["split"], state.get("seen_before", ())
     check_each({"split": (split, is_mapping), "seen_before": (before, are_names)})
-    check_each({f"split.{part}": (split[part], are_names) for part in PARTS})
+    check_each({f"split.{part}": (split[part], are_names) for part in SUBSETS})
     if not isinstance(state.get("fingerprint", ""), str):
         raise PancsegError("holds a fingerprint that is no text")
 

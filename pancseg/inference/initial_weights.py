@@ -84,9 +84,9 @@ def patients_behind(content: Any, path: Path) -> frozenset[str] | None:
     Raises:
         PancsegError: If it says something else.
     """
-    if not isinstance(content, Mapping) or "GroupData" not in content:
+    if not isinstance(content, Mapping) or "CTDataModule" not in content:
         return None
-    state = content["GroupData"]
+    state = content["CTDataModule"]
     try:
         check_dealt(state)
     except (PancsegError, LookupError, TypeError, AttributeError) as error:

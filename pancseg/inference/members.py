@@ -88,7 +88,7 @@ def mirror_axes(trained: Trained, checkpoint: Path) -> tuple[int, ...]:
     Raises:
         PancsegError: If there is none.
     """
-    flips = (trained.segmenter.hparams["augment"] or {}).get("flip_probability") or ()
+    flips = (trained.data["augment"] or {}).get("flip_probability") or ()
     axes = tuple(axis for axis, chance in enumerate(flips) if chance > 0)
     if not axes:
         raise PancsegError(

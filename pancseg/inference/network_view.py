@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientationd, Spacingd
 from torch import Tensor
 
-from pancseg.dataset.transforms import AXES, Preprocessing, deterministic
+from pancseg.data.transforms import AXES, Preprocessing, deterministic
 from pancseg.geometry import Affine, bounding_box
 from pancseg.inference.parallel_grids import interpolate, lie_on
 

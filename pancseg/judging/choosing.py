@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.dataset.manifest import read_manifest
+from pancseg.data.manifest import read_manifest
 from pancseg.errors import PancsegError
 from pancseg.geometry import bounding_box
 from pancseg.inference.members import Member

@@ -6,15 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pancseg.dataset.case_files import is_as_prepared, told_change
-from pancseg.dataset.intake_table import TABLE, read_rows
-from pancseg.dataset.manifest import Case, read_manifest
-from pancseg.dataset.splits import PARTS
+from pancseg.data.cache import change_since_prepared
+from pancseg.data.intake_table import read_rows
+from pancseg.data.manifest import Case, read_manifest
+from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 from pancseg.inference.members import Member, are_held_out
 from pancseg.inference.postprocess import Postprocess
-from pancseg.intake.checks.flags import FACTS
+from pancseg.intake.flags import FACTS
 
 log = logging.getLogger(__name__)
 GEOMETRY = "whole cases on their own grid, {} put together by mean probability"
@@ -87,7 +87,7 @@ def note_of(about: dict[str, Any]) -> str:
 
 def flags_of(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:
     """Flags that intake raised on cases, by case; facts that somebody chose are none."""
-    rows = [row for row in read_rows(root / TABLE).values() if row.kind == "image"]
+    rows = [row for row in read_rows(root) if row.kind == "image"]
     raised = {row.case: [one for one in row.flags.split() if one not in FACTS] for row in rows}
     return {case.case: raised[case.case] for case in cases if raised.get(case.case)}
 
@@ -96,13 +96,12 @@ def changed_of(cases: Sequence[Case], root: Path) -> list[str]:
     """Cases whose files are not those that preparation wrote; each is told of."""
     changed = []
     for case in cases:
-        image, label = root / case.image, root / str(case.label)
         try:
-            same = is_as_prepared(image, label, case.sha256)
+            warning = change_since_prepared(root, case)
         except (OSError, EOFError):
             continue  # its row will say that it cannot be read
-        if not same:
-            log.warning(told_change(image, label))
+        if warning:
+            log.warning(warning)
             changed.append(case.case)
     return changed
 
@@ -117,8 +116,8 @@ def check_own(members: Sequence[Member]) -> None:
         path = member.checkpoint.parent.parent / "splits.json"
         if member.checkpoint.parent.name != "checkpoints" or not path.is_file():
             continue
-        dealt = read_json(path, "a split", lambda v: isinstance(v, dict) and {*PARTS} <= v.keys())
-        if any(dealt[part] != getattr(member.trained.split, part) for part in PARTS):
+        dealt = read_json(path, "a split", lambda v: isinstance(v, dict) and {*SUBSETS} <= v.keys())
+        if any(dealt[part] != getattr(member.trained.split, part) for part in SUBSETS):
             raise PancsegError(
                 f"checkpoint={member.checkpoint}: was trained on other patients than {path} says, "
                 "so it is of another run; put the run's own checkpoint back, or score this one "

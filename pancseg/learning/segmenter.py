@@ -13,8 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from pancseg.errors import Incomplete, PancsegError
-from pancseg.learning.augmentation.augmenter import Augmenter
-from pancseg.learning.augmentation.numbers import Augmentation
+from pancseg.learning.augmentation.augmenter import step_seed
 from pancseg.learning.building import build
 from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.patient_dice import PatientDice, batch_dice, count_voxels
@@ -24,7 +23,6 @@ from pancseg.learning.short_axes import convolve_carefully
 Batch = dict[str, Any]
 PARTS = ("train", "val")
 WINDOWS = 2  # read at once: a CPU shares its cores out by sample
-STREAM = 1_000_003  # a prime: seeds of neighbouring steps do not meet
 
 
 class Segmenter(pl.LightningModule):
@@ -39,10 +37,8 @@ class Segmenter(pl.LightningModule):
             ``(B, 1, H, W, D)``.
         optimizer: ``_target_`` and arguments, without the parameters.
         schedule: Arguments of a :class:`Schedule`; None is a constant rate.
-        augment: Arguments of an :class:`Augmentation`; None is none.
-        view: ``size`` of what the network is given, voxels, its ``spacing_mm`` and ``window_hu``,
-            and ``overlap`` of the windows by which a larger image is read; None takes any image
-            whole.
+        view: ``size`` of the network's input, voxels, and ``overlap`` of the windows by which a
+            larger image is read; None takes any image whole.
         seed: Of everything random in a step.
     """
 
@@ -52,7 +48,6 @@ class Segmenter(pl.LightningModule):
         loss: dict[str, Any],
         optimizer: dict[str, Any],
         schedule: dict[str, Any] | None = None,
-        augment: dict[str, Any] | None = None,
         view: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
@@ -69,7 +64,6 @@ class Segmenter(pl.LightningModule):
         )
         for metric in (*self.dice.values(), *self.means.values()):
             metric.persistent(True)  # type: ignore[operator] # an epoch may be saved half done
-        self.augmenter = make_augmenter(augment or {}, view) if view else None
         self.memory_format = torch.contiguous_format
 
     def prepare_for(self, *, channels_last: bool, compiled: bool) -> None:
@@ -79,14 +73,6 @@ class Segmenter(pl.LightningModule):
             self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         if compiled:
             self.network.compile()
-
-    @property
-    def margin(self) -> tuple[int, int, int]:
-        """Voxels that augmentation needs beside a patch, both sides together."""
-        if self.augmenter is None:
-            return 0, 0, 0
-        x, y, z = (a - b for a, b in zip(self.augmenter.box, self.augmenter.size, strict=True))
-        return x, y, z
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
@@ -137,19 +123,9 @@ class Segmenter(pl.LightningModule):
         """Where the probability of pancreas is above one half, ``(B, 1, H, W, D)`` bool."""
         return self.evidence_of(logits) > 0
 
-    def seen(self, batch: Batch, training: bool) -> Batch:
-        """A batch as network and loss see it; in training changed at random, on its device."""
-        image, label = batch["image"].float(), batch["label"].float()
-        if training:
-            seed = self.hparams["seed"] * STREAM + int(batch["step"][0])
-            torch.manual_seed(seed)  # of dropout, say: a step depends on nothing before it
-            if self.augmenter:
-                image, label = self.augmenter(image, label, seed, first=int(batch["place"][0]))
-        return {
-            **batch,
-            "image": image.contiguous(memory_format=self.memory_format),
-            "label": label,
-        }
+    def in_memory_format(self, batch: Batch) -> Batch:
+        """A batch whose image is in the network's order of memory."""
+        return {**batch, "image": batch["image"].contiguous(memory_format=self.memory_format)}
 
     def on_train_epoch_start(self) -> None:
         """Begin to count anew; an epoch that is gone on with goes on counting."""
@@ -163,7 +139,9 @@ class Segmenter(pl.LightningModule):
         Raises:
             Incomplete: If the loss is no number.
         """
-        batch = self.seen(batch, training=True)
+        # of dropout, say: a step depends on nothing before it
+        torch.manual_seed(step_seed(self.hparams["seed"], int(batch["step"][0])))
+        batch = self.in_memory_format(batch)
         logits, label = self.network(batch["image"]), batch["label"]
         finest = self.finest(logits).float()  # sums over 10^6 voxels lose digits in half precision
         loss = deep_supervision_loss(self.loss_function, logits, label)
@@ -180,7 +158,7 @@ class Segmenter(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Loss and logits of a batch."""
-        batch = self.seen(batch, training=False)
+        batch = self.in_memory_format(batch)
         logits = self(batch["image"]).float()
         loss = self.loss_function(logits, batch["label"])
         self.note(batch, logits, loss, "val")
@@ -246,13 +224,3 @@ class Segmenter(pl.LightningModule):
 def timer_of(trainer: pl.Trainer) -> Timer | None:
     """The clock behind ``trainer.max_time``, if there is one."""
     return next((one for one in trainer.callbacks if isinstance(one, Timer)), None)  # type: ignore[attr-defined]
-
-
-def make_augmenter(augment: dict[str, Any], view: dict[str, Any]) -> Augmenter:
-    """What changes batches in training."""
-    return Augmenter(
-        Augmentation(**augment),
-        spacing_mm=view["spacing_mm"],
-        window_hu=view["window_hu"],
-        size=view["size"],
-    )

@@ -17,10 +17,9 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from pancseg import __version__
+from pancseg.dicom.pixels import quiet
+from pancseg.dicom.slices import SlicePlane, SliceStack
 from pancseg.files import replaced
-from pancseg.intake.dicom.pixels import quiet
-from pancseg.intake.dicom.planes import Plane
-from pancseg.intake.dicom.stack import Stack
 from pancseg.output.dicom_sources import frames_of, sources_of
 from pancseg.output.pixel_borders import Floats, pixel_borders
 
@@ -31,7 +30,7 @@ COLOUR = [255, 90, 79]
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # the retired one that DICOM still asks for here
 
 
-def write_rtstruct(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
+def write_rtstruct(path: Path, mask: nib.Nifti1Image, lying: SliceStack) -> None:
     """Write a mask as an RT Structure Set of one ROI, the pancreas (SNOMED 15776009).
 
     Contours run along the borders of pixels, so centres decide, and the mask is theirs again
@@ -124,7 +123,7 @@ def frame_of_reference(sources: Mapping[Path, Dataset]) -> Dataset:
     return item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
-def contour(outline: Floats, plane: Plane, source: Dataset) -> Dataset:
+def contour(outline: Floats, plane: SlicePlane, source: Dataset) -> Dataset:
     """An outline, ``(points, 2)`` column and row, as points in space on the image it lies on."""
     row, column = np.reshape(plane.orientation, (2, 3))
     rows_mm, columns_mm = plane.spacing_mm

@@ -9,16 +9,16 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from pancseg import __version__
+from pancseg.dicom.pixels import quiet
+from pancseg.dicom.slices import SliceStack
 from pancseg.errors import Refused
 from pancseg.files import replaced
-from pancseg.intake.dicom.pixels import quiet
-from pancseg.intake.dicom.stack import Stack
 from pancseg.output.dicom_sources import frames_of, sources_of
 
 SERIES_NUMBER = 900
 
 
-def write_seg(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
+def write_seg(path: Path, mask: nib.Nifti1Image, lying: SliceStack) -> None:
     """Write a mask as a binary DICOM SEG of one segment, the pancreas (SNOMED 15776009).
 
     The patient and the study are those of the series, as DICOM requires.
@@ -70,7 +70,7 @@ def write_seg(path: Path, mask: nib.Nifti1Image, lying: Stack) -> None:
             written.save_as(temporary)
 
 
-def in_stored_order(lying: Stack, files: list[Path]) -> bool:
+def in_stored_order(lying: SliceStack, files: list[Path]) -> bool:
     """Whether each plane is a file, or all are frames of one in its own order."""
     if len(files) == len(lying.planes):
         return True

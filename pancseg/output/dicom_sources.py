@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 
+from pancseg.dicom.pixels import has_no_preamble, name_syntax, parsing, quiet
+from pancseg.dicom.slices import SliceStack
 from pancseg.errors import Refused
 from pancseg.geometry import oriented_like
-from pancseg.intake.dicom.pixels import has_no_preamble, name_syntax, parsing, quiet
-from pancseg.intake.dicom.stack import Stack
 
 NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
 # what DICOM wants to be there, be it empty; anonymisers drop it
@@ -22,7 +22,7 @@ MAY_BE_EMPTY = (
 )  # fmt: skip
 
 
-def sources_of(lying: Stack, what: str) -> dict[Path, Dataset]:
+def sources_of(lying: SliceStack, what: str) -> dict[Path, Dataset]:
     """Headers of the files of a series, without their pixels, in the order of the planes.
 
     Args:
@@ -74,7 +74,7 @@ def completed(source: Dataset, what: str) -> Dataset:
     return source
 
 
-def frames_of(mask: nib.Nifti1Image, lying: Stack) -> NDArray[np.uint8]:
+def frames_of(mask: nib.Nifti1Image, lying: SliceStack) -> NDArray[np.uint8]:
     """The mask as stored frames ``(slices, rows, columns)``, in the order of the planes."""
     stored = nib.Nifti1Image(np.zeros(lying.shape, np.uint8), lying.affine_at(lying.corner_mm))
     turned = np.asanyarray(oriented_like(mask, stored).dataobj)

@@ -43,12 +43,11 @@ class Board(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Draw the first samples of an epoch, changed as the network is about to see them."""
+        """Draw the first samples of an epoch, augmented, as the network is given them."""
         boards = boards_of(trainer)
         if batch_idx or not self.is_due(trainer) or not boards:
             return
-        seen = pl_module.seen(batch, training=True)  # type: ignore[operator] # a function of the step alone
-        pairs = zip(seen["image"][:SAMPLES], seen["label"][:SAMPLES], strict=True)
+        pairs = zip(batch["image"][:SAMPLES], batch["label"][:SAMPLES], strict=True)
         arrays = [
             (image[0].float().cpu().numpy(), label[0].cpu().numpy()) for image, label in pairs
         ]

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.utils.tensorboard.summary import hparams
 
 from pancseg import __version__
 from pancseg.configuration import leaves
-from pancseg.dataset.datamodule import GroupData
+from pancseg.data.datamodule import CTDataModule
+from pancseg.data.plan import Plan
+from pancseg.data.splits import SUBSETS
 from pancseg.learning.building import count_parameters
 from pancseg.tracking.epoch_report import best
 from pancseg.tracking.pruning import was_pruned
@@ -28,46 +31,70 @@ SEARCHED = (
 )  # fmt: skip
 
 
-def title_of(name: str, data: GroupData) -> str:
+def title_of(name: str, data: CTDataModule) -> str:
     """One line: what is trained on how much, and what is held out."""
-    counts = data.chosen.counts()
     parts = ", ".join(
         f"{part} {' '.join(f'{n} {what}' for what, n in numbers.items())}"
-        for part, numbers in counts.items()
+        for part, numbers in counts_of(data).items()
     )
-    notes = "; PHANTOMS" if data.chosen.of_phantoms else ""
-    if not data.chosen.split.held_out:
+    notes = "; PHANTOMS" if has_phantoms(data) else ""
+    if not data.split.held_out:
         notes += "; NOT HELD OUT: validation and test are training patients"
-    if not data.chosen.sources("val"):
+    if not data.entries("val"):
         notes += "; no validation: the best checkpoint is the last"
     return f"{name}: {parts}{notes}"
+
+
+def counts_of(data: CTDataModule) -> dict[str, dict[str, int]]:
+    """Patients of each subset, and its groups, or its cases with patches."""
+    unit = "cases" if data.sampling.of_patches else "groups"
+    return {
+        subset: {"patients": len(getattr(data.split, subset)), unit: len(data.entries(subset))}
+        for subset in SUBSETS
+    }
+
+
+def has_phantoms(data: CTDataModule) -> bool:
+    """Whether any patient of the split is a phantom."""
+    used = {patient for subset in SUBSETS for patient in getattr(data.split, subset)}
+    return any(case.phantom for case in data.manifest.cases if case.patient in used)
+
+
+def grid_of(data: CTDataModule) -> str:
+    """The grid on which ``val/dice`` is measured, in words."""
+    size, spacing_mm = (
+        " x ".join(f"{value:g}" for value in values)
+        for values in (data.plan.spatial_size, data.plan.spacing_mm)
+    )
+    if data.sampling.of_patches:
+        return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
+    return f"voxels summed over a patient's groups, on the network's grid of {size}"
 
 
 def describe_run(
     cfg: DictConfig,
     trainer: pl.Trainer,
     segmenter: pl.LightningModule,
-    data: GroupData,
+    data: CTDataModule,
     rows: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything about a finished run that somebody may want to know later."""
     by_dice, by_loss = best(rows, "val/dice"), best(rows, "val/loss")
-    chosen = data.chosen
     return {
         "name": cfg.name,
         "best_dice": by_dice["val/dice"] if by_dice else None,
         "best_epoch": by_dice["epoch"] if by_dice else None,
         "best_loss": by_loss["val/loss"] if by_loss else None,
         "best_loss_epoch": by_loss["epoch"] if by_loss else None,
-        "geometry": f"val/dice: mean over patients, {chosen.geometry}; true scores are evaluate's",
+        "geometry": f"val/dice: mean over patients, {grid_of(data)}; true scores are evaluate's",
         "epochs": rows[-1]["epoch"] if rows else 0,
         "ended": "pruned" if was_pruned(trainer) else "trained",
         "seconds": round(sum(row["seconds"] for row in rows), 1),
-        "held_out": chosen.split.held_out,
+        "held_out": data.split.held_out,
         "seen_before": sorted(data.seen_before),
-        "phantoms": chosen.of_phantoms,
+        "phantoms": has_phantoms(data),
         "split": {key: value for key, value in data.hparams["split"].items() if key != "path"},
-        "parts": chosen.counts(),
+        "parts": counts_of(data),
         "parameters": count_parameters(segmenter),
         "hardware": {
             **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
@@ -81,14 +108,17 @@ def describe_run(
             "python": platform.python_version(),
             **{p: version(p) for p in PACKAGES},
         },
-        "data_fingerprint": chosen.fingerprint(),
+        "data_fingerprint": data.fingerprint,
         "seed": cfg.seed,
     }
 
 
-def log_hyperparameters(trainer: pl.Trainer, cfg: DictConfig, summary: dict[str, Any]) -> None:
+def log_hyperparameters(
+    trainer: pl.Trainer, cfg: DictConfig, plan: Plan, summary: dict[str, Any]
+) -> None:
     """Enter the run in the loggers' tables of hyperparameters, with its best score."""
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    planned = OmegaConf.merge(cfg, {"data": asdict(plan)})
+    values: Any = OmegaConf.to_container(planned, resolve=True)
     searched = {key: values[key] for key in SEARCHED}
     flat = {
         key: str(value) if isinstance(value, list) else value

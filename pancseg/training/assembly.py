@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from pancseg.dataset.datamodule import GroupData
+from pancseg.data.datamodule import CTDataModule
+from pancseg.data.plan import Plan
 from pancseg.errors import PancsegError
 from pancseg.inference.initial_weights import begin_with, open_weights
 from pancseg.learning.memory_advice import counting_of, tell_cost
@@ -25,54 +27,57 @@ from pancseg.tracking.summary import title_of
 log = logging.getLogger(__name__)
 
 
-def set_up_data(cfg: DictConfig, fill: Callable[[], object] | None) -> GroupData:
-    """The data, dealt; what was planned for them stands in the configuration from here on.
+def set_up_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataModule:
+    """The data module, with its volumes preprocessed for training.
 
     Args:
         cfg: Of the training.
-        fill: Prepares the root where it holds no manifest; None where there is no source.
+        prepare: Fills the root if it is not prepared; None without a source.
 
     Raises:
-        PancsegError: If there is nothing to train on, or the network cannot take it.
+        PancsegError: If there is nothing to train on, or the network does not take its size.
     """
-    if cfg.data.spatial_size and cfg.data.spacing_mm:  # a wrong size is told before any work
-        check_spatial_size(plain(cfg.model), cfg.data.spatial_size, cfg.data.batch_size)
-    parts = {name: plain(cfg[name]) for name in ("split", "sampling")}
-    data = instantiate(cfg.data, **parts, seed=cfg.seed, prepare=fill, _convert_="all")
+    parts = {name: plain(cfg[name]) for name in ("split", "sampling", "augment")}
+    data: CTDataModule = instantiate(
+        cfg.data, **parts, seed=cfg.seed, prepare=prepare, _convert_="all"
+    )
+    if cfg.data.spatial_size and cfg.data.spacing_mm:  # before any work
+        check_plan(cfg, data.plan)
     data.prepare_data()
-    data.setup()
-    planned = not (cfg.data.spatial_size and cfg.data.spacing_mm)
-    chosen = data.chosen
-    cfg.data.spacing_mm, cfg.data.spatial_size = chosen.preprocessing.spacing_mm, chosen.patch
-    if planned:
-        check_spatial_size(plain(cfg.model), cfg.data.spatial_size, cfg.data.batch_size)
+    check_plan(cfg, data.plan)
+    data.setup("fit")
     return data
 
 
-def make_segmenter(cfg: DictConfig, data: GroupData) -> Segmenter:
+def check_plan(cfg: DictConfig, plan: Plan) -> None:
+    """Check that the network takes the planned size.
+
+    Raises:
+        PancsegError: If it does not.
+    """
+    check_spatial_size(model_arguments(cfg, plan), plan.spatial_size, cfg.data.batch_size)
+
+
+def model_arguments(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
+    """``_target_`` and arguments of the network; those taken from ``data`` are the planned ones."""
+    planned: Any = OmegaConf.merge(cfg, {"data": asdict(plan)})
+    return dict(plain(planned.model))
+
+
+def make_segmenter(cfg: DictConfig, data: CTDataModule) -> Segmenter:
     """The network with all that trains it, fitted to the data and the machine."""
-    names = ("model", "loss", "optimizer", "schedule", "augment")
-    parts = {name: plain(cfg[name]) for name in names}
+    parts = {name: plain(cfg[name]) for name in ("loss", "optimizer", "schedule")}
     if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
         parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
-    if not data.sampling.of_patches:
-        parts["augment"]["margin_share"] = 0.0  # there is nothing around a whole group
-    numbers = data.chosen.preprocessing
-    view = {
-        "size": list(data.chosen.patch),
-        "spacing_mm": list(numbers.spacing_mm),
-        "window_hu": list(numbers.window_hu),
-        "overlap": data.sampling.overlap,
-    }
-    segmenter = Segmenter(**parts, view=view, seed=cfg.seed)
-    data.margin = segmenter.margin
+    view = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
+    segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=view, seed=cfg.seed)
     if cfg.init_from:
         given = open_weights(Path(cfg.init_from))
         log.info(begin_with(segmenter.network, given))
         data.seen_before.update(given.seen or ())
         if given.seen is None:
             log.warning("init_from does not say whom it was trained on: held_out counts without it")
-        elif known := given.seen.intersection(data.chosen.split.test):
+        elif known := given.seen.intersection(data.split.test):
             log.warning("init_from was trained on %s of the test patients here", len(known))
     segmenter.prepare_for(channels_last=cfg.hardware.channels_last, compiled=cfg.hardware.compile)
     return segmenter
@@ -86,9 +91,9 @@ def make_trainer(cfg: DictConfig) -> Any:
     return instantiate(cfg.trainer, _convert_="all")
 
 
-def watch_training(cfg: DictConfig, trainer: pl.Trainer, data: GroupData) -> EpochReport:
+def watch_training(cfg: DictConfig, trainer: pl.Trainer, data: CTDataModule) -> EpochReport:
     """Give a trainer its callbacks, and say what it is going to do and what a step costs."""
-    validates = bool(data.chosen.sources("val"))
+    validates = bool(data.entries("val"))
     report = fit_callbacks(trainer, validates, cfg.ema_decay, cfg.patience)
     if cfg.trial and validates:
         add_pruning(trainer, plain(cfg.trial))
@@ -96,12 +101,14 @@ def watch_training(cfg: DictConfig, trainer: pl.Trainer, data: GroupData) -> Epo
     log.info(report.title)
     counting = counting_of(plain(cfg.optimizer), str(cfg.trainer.precision))
     batch, accelerator = cfg.data.batch_size, cfg.hardware.accelerator
-    cost = tell_cost(plain(cfg.model), data.chosen.patch, batch, accelerator, **counting)
+    cost = tell_cost(
+        model_arguments(cfg, data.plan), data.plan.spatial_size, batch, accelerator, **counting
+    )
     data.step_bytes = cost or 0
     return report
 
 
-def fit(trainer: Any, segmenter: Segmenter, data: GroupData, checkpoint: Path | None) -> None:
+def fit(trainer: Any, segmenter: Segmenter, data: CTDataModule, checkpoint: Path | None) -> None:
     """Train.
 
     Raises:
@@ -116,7 +123,7 @@ def fit(trainer: Any, segmenter: Segmenter, data: GroupData, checkpoint: Path | 
     except torch.OutOfMemoryError as error:
         raise PancsegError(
             f"the GPU's memory ran out with data.batch_size={data.hparams['batch_size']} and "
-            f"data.spatial_size={list(data.chosen.patch)}; give less of either, or "
+            f"data.spatial_size={list(data.plan.spatial_size)}; give less of either, or "
             "hardware.cache=ram"
         ) from error
 

@@ -3,25 +3,23 @@
 from pathlib import Path
 from typing import Any
 
-from pancseg.dataset.datamodule import GroupData
-from pancseg.learning.segmenter import Segmenter
+from pancseg.data.datamodule import CTDataModule
 from pancseg.output.sample_sheet import COLUMNS, ROWS, draw_samples
 
 
-def draw_preview(path: Path, data: GroupData, segmenter: Segmenter, title: str) -> None:
+def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
     """Draw sixteen samples.
 
     Args:
         path: PNG file.
-        data: Set up.
-        segmenter: Changes the samples at random, as in training.
+        data: Set up for training.
         title: One line above all.
     """
     most = COLUMNS * ROWS
     samples: list[Any] = []
     for batch in data.train_dataloader():
-        seen = segmenter.seen(batch, training=True)
-        samples += zip(seen["image"], seen["label"], batch["name"], strict=True)
+        batch = data.augment_batch(batch)
+        samples += zip(batch["image"], batch["label"], batch["name"], strict=True)
         if len(samples) >= most:
             break
     images, labels, names = zip(*samples[:most], strict=True)
@@ -31,5 +29,5 @@ def draw_preview(path: Path, data: GroupData, segmenter: Segmenter, title: str) 
         [label[0].cpu().numpy() for label in labels],
         names,
         title,
-        spacing_mm=data.chosen.preprocessing.spacing_mm,
+        spacing_mm=data.plan.spacing_mm,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from pancseg.configuration import LAST, run_path
-from pancseg.dataset.datamodule import GroupData
+from pancseg.data.datamodule import CTDataModule
 from pancseg.inference.checkpoint import Trained, check_resumable
 from pancseg.learning.segmenter import Segmenter
 from pancseg.requeue import is_run_again
@@ -30,16 +30,16 @@ def checkpoint_to_go_on_with(cfg: DictConfig) -> Path | None:
 
 
 def check_earlier(
-    earlier: Trained, segmenter: Segmenter, data: GroupData, ema_decay: float
+    earlier: Trained, segmenter: Segmenter, data: CTDataModule, ema_decay: float
 ) -> None:
     """Check that this is the training that is to be gone on with, on the same data.
 
     Raises:
         PancsegError: If it cannot be gone on with.
     """
-    chosen, numbers = data.chosen, dict(data.hparams)
+    numbers = dict(data.hparams)
     data.seen_before.update(earlier.seen_before)
-    check_resumable(earlier, segmenter, numbers, chosen.preprocessing, chosen.split, ema_decay)
+    check_resumable(earlier, segmenter, numbers, data.preprocessing, data.split, ema_decay)
     if earlier.data["batch_size"] != numbers["batch_size"]:
         log.warning(
             "data.batch_size=%s, ckpt_path was trained with %s: it goes on with other batches than "
@@ -47,5 +47,5 @@ def check_earlier(
             numbers["batch_size"],
             earlier.data["batch_size"],
         )
-    if earlier.fingerprint != data.chosen.fingerprint():
+    if earlier.fingerprint != data.fingerprint:
         log.warning("the prepared data are not those that ckpt_path was trained on")

@@ -22,7 +22,7 @@ ROUNDS = [
         pytest.param("evaluate", 1, marks=pytest.mark.slow, id="short"),
         *(
             pytest.param(name, 10, marks=pytest.mark.storm, id=name)
-            for name in ("prepare", "evaluate", "report")
+            for name in ("evaluate", "report")
         ),
     ],
 )

@@ -12,8 +12,14 @@ from pancseg.learning.augmentation.intensity import changed
 from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.augmentation.spatial import matrix_of, moved
 
+STEP_STRIDE = 1_000_003  # a prime: seeds of neighbouring steps differ between runs
 TRIED, ENOUGH = 256, 0.95  # draws, and the share of them whose patch lies wholly in the box
 ELASTIC_REACH = 0.5  # of the largest shift of a control point; 2.5 standard deviations
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of everything random in a training step."""
+    return seed * STEP_STRIDE + step
 
 
 class Augmenter:
@@ -85,6 +91,12 @@ class Augmenter:
                 images.append(changed(scan, change, self.spacing_mm, self.window_hu))
                 labels.append(mask)
             return torch.cat(images), torch.cat(labels)
+
+    @property
+    def margin(self) -> tuple[int, int, int]:
+        """Voxels of the box beside a patch, both sides together."""
+        x, y, z = (box - size for box, size in zip(self.box, self.size, strict=True))
+        return x, y, z
 
     def _find_box(self) -> tuple[int, int, int]:
         """As large as nearly all drawn changes need, up to ``margin_share`` more than the patch.

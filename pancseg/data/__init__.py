@@ -1,0 +1,1 @@
+"""Prepared folders as training data: manifest, splits, transforms, cache and data module."""

@@ -1,0 +1,271 @@
+"""Preprocessed volumes: made once as ``.npy`` files, and read from disk, RAM or GPU."""
+
+import logging
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from monai.transforms import Compose
+from numpy.lib.format import open_memmap
+
+from pancseg.data.manifest import Case, Group
+from pancseg.data.transforms import Preprocessing, deterministic
+from pancseg.errors import PancsegError
+from pancseg.files import replaced, unpacked_sha256
+from pancseg.parallel import cores, process_map, progress
+
+log = logging.getLogger(__name__)
+Entry = Case | Group
+STORAGES = ("disk", "ram", "gpu")
+ARRAYS = ("image", "label", "foreground")
+CACHE_FOLDER = re.compile("[0-9a-f]{16}")
+CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|label|foreground)\.npy")
+CHECK_THREADS, OPEN_TRIALS = 8, 20
+MIN_POOL_BYTES = 10**8  # of images; less is read faster than processes start
+GPU_SHARE = 0.8  # of the memory beside a training step; whole cases are validated in the rest
+USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
+
+
+class Volume(NamedTuple):
+    """A preprocessed volume as memory maps or tensors; without label there is only the image.
+
+    ``image`` is ``(H, W, D)`` float16, 0..1, within 0.0003 of the value: 0.1 HU of 400. ``label``
+    is ``(H, W, D)`` uint8, structure codes. ``foreground`` is ``(N, 3)``, indices of its voxels.
+    """
+
+    image: Any
+    label: Any = None
+    foreground: Any = None
+
+
+@dataclass
+class VolumeCache:
+    """Preprocessed volumes of cases or groups of a prepared folder, by number.
+
+    ``folder`` holds all volumes with the same settings, and is named by a hash of them, 16 digits.
+    """
+
+    root: Path
+    folder: Path
+    preprocessing: Preprocessing
+    entries: Sequence[Entry]
+    loaded: list[Volume] = field(default_factory=list)
+    is_on_gpu: bool = False
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Volume:
+        return self.loaded[index] if self.loaded else self.open(self.entries[index])
+
+    def open(self, entry: Entry) -> Volume:
+        """Open a volume as memory maps."""
+        return Volume(*(open_array(self.folder / name) for name in arrays_of(entry).values()))
+
+    def fill(self, processes: int | None = None) -> None:
+        """Make volumes that are missing, truncated or older than their files; other runs wait.
+
+        Raises:
+            PancsegError: If the folder cannot be written, or a volume cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_suffix(".lock")):
+                lock_for_use(self.folder)
+                self.make(self.missing(), processes)
+        except OSError as error:
+            if self.missing():  # a complete cache may be read-only
+                raise PancsegError(
+                    f"{self.folder}: the cache cannot be written ({error.strerror or error}); give "
+                    "data.cache_folder=FOLDER on a disk with room"
+                ) from error
+
+    def missing(self) -> list[Entry]:
+        """Volumes to make; checked in threads, because network disks are slow."""
+        with ThreadPoolExecutor(CHECK_THREADS) as pool:
+            checks = pool.map(self.is_complete, self.entries)
+            checks = progress(checks, "checking", "volume", len(self), delay_s=2)
+            return [e for e, complete in zip(self.entries, checks, strict=True) if not complete]
+
+    def is_complete(self, entry: Entry) -> bool:
+        """Whether all arrays of a volume are there, with the times of their files."""
+        files, arrays = files_of(self.root, entry), arrays_of(entry)
+        try:
+            self.open(entry)
+            return all(time_us(files[key]) == time_us(self.folder / arrays[key]) for key in files)
+        except (OSError, ValueError):  # NumPy's error for a truncated file
+            return False
+
+    def make(self, entries: Sequence[Entry], processes: int | None) -> None:
+        """Make volumes, by default in a pool of processes where that pays."""
+        if processes is None:
+            images = (self.root / entry.image for entry in entries)
+            pays = sum(file.stat().st_size for file in images if file.is_file()) >= MIN_POOL_BYTES
+            processes = min(cores(), len(entries)) if pays else 0
+        threads = max(1, cores() // processes) if processes else 0
+        function = partial(make_volume, self.root, self.folder, self.preprocessing, threads)
+        warnings = process_map(function, entries, processes, partial(raise_crash, self.root))
+        for warning in progress(warnings, "preprocessing", "volume", len(entries), delay_s=2):
+            if warning:
+                log.warning(warning)
+
+    def load(self, storage: str, device: torch.device, step_bytes: int) -> None:
+        """Copy all volumes to ``ram`` or ``gpu``; to RAM where they do not fit beside a step."""
+        if storage == "gpu" and device.type == "cuda":
+            needed = sum(v.image.nbytes + v.label.nbytes for v in map(self.open, self.entries))
+            room = max(0.0, (torch.cuda.mem_get_info(device)[0] - step_bytes) * GPU_SHARE)
+            self.is_on_gpu = needed <= room
+            if not self.is_on_gpu:
+                log.warning(
+                    f"hardware.cache=gpu: the volumes need {needed / 1e9:.1f} GB, the GPU has "
+                    f"{room / 1e9:.1f} GB beside a training step; they are kept in ram"
+                )
+        if storage != "disk":
+            target = device if self.is_on_gpu else torch.device("cpu")
+            volumes = (copied(self.open(entry), target) for entry in self.entries)
+            self.loaded = list(progress(volumes, "reading", "volume", len(self), delay_s=2))
+
+
+def copied(volume: Volume, device: torch.device) -> Volume:
+    """A volume as tensors on a device; the indices stay an array."""
+    image, label = (a if a is None else torch.tensor(a, device=device) for a in volume[:2])
+    return Volume(image, label, np.array(volume.foreground))
+
+
+def files_of(root: Path, entry: Entry) -> dict[str, Path]:
+    """``image`` and, if there is one, ``label`` of a case or group."""
+    files = {"image": entry.image, "label": entry.label}
+    return {key: root / file for key, file in files.items() if file}
+
+
+def arrays_of(entry: Entry) -> dict[str, str]:
+    """Names of the cached arrays of a case or group."""
+    name = entry.group if isinstance(entry, Group) else entry.case
+    key = sha256((entry.image_sha256 + entry.label_sha256).encode()).hexdigest()[:16]
+    return {array: f"{name}-{key}_{array}.npy" for array in ARRAYS[: 3 if entry.label else 1]}
+
+
+def open_array(path: Path) -> Any:
+    """Open a memory map; NumPy parses its header by ``ast``, which may fail in threads."""
+    for _ in range(OPEN_TRIALS - 1):
+        with suppress(SystemError):
+            return open_memmap(path, mode="r")
+    return open_memmap(path, mode="r")
+
+
+def time_us(path: Path) -> int:
+    """Time of a file in microseconds: not every file system keeps more."""
+    return path.stat().st_mtime_ns // 1000
+
+
+def change_since_prepared(root: Path, entry: Entry) -> str | None:
+    """A warning if a file of a case or group is not the file that preparation wrote.
+
+    Raises:
+        OSError, EOFError: If a file cannot be read.
+    """
+    hashes = {"image": entry.image_sha256, "label": entry.label_sha256}
+    for key, path in files_of(root, entry).items():
+        if unpacked_sha256(path) != hashes[key]:
+            return (
+                f"{path}: is not what pancseg.prepare wrote; it is used as it is. Run the same "
+                "pancseg.prepare again to take over the corrected label of a case, or delete the "
+                "file before to restore it"
+            )
+    return None
+
+
+def make_volume(
+    root: Path, folder: Path, preprocessing: Preprocessing, threads: int, entry: Entry
+) -> str | None:
+    """Preprocess and store a volume; its arrays get the times of their files.
+
+    Returns:
+        A warning, if there is any.
+
+    Raises:
+        PancsegError: If it cannot be read or preprocessed.
+        OSError: If it cannot be stored.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    files, arrays = files_of(root, entry), arrays_of(entry)
+    try:
+        times = {key: path.stat().st_mtime_ns for key, path in files.items()}
+        steps = Compose(deterministic(preprocessing, tuple(files)))
+        item = steps({key: str(path) for key, path in files.items()})
+        warning = change_since_prepared(root, entry)
+    except Exception as error:  # nibabel and MONAI raise many kinds
+        message = " ".join(str(error).split())[:200]
+        raise PancsegError(
+            f"{files['image']}: cannot be preprocessed ({type(error).__name__}: {message}); delete "
+            "it and its label, and run the same pancseg.prepare again"
+        ) from error
+    values = {"image": item["image"][0].numpy().astype(np.float16)}
+    if entry.label:
+        values["label"] = item["label"][0].numpy().astype(np.uint8)
+        values["foreground"] = np.argwhere(values["label"]).astype(np.int32)
+    for key, array in arrays.items():
+        with replaced(folder / array) as temporary:
+            np.save(temporary, np.ascontiguousarray(values[key]))
+            if key in times:
+                os.utime(temporary, ns=(times[key], times[key]))
+    return warning
+
+
+def raise_crash(root: Path, entry: Entry) -> NoReturn:
+    """Raise the error of a volume whose process died."""
+    raise PancsegError(
+        f"{root / entry.image}: its process ended, probably because memory ran out; close other "
+        "programs and run the command again"
+    )
+
+
+def lock_for_use(folder: Path) -> None:
+    """Protect a folder from eviction until this process ends; also sets the folder's time."""
+    if folder not in USE_LOCKS:
+        is_in_use(folder)  # removes old files
+        USE_LOCKS[folder] = FileLock(folder / f".use-{secrets.token_hex(6)}")
+        USE_LOCKS[folder].acquire()
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether a process uses a folder; removes the lock files of processes that ended."""
+    for path in folder.glob(".use-*"):
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink()
+        except Timeout:
+            return True
+    return False
+
+
+def evict(used: Path, max_gb: float) -> None:
+    """Remove volumes of other settings than ``used``, longest unused first, to ``max_gb`` in all.
+
+    Folders that another process fills or uses stay, and files that pancseg did not write.
+    """
+    files = {
+        folder: [file for file in folder.iterdir() if CACHE_FILE.fullmatch(file.name)]
+        for folder in used.parent.iterdir()
+        if CACHE_FOLDER.fullmatch(folder.name) and not folder.is_symlink()
+    }
+    gb = {folder: sum(f.stat().st_size for f in found) / 1e9 for folder, found in files.items()}
+    for folder in sorted(gb.keys() - {used}, key=lambda folder: folder.stat().st_mtime):
+        with suppress(OSError, Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
+            if sum(gb.values()) > max_gb and not is_in_use(folder):
+                for file in files[folder]:
+                    file.unlink()
+                log.info("cache    removed %.1f GB of other settings", gb.pop(folder))
+                folder.rmdir()

@@ -1,0 +1,305 @@
+"""The data module: subsets of a prepared folder as batches."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, replace
+from functools import cached_property, partialmethod
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import monai
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from torch.utils.data import DataLoader
+
+from pancseg import __version__
+from pancseg.data import sampling as samples
+from pancseg.data.cache import STORAGES, Entry, VolumeCache, evict
+from pancseg.data.manifest import Manifest, has_manifest, read_manifest
+from pancseg.data.plan import Plan, make_plan
+from pancseg.data.scan_statistics import training_profile
+from pancseg.data.splits import SUBSETS, Split, make_split, persons_of
+from pancseg.data.transforms import Preprocessing
+from pancseg.errors import PancsegError
+from pancseg.files import check_writable
+from pancseg.learning.augmentation.augmenter import Augmenter, step_seed
+from pancseg.learning.augmentation.numbers import Augmentation
+from pancseg.parallel import ignore_signals
+
+log = logging.getLogger(__name__)
+Batch = dict[str, Any]
+SUBSETS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "None": SUBSETS}
+FIRST_PROCESS_WAIT_S = 300
+
+
+class CTDataModule(pl.LightningDataModule):
+    """Groups or patches of the CTs of a prepared folder; ``conf/data`` explains the arguments.
+
+    A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
+    float32 0 or 1, "patient": (B,) int64, "name": list}``. Training batches are augmented, and
+    have their number ``step`` and the ``place`` of each sample in the batch of all processes.
+    Other batches hold whole groups, or a whole case each with ``sampling=patches``; those of
+    prediction hold everything in the folder, without labels.
+
+    ``sampling``, ``split`` and ``augment`` are arguments of ``Sampling``, ``make_split`` and
+    ``Augmentation``; ``prepare`` fills a root that is not prepared.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        depth: int | None,
+        tail: str,
+        keep_empty: bool,
+        orientation: str,
+        spacing_mm: list[float] | None,
+        window_hu: list[float],
+        spatial_size: list[int] | None,
+        field_mm: list[float],
+        patch_voxels: int,
+        batch_size: int,
+        num_workers: int,
+        pin_memory: bool,
+        cache: str,
+        cache_folder: str | None,
+        cache_gb: float,
+        sampling: dict[str, Any],
+        split: dict[str, Any],
+        augment: dict[str, Any] | None = None,
+        seed: int = 0,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["prepare", "root", "cache_folder"])
+        self.hparams["root"] = str(Path(root).resolve())
+        self.root, self.prepare = Path(root), prepare
+        self.cache_folder = Path(cache_folder) if cache_folder else self.root / "cache"
+        self.sampling = samples.Sampling(**sampling)
+        if batch_size < 1:
+            raise PancsegError(f"data.batch_size={batch_size}: expected at least 1")
+        if cache not in STORAGES:
+            raise PancsegError(f"hardware.cache={cache}: expected one of {', '.join(STORAGES)}")
+        if depth is None and not self.sampling.of_patches:
+            raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
+        self.step_bytes = 0  # estimated memory of a training step on the device
+        self.seen_before: set[str] = set()  # patients that initial weights were trained on
+        self.caches: dict[str, VolumeCache] = {}
+
+    def prepare_data(self) -> None:
+        """Prepare the root in the first process; the others wait.
+
+        Raises:
+            PancsegError: If the first process did not complete it.
+        """
+        lock = FileLock(self.root.with_name(f".{self.root.name}.lock"))
+        for _ in range(FIRST_PROCESS_WAIT_S):
+            if not self.prepare or (has_manifest(self.root) and read_manifest(self.root).complete):
+                return
+            check_writable(self.root.parent, "data.root")
+            with lock:  # held while the first process prepares
+                if is_first_process():
+                    log.info("%s is not prepared yet: preparing it", self.root)
+                    self.prepare()
+                    return
+            time.sleep(1)
+        raise PancsegError(f"{self.root}: was not prepared by the first process; see its messages")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Preprocess the volumes of a stage, and remove old ones of other settings.
+
+        Raises:
+            PancsegError: If the folder does not fit the settings, or a volume cannot be made.
+        """
+        for subset in SUBSETS_OF_STAGE.get(str(stage), (str(stage),)):
+            folder = self.volumes(subset).folder
+        if is_first_process():
+            with suppress(OSError):
+                evict(folder, self.hparams["cache_gb"])
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Content of the root."""
+        manifest, depth = read_manifest(self.root), self.hparams["depth"]
+        if not manifest.complete:
+            raise PancsegError(
+                f"{self.root}: its preparation is under way or was interrupted; run the same "
+                "pancseg.prepare again, which continues it"
+            )
+        prepared = manifest.settings.get("depth")
+        if prepared != depth and not self.sampling.of_patches:
+            found = "without groups" if prepared is None else f"with groups of {prepared}"
+            raise PancsegError(
+                f"{self.root} was prepared {found}, data.depth is {depth}; give the data.root of "
+                "such groups or prepare one"
+            )
+        for name in ("tail", "keep_empty"):
+            self.hparams[name] = manifest.settings.get(name)
+        return manifest
+
+    @cached_property
+    def split(self) -> Split:
+        """Patients of the subsets."""
+        patients, persons = self.manifest.labelled_patients(), persons_of(self.manifest.cases)
+        split = make_split(patients, **self.hparams["split"], persons=persons)
+        if not self.sampling.of_patches and not self.manifest.groups_of(split.train):
+            raise PancsegError(
+                f"{self.root}: the {len(split.train)} training patients have no labelled group; "
+                "see groups_kept, groups_empty and groups_tail in intake.csv (data.tail=shift or "
+                "pad keeps the slices after the last whole group)"
+            )
+        return split
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Spacing and size of the network's input; the manifest is read only to plan them."""
+        keys = ("patch_voxels", "field_mm", "spacing_mm", "spatial_size")
+        settings = {key: self.hparams[key] for key in keys}
+        if None not in settings.values():
+            return make_plan([], **settings)
+        plan = make_plan(self.manifest.cases_of(self.split.train), **settings)
+        log.info("planned  %s", plan)
+        self.hparams.update({key: list(value) for key, value in asdict(plan).items()})
+        return plan
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """Arguments of the deterministic transforms."""
+        orientation, window_hu = self.hparams["orientation"], tuple(self.hparams["window_hu"])
+        size = None if self.sampling.of_patches else self.plan.spatial_size
+        return Preprocessing(orientation, self.plan.spacing_mm, window_hu, size)
+
+    @cached_property
+    def augmenter(self) -> Augmenter:
+        """Augmentation of training batches; nothing lies around a group."""
+        numbers = Augmentation(**(self.hparams["augment"] or {}))
+        numbers = numbers if self.sampling.of_patches else replace(numbers, margin_share=0.0)
+        view = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
+        return Augmenter(numbers, **view, size=self.plan.spatial_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all cases of the folder and of their preprocessing."""
+        stored = sorted(case.image_sha256 + case.label_sha256 for case in self.manifest.cases)
+        return json_hash([stored, asdict(self.preprocessing), self.manifest.settings])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Content of checkpoints beside the hyperparameters."""
+        scans = [case.statistics for case in self.manifest.cases_of(self.split.train)]
+        return {
+            "split": self.split.as_dict(),
+            "fingerprint": self.fingerprint,
+            "seen_before": sorted(self.seen_before),
+            "profile": training_profile(scans).as_dict(),
+        }
+
+    def entries(self, subset: str) -> list[Entry]:
+        """Cases or groups of ``train``, ``val``, ``test`` or ``predict``."""
+        manifest, patches = self.manifest, self.sampling.of_patches
+        if subset == "predict":
+            found = manifest.cases if patches else manifest.groups
+            return [replace(entry, label=None, label_sha256="") for entry in found]
+        patients = getattr(self.split, subset)
+        return [*(manifest.cases_of(patients) if patches else manifest.groups_of(patients))]
+
+    def volumes(self, subset: str) -> VolumeCache:
+        """Preprocessed volumes of a subset, made at the first call."""
+        if subset not in self.caches:
+            versions = [__version__, monai.__version__, torch.__version__]
+            key = json_hash([asdict(self.preprocessing), self.manifest.settings, versions])
+            folder = self.cache_folder / key[:16]
+            cache = VolumeCache(self.root, folder, self.preprocessing, self.entries(subset))
+            cache.fill()
+            self.caches[subset] = cache
+        return self.caches[subset]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of training samples, from the present position of the training."""
+        volumes, sampling, seed = self.volumes("train"), self.sampling, self.hparams["seed"]
+        batch_size, (rank, processes) = self.hparams["batch_size"], self.rank_and_processes()
+        steps, needed = sampling.steps_per_epoch, batch_size * processes
+        per_epoch = steps * needed if sampling.of_patches else len(volumes)
+        if processes > 1 and per_epoch < needed:
+            raise PancsegError(
+                f"{per_epoch} training groups for {processes} processes with "
+                f"data.batch_size={batch_size}; give fewer devices"
+            )
+        batches = samples.BatchSampler(per_epoch, batch_size, self.position, rank, processes)
+        dataset: samples.VolumeDataset = samples.ShuffledDataset(volumes, batches, seed)
+        if sampling.of_patches:
+            size, margin = self.plan.spatial_size, self.augmenter.margin
+            dataset = samples.PatchDataset(volumes, batches, seed, size, margin, sampling)
+        return self.loader(dataset, batch_sampler=batches)
+
+    def whole_volumes(self, subset: str) -> DataLoader[Batch]:
+        """Whole volumes in order, each in one process."""
+        volumes, (rank, processes) = self.volumes(subset), self.rank_and_processes()
+        if 0 < len(volumes) < processes:
+            raise PancsegError(
+                f"{len(volumes)} {subset} volumes for {processes} processes; give fewer devices or "
+                f"more split.{subset}"
+            )
+        own = replace(volumes, entries=volumes.entries[rank::processes])
+        batch_size = 1 if self.sampling.of_patches else self.hparams["batch_size"]
+        return self.loader(samples.VolumeDataset(own), batch_size=batch_size)
+
+    val_dataloader = partialmethod(whole_volumes, "val")
+    test_dataloader = partialmethod(whole_volumes, "test")
+    predict_dataloader = partialmethod(whole_volumes, "predict")
+
+    def loader(self, dataset: samples.VolumeDataset, **options: Any) -> DataLoader[Batch]:
+        """Load volumes to their storage; from the GPU they are read without worker processes."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        dataset.volumes.load(self.hparams["cache"], device, self.step_bytes)
+        on_gpu = dataset.volumes.is_on_gpu
+        workers = 0 if on_gpu else self.hparams["num_workers"]
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            pin_memory=self.hparams["pin_memory"] and not on_gpu,
+            persistent_workers=workers > 0,
+            worker_init_fn=ignore_signals,
+            **options,
+        )
+
+    def rank_and_processes(self) -> tuple[int, int]:
+        """Rank of this process among those that train together, and their number."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def position(self) -> tuple[int, int]:
+        """Batches trained on in all, and of the present epoch; both are in checkpoints."""
+        if self.trainer is None:
+            return 0, 0
+        loop: Any = self.trainer.fit_loop.epoch_loop
+        progress = loop.batch_progress
+        return progress.total.processed, progress.current.processed if loop.restarting else 0
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Convert a batch to float32, and augment it in training; on its device."""
+        if self.trainer is not None and self.trainer.training:
+            return self.augment_batch(batch)
+        return {**batch, **{key: batch[key].float() for key in ("image", "label") if key in batch}}
+
+    def augment_batch(self, batch: Batch) -> Batch:
+        """A training batch, augmented as a function of the seed and its step; float32."""
+        step, first = int(batch["step"][0]), int(batch["place"][0])
+        seed = step_seed(self.hparams["seed"], step)
+        image, label = batch["image"].float(), batch["label"].float()
+        image, label = self.augmenter(image, label, seed, first=first)
+        return {**batch, "image": image, "label": label}
+
+
+def is_first_process() -> bool:
+    """Whether this is the first or only process that trains."""
+    return not rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def json_hash(value: Any) -> str:
+    """SHA-256 of plain values, hexadecimal."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

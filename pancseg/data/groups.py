@@ -1,0 +1,87 @@
+"""Cutting a case into groups of consecutive slices."""
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+
+from pancseg.errors import PancsegError
+
+TAILS = ("drop", "shift", "pad")
+AIR_HU = -1024
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How cases are cut into groups of ``depth`` slices; None for no groups.
+
+    ``keep_empty`` keeps groups without any label voxel. For ``tail`` see :func:`plan_cut`.
+
+    Raises:
+        PancsegError: If a value is not allowed.
+    """
+
+    depth: int | None
+    tail: str
+    keep_empty: bool
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and self.depth < 1:
+            raise PancsegError(
+                f"data.depth={self.depth}: expected at least 1 slice, or null for whole cases"
+            )
+        if self.tail not in TAILS:
+            raise PancsegError(f"data.tail={self.tail}: expected one of {', '.join(TAILS)}")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """First slices of the groups of a case, and the number of incomplete groups left out."""
+
+    starts: list[int]
+    left_out: int
+
+
+def plan_cut(slices: int, depth: int, tail: str) -> Cut:
+    """Plan the groups of a case.
+
+    The slices after the last whole group are left out (``drop``), become a group that ends with
+    the last slice if the case has at least ``depth`` (``shift``), or are filled with air (``pad``).
+
+    >>> plan_cut(150, 64, "drop"), plan_cut(150, 64, "shift")
+    (Cut(starts=[0, 64], left_out=1), Cut(starts=[0, 64, 86], left_out=0))
+    """
+    starts = list(range(0, slices - depth + 1, depth))
+    if slices % depth == 0:
+        return Cut(starts, 0)
+    if tail == "pad":
+        return Cut([*starts, len(starts) * depth], 0)
+    if tail == "shift" and slices >= depth:
+        return Cut([*starts, slices - depth], 0)
+    return Cut(starts, 1)
+
+
+def covering_starts(slices: int, depth: int) -> list[int]:
+    """First slices of groups that cover all slices; a case shorter than ``depth`` has one group.
+
+    >>> covering_starts(150, 64), covering_starts(20, 64)
+    ([0, 64, 86], [0])
+    """
+    return plan_cut(slices, depth, "shift").starts or [0]
+
+
+def cut_group(image: nib.Nifti1Image, first_slice: int, depth: int, fill: int) -> nib.Nifti1Image:
+    """Cut a group, with its affine; slices past the end of the case hold ``fill``.
+
+    >>> case = nib.Nifti1Image(np.ones((2, 2, 5), np.int16), np.diag([1.0, 1.0, 2.5, 1.0]))
+    >>> group = cut_group(case, first_slice=4, depth=2, fill=-1024)
+    >>> group.get_fdata()[0, 0].tolist(), group.affine[2, 3].item()
+    ([1.0, -1024.0], 10.0)
+    """
+    group = image.slicer[:, :, first_slice : first_slice + depth]
+    missing = depth - group.shape[2]
+    if missing <= 0:
+        return group
+    values = np.asanyarray(group.dataobj)
+    padded = np.pad(values, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
+    return nib.Nifti1Image(padded, group.affine)

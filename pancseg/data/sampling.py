@@ -1,0 +1,211 @@
+"""Samples of training: which volume or patch, as a function of seed, epoch and step alone.
+
+Samples are numbered from the beginning of the training, over all processes. Nothing here has a
+state, so that a resumed training continues with the samples that it would have drawn.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import Dataset, Sampler
+
+from pancseg.data.cache import VolumeCache
+from pancseg.data.manifest import Group
+from pancseg.errors import PancsegError
+
+KINDS = ("whole", "patches")
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Settings of ``conf/sampling``: each group once an epoch, or patches of whole cases.
+
+    Raises:
+        PancsegError: If a value is out of range.
+    """
+
+    kind: str = "whole"
+    steps_per_epoch: int = 0
+    foreground_share: float = 0.0
+    jitter: float = 0.0
+    overlap: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise PancsegError(f"sampling.kind={self.kind}: expected {' or '.join(KINDS)}")
+        if self.of_patches and self.steps_per_epoch < 1:
+            raise PancsegError(
+                f"sampling.steps_per_epoch={self.steps_per_epoch}: expected 1 or more"
+            )
+        for name, high in (("foreground_share", 1.0), ("jitter", 0.5), ("overlap", 0.9)):
+            if not 0 <= getattr(self, name) <= high:
+                raise PancsegError(f"sampling.{name}={getattr(self, name)}: expected 0 to {high:g}")
+
+    @property
+    def of_patches(self) -> bool:
+        """Whether samples are patches."""
+        return self.kind == "patches"
+
+
+class BatchSampler(Sampler[list[int]]):
+    """Numbers of the samples of each batch, from the present position of the training.
+
+    Args:
+        per_epoch: Samples of an epoch, of all processes.
+        batch_size: Samples of a batch, of each process.
+        position: Batches done in all, and of the present epoch.
+        rank: Of this process.
+        processes: That train together.
+    """
+
+    def __init__(
+        self,
+        per_epoch: int,
+        batch_size: int,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.per_epoch, self.position, self.first = per_epoch, position, rank * batch_size
+        self.batch_size, self.global_batch_size = batch_size, batch_size * processes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for worker processes, which have no trainer."""
+        return {**vars(self), "position": None}
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.per_epoch, self.global_batch_size)
+        # batch norm needs two samples, and each process a batch of its own
+        return max(1, whole + (rest > 1 and self.batch_size == self.global_batch_size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        done, of_epoch = self.position()
+        for batch in range(done, done - of_epoch + len(self)):
+            start = batch * self.global_batch_size
+            left = self.per_epoch - batch % len(self) * self.global_batch_size
+            yield [start + i for i in range(self.first, self.first + self.batch_size) if i < left]
+
+
+class VolumeDataset(Dataset[Item]):
+    """Whole volumes in order."""
+
+    def __init__(self, volumes: VolumeCache) -> None:
+        self.volumes = volumes
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> Item:
+        return self.item(index, (0, 0, 0), self.volumes[index].image.shape)
+
+    def item(self, index: int, start: Sequence[int], size: Sequence[int]) -> Item:
+        """A box of a volume: image and label ``(1, H, W, D)``; the label is 1 in all structures."""
+        entry, volume = self.volumes.entries[index], self.volumes[index]
+        item = {
+            "image": crop(volume.image, start, size)[None],
+            "patient": patient_number(entry.patient),
+            "name": entry.group if isinstance(entry, Group) else entry.case,
+        }
+        if volume.label is not None:
+            item["label"] = (crop(volume.label, start, size)[None] > 0).to(torch.uint8)
+        return item
+
+
+class ShuffledDataset(VolumeDataset):
+    """Whole volumes by sample number: each once an epoch, in another order each epoch."""
+
+    def __init__(self, volumes: VolumeCache, batches: BatchSampler, seed: int) -> None:
+        super().__init__(volumes)
+        self.batches, self.seed = batches, seed
+        self.epoch, self.order = -1, np.zeros(0, np.int64)
+
+    def __getitem__(self, sample: int) -> Item:
+        step, place = divmod(sample, self.batches.global_batch_size)
+        epoch, batch = divmod(step, len(self.batches))
+        if self.epoch != epoch:
+            self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
+            self.epoch = epoch
+        index = int(self.order[batch * self.batches.global_batch_size + place])
+        return {**super().__getitem__(index), "step": step, "place": place}
+
+
+class PatchDataset(VolumeDataset):
+    """Patches by sample number.
+
+    ``size`` is in voxels, and ``margin`` is additional voxels of both sides together, even numbers.
+    """
+
+    def __init__(
+        self,
+        volumes: VolumeCache,
+        batches: BatchSampler,
+        seed: int,
+        size: Sequence[int],
+        margin: Sequence[int],
+        sampling: Sampling,
+    ) -> None:
+        super().__init__(volumes)
+        self.batches, self.seed, self.sampling = batches, seed, sampling
+        self.size, self.margin = np.array(size), np.array(margin)
+        self.labelled = [i for i in range(len(volumes)) if len(volumes[i].foreground)]
+
+    def __getitem__(self, sample: int) -> Item:
+        random = np.random.default_rng((self.seed, sample))
+        is_foreground = has_foreground(sample, self.sampling.foreground_share)
+        among = self.labelled if is_foreground and self.labelled else range(len(self.volumes))
+        index = int(among[random.integers(len(among))])
+        volume = self.volumes[index]
+        if is_foreground and len(volume.foreground):
+            voxel = volume.foreground[random.integers(len(volume.foreground))]
+            shift = random.uniform(-self.sampling.jitter, self.sampling.jitter, 3) * self.size
+            start = np.rint(voxel + shift - self.size / 2).astype(int)
+            start = start.clip(voxel - self.size + 1, voxel)  # the patch contains the voxel
+        else:
+            room = np.subtract(volume.image.shape, self.size)
+            start = np.rint(random.uniform(0, 1, 3) * room).astype(int)
+        start = shift_inside(start, self.size, volume.image.shape) - self.margin // 2
+        step, place = divmod(sample, self.batches.global_batch_size)
+        return {**self.item(index, start, self.size + self.margin), "step": step, "place": place}
+
+
+def has_foreground(sample: int, share: float) -> bool:
+    """Whether a sample is among the share with foreground; a batch may have a single sample.
+
+    >>> [has_foreground(sample, 1 / 3) for sample in range(6)]
+    [True, False, False, True, False, False]
+    """
+    before, after = (np.ceil(round(number * share, 6)) for number in (sample, sample + 1))
+    return bool(after > before)
+
+
+def shift_inside(start: NDArray[Any], size: Any, shape: Any) -> NDArray[Any]:
+    """First voxel of a box, shifted into a volume; centred on axes where the volume is smaller.
+
+    >>> shift_inside(np.array([-5, 90, 3]), (10, 20, 8), (50, 100, 4)).tolist()
+    [0, 80, -2]
+    """
+    room = np.subtract(shape, size)
+    return np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2))
+
+
+def crop(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:
+    """A box of a volume ``(H, W, D)``, tensor or memory map; 0 outside of the volume."""
+    axes = list(zip(start, np.add(start, size).tolist(), array.shape, strict=True))
+    part = array[tuple(slice(max(first, 0), min(stop, n)) for first, stop, n in axes)]
+    if not isinstance(part, Tensor):
+        part = torch.from_numpy(np.array(part))  # a memory map is read-only
+    padding = [int(p) for first, stop, n in axes[::-1] for p in (max(-first, 0), max(stop - n, 0))]
+    return pad(part, padding) if any(padding) else part.contiguous()
+
+
+def patient_number(patient: str) -> int:
+    """A number for a patient, the same in every folder."""
+    return int.from_bytes(sha256(patient.encode()).digest()[:7], "big")

@@ -1,0 +1,139 @@
+"""Statistics of a scan that need no network, and a check against those of the training scans."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pancseg.geometry import bounding_box, spacing_of
+
+SAMPLE_SPACING_MM = 4.0
+BODY_ABOVE_HU = -300.0  # body, table and everything on it
+SOFT_TISSUE_HU = (-150.0, 250.0)  # fat, water, muscle, organs
+ORGANS_HU = (0.0, 200.0)
+BONE_ABOVE_HU = 250.0
+MIN_BODY_VOXELS = 500  # of the sample
+MAX_NOISE_VOXELS = 2_000_000
+MIN_SCANS = 3  # of a profile
+
+STATISTICS = {
+    "soft_low_hu": ("hu_unlike", 15.0),
+    "soft_middle_hu": ("hu_unlike", 10.0),
+    "soft_high_hu": ("hu_unlike", 15.0),
+    "bone_share": ("hu_unlike", 0.03),
+    "noise_hu": ("noise_unlike", 3.0),
+    "length_mm": ("field_unlike", 20.0),
+    "width_mm": ("field_unlike", 20.0),
+    "height_mm": ("field_unlike", 20.0),
+    "organs_right": ("sides_unlike", 0.03),
+    "organs_front": ("sides_unlike", 0.03),
+    "slice_mm": ("spacing_unlike", 0.75),
+}
+"""Flag of each statistic, and its least standard deviation: training scans may be very similar."""
+
+
+def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
+    """Statistics of a scan in HU, with axes in any order; empty without a body.
+
+    ``soft_low_hu``, ``soft_middle_hu`` and ``soft_high_hu`` are the 10th, 50th and 90th percentile
+    of soft tissue, ``bone_share`` is of the body, ``length_mm`` of the scan, ``width_mm`` and
+    ``height_mm`` of the body. ``organs_right`` and ``organs_front`` are the offset of organs and
+    muscles from the middle of the body, as a share of its width and height. ``slice_mm`` is the
+    largest spacing.
+    """
+    scan = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
+    steps = (max(1, round(SAMPLE_SPACING_MM / mm)) for mm in spacing_of(image.affine))
+    x, y, z = (slice(None, None, step) for step in steps)
+    sample = nib.as_closest_canonical(scan.slicer[x, y, z])
+    hu, spacing_mm = np.array(sample.dataobj, np.float32), spacing_of(sample.affine)
+    body = hu > BODY_ABOVE_HU
+    soft = hu[(hu > SOFT_TISSUE_HU[0]) & (hu < SOFT_TISSUE_HU[1])]
+    if np.count_nonzero(body) < MIN_BODY_VOXELS or not soft.size:
+        return {}
+    low, middle, high = np.quantile(soft, [0.1, 0.5, 0.9])
+    box = bounding_box(body)
+    width_mm, height_mm = ((box[i].stop - box[i].start) * spacing_mm[i] for i in (0, 1))
+    right, front = centroid((hu > ORGANS_HU[0]) & (hu < ORGANS_HU[1])) - centroid(body)
+    statistics = {
+        "soft_low_hu": low,
+        "soft_middle_hu": middle,
+        "soft_high_hu": high,
+        "bone_share": np.mean(hu[body] > BONE_ABOVE_HU),
+        "noise_hu": noise_hu(np.asanyarray(scan.dataobj)),
+        "length_mm": hu.shape[2] * spacing_mm[2],
+        "width_mm": width_mm,
+        "height_mm": height_mm,
+        "organs_right": right * spacing_mm[0] / width_mm,
+        "organs_front": front * spacing_mm[1] / height_mm,
+        "slice_mm": max(spacing_of(image.affine)),
+    }
+    return {name: round(float(value), 4) for name, value in statistics.items()}
+
+
+def centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Centre of mass along the first two axes, voxels; of an empty mask the middle."""
+    if not mask.any():
+        return np.array([(size - 1) / 2 for size in mask.shape[:2]])
+    sums = (mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2)))
+    return np.array([np.average(np.arange(len(counts)), weights=counts) for counts in sums])
+
+
+def noise_hu(hu: NDArray[Any]) -> float:
+    """Standard deviation of noise, from differences of neighbours in soft tissue of some slices.
+
+    The median absolute difference is robust to edges; 0.6745 makes it a standard deviation, and
+    the root of two accounts for the difference of two voxels.
+    """
+    slices = max(1, MAX_NOISE_VOXELS // (hu.shape[0] * hu.shape[1]))
+    sample = hu[..., :: max(1, hu.shape[2] // slices)].astype(np.float32)
+    organs = (sample > ORGANS_HU[0]) & (sample < ORGANS_HU[1])
+    differences = np.abs(np.diff(sample, axis=0))[organs[1:] & organs[:-1]]
+    return float(np.median(differences)) / 0.6745 / math.sqrt(2) if differences.size else 0.0
+
+
+@dataclass(frozen=True)
+class TrainingProfile:
+    """Number of training scans, and mean and standard deviation of each of their statistics."""
+
+    n: int
+    mean: dict[str, float]
+    sd: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return asdict(self)
+
+    def unlike(self, statistics: dict[str, float], limit: float) -> dict[str, str]:
+        """Flags of a scan with a statistic more than ``limit`` standard deviations from the mean.
+
+        >>> profile = TrainingProfile(9, {"noise_hu": 20.0}, {"noise_hu": 4.0})
+        >>> profile.unlike({"noise_hu": 60.0}, limit=4.0)
+        {'noise_unlike': 'noise_hu 60, trained on 20 +- 4'}
+        """
+        flags: dict[str, str] = {}
+        largest: dict[str, float] = {}
+        for name, (flag, min_sd) in STATISTICS.items():
+            if self.n < MIN_SCANS or not (name in self.mean and name in statistics):
+                continue
+            value, mean, sd = statistics[name], self.mean[name], self.sd[name]
+            distance = abs(value - mean) / max(sd, min_sd) / math.sqrt(1 + 1 / self.n)
+            is_longer = name == "length_mm" and value > mean  # windows slide along it
+            if distance > largest.get(flag, limit) and not is_longer:
+                largest[flag] = distance
+                flags[flag] = f"{name} {value:.3g}, trained on {mean:.3g} +- {sd:.2g}"
+        return flags
+
+
+def training_profile(scans: Sequence[dict[str, float]]) -> TrainingProfile:
+    """Profile of scans; those without statistics do not count."""
+    scans = [statistics for statistics in scans if STATISTICS.keys() <= statistics.keys()]
+    values = {name: [scan[name] for scan in scans] for name in (STATISTICS if scans else ())}
+    return TrainingProfile(
+        len(scans),
+        {name: round(float(np.mean(column)), 4) for name, column in values.items()},
+        {name: round(float(np.std(column)), 4) for name, column in values.items()},
+    )

@@ -1,0 +1,179 @@
+"""Splits of patients into training, validation and test.
+
+Patients are ranked by a seeded hash of their pseudonym, so that the order of files has no
+influence. Adding k patients moves at most k others across each border between two subsets.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pancseg.data.manifest import Case, same_person
+from pancseg.errors import PancsegError
+from pancseg.files import read_json
+
+SUBSETS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorted patients of each subset, and the rule and seed that they follow from."""
+
+    train: list[str]
+    val: list[str]
+    test: list[str]
+    rule: str
+    seed: int | None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether validation and test patients are kept out of training."""
+        return self.rule != "same"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``splits.json`` and checkpoints."""
+        return asdict(self)
+
+
+def persons_of(cases: Iterable[Case]) -> dict[str, str]:
+    """For each patient the name of the person; patients who share a scan are one person."""
+    cases = list(cases)
+    return same_person([*cases, *(replace(case, study=case.pixels, person="") for case in cases)])
+
+
+def make_split(
+    patients: Iterable[str],
+    rule: str = "holdout",
+    seed: int = 0,
+    val: float = 0.2,
+    test: float = 0.2,
+    folds: int = 5,
+    fold: int = 0,
+    path: str | None = None,
+    persons: Mapping[str, str] | None = None,
+) -> Split:
+    """Split labelled patients by a rule of ``conf/split``.
+
+    All names of a person are in one subset, ranked by the name that ``persons`` gives.
+
+    Raises:
+        PancsegError: If there are too few patients, or the settings are not possible.
+
+    >>> split = make_split([f"p{i}" for i in range(10)])
+    >>> len(split.train), len(split.val), len(split.test)
+    (6, 2, 2)
+    """
+    names, persons = sorted(set(patients)), persons or {}
+    person_of = {name: persons.get(name, name) for name in names}
+    ranked = rank_by_hash(set(person_of.values()), seed)
+    if not ranked:
+        raise PancsegError("no labelled patient to train on; prepare with source.labels")
+    if rule == "same":
+        return Split(names, names, names, rule, None)
+    if rule == "file":
+        return read_split(path, person_of)
+    if rule not in ("holdout", "kfold"):
+        raise PancsegError(f"split.rule={rule}: expected holdout, kfold, same or file")
+    chosen = holdout(ranked, val, test) if rule == "holdout" else kfold(ranked, folds, fold)
+    train, val_names, test_names = (
+        [name for name in names if person_of[name] in subset] for subset in chosen
+    )
+    return Split(train, val_names, test_names, rule, seed)
+
+
+def rank_by_hash(patients: Iterable[str], seed: int) -> list[str]:
+    """Patients in the order of a hash of seed and name."""
+    return sorted(patients, key=lambda name: sha256(f"{seed}/{name}".encode()).digest())
+
+
+def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], set[str], set[str]]:
+    """Training, validation and test patients: the first are test, the next validation.
+
+    Test patients do not depend on ``val``. Of two shares the ends of both subsets are rounded,
+    instead of their sizes, which bounds the moves when patients are added.
+
+    Raises:
+        PancsegError: If a size is not possible, or there are too few patients.
+
+    >>> [len(subset) for subset in holdout([f"p{i}" for i in range(80)], val=0.1, test=0.2)]
+    [56, 8, 16]
+    """
+    for key, size in (("val", val), ("test", test)):
+        if size < 0 or (size >= 1 and size != int(size)):
+            raise PancsegError(f"split.{key}={size}: expected a share below 1 or a whole number")
+    if val < 1 and test < 1 and val + test >= 1:
+        raise PancsegError(f"split.val={val} and split.test={test} leave nothing to train on")
+    n, n_test = len(ranked), int(test)
+    if 0 < test < 1:
+        n_test = min(max(1, nearest(test * n)), max(1, n - 2))
+    stop = n_test + int(val)
+    if 0 < val < 1:
+        end = nearest(val * n + (test * n if test < 1 else test))
+        stop = max(n_test + 1, min(end, n - 1))
+    if stop >= n:
+        raise PancsegError(
+            f"{n} labelled patients, this split needs at least {stop + 1}; add patients, lower "
+            "split.val and split.test (0 is allowed), or use split=same, which holds nobody out"
+        )
+    return set(ranked[stop:]), set(ranked[n_test:stop]), set(ranked[:n_test])
+
+
+def nearest(size: float) -> int:
+    """The nearest whole number, of a product of decimal fractions."""
+    return round(round(size, 6))
+
+
+def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[str], set[str]]:
+    """Training, validation and test patients of a fold; sizes of folds differ by one at most.
+
+    Raises:
+        PancsegError: If there is no such fold, or there are fewer patients than folds.
+    """
+    if folds < 3 or not 0 <= fold < folds:
+        raise PancsegError(
+            f"split.fold={fold} of split.folds={folds}: expected 0 to folds - 1, 3 or more folds"
+        )
+    n = len(ranked)
+    if n < folds:
+        raise PancsegError(f"{n} labelled patients for {folds} folds; lower split.folds")
+    parts = [set(ranked[i * n // folds : (i + 1) * n // folds]) for i in range(folds)]
+    val, test = parts[(fold + 1) % folds], parts[fold]
+    return set(ranked) - val - test, val, test
+
+
+def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
+    """Read a split; patients that the file does not name take no part.
+
+    Raises:
+        PancsegError: If it is not a split of these patients, or a person is in two subsets.
+    """
+    if path is None or not Path(path).is_file():
+        raise PancsegError(
+            f"split.path={path}: split=file needs a JSON file with train, val and test"
+        )
+    lists = read_json(Path(path), "lists of patients named train, val and test", is_split)
+    placed = [(subset, name) for subset in SUBSETS for name in lists[subset]]
+    unknown = sorted({name for _, name in placed} - person_of.keys())
+    if unknown:
+        raise PancsegError(
+            f"{path}: {len(unknown)} patients are not in the prepared folder, such as {unknown[0]}"
+        )
+    if not lists["train"]:
+        raise PancsegError(f"{path}: no patient to train on")
+    first: dict[str, tuple[str, str]] = {}
+    for subset, name in placed:
+        earlier, other = first.setdefault(person_of[name], (subset, name))
+        if earlier != subset:
+            same = "" if name == other else f" ({other} is the same person or has the same scan)"
+            raise PancsegError(f"{path}: in both {earlier} and {subset}: {name}{same}")
+    return Split(sorted(lists["train"]), sorted(lists["val"]), sorted(lists["test"]), "file", None)
+
+
+def is_split(value: Any) -> bool:
+    """Whether JSON holds lists of patients named ``train``, ``val`` and ``test``."""
+    return isinstance(value, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+        for names in map(value.get, SUBSETS)
+    )

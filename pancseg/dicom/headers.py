@@ -1,0 +1,146 @@
+"""Headers of DICOM files: what each file is, and of which series."""
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import Dataset, uid
+
+from pancseg.dicom.pixels import quiet, read_dataset
+from pancseg.errors import Refused
+
+KEYWORDS = [
+    *("SOPClassUID", "Modality", "ImageType", "QualityControlImage", "Rows", "Columns"),
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("ImagePositionPatient", "NumberOfFrames", "Manufacturer", "ContrastBolusAgent"),
+    *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
+]
+LONGEST_TEXT = 64  # characters that a value of these attributes may have
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+IMAGE_CLASSES = (
+    *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
+    *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
+)
+LABEL_KINDS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
+LOCALIZERS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW"}  # in ImageType
+MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
+NOT_AN_IMAGE = "not_an_image: a DICOM object without pixels"
+EMPTY = "empty_file: 0 bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Attributes of a file, or of a series that shares them; empty where they were removed.
+
+    Attributes:
+        files: Of the file or series.
+        uid: SeriesInstanceUID.
+        kind: ``image``, ``seg`` or ``rtstruct``.
+        is_phantom: Whether QualityControlImage says that it shows no patient.
+        refers_to: SeriesInstanceUIDs of the images that a label was drawn on.
+        manufacturer: siemens, ge, philips, canon, other or unknown.
+        contrast: yes, no or unknown.
+        problem: Reason code and sentence if it cannot be used; else empty.
+    """
+
+    files: tuple[Path, ...]
+    uid: str = ""
+    patient_id: str = ""
+    modality: str = ""
+    study_uid: str = ""
+    frame_of_reference_uid: str = ""
+    kind: str = ""
+    is_phantom: bool = False
+    refers_to: tuple[str, ...] = ()
+    manufacturer: str = "unknown"
+    contrast: str = "unknown"
+    problem: str = ""
+    is_damaged: bool = False
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of any file."""
+    is_named = path.suffix.lower() == ".dcm"
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Header(files=(path,), problem="not_a_file: a pipe, socket or device")
+        with path.open("rb") as file:
+            start = file.read(132)
+        if not start:
+            return Header(files=(path,), problem=EMPTY, is_damaged=is_named)
+        with quiet():
+            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            return describe(path, dataset)
+    except OSError as error:
+        problem, is_damaged = f"unreadable: {error.strerror}", True
+    except Refused as refused:
+        problem, is_damaged = str(refused), True
+    except Exception:  # damaged headers raise nearly any
+        problem, is_damaged = "not_dicom: not a DICOM file", is_named
+        if start[128:] == b"DICM":
+            problem, is_damaged = "unreadable: its header is damaged", True
+    return Header(files=(path,), problem=problem, is_damaged=is_damaged)
+
+
+def describe(path: Path, dataset: Dataset) -> Header:
+    """Header of a file that is DICOM."""
+
+    def text(keyword: str, item: Dataset = dataset) -> str:
+        value = item.get(keyword)
+        return "" if value is None else str(value).strip()[:LONGEST_TEXT]
+
+    modality, frame_uid = text("Modality"), text("FrameOfReferenceUID")
+    kind = LABEL_KINDS.get(modality, "image")
+    frames = dataset.get("ReferencedFrameOfReferenceSequence") or []
+    if kind == "rtstruct" and not frame_uid and len(frames) == 1:
+        frame_uid = text("FrameOfReferenceUID", frames[0])
+    references = list(dataset.get("ReferencedSeriesSequence") or [])
+    for frame in frames:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            references += study.get("RTReferencedSeriesSequence") or []
+    sop_class = text("SOPClassUID")
+    problem = why_not_an_image(dataset, sop_class) if kind == "image" else ""
+    if is_damaged := problem == NOT_AN_IMAGE and sop_class in ("", *IMAGE_CLASSES):
+        problem = "unreadable: an image without Rows, its header is damaged"
+    contrast = "yes" if text("ContrastBolusAgent") else "no"
+    return Header(
+        files=(path,),
+        uid=text("SeriesInstanceUID"),
+        patient_id=text("PatientID"),
+        modality=modality,
+        study_uid=text("StudyInstanceUID"),
+        frame_of_reference_uid=frame_uid,
+        kind=kind,
+        is_phantom=text("QualityControlImage") == "YES",
+        refers_to=tuple(sorted({text("SeriesInstanceUID", item) for item in references} - {""})),
+        manufacturer=manufacturer_of(text("Manufacturer")),
+        contrast=contrast if "ContrastBolusAgent" in dataset else "unknown",
+        problem=problem,
+        is_damaged=is_damaged,
+    )
+
+
+def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
+    """The reason why a file holds no slice of a volume, or nothing."""
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+        return "dicomdir: a table of contents; the files themselves are read"
+    if not dataset.get("Rows"):
+        return NOT_AN_IMAGE
+    if not LOCALIZERS.isdisjoint(map(str, dataset.get("ImageType") or [])):
+        return "localizer: a scout view, not a volume"
+    has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
+    if sop_class.startswith(SECONDARY_CAPTURE) and not has_position:
+        return "secondary_capture: a screen shot without position in space"
+    return ""
+
+
+def manufacturer_of(name: str) -> str:
+    """Manufacturer in the terms of the manifest.
+
+    >>> [manufacturer_of(name) for name in ("GE MEDICAL SYSTEMS", "TOSHIBA_MEC", "", "Acme")]
+    ['ge', 'canon', 'unknown', 'other']
+    """
+    found = MANUFACTURER.search(name.casefold().replace("_", " "))
+    known = found[1].replace("toshiba", "canon") if found else "other"
+    return known if name else "unknown"

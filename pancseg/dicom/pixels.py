@@ -1,0 +1,265 @@
+"""DICOM files opened, checked against their headers, and decoded to HU."""
+
+import logging
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import Dataset, uid
+from pydicom.encaps import generate_frames
+from pydicom.filereader import read_file_meta_info
+from pydicom.pixels import pixel_array
+
+from pancseg.dicom.slices import MOST_FRAMES, SlicePlane, size_of
+from pancseg.errors import Refused
+
+INT16 = np.iinfo(np.int16)
+RAW_STARTS = (b"\x02\x00", b"\x08\x00")  # of files without preamble, little endian
+# pydicom itself would try GDCM first, which ends the process on some damaged files
+DECODERS = {
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless), "pylibjpeg"),
+    **dict.fromkeys((uid.HTJ2K, uid.HTJ2KLosslessRPCL), "pylibjpeg"),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
+    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGExtended12Bit), "gdcm"),
+    uid.JPEGBaseline8Bit: "pillow",
+    uid.RLELossless: "pydicom",
+}
+NATIVE = (
+    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian),
+    *(uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian),
+)
+CONVERT = "convert it with gdcmconv --raw or dcmdjpeg"
+LARGEST_BYTES = 4 * 2**30  # of decoded pixels in a file
+LARGEST_EXCESS = 64 * 2**20  # bytes that a deflated file may hold beside its pixels
+DEFLATE_RATIO = 1032  # at most, by deflate's format
+JPEG_START = b"\xff\xd8"
+SIZ = b"\xff\x4f\xff\x51"  # first markers of JPEG 2000
+FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom's log and warnings, which quote values of headers."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def parsing(file: Path) -> Iterator[None]:
+    """Turn any error of a library that reads a file into a refusal.
+
+    Its text is left out, because it may quote a header.
+
+    Raises:
+        Refused: As ``unreadable``, or unchanged.
+    """
+    try:
+        with quiet():
+            yield
+    except Refused:
+        raise
+    except Exception as error:  # damaged headers raise nearly any
+        what = error.strerror if isinstance(error, OSError) else None
+        what = what or f"it is damaged ({type(error).__name__}); export or copy it again"
+        raise Refused("unreadable", f"{file.name}: {what}") from error
+
+
+def brief(error: Exception) -> str:
+    r"""The first line of an error, without a path; do not use it for errors that quote headers.
+
+    >>> brief(ValueError("too short: 3 bytes\nmore"))
+    'too short: 3 bytes'
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1]}"
+    return (lines[0][:200] if lines else "") or type(error).__name__
+
+
+def open_dicom(file: Path) -> Dataset:
+    """Read a file with its pixel data, which is checked against the header but not decoded.
+
+    Raises:
+        Refused: If it cannot be read or decoded, or holds less than its header claims.
+    """
+    with parsing(file):
+        dataset = read_dataset(file)
+        check_pixels(dataset, file)
+    return dataset
+
+
+def read_dataset(file: Path, **options: Any) -> Dataset:
+    """Read a file with or without preamble by ``pydicom.dcmread``.
+
+    Raises:
+        Refused: If it is deflated and holds far more than its pixels.
+    """
+    is_raw = has_no_preamble(file)
+    if not is_raw and file.stat().st_size * DEFLATE_RATIO > LARGEST_EXCESS:
+        check_inflated_size(file)
+    dataset = pydicom.dcmread(file, force=is_raw, **options)
+    name_syntax(dataset)
+    return dataset
+
+
+def name_syntax(dataset: Dataset) -> None:
+    """Set the transfer syntax of a file without one to that which was found on reading."""
+    if dataset.file_meta.get("TransferSyntaxUID") is None:
+        is_implicit, is_little = dataset.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian if is_implicit else explicit
+        )
+
+
+def has_no_preamble(file: Path) -> bool:
+    """Whether a file begins with its data set, as in old archives."""
+    with file.open("rb") as opened:
+        return opened.read(2) in RAW_STARTS
+
+
+def check_inflated_size(file: Path) -> None:
+    """Refuse a deflated file, which pydicom inflates as a whole, that is far above its pixels."""
+    meta = read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
+        return
+    inflater, begin = zlib.decompressobj(-zlib.MAX_WBITS), 144 + meta.FileMetaInformationGroupLength
+    start = inflater.decompress(file.read_bytes()[begin:], LARGEST_EXCESS)
+    if packed := inflater.unconsumed_tail:
+        header = pydicom.dcmread(BytesIO(start), stop_before_pixels=True, force=True)
+        claimed = claimed_bytes(header, file) if header.get("Rows") else 0
+        if len(inflater.decompress(packed, claimed + 1)) > claimed:
+            raise Refused("too_large", f"{file.name} inflates to 64 MB more than its pixels")
+
+
+def claimed_bytes(dataset: Dataset, file: Path) -> int:
+    """Bytes of decoded pixels that a header claims; refused if there can be no such pixels."""
+    rows, columns = size_of(dataset, file)
+    frames, bits = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("BitsAllocated") or 0)
+    if bits not in (1, 8, 16, 32):
+        raise Refused("bad_pixels", f"{file.name} has BitsAllocated {bits}, expected 8, 16 or 32")
+    if not 1 <= frames <= MOST_FRAMES:
+        raise Refused("bad_frames", f"{file.name}: NumberOfFrames is not 1 to {MOST_FRAMES}")
+    claimed = (rows * columns * frames * bits + 7) // 8
+    if claimed > LARGEST_BYTES:
+        raise Refused("too_large", f"{file.name} claims {claimed / 1e9:.1f} GB of pixels")
+    return claimed
+
+
+def check_pixels(dataset: Dataset, file: Path) -> None:
+    """Refuse pixel data that is less than claimed or cannot be decoded, before memory is allocated.
+
+    Bytes after the pixels are allowed (PS3.5 8.1.1).
+    """
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise Refused("float_pixels", f"{file.name} has floating point pixels, expected integers")
+    if dataset.get("PixelData") is None:
+        raise Refused("no_pixels", f"{file.name} has no pixel data")
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise Refused("colour", f"{file.name} has several values a pixel, expected one")
+    claimed, there = claimed_bytes(dataset, file), len(dataset.PixelData)
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax not in NATIVE and syntax not in DECODERS:
+        name = syntax if syntax.is_valid else "that is no UID"
+        raise Refused("undecodable", f"{file.name} has a transfer syntax {name}; {CONVERT}")
+    if syntax in NATIVE and there < claimed:
+        sentence = f"{file.name} has {there} bytes of pixels, its header claims {claimed}"
+        raise Refused("truncated", sentence)
+
+
+def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
+    """Decode the stored values of slices of a file, each ``(rows, columns)``.
+
+    Raises:
+        Refused: If they cannot be decoded.
+    """
+    decoder = decoder_of(dataset)
+    for n, plane in enumerate(planes):
+        size = plane.rows, plane.columns
+        try:
+            with quiet():
+                if n == 0 and decoder not in ("", "pydicom"):
+                    frames = generate_frames(
+                        dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)
+                    )
+                    sizes = {codestream_size(frame) for frame in frames}
+                    if sizes != {(*size, 1)}:  # which decoders allocate unchecked
+                        raise ValueError("size of a codestream")
+                values = pixel_array(dataset, index=plane.frame, decoding_plugin=decoder)
+            if values.shape != size:
+                raise ValueError("size of a frame")
+        except Exception as error:  # decoders raise nearly any
+            sentence = (
+                f"{plane.file.name} has pixels that are damaged or not of its Rows and Columns"
+            )
+            raise Refused("undecodable", f"{sentence}; export it again, or {CONVERT}") from error
+        yield values
+
+
+def decoder_of(dataset: Dataset) -> str:
+    """Name of pydicom's plugin that decodes a file; empty where nothing is compressed."""
+    return DECODERS.get(dataset.file_meta.get("TransferSyntaxUID"), "")
+
+
+def codestream_size(stream: bytes) -> tuple[int, ...]:
+    """Rows, columns and components in the header of a JPEG 2000, JPEG or JPEG-LS codestream."""
+    if stream[:2] != JPEG_START:
+        start = stream.index(SIZ)
+        right, bottom, left, top = struct.unpack_from(">4I", stream, start + 8)
+        return bottom - top, right - left, *struct.unpack_from(">H", stream, start + 40)
+    at = 2
+    while stream[at + 1] not in FRAME_HEADERS:
+        at += 2 + int.from_bytes(stream[at + 2 : at + 4])
+    return struct.unpack_from(">HHB", stream, at + 5)
+
+
+class HUVolume:
+    """HU collected slice by slice: int16 while that is lossless, else float32.
+
+    Args:
+        shape: Columns, rows, slices.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.values: NDArray[Any] = np.empty(shape, np.int16, order="F")
+
+    def put(self, k: int, stored: NDArray[Any], slope: float, intercept: float) -> None:
+        """Set slice k from stored values ``(rows, columns)``."""
+        are_whole = slope.is_integer() and intercept.is_integer() and abs(slope) < 2**14
+        kind = np.int32 if are_whole and stored.itemsize <= 2 else np.float32
+        scaled = stored if slope == 1 else np.multiply(stored, kind(slope), dtype=kind)
+        hu = smallest_type(np.add(scaled, kind(intercept), dtype=kind))
+        if hu.dtype == np.float32 and self.values.dtype == np.int16:
+            self.values = self.values.astype(np.float32, order="F")
+        self.values[..., k] = hu.T
+
+
+def smallest_type(values: NDArray[Any]) -> NDArray[np.int16] | NDArray[np.float32]:
+    """int16 where that is lossless, else float32.
+
+    >>> smallest_type(np.float32([-1024, 40])).dtype, smallest_type(np.float32([0.5])).dtype
+    (dtype('int16'), dtype('float32'))
+    """
+    if values.dtype == np.int16:
+        return values
+    if values.min() >= INT16.min and values.max() <= INT16.max:
+        whole = (values if values.dtype.kind in "iu" else np.rint(values)).astype(np.int16)
+        if values.dtype.kind in "iu" or np.array_equal(whole, values):
+            return whole
+    return values.astype(np.float32)

@@ -1,0 +1,183 @@
+"""Read DICOM SEG as label maps on the grid of their image."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from pancseg.dicom.pixels import decode_frames, open_dicom, parsing
+from pancseg.dicom.slices import SlicePlane, SliceStack, levels_of, look_up, planes_of
+from pancseg.errors import Refused
+from pancseg.structures import LabelMap, Structure, match_names
+
+GRID_TOLERANCE = 0.1  # of a pixel within a slice, of a step between slices
+
+
+class FramePlacement(NamedTuple):
+    """Pixels of an image that coincide with the pixels of a frame."""
+
+    k: int  # nearest slice
+    distance_mm: float  # from that slice, along the normal
+    first: NDArray[np.intp]  # column and row of the image at the first pixel of the frame
+    steps: NDArray[np.intp]  # change of column and row with each column, and each row, of the frame
+
+
+def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Structure]) -> LabelMap:
+    """Read a SEG; slices without a frame are background.
+
+    Raises:
+        Refused: If the file is damaged, holds no chosen segment, or its pixels do not coincide
+            with those of the image.
+    """
+    dataset = open_dicom(file)
+    with parsing(file):
+        names, planes, numbers = segments_of(dataset, file)
+        is_fractional = dataset.SegmentationType == "FRACTIONAL"
+        threshold = float(dataset.MaximumFractionalValue) / 2 if is_fractional else 1
+    matched = match_names(names, structures, "segment")
+    code_of = {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
+    frames = [(p, n) for p, n in zip(planes, numbers, strict=True) if n is None or n in code_of]
+    placements = [place_frame(plane, stack) for plane, _ in frames]  # refuse before decoding
+    codes = np.zeros(stack.shape, np.uint8, order="F")
+    decoded = stored_values(dataset, [plane for plane, _ in frames])
+    for (_, number), placement, values in zip(frames, placements, decoded, strict=True):
+        frame_codes = np.zeros(values.shape, np.uint8)
+        if number is None:
+            for chosen, code in code_of.items():
+                frame_codes[values == chosen] = code
+        else:
+            frame_codes[values >= threshold] = code_of[number]
+        insert_frame(codes, frame_codes, placement, stack, file)
+    return LabelMap(stack.to_image(codes, linear=False, fill=0))
+
+
+def segments_of(
+    dataset: Dataset, file: Path
+) -> tuple[dict[int, tuple[str, ...]], list[SlicePlane], list[int | None]]:
+    """Names of each segment number, and the plane and segment number of each frame.
+
+    The number is None in a LABELMAP: its stored values are segment numbers.
+
+    Raises:
+        Refused: If it is not a SEG, or a frame has no segment.
+    """
+    kind, listed = dataset.get("SegmentationType"), dataset.get("SegmentSequence")
+    largest = {"BINARY": 1, "LABELMAP": 1, "FRACTIONAL": dataset.get("MaximumFractionalValue")}
+    if not largest.get(kind) or not listed:
+        raise Refused(
+            "bad_segments",
+            f"{file.name} is not a SEG: expected a SegmentSequence and a SegmentationType of "
+            "BINARY, LABELMAP, or FRACTIONAL with a MaximumFractionalValue",
+        )
+    names = {
+        int(segment.SegmentNumber): (
+            str(segment.get("SegmentLabel") or ""),
+            *names_of_codes(segment.get("SegmentedPropertyTypeCodeSequence") or []),
+        )
+        for segment in listed
+    }
+    planes = planes_of(dataset, file)
+    if kind == "LABELMAP":
+        names.pop(int(dataset.get("PixelPaddingValue") or 0), None)  # the background has a number
+        return names, planes, [None] * len(planes)
+    numbers = [look_up(levels, "ReferencedSegmentNumber") for levels in levels_of(dataset, file)]
+    if None in numbers:
+        raise Refused("bad_segments", f"{file.name} has frames without ReferencedSegmentNumber")
+    return names, planes, [int(number) for number in numbers]
+
+
+def names_of_codes(codes: Iterable[Dataset]) -> list[str]:
+    """Values and meanings of coded concepts."""
+    names = [code.get(keyword) for code in codes for keyword in ("CodeValue", "CodeMeaning")]
+    return [str(name) for name in names if name]
+
+
+def place_frame(plane: SlicePlane, stack: SliceStack) -> FramePlacement:
+    """Find the pixels of an image that coincide with those of a frame.
+
+    Angles and spacings may differ as long as no pixel moves further than the tolerance. The
+    distance from the slice is not checked: empty frames may lie anywhere.
+
+    Raises:
+        Refused: If directions, spacing or centres of pixels do not coincide.
+    """
+    height_mm = (np.array(plane.position_mm) - stack.corner_mm) @ stack.normal
+    k = int(np.abs(stack.offsets_mm - height_mm).argmin())
+    (axes, spacing_mm), (own_axes, own_mm) = axes_of(stack.planes[k]), axes_of(plane)
+    cosines = own_axes @ axes.T  # [axis of the frame, axis of the slice]
+    expected_mm = spacing_mm[np.abs(cosines).argmax(axis=1)]
+    steps = np.array([plane.columns, plane.rows]) - 1
+    angles = np.arccos(np.abs(cosines).max(axis=1).clip(0, 1))
+    pixel = axes @ (np.array(plane.position_mm) - stack.planes[k].position_mm) / spacing_mm
+    first = np.rint(pixel)
+    if (angles * own_mm * steps).max() > GRID_TOLERANCE * spacing_mm.min():
+        problem = f"is turned by {np.degrees(angles.max()):.2f} degrees against the image"
+    elif (np.abs(own_mm - expected_mm) * steps > GRID_TOLERANCE * expected_mm).any():
+        sizes = (" x ".join(f"{size:.4f}" for size in mm) for mm in (own_mm, expected_mm))
+        problem = "has pixels of {} mm, those of the image are {} mm".format(*sizes)
+    elif np.abs(pixel - first).max() > GRID_TOLERANCE:
+        shift_mm = np.linalg.norm((pixel - first) * spacing_mm)
+        problem = f"lies {shift_mm:.3f} mm beside the image's pixel centres"
+    else:
+        distance_mm = abs(float(stack.offsets_mm[k] - height_mm))
+        return FramePlacement(k, distance_mm, first.astype(int), np.rint(cosines).astype(int))
+    raise Refused(
+        "label_off_grid",
+        f"{plane.file.name} {problem}; give the series it was drawn on, or resample the label",
+    )
+
+
+def axes_of(plane: SlicePlane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unit vectors from column to column and from row to row, LPS, and the distances, mm."""
+    axes = np.reshape(plane.orientation, (2, 3))
+    return axes / np.linalg.norm(axes, axis=1, keepdims=True), np.array(plane.spacing_mm[::-1])
+
+
+def stored_values(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
+    """Stored values of frames, ``(rows, columns)``.
+
+    Packed bits are unpacked here: pydicom 3.0 reads one byte too few of a frame that begins within
+    a byte.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if dataset.BitsAllocated != 1 or syntax.is_compressed or not syntax.is_little_endian:
+        yield from decode_frames(dataset, planes)
+        return
+    packed = np.frombuffer(dataset.PixelData, np.uint8)  # open_dicom has checked its length
+    for plane in planes:
+        first, offset = divmod(plane.frame * plane.rows * plane.columns, 8)
+        end = offset + plane.rows * plane.columns
+        bits = np.unpackbits(packed[first : first + (end + 7) // 8], bitorder="little")
+        yield bits[offset:end].reshape(plane.rows, plane.columns)
+
+
+def insert_frame(
+    codes: NDArray[np.uint8],
+    frame: NDArray[np.uint8],
+    placement: FramePlacement,
+    stack: SliceStack,
+    file: Path,
+) -> None:
+    """Enter the codes of a frame ``(rows, columns)`` in those of the image; the larger one wins.
+
+    Raises:
+        Refused: If foreground lies between slices or beside the image.
+    """
+    rows, columns = np.nonzero(frame)
+    pixels = placement.first + np.stack([columns, rows], axis=1) @ placement.steps
+    outside = ((pixels < 0) | (pixels >= codes.shape[:2])).any(axis=1).sum()
+    if len(rows) and placement.distance_mm > GRID_TOLERANCE * stack.step_mm:
+        problem = (
+            f"a frame {placement.distance_mm:.2f} mm from the nearest slice, slices are "
+            f"{stack.step_mm:.2f} mm apart"
+        )
+    elif outside:
+        problem = f"{outside} pixels of foreground beside the image on one slice"
+    else:
+        at = (*pixels.T, placement.k)
+        codes[at] = np.maximum(codes[at], frame[rows, columns])
+        return
+    raise Refused("label_off_grid", f"{file.name} has {problem}; give the series it was drawn on")

@@ -1,0 +1,276 @@
+"""Series of DICOM images: found among files, and read as volumes in space."""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pancseg.dicom.headers import EMPTY, Header, read_header
+from pancseg.dicom.pixels import HUVolume, decode_frames, open_dicom, parsing, read_dataset
+from pancseg.dicom.slices import Repair, SlicePlane, SliceStack, build_stack, planes_of
+from pancseg.errors import Refused
+from pancseg.parallel import process_map, progress
+from pancseg.structures import LabelMap, Structure, encode_values
+
+BATCH = 200  # files that a process reads the headers of
+FEWEST_BATCHES = 10  # that are worth starting processes for
+AIR_HU = -1024
+Extent = NDArray[np.float64] | None
+"""Sizes of the axes, sorted, then the lowest and the highest corner, RAS mm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series(Header):
+    """The files of a series; ``folder`` is relative to the folder searched."""
+
+    folder: Path
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SkippedSeries:
+    """Files of a folder that belong to no series; the path is of the first."""
+
+    path: Path
+    status: str
+    reason: str
+    count: int
+
+
+class SeriesVolume(NamedTuple):
+    """A series as read: HU, slice 0 nearest the feet, and flags of ``intake.csv``."""
+
+    image: nib.Nifti1Image
+    stack: SliceStack
+    flags: tuple[str, ...]
+
+
+def find_series(
+    root: Path, files: Iterable[Path], processes: int = 0
+) -> tuple[list[Series], list[SkippedSeries]]:
+    """Group files into series, and those that belong to none.
+
+    Args:
+        root: Folder that was searched.
+        files: In it, at any depth.
+        processes: That read headers, if there are many.
+    """
+    parts: dict[Hashable, list[Header]] = defaultdict(list)
+    for header in read_headers(list(files), processes):
+        is_alone = header.is_damaged or header.kind != "image"
+        patient_id = "" if header.uid else header.patient_id
+        kind = header.uid, header.modality, header.is_phantom, patient_id, header.problem
+        parts[header.files[0].parent, *kind, header.files if is_alone else ()].append(header)
+    series, skipped, damaged = [], [], []
+    for headers in join_folders(list(parts.values())):
+        first, files = headers[0], tuple(header.files[0] for header in headers)
+        if first.problem:
+            status = "refused" if first.is_damaged else "dropped"
+            skipped.append(SkippedSeries(files[0], status, first.problem, len(files)))
+            damaged += [first] if first.is_damaged or first.problem == EMPTY else []
+            continue
+        patients = {header.patient_id for header in headers}
+        problem = f"mixed_patient: slices carry {len(patients)} PatientIDs, expected one"
+        folder, problem = files[0].parent.relative_to(root), problem if len(patients) > 1 else ""
+        series.append(
+            Series(**vars(first) | {"folder": folder, "files": files, "problem": problem})
+        )
+    series = mark_damaged(series, damaged)
+    return sorted(series, key=lambda each: (each.folder, each.uid, each.files)), skipped
+
+
+def read_headers(files: list[Path], processes: int) -> list[Header]:
+    """Headers of files, by path; those of thousands are read in several processes."""
+    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+    processes = processes if len(batches) >= FEWEST_BATCHES else 0
+    results = process_map(read_batch, batches, processes, died)
+    shown = progress(results, "reading headers", f"x {BATCH} files", len(batches), delay_s=2.0)
+    return sorted(chain.from_iterable(shown), key=lambda header: header.files)
+
+
+def read_batch(files: list[Path]) -> list[Header]:
+    """Headers of a batch of files."""
+    return [read_header(file) for file in files]
+
+
+def died(files: list[Path]) -> list[Header]:
+    """Headers of a batch whose process died."""
+    problem = "reader_died: reading its header, or that of a file beside it, crashed"
+    return [Header(files=(file,), problem=problem, is_damaged=True) for file in files]
+
+
+def join_folders(parts: list[list[Header]]) -> Iterator[list[Header]]:
+    """Join the parts of series that lie in several folders, except where they cannot be one."""
+    by_uid: dict[Hashable, list[list[Header]]] = defaultdict(list)
+    for headers in parts:
+        first = headers[0]
+        is_joined = first.uid and first.kind == "image" and not first.problem
+        alone = () if is_joined else first
+        by_uid[first.uid, first.modality, first.is_phantom, first.patient_id, alone].append(headers)
+    for same in by_uid.values():
+        if len(same) > 1 and are_one_scan(same):
+            yield list(chain.from_iterable(same))
+        else:
+            yield from same
+
+
+def are_one_scan(parts: list[list[Header]]) -> bool:
+    """Whether parts of a series in several folders can be of one scan.
+
+    They can where all slices lie on one line and no two at a position differ. A gap is no reason
+    against it; overlapping acquisitions and uneven gaps are, where each part is regular alone.
+    """
+    planes = [read_planes(header.files[0] for header in headers) for headers in parts]
+    whole = problem_of(list(chain.from_iterable(planes)))
+    if whole in ("uneven_gaps", "mixed_acquisitions"):
+        return not all(problem_of(part) in ("", "missing_slice") for part in planes)
+    return whole in ("", "missing_slice", "too_few_slices")
+
+
+def problem_of(planes: list[SlicePlane]) -> str:
+    """Reason code of slices that form no stack, tilted or not."""
+    try:
+        build_stack(without_copies(planes, stored_pixels), Repair(tilt=True))
+    except Refused as refused:
+        return refused.code
+    return ""
+
+
+def stored_pixels(file: Path) -> bytes:
+    """Pixel data of a file, empty if it cannot be read."""
+    with suppress(Refused):
+        return bytes(open_dicom(file).PixelData)
+    return b""
+
+
+def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
+    """Refuse series that damaged files name as theirs; flag those beside other damaged files."""
+    named: dict[str, list[Path]] = defaultdict(list)
+    beside: dict[Path, list[Header]] = defaultdict(list)
+    for header in damaged:
+        if header.uid:
+            named[header.uid] += header.files
+        else:
+            beside[header.files[0].parent].append(header)
+    count = Counter(each.uid for each in series)
+    marked = []
+    for each in series:
+        folders = {file.parent for file in each.files} if each.kind == "image" else set()
+        own = named.get(each.uid, [])
+        own = own if count[each.uid] == 1 else [file for file in own if file.parent in folders]
+        near = chain.from_iterable(beside.get(folder, ()) for folder in folders)
+        suffix = each.files[0].suffix  # an empty file of another suffix, such as READY, is no slice
+        if any(header.is_damaged or header.files[0].suffix == suffix for header in near):
+            each = replace(each, flags=("damaged_file",))
+        if own and not each.problem:
+            more = f" and {len(own) - 1} more files" if len(own) > 1 else ""
+            problem = f"damaged_slice: {own[0].name}{more} of the series cannot be read"
+            each = replace(each, problem=problem)
+        marked.append(each)
+    return marked
+
+
+def read_series(files: tuple[Path, ...], repair: Repair) -> SeriesVolume:
+    """Read a series as HU.
+
+    Raises:
+        Refused: If its slices do not form a regular stack.
+    """
+    stack, values, flags = read_stack(files, repair)
+    return SeriesVolume(stack.to_image(values, linear=True, fill=AIR_HU), stack, flags)
+
+
+def read_mask_series(
+    files: tuple[Path, ...], repair: Repair, structures: tuple[Structure, ...]
+) -> LabelMap:
+    """Read a series of mask slices.
+
+    Raises:
+        Refused: If it does not form a regular stack, or has no background.
+    """
+    stack, values, flags = read_stack(files, repair)
+    codes, undeclared = encode_values(values, structures)
+    flags = tuple(flag for flag in flags if flag != "rescale_type")
+    return LabelMap(stack.to_image(codes, linear=False, fill=0), undeclared, flags)
+
+
+def read_stack(
+    files: tuple[Path, ...], repair: Repair
+) -> tuple[SliceStack, NDArray[Any], tuple[str, ...]]:
+    """Slices in order, their HU ``(columns, rows, slices)``, and flags.
+
+    Each file is opened once; the headers of all are checked before anything is decoded.
+    """
+    opened = {file: open_dicom(file) for file in files}
+    planes = []
+    for file, dataset in opened.items():
+        with parsing(file):
+            planes += planes_of(dataset, file)
+    unique = without_copies(planes, lambda file: opened[file].PixelData)
+    stack = build_stack(unique, repair)
+    volume = HUVolume(stack.shape)
+    numbers_in: dict[Path, list[int]] = defaultdict(list)
+    for k, plane in enumerate(stack.planes):
+        numbers_in[plane.file].append(k)
+    for file, numbers in numbers_in.items():
+        dataset = opened.pop(file)  # one copy of a scan in memory is enough
+        frames = decode_frames(dataset, [stack.planes[k] for k in numbers])
+        for k, values in zip(numbers, frames, strict=True):
+            volume.put(k, values, stack.planes[k].slope, stack.planes[k].intercept)
+    flags = ["duplicate_files"] * (len(unique) < len(planes))
+    flags += ["rescale_type"] * (not all(plane.is_hu for plane in unique))
+    return stack, volume.values, tuple(flags)
+
+
+def without_copies(planes: list[SlicePlane], pixels: Callable[[Path], bytes]) -> list[SlicePlane]:
+    """Slices without those that equal another in position, pixels and rescaling.
+
+    Args:
+        planes: In any order.
+        pixels: Returns the pixel data of a file.
+    """
+    positions = [tuple(round(value, 2) for value in plane.position_mm) for plane in planes]
+    count = Counter(positions)
+    digests: dict[Path, bytes] = {}
+    unique: dict[Hashable, SlicePlane] = {}
+    for plane, position in zip(planes, positions, strict=True):
+        file = plane.file
+        if count[position] > 1 and file not in digests:
+            digests[file] = hashlib.sha256(pixels(file)).digest()
+        content = digests.get(file, file), plane.frame, plane.slope, plane.intercept
+        unique.setdefault((position, content), plane)
+    return list(unique.values())
+
+
+def series_extent(files: Iterable[Path]) -> Extent:
+    """Extent of the grid of a series from headers alone; None where it is not regular."""
+    planes = {plane.position_mm: plane for plane in read_planes(files)}
+    try:
+        stack = build_stack(list(planes.values()), Repair(gaps=True, tilt=True))
+    except Refused:
+        return None
+    ends = np.array(list(np.ndindex(2, 2, 2))) * (np.array(stack.shape) - 1)
+    corners = nib.affines.apply_affine(stack.affine_at(stack.corner_mm), ends)
+    return np.array([*sorted(stack.shape), *corners.min(axis=0), *corners.max(axis=0)])
+
+
+def read_planes(files: Iterable[Path]) -> list[SlicePlane]:
+    """Slices of files from headers alone; damaged files are left out."""
+    planes = []
+    for file in files:
+        with suppress(Refused), parsing(file):
+            planes += planes_of(read_dataset(file, stop_before_pixels=True), file)
+    return planes
+
+
+def same_extent(first: Extent, second: Extent) -> bool:
+    """Whether two grids are known and equal, whichever way their axes run."""
+    return first is not None and second is not None and bool(np.allclose(first, second, atol=0.05))

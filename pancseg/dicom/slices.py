@@ -1,0 +1,434 @@
+"""Slices in space: read from headers, fitted to a regular grid, resampled where repaired."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from scipy import ndimage
+
+from pancseg.errors import Refused
+from pancseg.geometry import Affine, slices_from_feet
+
+# sequences of an enhanced multi-frame file that hold an attribute (DICOM PS3.3 C.7.6.16)
+MACRO_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+    "ReferencedSegmentNumber": "SegmentIdentificationSequence",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+}
+FLIP_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+LARGEST_SIDE = 8192  # pixels; a header that claims more is damaged
+MOST_FRAMES = 100_000  # a SEG of many structures with empty frames has tens of thousands
+FARTHEST_MM = 1e6  # from the scanner's isocentre
+LARGEST_RESCALE = 1e6  # of slope and intercept
+FEWEST_SLICES = 3  # the only gap of two is confirmed by no other
+EQUAL = 1e-3  # mm, or direction cosines
+GRID_TOLERANCE = 0.1  # steps between a slice and the regular grid
+WIDEST_REPAIR = 4.5  # steps: up to three slices in a row are interpolated
+LINE_TOLERANCE = 0.02  # steps, and at least 0.1 mm, between a slice and the axis of the stack
+LEAN_TOLERANCE = 1.0  # pixels, and mm, between the last slice and the normal of the first
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SlicePlane:
+    """A stored slice.
+
+    Attributes:
+        frame: Number in the file, from 0.
+        position_mm: Centre of the first pixel, LPS.
+        orientation: Unit vector along a row, then along a column, LPS.
+        spacing_mm: From row to row, then from column to column.
+        slope: HU per stored value.
+        intercept: HU of stored value 0.
+        acquisition_number: Text that slices of an acquisition share, empty if unknown.
+        acquisition_time: Likewise.
+        is_hu: False where RescaleType of a CT names another unit.
+    """
+
+    file: Path
+    frame: int
+    rows: int
+    columns: int
+    position_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, ...]
+    slope: float
+    intercept: float
+    frame_of_reference_uid: str
+    acquisition_number: str = ""
+    acquisition_time: str = ""
+    is_hu: bool = True
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Irregularities that are resampled instead of refused."""
+
+    gaps: bool = False
+    tilt: bool = False
+
+
+@dataclass(frozen=True)
+class SliceStack:
+    """Slices of a series in order along their normal, and their regular grid.
+
+    Attributes:
+        planes: Slice k of a stored volume is ``planes[k]``.
+        normal: Unit vector, LPS.
+        offsets_mm: ``(slices,)``, along the normal, from the first slice of the grid.
+        shifts_mm: ``(slices, 2)``, along rows and along columns, where a tilt is repaired; else 0.
+        steps: ``(slices,)``, place of each slice on the grid, in steps.
+        step_mm: Between slices of the grid.
+        repairs: What is repaired, with numbers.
+    """
+
+    planes: tuple[SlicePlane, ...]
+    normal: Floats
+    offsets_mm: Floats
+    shifts_mm: Floats
+    steps: Floats
+    step_mm: float
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Stored columns, rows and slices."""
+        return self.planes[0].columns, self.planes[0].rows, len(self.planes)
+
+    @property
+    def corner_mm(self) -> Floats:
+        """Centre of the first voxel of the grid, LPS, before a tilt is repaired."""
+        return np.array(self.planes[0].position_mm) - self.offsets_mm[0] * self.normal
+
+    def to_image(self, stored: NDArray[Any], *, linear: bool, fill: float) -> nib.Nifti1Image:
+        """Resample a stored volume to the grid, slice 0 nearest the feet.
+
+        Args:
+            stored: ``(columns, rows, slices)`` in the order of the planes.
+            linear: Interpolate linearly (HU), or by the nearest voxel (masks), where repaired.
+            fill: Value outside of the scanned volume.
+        """
+        corner_mm = self.corner_mm
+        if self.shifts_mm.any():
+            pixel_mm = np.array(self.planes[0].spacing_mm[::-1])
+            stored, moved = straighten(stored, self.shifts_mm / pixel_mm, linear=linear, fill=fill)
+            axes = np.reshape(self.planes[0].orientation, (2, 3))
+            corner_mm = corner_mm + moved * pixel_mm @ axes
+        if (np.diff(self.steps) != 1).any():
+            stored = fill_gaps(stored, self.steps, linear=linear)
+        return slices_from_feet(nib.Nifti1Image(stored, self.affine_at(corner_mm)))
+
+    def affine_at(self, corner_mm: Floats) -> Affine:
+        """Affine of the grid, RAS, with its first voxel at an LPS position."""
+        plane, affine = self.planes[0], np.eye(4)
+        row, column = np.reshape(plane.orientation, (2, 3))
+        row_mm, column_mm = plane.spacing_mm
+        axes = (row * column_mm, column * row_mm, self.normal * self.step_mm, corner_mm)
+        affine[:3] = np.column_stack(axes)
+        return FLIP_LPS_TO_RAS @ affine
+
+
+def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
+    """The slices of a file, in stored order.
+
+    Call it within ``parsing``: values of damaged headers raise any error.
+
+    Raises:
+        Refused: If an attribute is missing or out of range.
+    """
+    rows, columns = size_of(dataset, file)
+    planes = []
+    for n, levels in enumerate(levels_of(dataset, file)):
+        slope = float(look_up(levels, "RescaleSlope", 1))
+        intercept = float(look_up(levels, "RescaleIntercept", 0))
+        if not 0 < abs(slope) < LARGEST_RESCALE or not abs(intercept) < LARGEST_RESCALE:
+            expected = f"expected below {LARGEST_RESCALE:g}, and a slope other than 0"
+            raise Refused(
+                "no_rescale", f"{file.name}: RescaleSlope or RescaleIntercept, {expected}"
+            )
+        spacing_mm = numbers(levels, "PixelSpacing", 2, file)
+        if min(spacing_mm) <= 0:
+            raise Refused(
+                "no_geometry", f"{file.name} has no usable PixelSpacing, expected above 0"
+            )
+        orientation = numbers(levels, "ImageOrientationPatient", 6, file)
+        axes = np.reshape(orientation, (2, 3))
+        if np.abs(axes @ axes.T - np.eye(2)).max() > 0.02:
+            expected = "expected two unit vectors at right angles"
+            sentence = f"{file.name} has no usable ImageOrientationPatient, {expected}"
+            raise Refused("no_geometry", sentence)
+        number, time = acquisition_of(levels)
+        unit = str(look_up(levels, "RescaleType", "")).strip().upper()
+        planes.append(
+            SlicePlane(
+                *(file, n, rows, columns, numbers(levels, "ImagePositionPatient", 3, file)),
+                *(orientation, spacing_mm, slope, intercept),
+                *(str(dataset.get("FrameOfReferenceUID") or ""), number, time),
+                dataset.get("Modality") != "CT" or unit in ("", "HU", "US"),  # US: unspecified
+            )
+        )
+    return planes
+
+
+def levels_of(dataset: Dataset, file: Path) -> list[list[Dataset]]:
+    """For each frame, the data sets that describe it: its own, the shared one, the file's.
+
+    Raises:
+        Refused: If there is not one description for each frame.
+    """
+    count = dataset.get("NumberOfFrames")
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if not frames and (count is None or int(count) == 1):
+        return [[dataset]]
+    if len(frames) != int(count or 0) or len(frames) > MOST_FRAMES:
+        sentence = f"{file.name} describes {len(frames)} frames, expected NumberOfFrames of them"
+        raise Refused("bad_frames", sentence)
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
+    return [[frame, *shared, dataset] for frame in frames]
+
+
+def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
+    """A value from the innermost level that has it and is not empty.
+
+    >>> dataset = Dataset(); dataset.PixelSpacing = [2, 3]
+    >>> [float(value) for value in look_up([Dataset(), dataset], "PixelSpacing")]
+    [2.0, 3.0]
+    """
+    for level in levels:
+        macro = level.get(MACRO_OF[keyword])
+        if macro and macro[0].get(keyword) is not None:
+            return macro[0].get(keyword)
+    value = levels[-1].get(keyword)
+    return default if value is None else value
+
+
+def numbers(levels: list[Dataset], keyword: str, length: int, file: Path) -> tuple[float, ...]:
+    """Finite numbers of a header; refused if they are missing, too many or too large."""
+    values = np.atleast_1d(np.array(look_up(levels, keyword), dtype=float))  # None becomes NaN
+    if len(values) != length or not (np.abs(values) < FARTHEST_MM).all():
+        raise Refused("no_geometry", f"{file.name} has no usable {keyword}")
+    return tuple(values.tolist())
+
+
+def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
+    """Rows and columns; refused if they are missing or too large."""
+    rows, columns = dataset.get("Rows"), dataset.get("Columns")
+    if not rows or not columns:
+        raise Refused("no_geometry", f"{file.name} has no Rows or no Columns")
+    if max(rows, columns) > LARGEST_SIDE:
+        sentence = f"{file.name} claims {rows} x {columns} pixels, at most {LARGEST_SIDE}"
+        raise Refused("too_large", sentence)
+    return int(rows), int(columns)
+
+
+def acquisition_of(levels: list[Dataset]) -> tuple[str, str]:
+    """Number and time of an acquisition as text, empty if unknown.
+
+    Times of MR are left out, which acquires every other slice first.
+    """
+
+    def text(keyword: str) -> str:
+        value = getattr(levels[-1].get_item(keyword), "value", None)  # not converted: only compared
+        return str(value or "")
+
+    time = text("AcquisitionTime") and text("AcquisitionDate") + text("AcquisitionTime")
+    number = str(look_up(levels, "FrameAcquisitionNumber", "") or text("AcquisitionNumber"))
+    return number, "" if levels[-1].get("Modality") == "MR" else time
+
+
+def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
+    """Order planes along their normal and fit a regular grid.
+
+    Raises:
+        Refused: If they do not form one, naming every problem, and the repairs that would help.
+    """
+    check_alike(planes)
+    axes = np.reshape(planes[0].orientation, (2, 3))
+    normal = np.cross(*axes)
+    normal /= np.linalg.norm(normal)  # headers hold few decimals
+    planes = sorted(planes, key=lambda plane: normal @ plane.position_mm)
+    relative_mm = np.array([plane.position_mm for plane in planes]) - planes[0].position_mm
+    offsets_mm, asides_mm = relative_mm @ normal, relative_mm @ axes.T
+    gaps_mm = np.diff(offsets_mm)
+    problems = overlapping_acquisitions(planes, offsets_mm)
+    if shared := int((gaps_mm < EQUAL).sum()):
+        sentence = f"{shared + 1} slices or more share a position and differ in content"
+        raise joined([*problems, Refused("same_position", sentence)])
+    start_mm, step_mm, steps, gap_problem = fit_grid(offsets_mm)
+    along, aside = offsets_mm - offsets_mm.mean(), asides_mm - asides_mm.mean(axis=0)
+    slopes = along @ aside / (along @ along)  # of the axis through the slices
+    beside_mm = np.linalg.norm(aside - np.outer(along, slopes), axis=1).max()
+    if beside_mm > max(LINE_TOLERANCE * step_mm, 0.1):
+        sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
+        problems.append(Refused("shifted_slice", sentence))
+    repairs = []
+    shifts_mm = np.zeros_like(asides_mm)
+    slope = float(np.linalg.norm(slopes))
+    if slope * offsets_mm[-1] > LEAN_TOLERANCE * max(1.0, *planes[0].spacing_mm):
+        degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
+        if repair.tilt:
+            shifts_mm = asides_mm
+            repairs.append(f"tilt of {degrees}")
+        else:
+            sentence = f"slices are stacked at {degrees} to their normal"
+            problems.append(Refused("gantry_tilt", sentence, repairs=["tilt"]))
+    if gap_problem and repair.gaps and gap_problem.repairs:
+        span = f"{gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm"
+        repairs.append(f"gaps of {span}, now {step_mm:.2f} mm")
+    elif gap_problem:
+        problems.append(gap_problem)
+    if problems:
+        raise joined(problems)
+    return SliceStack(
+        *(tuple(planes), normal, offsets_mm - start_mm, shifts_mm, steps, step_mm, tuple(repairs))
+    )
+
+
+def joined(problems: list[Refused]) -> Refused:
+    """One refusal for several problems; it names repairs if they mend all of them."""
+    first, *others = problems
+    are_mended = all(problem.repairs for problem in problems)
+    repairs = [key for problem in problems for key in problem.repairs] if are_mended else []
+    return Refused(first.code, "; ".join([first.sentence, *map(str, others)]), repairs=repairs)
+
+
+def check_alike(planes: list[SlicePlane]) -> None:
+    """Check that there are enough planes, of one size, spacing, orientation and reference.
+
+    Raises:
+        Refused: Naming everything that differs.
+    """
+    if len(planes) < FEWEST_SLICES:
+        sentence = f"{len(planes)} slices, expected at least {FEWEST_SLICES}"
+        raise Refused("too_few_slices", sentence)
+    problems = []
+    for code, name, values in (
+        ("mixed_size", "Rows and Columns", [(plane.rows, plane.columns) for plane in planes]),
+        ("mixed_spacing", "PixelSpacing", [plane.spacing_mm for plane in planes]),
+        ("mixed_orientation", "ImageOrientationPatient", [plane.orientation for plane in planes]),
+    ):
+        spread = np.ptp(values, axis=0).max()
+        if spread > EQUAL:
+            problems.append(Refused(code, f"{name} differ by up to {spread:g} between slices"))
+    frames = {plane.frame_of_reference_uid for plane in planes}
+    if len(frames) > 1:
+        sentence = f"{len(frames)} FrameOfReferenceUIDs, expected one"
+        problems.append(Refused("mixed_frame_of_reference", sentence))
+    if problems:
+        raise joined(problems)
+
+
+def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> list[Refused]:
+    """A problem if slices of several acquisitions overlap in space.
+
+    Acquisitions of a slice each, and of blocks that follow each other, make one scan.
+    """
+    for name in ("number", "time"):
+        groups = defaultdict(list)
+        for plane, offset_mm in zip(planes, offsets_mm.tolist(), strict=True):
+            groups[getattr(plane, f"acquisition_{name}")].append(offset_mm)
+        groups.pop("", None)
+        spans = sorted((group[0], group[-1]) for group in groups.values() if len(group) > 1)
+        if any(after[0] < before[1] - EQUAL for before, after in pairwise(spans)):
+            sentence = f"{len(groups)} acquisitions overlap in space; split the series by"
+            return [Refused("mixed_acquisitions", f"{sentence} Acquisition{name.title()}")]
+    return []
+
+
+def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
+    """Fit a regular grid to slices by least squares.
+
+    Args:
+        offsets_mm: Along the normal, ascending, no two equal.
+
+    Returns:
+        Start and step of the grid, mm; places of the slices on it, in steps, whole unless they are
+        uneven; and the problem if slices are missing or uneven.
+
+    >>> start_mm, step_mm, steps, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
+    >>> round(step_mm, 2), steps.tolist(), problem
+    (1.26, [0.0, 1.0, 2.0, 3.0, 4.0], None)
+    """
+    gaps_mm = np.diff(offsets_mm)
+    median_mm = float(np.median(gaps_mm))
+    jumps = np.rint(gaps_mm / median_mm)
+    steps = np.concatenate([[0.0], np.cumsum(jumps)])
+    centred = steps - steps.mean()
+    step_mm = float(centred @ (offsets_mm - offsets_mm.mean()) / (centred @ centred))
+    start_mm = float(offsets_mm.mean() - step_mm * steps.mean())
+    away_mm = np.abs(offsets_mm - start_mm - step_mm * steps).max()
+    is_regular = jumps.min() >= 1 and away_mm <= GRID_TOLERANCE * step_mm
+    if is_regular and jumps.max() == 1:
+        return start_mm, step_mm, steps, None
+    is_repairable = gaps_mm.max() <= WIDEST_REPAIR * median_mm
+    repairs = ["gaps"] if is_repairable else []
+    limit = "" if is_repairable else f"; above {WIDEST_REPAIR} spacings nothing is interpolated"
+    if not is_regular:
+        sentence = f"gaps go from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm{limit}"
+        problem = Refused("uneven_gaps", sentence, repairs=repairs)
+        return 0.0, median_mm, offsets_mm / median_mm, problem
+    wide = np.flatnonzero(jumps > 1)
+    gaps = "1 gap" if len(wide) == 1 else f"{len(wide)} gaps, the first"
+    sentence = f"{gaps} of {gaps_mm[wide[0]]:.1f} mm at slice {wide[0] + 1}, spacing is"
+    problem = Refused("missing_slice", f"{sentence} {step_mm:.1f} mm{limit}", repairs=repairs)
+    return start_mm, step_mm, steps, problem
+
+
+def fill_gaps(stored: NDArray[Any], steps: Floats, *, linear: bool) -> NDArray[Any]:
+    """Interpolate slices at whole steps, linearly or by the nearest, of the same type.
+
+    Args:
+        stored: ``(columns, rows, slices)``.
+        steps: ``(slices,)``, place of each; the first is 0.
+        linear: Weight the two neighbours by distance, or take the nearest.
+
+    >>> fill_gaps(np.array([[[0, 10, 30]]]), np.array([0.0, 1.0, 3.0]), linear=True)
+    array([[[ 0, 10, 20, 30]]])
+    """
+    whole = np.arange(int(np.floor(steps[-1] + 0.01)) + 1)
+    above = np.clip(np.searchsorted(steps, whole - 1e-6), 1, len(steps) - 1)
+    weights = np.clip((whole - steps[above - 1]) / (steps[above] - steps[above - 1]), 0, 1)
+    regular = np.empty((*stored.shape[:2], len(whole)), stored.dtype, order="F")
+    for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
+        weight = weight if linear else float(weight > 0.5)
+        mixed = (1 - weight) * stored[..., upper - 1] + weight * stored[..., upper]
+        regular[..., k] = np.rint(mixed) if stored.dtype.kind in "iu" else mixed
+    return regular
+
+
+def straighten(
+    stored: NDArray[Any], shifts: Floats, *, linear: bool, fill: float
+) -> tuple[NDArray[Any], Floats]:
+    """Shift each slice of a tilted stack in its plane.
+
+    Args:
+        stored: ``(columns, rows, slices)``.
+        shifts: ``(slices, 2)``, columns and rows.
+        linear: Interpolate linearly, or take the nearest pixel.
+        fill: Value outside of a slice.
+
+    Returns:
+        The volume, enlarged to hold every slice whole, and the shift of its first voxel.
+    """
+    low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
+    size = tuple((np.array(stored.shape[:2]) + high - low).astype(int).tolist())
+    straight = np.empty((*size, stored.shape[2]), stored.dtype, order="F")
+    for k, shift in enumerate(shifts):
+        moved = ndimage.affine_transform(
+            *(stored[..., k].astype(np.float32), np.ones(2), low - shift, size),
+            order=1 if linear else 0,
+            cval=fill,
+        )
+        straight[..., k] = np.rint(moved) if stored.dtype.kind in "iu" else moved
+    return straight, low

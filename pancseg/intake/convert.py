@@ -1,0 +1,442 @@
+"""Conversion of a case: read, check, cut into groups, write; or rows that say why not."""
+
+import hashlib
+import json
+import traceback
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from pancseg.data.groups import AIR_HU, GroupSettings, cut_group, plan_cut
+from pancseg.data.intake_table import Row
+from pancseg.data.manifest import Case, Group, parse_entries
+from pancseg.data.scan_statistics import scan_statistics
+from pancseg.dicom.pixels import brief
+from pancseg.errors import Incomplete, PancsegError, Refused
+from pancseg.files import unpacked_sha256, write_json, write_nifti
+from pancseg.geometry import oriented_like, spacing_of, voxel_ml
+from pancseg.intake.contact_sheet import thumbnail, write_thumbnail
+from pancseg.intake.flags import Checks, check_image, in_order, voxel_flags
+from pancseg.intake.label_grid import grid_problem
+from pancseg.intake.source import CaseSource, Scan
+from pancseg.structures import LabelMap, Structure, region_mask
+
+RECORDS = ".records"  # folder of results that no manifest holds yet
+IMAGE_REFUSED = "image_refused: see the image's row"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case to convert in another process.
+
+    Attributes:
+        case_source: Input.
+        case: Name of the case.
+        patient: Pseudonym.
+        identity: Keyed hash by which the input is recognised.
+        source: Keyed hash of the input's state and of all settings.
+        study: Keyed hash of StudyInstanceUID, or empty.
+        person: Keyed hash of PatientID, or empty.
+        series: Keyed hash of SeriesInstanceUID, or empty.
+        established: Whether the case was there before and is converted again.
+        root: Prepared folder.
+        groups: How the case is cut.
+        checks: Which flags are raised, and which refuse.
+        structures: Of the label map.
+    """
+
+    case_source: CaseSource
+    case: str
+    patient: str
+    identity: str
+    source: str
+    study: str
+    person: str
+    series: str
+    established: bool
+    root: Path
+    groups: GroupSettings
+    checks: Checks
+    structures: tuple[Structure, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a job.
+
+    Attributes:
+        identity: Of the job.
+        name: The case name that the job planned.
+        source: Of the job.
+        rows: The image's row, then the label's.
+        case: None where it was refused.
+        groups: Of the case.
+        repairs: Values of ``repair`` that would have made the series usable.
+        names: Of structures in the label, where the choice among them failed; never stored.
+    """
+
+    identity: str
+    name: str
+    source: str
+    rows: list[Row]
+    case: Case | None = None
+    groups: list[Group] = field(default_factory=list)
+    repairs: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+class ConversionError(Exception):
+    """A bug met while a case was converted: exception type and stack, without any value."""
+
+
+def convert(job: Job) -> Result:
+    """Convert a case, or take the result that an interrupted run recorded.
+
+    Raises:
+        Incomplete: If the folder cannot be written.
+        ConversionError: On a bug.
+    """
+    if recorded := read_record(job):
+        return recorded
+    try:
+        result = read_and_write(job)
+    except (PancsegError, OSError) as error:
+        raise error if isinstance(error, PancsegError) else write_error(job.root, error) from error
+    except Exception as error:
+        stack = "".join(traceback.format_tb(error.__traceback__))
+        raise ConversionError(f"{type(error).__name__} in case {job.case}\n{stack}") from None
+    return record(job, result)
+
+
+def crashed(job: Job) -> Result:
+    """Result of a case whose process died."""
+    reason = "its process ended: a decoder crashed or memory ran out"
+    return record(job, refusal(job, Refused("reader_died", reason)))
+
+
+def read_and_write(job: Job) -> Result:
+    """Convert a case.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        scan = job.case_source.read_image()
+        check_image(np.asanyarray(scan.image.dataobj))
+        label = read_label(job, scan)
+        flags = case_flags(job, scan, label)
+    except Refused as refused:
+        return refusal(job, refused)
+    except MemoryError:
+        return refusal(job, Refused("too_large", "memory ran out while it was read"))
+    except OSError as error:
+        return refusal(job, Refused("unreadable", brief(error)))
+    try:
+        return write_case(job, scan, label, flags)
+    except MemoryError:
+        return refusal(job, Refused("too_large", "memory ran out while it was written"))
+
+
+def read_label(job: Job, scan: Scan) -> LabelMap | None:
+    """The label on the grid of its scan; None for images without label.
+
+    Raises:
+        Refused: Saying that the label is at fault: the reason stands in the image's row.
+    """
+    if job.case_source.read_label is None:
+        return None
+    try:
+        label = job.case_source.read_label(scan)
+    except Refused as refused:
+        raise Refused(
+            refused.code,
+            f"label: {refused.sentence}",
+            repairs=refused.repairs,
+            names=refused.names,
+        ) from refused
+    image = oriented_like(label.image, scan.image)
+    if problem := grid_problem(scan.image, image):
+        raise problem
+    return replace(label, image=nib.Nifti1Image(np.asanyarray(image.dataobj), scan.image.affine))
+
+
+def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
+    """All flags of a case that follow from itself, in the order of ``FLAGS``.
+
+    Raises:
+        Refused: If ``checks.refuse`` names one of them.
+    """
+    codes = None if label is None else np.asanyarray(label.image.dataobj)
+    hu, spacing_mm = np.asanyarray(scan.image.dataobj), spacing_of(scan.image.affine)
+    found = [
+        *voxel_flags(hu, codes, spacing_mm, job.checks, job.structures),
+        *job.case_source.flags,
+        *scan.flags,
+        *(("unlabelled",) if label is None else label.flags),
+    ]
+    conditions = {
+        "label_values": label is not None and label.undeclared,
+        "repaired": scan.stack is not None and scan.stack.repairs,
+        "phantom": job.case_source.is_phantom,
+    }
+    flags = in_order([*found, *(flag for flag, holds in conditions.items() if holds)])
+    refusing = [flag for flag in flags if flag.partition(":")[0] in job.checks.refuse]
+    if refusing:
+        values = f" ({', '.join(label.undeclared)})" if label and label.undeclared else ""
+        code = refusing[0].partition(":")[0]
+        raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
+    return flags
+
+
+def refusal(job: Job, refused: Refused) -> Result:
+    """Rows of a refused case."""
+    source = job.case_source
+    rows = [Row(job.patient, "", str(source.path), "image", "refused", str(refused))]
+    if source.label_path:
+        path = str(source.label_path)
+        rows.append(Row(job.patient, "", path, "label", "refused", IMAGE_REFUSED))
+    return Result(
+        job.identity, job.case, job.source, rows, repairs=refused.repairs, names=refused.names
+    )
+
+
+def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -> Result:
+    """Write a case, its groups and its picture.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    image, source = scan.image, job.case_source
+    label_image = None if label is None else label.image
+    case = Case(
+        job.case,
+        job.patient,
+        **write_pair(job.root, f"cases/{job.case}", image, label_image),
+        shape=list(image.shape),
+        spacing_mm=[round(mm, 6) for mm in spacing_of(image.affine)],
+        label_voxels=None,
+        structure_voxels={},
+        identity=job.identity,
+        source=job.source,
+        phantom=source.is_phantom,
+        pixels=voxel_hash(image),
+        study=job.study,
+        person=job.person,
+        series=job.series,
+        manufacturer=source.manufacturer,
+        contrast=source.contrast,
+        established=job.established,
+        repairs=list(scan.stack.repairs) if scan.stack else [],
+        statistics=scan_statistics(image),
+    )
+    row = Row(job.patient, job.case, str(source.path), "image", "kept", flags=" ".join(flags))
+    case, groups = write_label_parts(
+        *(job.root, case, row, image, label_image, job.groups, job.structures)
+    )
+    rows = [row]
+    if source.label_path:
+        path = str(source.label_path)
+        rows.append(Row(job.patient, job.case, path, "label", "kept", slices=image.shape[2]))
+    return Result(job.identity, job.case, job.source, rows, case, groups)
+
+
+def write_label_parts(
+    root: Path,
+    case: Case,
+    row: Row,
+    image: nib.Nifti1Image,
+    label: nib.Nifti1Image | None,
+    settings: GroupSettings,
+    structures: tuple[Structure, ...],
+) -> tuple[Case, list[Group]]:
+    """Write everything that depends on the label: groups, counts, and the picture last.
+
+    Args:
+        root: Prepared folder.
+        case: To complete.
+        row: Of the image, completed in place.
+        image: HU.
+        label: Codes, on the same grid.
+        settings: How the case is cut.
+        structures: Of the label map.
+
+    Returns:
+        The case with its counts, and its groups.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    codes = None if label is None else np.asanyarray(label.dataobj)
+    groups, empty, tail = write_groups(root, case, image, label, settings)
+    write_thumbnail(root / picture_path(case.case), thumbnail(image, codes))
+    row.slices = image.shape[2]
+    row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = case.spacing_mm
+    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
+    if codes is None:
+        return case, groups
+    ml, voxels = voxel_ml(image.affine), int(np.count_nonzero(codes))
+    each = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in structures}
+    row.label_voxels, row.label_ml = voxels, round(voxels * ml, 3)
+    if len(each) > 1:
+        row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in each.items())
+    return replace(case, label_voxels=voxels, structure_voxels=each), groups
+
+
+def write_groups(
+    root: Path,
+    case: Case,
+    image: nib.Nifti1Image,
+    label: nib.Nifti1Image | None,
+    settings: GroupSettings,
+) -> tuple[list[Group], int, int]:
+    """Write the groups of a case, without the empty ones unless they are kept.
+
+    Returns:
+        The groups, how many groups were empty, and how many were incomplete and left out.
+
+    Raises:
+        OSError: If they cannot be written.
+    """
+    if settings.depth is None:
+        return [], 0, 0
+    cut = plan_cut(image.shape[2], settings.depth, settings.tail)
+    groups, empty = [], 0
+    for start in cut.starts:
+        part = None if label is None else cut_group(label, start, settings.depth, fill=0)
+        voxels = None if part is None else int(np.count_nonzero(part.dataobj))
+        empty += voxels == 0
+        if voxels == 0 and not settings.keep_empty:
+            continue
+        name = f"{case.case}_{start:04d}"
+        files = write_pair(
+            root, f"groups/{name}", cut_group(image, start, settings.depth, fill=AIR_HU), part
+        )
+        groups.append(Group(name, case.case, case.patient, start, label_voxels=voxels, **files))
+    return groups, empty, cut.left_out
+
+
+def write_pair(
+    root: Path, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+) -> dict[str, Any]:
+    """Write an image and its label; return their paths and hashes as ``Case`` and ``Group`` do."""
+    image_file, label_file = f"{name}_image.nii.gz", f"{name}_label.nii.gz"
+    return {
+        "image": image_file,
+        "image_sha256": write_nifti(root / image_file, image),
+        "label": None if label is None else label_file,
+        "label_sha256": "" if label is None else write_nifti(root / label_file, label),
+    }
+
+
+def apply_corrected_label(
+    root: Path,
+    case: Case,
+    row: Row,
+    settings: GroupSettings,
+    checks: Checks,
+    structures: tuple[Structure, ...],
+) -> tuple[Case, list[Group]]:
+    """Take over a label file that was corrected by hand: groups, picture, counts and flags.
+
+    Args:
+        root: Prepared folder.
+        case: As the manifest holds it.
+        row: Of the image, changed in place.
+        settings: How the case is cut.
+        checks: Which flags are raised.
+        structures: Of the label map.
+
+    Raises:
+        Refused: If the file is no label map of this case.
+        OSError: If the groups cannot be written.
+    """
+    path = root / str(case.label)
+    try:
+        image, label = nib.load(root / case.image), nib.load(path)
+        codes, digest = np.asanyarray(label.dataobj), unpacked_sha256(path)
+    except Exception as error:  # a damaged file raises nearly anything
+        raise Refused("unreadable", brief(error)) from error
+    label = oriented_like(nib.Nifti1Image(codes, label.affine), image)
+    if problem := grid_problem(image, label):
+        raise problem
+    codes, hu = np.asanyarray(label.dataobj), np.asanyarray(image.dataobj)
+    known = [0, *range(1, len(structures) + 1)]
+    if not np.isin(codes, known).all():
+        raise Refused("label_values", f"holds other values than {known}")
+    codes = codes.astype(np.uint8)
+    flags = voxel_flags(hu, codes, spacing_of(image.affine), checks, structures)
+    kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
+    row.flags = " ".join(in_order({*kept, *flags}))
+    case = replace(case, label_sha256=digest, label_corrected=True)
+    corrected = nib.Nifti1Image(codes, image.affine)
+    return write_label_parts(root, case, row, image, corrected, settings, structures)
+
+
+def record(job: Job, result: Result) -> Result:
+    """Store a result until the manifest holds it; without paths, which may name patients."""
+    rows = [replace(row, path="") for row in result.rows]
+    value = asdict(replace(result, rows=rows, names=()))
+    try:
+        write_json(job.root / RECORDS / f"{result.identity}.json", value)
+    except OSError as error:
+        raise write_error(job.root, error) from error
+    return result
+
+
+def read_record(job: Job) -> Result | None:
+    """The stored result of this very job, if all its files are there."""
+    try:
+        value = json.loads((job.root / RECORDS / f"{job.identity}.json").read_text("utf-8"))
+        paths = {"image": job.case_source.path, "label": job.case_source.label_path}
+        rows = [Row(**{**row, "path": str(paths[row["kind"]])}) for row in value["rows"]]
+        [case] = parse_entries(Case, [value["case"]], "case") if value["case"] else [None]
+        groups = parse_entries(Group, value["groups"], "groups")
+        result = Result(
+            *(job.identity, value["name"], value["source"], rows, case, groups),
+            repairs=tuple(value["repairs"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if (result.name, result.source) != (job.case, job.source):
+        return None
+    files = [] if case is None else case_files(case, groups)
+    return result if all((job.root / file).is_file() for file in files) else None
+
+
+def case_files(case: Case, groups: list[Group]) -> list[str]:
+    """All files of a case and its groups, relative to the root."""
+    files = [case.image, case.label, picture_path(case.case)]
+    for group in groups:
+        files += [group.image, group.label]
+    return [file for file in files if file]
+
+
+def picture_path(case: str) -> str:
+    """Path of a case's picture, relative to the root."""
+    return f"pictures/{case}.png"
+
+
+def write_error(root: Path, error: OSError, kind: type[PancsegError] = Incomplete) -> PancsegError:
+    """The error of a folder that is full or may not be written.
+
+    Args:
+        root: Prepared folder.
+        error: Of the system.
+        kind: ``Incomplete`` once work was done, which stays; else the command cannot start.
+    """
+    return kind(
+        f"{root}: cannot be written ({brief(error)}); make room or change its permissions, then "
+        "run the same command again: it continues where it was"
+    )
+
+
+def voxel_hash(image: nib.Nifti1Image) -> str:
+    """Hash of the voxels in canonical orientation, the same for a scan as DICOM and as NIfTI."""
+    values = np.asanyarray(nib.as_closest_canonical(image).dataobj)
+    digest = hashlib.sha256(str(values.shape).encode())
+    for k in range(values.shape[2]):  # slice by slice, so that no whole scan is copied
+        digest.update(np.ascontiguousarray(values[..., k].T).data)
+    return digest.hexdigest()

@@ -1,0 +1,575 @@
+"""A prepared folder being filled: planning, shards, and the merge into manifest and table."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pancseg.data.groups import GroupSettings
+from pancseg.data.intake_table import Row, read_rows, rows_to_csv, write_rows
+from pancseg.data.manifest import Case, Group, Manifest, has_manifest, read_manifest
+from pancseg.errors import Incomplete, PancsegError, Refused
+from pancseg.files import PARTIAL, unpacked_sha256
+from pancseg.intake.contact_sheet import Tile, draw_contact_sheet
+from pancseg.intake.convert import (
+    IMAGE_REFUSED,
+    RECORDS,
+    ConversionError,
+    Job,
+    Result,
+    apply_corrected_label,
+    case_files,
+    convert,
+    crashed,
+    picture_path,
+    write_error,
+)
+from pancseg.intake.flags import (
+    FACTS,
+    FLAGS,
+    ROOT_FLAGS,
+    Checks,
+    duplicates_of,
+    in_order,
+    root_flags,
+)
+from pancseg.intake.pseudonyms import Names
+from pancseg.intake.source import CaseSource, SkippedFile, SourceContents
+from pancseg.parallel import process_map, progress
+from pancseg.structures import Structure
+
+OUTPUT_FOLDERS = ("cases", "groups", "pictures")
+LOG = "prepare.log"
+MOST_LINES = 20  # refusals on the console; intake.csv holds all
+BYTES_OUT_PER_BYTE_IN = 2.5  # cases and groups, packed, against uncompressed DICOM
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count`` of the cases, chosen by a hash of each case.
+
+    >>> Shard.parse("1/4")
+    Shard(index=1, count=4)
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """A shard from ``index/count``.
+
+        Raises:
+            PancsegError: If it is something else.
+        """
+        index, _, count = str(text).partition("/")
+        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise PancsegError(f"shard={text}: expected i/n with i from 0 to n - 1, such as 0/4")
+        return cls(int(index), int(count))
+
+    def has(self, identity: str) -> bool:
+        """Whether a case belongs to this shard."""
+        return int(identity[:12], 16) % self.count == self.index
+
+
+@dataclass
+class Outcome:
+    """What a preparation did, for the console.
+
+    Attributes:
+        lines: Summary, refused input, and advice.
+        problems: A line for each refused image, label or file.
+        names: A line for each label in which no structure could be chosen.
+    """
+
+    lines: list[str]
+    problems: list[str]
+    names: list[str]
+
+
+class Preparation:
+    """A prepared folder and the settings it is filled with.
+
+    Args:
+        root: The folder.
+        settings: Everything that must be equal whenever something is added to it.
+        structures: Of the label maps.
+        groups: How cases are cut.
+        checks: Which flags are raised, and which refuse.
+        names: Pseudonyms.
+
+    Raises:
+        PancsegError: If the folder was prepared with other settings.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        settings: dict[str, Any],
+        structures: tuple[Structure, ...],
+        groups: GroupSettings,
+        checks: Checks,
+        names: Names,
+    ) -> None:
+        manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
+        check_settings(root, manifest.settings, settings)
+        self.root, self.settings, self.structures = root, settings, structures
+        self.group_settings, self.checks, self.names = groups, checks, names
+        manifest = replace(manifest, structures=structures)
+        self.manifest, self.was_complete = manifest, manifest.complete
+        self.cases = {case.identity: case for case in manifest.cases}
+        self.groups: dict[str, list[Group]] = {case.case: [] for case in manifest.cases}
+        for group in manifest.groups:
+            self.groups[group.case].append(group)
+        self.rows = {row.key: row for row in read_rows(root)}
+        self.removed_files: set[str] = set()
+        self.corrections: list[str] = []
+        self.problems: list[str] = []
+
+    def run(self, contents: SourceContents, processes: int, shard: Shard | None = None) -> Outcome:
+        """Convert what is missing; without a shard, then merge everything into the manifest.
+
+        Args:
+            contents: Of the source.
+            processes: That convert, with one scan in memory each.
+            shard: Converts its part alone, and leaves records that a later merge takes up.
+
+        Raises:
+            PancsegError: If the same is running on this machine, or the disk is too small.
+            Incomplete: If the folder cannot be written, or a bug was met.
+        """
+        with lock(self.root, shard):
+            jobs, corrected = self.plan(contents), []
+            own = [job for job in jobs if shard is None or shard.has(job.identity)]
+            check_disk(self.root, [job.case_source for job in own])
+            changed = bool(jobs) or not self.was_complete
+            if shard is None:
+                table = rows_to_csv(self.rows.values())
+                self.update_rows(contents)
+                corrected = self.corrected_cases()
+                changed |= bool(corrected) or rows_to_csv(self.rows.values()) != table
+            results = []
+            if changed:
+                if self.was_complete or not has_manifest(self.root):
+                    self.write(replace(self.manifest, complete=False))
+                results = self.convert_all(own, processes)
+            if shard is not None:
+                return shard_outcome(shard, results)
+            if changed:
+                self.take_corrections(corrected)
+                self.merge(jobs, results)
+            return self.outcome(results)
+
+    def plan(self, contents: SourceContents) -> list[Job]:
+        """Jobs for the cases that are not in the manifest as they are now.
+
+        Names are given before anything is read, in the order of the source: the patient's name
+        for its first case, with a number for each further case. Every shard plans the same.
+        """
+        taken = {case.case.casefold() for case in self.cases.values()}
+        jobs: dict[str, Job] = {}
+        for source in contents.cases:
+            identity = self.names.hash(source.identity or str(source.path))
+            patient, known = self.names.of(source.patient), self.cases.get(identity)
+            if identity in jobs:
+                continue
+            name = known.case if known else free_name(patient, taken)
+            taken.add(name.casefold())
+            job = self.job(source, name, patient, identity, bool(known and known.established))
+            if known and self.is_prepared(known, job):
+                continue
+            if known and known.label_corrected and (self.root / str(known.label)).is_file():
+                self.corrections.append(
+                    f"{known.label}: was corrected by hand, its source has changed since; the "
+                    "correction is kept (delete the file to convert the source again)"
+                )
+                continue
+            jobs[identity] = job
+        return list(jobs.values())
+
+    def job(
+        self, source: CaseSource, name: str, patient: str, identity: str, established: bool
+    ) -> Job:
+        """The job that converts a case."""
+        uids = (source.study_uid, source.patient_id, source.series_uid)
+        study, person, series = (self.names.hash(uid) if uid else "" for uid in uids)
+        return Job(
+            *(source, name, patient, identity, self.state_of(source)),
+            *(study, person, series, established, self.root),
+            *(self.group_settings, self.checks, self.structures),
+        )
+
+    def state_of(self, source: CaseSource) -> str:
+        """Hash of names, sizes and times of a case's files, its flags, checks and settings.
+
+        Empty where a file is gone.
+        """
+        parts = [str(source.label_path), *source.flags, repr(self.checks), repr(self.settings)]
+        parts.append(repr(self.structures))
+        try:
+            for file in source.files:
+                status = file.stat()
+                parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            return ""
+        return self.names.hash("\n".join(sorted(parts)))
+
+    def is_prepared(self, case: Case, job: Job) -> bool:
+        """Whether a case was made from this very input, and all its files are there."""
+        return (
+            case.source == job.source != ""
+            and (str(job.case_source.path), "image") in self.rows
+            and all(
+                (self.root / file).is_file() for file in case_files(case, self.groups[case.case])
+            )
+        )
+
+    def update_rows(self, contents: SourceContents) -> None:
+        """Enter rows of skipped files, and drop rows of what the source holds no longer.
+
+        A case that is skipped now, as when its label is gone, is removed. A case whose files are
+        all gone stays.
+        """
+        skipped = {row.key: row for row in map(skipped_row, contents.skipped)}
+        gone = {row.case for key, row in self.rows.items() if key in skipped and key[1] == "image"}
+        self.remove([case for case in self.cases.values() if case.case in gone])
+        present = {(str(source.path), "image") for source in contents.cases}
+        present |= {(str(source.label_path), "label") for source in contents.cases}
+        kept = {case.case for case in self.cases.values()}
+        rows = {k: row for k, row in self.rows.items() if row.case in kept or k in present}
+        self.rows = rows | skipped
+
+    def corrected_cases(self) -> list[Case]:
+        """Cases whose label file was changed since pancseg wrote it.
+
+        Files are hashed only where the label is newer than the case's picture, which is written
+        after it, or the last preparation was interrupted.
+        """
+        corrected = []
+        for case in self.cases.values():
+            path, picture = self.root / str(case.label), self.root / picture_path(case.case)
+            if case.label is None or not (path.is_file() and picture.is_file()):
+                continue
+            if self.was_complete and modified_s(path) < modified_s(picture):
+                continue
+            try:
+                if unpacked_sha256(path) != case.label_sha256:
+                    corrected.append(case)
+            except (OSError, EOFError):
+                corrected.append(case)
+        return corrected
+
+    def take_corrections(self, cases: list[Case]) -> None:
+        """Take over corrected labels: groups, counts and flags of their cases.
+
+        Raises:
+            Incomplete: If the folder cannot be written.
+        """
+        images = {row.case: row for row in self.rows.values() if row.kind == "image"}
+        for case in cases:
+            row = images.get(case.case) or Row(case.patient, case.case, "", "image", "kept")
+            try:
+                changed, groups = apply_corrected_label(
+                    *(self.root, case, row, self.group_settings, self.checks, self.structures)
+                )
+            except Refused as refused:
+                self.problems.append(f"{self.root / str(case.label)}: was changed; {refused}")
+                continue
+            except OSError as error:
+                raise write_error(self.root, error) from error
+            self.removed_files.update(case_files(case, self.groups[case.case]))
+            self.cases[case.identity], self.groups[case.case] = changed, groups
+            self.rows[row.key] = row
+            self.corrections.append(f"{case.label}: corrected by hand, taken over")
+
+    def convert_all(self, jobs: list[Job], processes: int) -> list[Result]:
+        """Results of jobs, with progress.
+
+        Raises:
+            Incomplete: If the folder cannot be written, or a bug was met.
+        """
+        try:
+            done = process_map(convert, jobs, processes, crashed)
+            return list(progress(done, "preparing", "case", len(jobs)))
+        except ConversionError as error:
+            (self.root / LOG).write_text(f"{error}\n", encoding="utf-8")
+            raise Incomplete(
+                f"{str(error).partition(chr(10))[0]}: a bug in pancseg stopped the preparation; "
+                f"please report it with {self.root / LOG}"
+            ) from None
+
+    def merge(self, jobs: list[Job], results: list[Result]) -> None:
+        """Enter results, compare all cases with each other, and write manifest and table.
+
+        Args:
+            jobs: In the order of the source, in which results are entered.
+            results: In any order.
+
+        Raises:
+            Incomplete: If the folder cannot be written.
+        """
+        by_identity = {result.identity: result for result in results}
+        self.remove([self.cases[job.identity] for job in jobs if job.identity in self.cases])
+        for job in jobs:
+            result = by_identity[job.identity]
+            if result.case:
+                self.cases[result.identity] = result.case
+                self.groups[result.case.case] = result.groups
+            self.rows |= {row.key: row for row in result.rows}
+        self.compare_cases()
+        try:
+            named = {
+                file
+                for case in self.cases.values()
+                for file in case_files(case, self.groups[case.case])
+            }
+            for file in self.removed_files - named:
+                (self.root / file).unlink(missing_ok=True)
+            draw_contact_sheet(self.root, self.tiles())
+            write_rows(self.root, self.rows.values())
+        except OSError as error:
+            raise write_error(self.root, error) from error
+        cases = list(self.cases.values())
+        all_groups = [group for groups in self.groups.values() for group in groups]
+        self.write(Manifest(self.settings, self.structures, True, cases, all_groups))
+        shutil.rmtree(self.root / RECORDS, ignore_errors=True)
+
+    def compare_cases(self) -> None:
+        """Flag duplicates, patients of two names and outliers; refuse what ``checks`` refuse.
+
+        Established cases come first, so that a case that is added displaces none.
+        """
+        rows = {row.case: row for row in self.rows.values() if row.case and row.kind == "image"}
+        for case in self.cases.values():
+            if case.case not in rows:  # the table was lost
+                rows[case.case] = row = Row(case.patient, case.case, "", "image", "kept")
+                self.rows[row.key] = row
+        ordered = sorted(
+            self.cases.values(), key=lambda case: (not case.established, rows[case.case].path)
+        )
+        copies = duplicates_of(ordered)
+        found = root_flags(ordered, copies, self.checks.spacing_factor)
+        refused: dict[str, str] = {}
+        for case in ordered:
+            row, flags, original = rows[case.case], found.get(case.case, []), copies.get(case.case)
+            own = [flag for flag in row.flags.split() if flag not in ROOT_FLAGS]
+            row.flags = " ".join(in_order([*own, *flags]))
+            self.cases[case.identity] = replace(
+                case, established=original is None, duplicate_of=original
+            )
+            refusing = [flag for flag in flags if flag in self.checks.refuse]
+            if refusing and not (refusing == ["duplicate_pixels"] and original is None):
+                detail = f"its voxels are those of case {original}" if original else "see flags"
+                refused[case.case] = f"{refusing[0]}: {detail}, and checks.refuse names it"
+        for row in self.remove([case for case in ordered if case.case in refused]):
+            reason = refused[row.case] if row.kind == "image" else IMAGE_REFUSED
+            row = Row(row.patient, "", row.path, row.kind, "refused", reason, row.flags, row.slices)
+            self.rows[row.key] = row
+
+    def remove(self, cases: Iterable[Case]) -> list[Row]:
+        """Remove cases and return their rows; files are deleted at the end of the merge."""
+        names = set()
+        for case in cases:
+            self.removed_files.update(case_files(case, self.groups.pop(case.case)))
+            del self.cases[case.identity]
+            names.add(case.case)
+        rows = [row for row in self.rows.values() if row.case in names]
+        for row in rows:
+            del self.rows[row.key]
+        return rows
+
+    def tiles(self) -> list[Tile]:
+        """Tiles of the contact sheet, by case."""
+        rows = [row for row in self.rows.values() if row.case and row.kind == "image"]
+        return [
+            Tile(
+                row.case,
+                row.patient,
+                self.root / picture_path(row.case),
+                row.flags,
+                row.structures_ml or (f"{float(row.label_ml):.1f} ml" if row.label_ml else ""),
+            )
+            for row in sorted(rows, key=lambda row: row.case)
+        ]
+
+    def write(self, manifest: Manifest) -> None:
+        """Write a manifest.
+
+        Raises:
+            PancsegError: If the folder cannot be written.
+        """
+        try:
+            manifest.write(self.root)
+        except OSError as error:
+            raise write_error(self.root, error, PancsegError) from error
+
+    def outcome(self, results: list[Result]) -> Outcome:
+        """Lines for the console after a merge."""
+        images = [row for row in self.rows.values() if row.kind == "image"]
+        refused = [row for row in self.rows.values() if row.status == "refused"]
+        reasons = sorted(f"{r.path}: {r.reason}" for r in refused if r.reason != IMAGE_REFUSED)
+        problems = [*reasons, *self.problems]
+        flags = [{f.partition(":")[0] for f in row.flags.split()} for row in images if row.case]
+        kept, added = len(self.cases), sum(r.identity in self.cases for r in results)
+        unlabelled = sum(case.label is None for case in self.cases.values())
+        flagged = sum(bool(names.difference(FACTS)) for names in flags)
+        summary = (
+            f"{self.root}: kept {kept} of {kept + sum(r.kind == 'image' for r in refused)} cases "
+            f"({added} new, {unlabelled} unlabelled, {flagged} flagged), "
+            f"{self.describe_groups(images)}; refused {len(problems)}{':' * bool(problems)}"
+        )
+        meanings = []
+        for flag, meaning in FLAGS.items():
+            if count := sum(flag in names for names in flags):
+                meanings.append(f"flagged {flag}, {count} case{'s' * (count != 1)}: {meaning}")
+        sheet = f"look at {self.root / 'intake.png'}"
+        advice = [*repair_lines(results), *meanings, *self.corrections, sheet]
+        return Outcome([summary, *refused_lines(problems), *advice], problems, name_lines(results))
+
+    def describe_groups(self, images: list[Row]) -> str:
+        """Numbers of groups in words."""
+        settings = self.group_settings
+        if settings.depth is None:
+            return "no groups"
+        empty = sum(int(row.groups_empty or 0) for row in images)
+        tails = sum(int(row.groups_tail or 0) for row in images)
+        count = sum(map(len, self.groups.values()))
+        return (
+            f"{count} groups of {settings.depth} ({empty} empty groups "
+            f"{'kept' if settings.keep_empty else 'dropped'}, {tails} incomplete groups left out)"
+        )
+
+
+def shard_outcome(shard: Shard, results: list[Result]) -> Outcome:
+    """Lines for the console after a shard."""
+    problems = [f"{r.rows[0].path}: {r.rows[0].reason}" for r in results if r.case is None]
+    summary = (
+        f"shard {shard.index}/{shard.count}: {len(results)} cases, refused {len(problems)}; when "
+        "all shards are done, run the same command without shard"
+    )
+    lines = [summary, *refused_lines(problems), *repair_lines(results)]
+    return Outcome(lines, problems, name_lines(results))
+
+
+def refused_lines(problems: list[str]) -> list[str]:
+    """The first problems, and how many more there are."""
+    lines = [f"refused {problem}" for problem in problems[:MOST_LINES]]
+    more = len(problems) - MOST_LINES
+    return [*lines, f"and {more} more, see intake.csv"] if more > 0 else lines
+
+
+def repair_lines(results: list[Result]) -> list[str]:
+    """The options that would have made refused series usable."""
+    keys = sorted({key for result in results for key in result.repairs})
+    options = " ".join(f"repair.{key}=resample" for key in keys)
+    return [f"{options}, with another data.root, resamples such series"] if keys else []
+
+
+def name_lines(results: list[Result]) -> list[str]:
+    """Names of the structures of labels in which none could be chosen."""
+    return [f"{r.rows[-1].path}: {', '.join(r.names)}" for r in results if r.names]
+
+
+def free_name(patient: str, taken: set[str]) -> str:
+    """The patient's name, with the first number that is free if it is taken.
+
+    Names that differ only in case are equal on some file systems.
+
+    >>> free_name("P7", {"p7"})
+    'P7-2'
+    """
+    names = (patient if n == 1 else f"{patient}-{n}" for n in range(1, len(taken) + 2))
+    return next(name for name in names if name.casefold() not in taken)
+
+
+def skipped_row(skipped: SkippedFile) -> Row:
+    """The row of a file or series that belongs to no case."""
+    slices = "" if skipped.slices is None else skipped.slices
+    path = str(skipped.path)
+    return Row("", "", path, skipped.kind, skipped.status, skipped.reason, slices=slices)
+
+
+def modified_s(path: Path) -> float:
+    """Time at which a file was last written, renamed or replaced, s."""
+    status = path.stat()
+    return max(status.st_mtime, status.st_ctime)
+
+
+@contextmanager
+def lock(root: Path, shard: Shard | None) -> Iterator[None]:
+    """Keep a second merge, or the same shard, from running on this machine.
+
+    A merge removes what killed runs had begun to write.
+
+    Raises:
+        PancsegError: If it is running, or the folder cannot be written.
+    """
+    name = ".lock" if shard is None else f"{RECORDS}/.lock-{shard.index}-of-{shard.count}"
+    what = "a preparation" if shard is None else f"shard {shard.index}/{shard.count}"
+    try:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / name, blocking=False):
+            if shard is None:
+                for path in [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
+                    path.unlink(missing_ok=True)
+            yield
+    except Timeout:
+        raise PancsegError(f"{root}: {what} is already running here; wait for its end") from None
+    except OSError as error:
+        raise write_error(root, error, PancsegError) from error
+
+
+def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Check that a folder is extended with the settings it was made with.
+
+    Raises:
+        PancsegError: Naming each setting that differs.
+    """
+    differing = [
+        f"{key} (there {old.get(key)}, now {new.get(key)})"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if differing:
+        raise PancsegError(
+            f"{root} was prepared with other settings: {', '.join(differing)}; give another "
+            "data.root, or the settings it was prepared with"
+        )
+
+
+def check_root(root: Path, sources: list[Path]) -> None:
+    """Check that a folder is a prepared one, or free to become one, and no source lies in it.
+
+    Raises:
+        PancsegError: With what is there.
+    """
+    for source in sources:
+        if source.resolve().is_relative_to(root.resolve()):
+            raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
+    folders = [name for name in OUTPUT_FOLDERS if (root / name).is_dir()]
+    filled = [name for name in folders if any((root / name).iterdir())]
+    if filled and not has_manifest(root):
+        raise PancsegError(
+            f"{root}: holds {filled[0]}/ but no manifest.json, so it is not a prepared folder; "
+            "give another data.root"
+        )
+
+
+def check_disk(root: Path, sources: list[CaseSource]) -> None:
+    """Check that the disk holds what will be written.
+
+    Raises:
+        PancsegError: With what is needed and what is free.
+    """
+    files = [file for source in sources for file in source.files]
+    bytes_in = sum(file.stat().st_size for file in files if file.exists())
+    needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
+    if needed_gb > free_gb:
+        raise PancsegError(
+            f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
+            "another data.root"
+        )

@@ -1,0 +1,378 @@
+"""Read scans and label maps stored as NIfTI or NRRD.
+
+What a header claims is checked before voxels are read.
+"""
+
+import bz2
+import logging
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import nibabel as nib
+import nrrd
+import numpy as np
+from isal import igzip
+from numpy.typing import NDArray
+
+from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume, parsing, smallest_type
+from pancseg.dicom.slices import FARTHEST_MM, LARGEST_RESCALE
+from pancseg.errors import Refused
+from pancseg.geometry import Affine, same_grid, slices_from_feet, spacing_of
+from pancseg.intake.label_grid import uncropped
+from pancseg.intake.source import Scan
+from pancseg.parallel import main_memory
+from pancseg.structures import LabelMap, Structure, encode_values, match_names
+
+IS_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(nii\.gz|nii|seg\.nrrd|nrrd)$", re.IGNORECASE)
+ROLE = re.compile(r"[_\-.](image|img|ct|label|lbl|seg|mask)$", re.IGNORECASE)
+UNREAD_FORMATS = {
+    **dict.fromkeys((".mha", ".mhd"), "MetaImage"),
+    **dict.fromkeys((".hdr", ".img", ".nhdr"), "header and voxels in two files"),
+}
+GZIP_MAGIC = b"\x1f\x8b"
+NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio of packing
+    "raw": (lambda stream: stream, 1),
+    **dict.fromkeys(("gz", "gzip"), (igzip.open, DEFLATE_RATIO)),
+    **dict.fromkeys(("bz2", "bzip2"), (bz2.open, 10**5)),
+}
+LARGEST_NRRD_HEADER = 2**22  # bytes
+LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
+LARGEST_COSINE = 0.01  # between two axes: half a degree
+MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
+LARGEST_IGNORED_SHARE = 0.01  # of the voxels
+SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)
+
+
+class Volume(NamedTuple):
+    """Content of a file."""
+
+    values: NDArray[Any]  # (x, y, z); where there are segments (layers, x, y, z)
+    affine: Affine  # RAS, mm
+    qform: Affine | None = None  # mm; where it differs from the sform
+    segments: Sequence[tuple[str, int, int]] = ()  # of an NRRD: name, value and layer of each
+
+
+def is_volume_file(path: Path) -> bool:
+    """Whether a name is that of a NIfTI or NRRD file."""
+    return bool(SUFFIX.search(path.name))
+
+
+def unread_format(path: Path) -> str:
+    """Reason of a file in a format that is not read, else empty.
+
+    >>> unread_format(Path("p7.mha"))
+    'unread_format: MetaImage; save it as NIfTI or NRRD'
+    """
+    name = UNREAD_FORMATS.get(path.suffix.lower())
+    return f"unread_format: {name}; save it as NIfTI or NRRD" if name else ""
+
+
+def without_suffix(path: Path) -> str:
+    """The name without the suffix of its format."""
+    return SUFFIX.sub("", path.name)
+
+
+def stem_of(path: Path) -> str:
+    """The name without suffix and role.
+
+    >>> stem_of(Path("p7_image.nii.gz")), stem_of(Path("p7.seg.nrrd"))
+    ('p7', 'p7')
+    """
+    return ROLE.sub("", without_suffix(path))
+
+
+def read_scan_file(path: Path) -> Scan:
+    """Read a CT.
+
+    Raises:
+        Refused: If it cannot be read, has no position in space, or is not one volume of numbers.
+    """
+    volume = (read_nifti if IS_NIFTI.search(path.name) else read_nrrd)(path)
+    if volume.segments:
+        raise Refused("not_a_volume", f"{path.name} holds segments, expected a scan")
+    image = slices_from_feet(nib.Nifti1Image(volume.values, volume.affine))
+    flags = () if volume.qform is None else ("sform_qform",)
+    return Scan(image, file_affine=volume.affine, qform=volume.qform, flags=flags)
+
+
+def read_label_file(
+    path: Path,
+    structures: Sequence[Structure],
+    scan: Scan,
+    declared: Iterable[int] = (),
+    ignore: int | None = None,
+) -> LabelMap:
+    """Read a label map: by its values, or by the names of segments where an NRRD has them.
+
+    Args:
+        path: NIfTI or NRRD.
+        structures: With labels of this file.
+        scan: Its image; an NRRD that was cropped to its structure is padded to this grid.
+        declared: Values that the source declares, chosen or not.
+        ignore: Value of voxels that were not labelled: they become background, with a flag.
+
+    Raises:
+        Refused: Like :func:`read_scan_file`, or if it has no chosen structure, no background or
+            too many ignored voxels.
+    """
+    is_nifti = IS_NIFTI.search(path.name)
+    volume = (read_nifti if is_nifti else read_nrrd)(path)
+    if volume.segments:
+        label = LabelMap(encode_segments(volume, structures))
+    else:
+        label = encode(volume, structures, declared, ignore, path)
+    image = slices_from_feet(label.image)
+    return replace(label, image=image if is_nifti else uncropped(image, scan.image))
+
+
+def encode(
+    volume: Volume,
+    structures: Sequence[Structure],
+    declared: Iterable[int],
+    ignore: int | None,
+    file: Path,
+) -> LabelMap:
+    """Encode values; for Args and Raises see :func:`read_label_file`."""
+    values = volume.values
+    slices = range(values.shape[2])  # indices of all voxels would take gigabytes
+    distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
+    is_ignored = np.rint(distinct) == (np.nan if ignore is None else ignore)
+    code_of, undeclared = encode_values(np.where(is_ignored, 0, distinct), structures, declared)
+    codes, ignored = np.empty(values.shape, np.uint8, order="F"), 0
+    for k in slices:
+        index = np.searchsorted(distinct, values[..., k])
+        codes[..., k] = code_of[index]
+        ignored += int(np.count_nonzero(is_ignored[index]))
+    share = ignored / codes.size
+    if share > LARGEST_IGNORED_SHARE:
+        raise Refused(
+            "ignore_label",
+            f"{file.name} has the ignore label on {share:.1%} of its voxels, expected at most "
+            f"{LARGEST_IGNORED_SHARE:.0%}",
+        )
+    image = nib.Nifti1Image(codes, volume.affine)
+    return LabelMap(image, undeclared, ("ignore_label",) if ignored else ())
+
+
+def encode_segments(volume: Volume, structures: Sequence[Structure]) -> nib.Nifti1Image:
+    """Encode segments, chosen by name, or by value where each value belongs to one segment."""
+    values = [value for _, value, _ in volume.segments]
+    if len(set(values)) < len(values):
+        values = [-1 - n for n in range(len(values))]  # no label is negative
+    segments = dict(zip(values, volume.segments, strict=True))
+    names = {number: (name,) for number, (name, _, _) in segments.items()}
+    codes = np.zeros(volume.values.shape[1:], np.uint8, order="F")
+    for code, numbers in enumerate(match_names(names, structures, "segment"), start=1):
+        for _, value, layer in [segments[number] for number in numbers]:
+            codes[volume.values[layer] == value] = code
+    return nib.Nifti1Image(codes, volume.affine)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn errors of a library that reads a file into refusals."""
+    with parsing(file):
+        try:
+            yield
+        except EOFError:
+            problem = f"{file.name} is truncated: its compressed data have no end"
+            raise Refused("truncated", problem) from None
+
+
+def read_nifti(file: Path) -> Volume:
+    """Read NIfTI, compressed or not, whatever its name.
+
+    Raises:
+        Refused: If it is damaged, not one volume of numbers, or has no position in space.
+    """
+    with reading(file), file.open("rb") as opened:
+        is_gzip = opened.read(2) == GZIP_MAGIC
+    with (igzip.open if is_gzip else open)(file, "rb") as stream:
+        with reading(file):
+            head = stream.read(nib.Nifti2Header.sizeof_hdr)
+            is_nifti2 = nib.Nifti2Header.may_contain_header(head)
+            kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
+            header = kind(head[: kind.sizeof_hdr], check=False)
+            header.check_fix(logger=SILENT)
+            dtype, shape = header.get_data_dtype(), [int(n) for n in header.get_data_shape()]
+            slope, intercept = (value or 0.0 for value in header.get_slope_inter())
+            offset = header.get_data_offset()
+            stream.seek(offset)
+        if header["magic"].item() != kind.single_magic or offset < kind.single_vox_offset:
+            raise Refused("unreadable", f"{file.name} is not a NIfTI file of header and voxels")
+        while len(shape) > 3 and shape[-1] == 1:
+            shape.pop()
+        if len(shape) != 3:
+            raise Refused("not_a_volume", f"{file.name} has {len(shape)} axes, expected 3")
+        if max(abs(slope), abs(intercept)) > LARGEST_RESCALE:
+            raise Refused("bad_rescale", f"{file.name} has slope {slope} and intercept {intercept}")
+        affine, qform = nifti_affines(header, tuple(shape), file)
+        stored = read_voxels(stream, shape, dtype, file, DEFLATE_RATIO if is_gzip else 1)
+    return Volume(to_real(stored, slope or 1.0, intercept, file), affine, qform)
+
+
+def nifti_affines(
+    header: nib.Nifti1Header, shape: tuple[int, ...], file: Path
+) -> tuple[Affine, Affine | None]:
+    """The sform, else the qform, in mm; and the qform where its grid is another one.
+
+    Raises:
+        Refused: If there is neither, or it cannot be used.
+    """
+    has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
+    if not has_sform and not has_qform:
+        raise Refused("no_affine", f"{file.name} has neither sform nor qform, expected one")
+    to_mm = np.diag([MM_OF_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
+    with reading(file):
+        affine = to_mm @ header.get_best_affine()
+    check_affine(affine, file)
+    try:
+        qform = to_mm @ header.get_qform() if has_sform and has_qform else affine
+        check_affine(qform, file)
+    except (ValueError, Refused):  # a qform that cannot be used
+        return affine, None
+    return affine, None if same_grid(shape, affine, shape, qform) else qform
+
+
+def check_affine(affine: Affine, file: Path) -> None:
+    """Refuse affines that are not invertible, or whose axes are not at right angles."""
+    if not np.abs(affine).max() <= FARTHEST_MM or abs(np.linalg.det(affine)) < 1e-9:
+        raise Refused("bad_affine", f"{file.name} has an affine that is not finite or invertible")
+    axes = affine[:3, :3] / spacing_of(affine)
+    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
+    if cosine > LARGEST_COSINE:
+        degrees = 90 - np.degrees(np.arccos(min(cosine, 1)))
+        raise Refused("bad_affine", f"{file.name} has axes {degrees:.1f} degrees off right angles")
+
+
+def read_nrrd(file: Path) -> Volume:
+    """Read NRRD.
+
+    Raises:
+        Refused: If it is damaged, neither one volume nor segments, or has no position in space.
+    """
+    with reading(file), file.open("rb") as raw:
+        header = nrrd_header(raw, file)
+        affine, is_spatial = nrrd_affine(header, file)
+        empty = {**header, "sizes": 0 * header["sizes"], "encoding": "raw"}
+        dtype = nrrd.read_data(empty, BytesIO()).dtype  # pynrrd has no function for the type alone
+        opener, ratio = NRRD_ENCODINGS[header["encoding"].lower()]
+        values = read_voxels(opener(raw), header["sizes"].tolist(), dtype, file, ratio)
+        layers = (
+            values[np.newaxis] if is_spatial.all() else np.moveaxis(values, is_spatial.argmin(), 0)
+        )
+        segments = []
+        for n in re.findall(r"^Segment(\d+)_Name$", "\n".join(header), re.MULTILINE):
+            value, layer = header.get(f"Segment{n}_LabelValue", 1), header.get(f"Segment{n}_Layer")
+            if layer is None:  # before 3D Slicer 4.11 each segment had a layer
+                layer = n if len(layers) > 1 else 0
+            segments.append((header[f"Segment{n}_Name"], int(value), int(layer)))
+    if any(value == 0 or not 0 <= layer < len(layers) for _, value, layer in segments):
+        raise Refused("bad_segments", f"{file.name} has a segment of value 0 or without its layer")
+    if segments:
+        return Volume(layers, affine, segments=segments)
+    if len(layers) > 1:
+        raise Refused("not_a_volume", f"{file.name} has {len(layers)} layers without names")
+    return Volume(to_real(layers[0], 1.0, 0.0, file), affine)
+
+
+def nrrd_header(raw: BinaryIO, file: Path) -> Mapping[str, Any]:
+    """Header; the stream is left at the voxels.
+
+    Raises:
+        Refused: If it has no end, or voxels do not follow it.
+    """
+    lines: list[str] = []
+    while (line := raw.readline(LARGEST_NRRD_HEADER)).strip():
+        lines.append(line.decode("utf-8", "replace"))  # pynrrd drops letters that are not ASCII
+        if raw.tell() > LARGEST_NRRD_HEADER:
+            raise Refused("unreadable", f"{file.name} has a header without an end")
+    header: Mapping[str, Any] = nrrd.read_header(lines)
+    if {"data file", "datafile"} & header.keys():  # could name any file of this machine
+        raise Refused("detached_data", f"{file.name} has its voxels in another file; expected one")
+    if any(header.get(key) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+        raise Refused("unreadable", f"{file.name} skips bytes before its voxels")
+    return header
+
+
+def nrrd_affine(header: Mapping[str, Any], file: Path) -> tuple[Affine, NDArray[np.bool_]]:
+    """Affine, RAS, mm, and whether each array axis is an axis in space.
+
+    Raises:
+        Refused: If the header has no position in space.
+    """
+    space = str(header.get("space")).lower()
+    initials = "".join(word[:1] for word in space.split("-")) if "-" in space else space
+    rows = np.array(header.get("space directions", np.empty((0, 3))), dtype=float)
+    corner = np.array(header.get("space origin", ()), dtype=float)
+    is_spatial = np.isfinite(rows).all(axis=1)
+    has_mm = set(header.get("space units", ())) <= {"mm", ""}
+    is_placed = initials in ("ras", "las", "lps") and rows[is_spatial].shape == (3, 3)
+    if not (is_placed and has_mm and corner.shape == (3,) and len(rows) == len(header["sizes"])):
+        raise Refused(
+            "no_affine",
+            f"{file.name} has no position in space; expected space RAS, LAS or LPS, with space "
+            "origin and three space directions in mm",
+        )
+    signs = [[1 if axis in "ras" else -1] for axis in initials]
+    affine = np.vstack([np.column_stack([rows[is_spatial].T, corner]) * signs, [0, 0, 0, 1]])
+    check_affine(affine, file)
+    return affine, is_spatial
+
+
+def read_voxels(
+    stream: Any, shape: Sequence[int], dtype: np.dtype[Any], file: Path, largest_ratio: int
+) -> NDArray[Any]:
+    """Read voxels, first axis fastest, and what follows: packed data end with a checksum.
+
+    Raises:
+        Refused: If the file, packed to 1 / ``largest_ratio`` at most, or the memory cannot hold
+            what the header claims, or there is less or far more.
+    """
+    if dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
+        raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
+    size, there = math.prod(shape) * dtype.itemsize, file.stat().st_size
+    memory = main_memory() or LARGEST_BYTES
+    if size > LARGEST_BYTES or size + 2 * math.prod(shape) > memory:  # stored and as int16
+        raise Refused("too_large", f"{file.name} claims {size / 1e9:.1f} GB of voxels")
+    if size > there * largest_ratio:
+        raise Refused("truncated", f"{file.name} has {there} bytes, its header claims {size}")
+    with reading(file):
+        content, tail = stream.read(size), len(stream.read(LARGEST_TAIL))
+    if len(content) < size:
+        there = len(content)
+        raise Refused("truncated", f"{file.name} has {there} bytes of voxels, expected {size}")
+    if tail == LARGEST_TAIL:
+        raise Refused("unreadable", f"{file.name} goes on after {size} bytes of voxels")
+    values = np.frombuffer(content, dtype).reshape(shape, order="F")
+    return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+def to_real(
+    stored: NDArray[Any], slope: float, intercept: float, file: Path
+) -> NDArray[np.int16] | NDArray[np.float32]:
+    """Real values ``(x, y, z)``: int16 where that is lossless, else float32.
+
+    Raises:
+        Refused: If some are not finite.
+    """
+    if stored.dtype == np.int16 and (slope, intercept) == (1, 0):
+        return stored
+    volume = HUVolume(stored.shape)
+    with np.errstate(all="ignore"):  # overflow gives infinity
+        if stored.dtype.kind == "f":
+            is_real = (slope, intercept) == (1, 0)
+            volume.values = smallest_type(stored if is_real else stored * slope + intercept)
+        else:
+            for k in range(stored.shape[2]):  # float64 of all voxels would take gigabytes
+                volume.put(k, stored[..., k].T, slope, intercept)
+    if not np.isfinite([volume.values.min(), volume.values.max()]).all():
+        raise Refused("not_finite", f"{file.name} holds NaN or infinite values")
+    return volume.values
