@@ -11,7 +11,8 @@ from pydicom.dataset import Dataset
 
 from pancseg.dicom import series as dicom_series
 from pancseg.intake.dicom_source import find_dicom
-from pancseg.intake.match_labels import LocatedSeries, match_labels
+from pancseg.intake.match_labels import match_labels
+from pancseg.intake.paths import LocatedSeries
 from pancseg.intake.source import SourceContents
 from tests.source_contents import options, pairs, skipped
 from tests.tiny_dicom import write_series
@@ -225,17 +226,33 @@ def test_masks_of_several_organs_of_an_image_are_ambiguous_and_named_once(
     rows = [*((organ, "label", "ambiguous_label") for organ in organs)]
     assert skipped(contents) == sorted([("PATIENT_DICOM", "image", "ambiguous_label"), *rows])
     [warning] = contents.warnings
-    assert warning.endswith("name one as source.labels: bone, liver, pancreas")
+    assert warning.startswith("images with several labels: 1; give the folder")
+    assert warning.endswith("of one structure as source.labels: bone, liver, pancreas")
 
 
-def test_a_mask_in_a_folder_of_its_own_below_the_image_is_not_guessed_to_belong_to_it(
+def test_a_single_label_below_the_path_of_its_image_matches(images: Path, labels: Path) -> None:
+    for name in ("p1", "p2"):
+        write_series(images / name, patient_id="")
+    write_series(labels / "p1" / "liver", patient_id="", first=(0, 0, 0))
+    write_series(labels / "p2" / "liver", patient_id="", first=(0, 0, 0))
+    write_series(labels / "p2" / "spleen", patient_id="", first=(0, 0, 0))
+    contents = find(images, labels)
+    assert pairs(contents, images, labels) == [("p1", "p1/liver")]
+    assert {code for _, _, code in skipped(contents)} == {"ambiguous_label"}
+
+
+def test_a_label_below_the_root_belongs_to_a_scan_there_only_if_that_is_the_only_one(
     images: Path, labels: Path
 ) -> None:
     write_series(images, patient_id="")
-    write_series(labels / "liver", patient_id="")
-    contents = find(images, labels)
-    assert (contents.cases, contents.warnings) == ([], [])
-    assert skipped(contents) == [("images", "image", "no_label"), ("liver", "label", "no_image")]
+    write_series(labels / "liver", patient_id="", first=(0, 0, 0))
+    assert pairs(find(images, labels), images, labels) == [(".", "liver")]
+    write_series(images / "p2", patient_id="")
+    assert skipped(find(images, labels)) == [
+        ("images", "image", "no_label"),
+        ("liver", "label", "no_image"),
+        ("p2", "image", "no_label"),
+    ]
 
 
 def test_labels_are_matched_with_thousands_of_images_without_comparing_each_pair(

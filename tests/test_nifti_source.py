@@ -140,7 +140,8 @@ def test_labels_of_several_structures_of_an_image_are_ambiguous_and_named_once(
     contents = find(images, labels)
     assert {code for _, _, code in skipped(contents)} == {"ambiguous_label"}
     [warning] = contents.warnings
-    assert warning.endswith("2 images have several labels each; name one as source.labels: a, b")
+    assert warning.startswith("images with several labels: 2; give the folder")
+    assert warning.endswith("of one structure as source.labels: a, b")
 
 
 @pytest.mark.parametrize("name", ["p1.mha", "p1.mhd", "p1.nhdr", "p1.hdr", "p1.img"])

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_values_that_dataset_json_does_not_declare_are_named(tmp_path: Path) -> 
 @both
 @pytest.mark.parametrize("label", ["liver", "background", ""])
 def test_an_unknown_name_is_an_error(tmp_path: Path, find: Find, make: Make, label: str) -> None:
-    sentence = rf"'{label}', dataset.json has pancreas \[1\], cancer \[2\]"
+    sentence = rf"'{label}' is not in dataset.json, which has pancreas \[1\], cancer \[2\]"
     with pytest.raises(PancsegError, match=sentence):
         find(make(tmp_path, OLD), options(pancreas=[label]))
 
@@ -231,6 +232,19 @@ def test_listed_files_outside_of_the_folder_are_an_error(
     write(tmp_path, {**NEW, "dataset": {"p7": entry}})
     with pytest.raises(PancsegError, match="lists files outside of its folder"):
         find_nnunet(tmp_path, options())
+
+
+def test_listed_files_that_are_missing_or_no_files_are_rows(tmp_path: Path) -> None:
+    listed = {key: {"images": [f"{key}.nii.gz"], "label": "b.nii.gz"} for key in ("a", "b", "c")}
+    os.mkfifo(write(tmp_path, {**NEW, "dataset": listed}, "c") / "b.nii.gz")
+    os.mkfifo(tmp_path / "a.nii.gz")
+    contents = find_nnunet(tmp_path, options())
+    assert contents.cases == []
+    assert skipped(contents) == [
+        ("a.nii.gz", "other", "not_a_file"),
+        ("b.nii.gz", "other", "not_a_file"),
+        ("c.nii.gz", "image", "no_label"),
+    ]
 
 
 @both

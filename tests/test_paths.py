@@ -8,6 +8,7 @@ import pytest
 
 from pancseg.data.manifest import Manifest
 from pancseg.intake.paths import expand_pattern, files_under, is_pattern, search
+from pancseg.intake.source import SourceContents
 
 
 def touch(*paths: Path) -> None:
@@ -68,8 +69,8 @@ def test_a_link_that_is_given_itself_or_by_a_pattern_is_searched(tmp_path: Path)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "p1").symlink_to(tmp_path / "archive")
     assert names(tmp_path / "source" / "p1") == ["x"]
-    [found] = search(tmp_path / "source" / "*")[0]
-    assert (found.key, found.files) == ("p1", [tmp_path / "source" / "p1" / "x"])
+    [(key, _, files)] = search(tmp_path / "source" / "*", SourceContents())
+    assert (key, files) == ("p1", [tmp_path / "source" / "p1" / "x"])
 
 
 def test_a_folder_that_may_not_be_entered_is_a_row(
@@ -149,12 +150,14 @@ def test_a_name_with_wildcards_that_exists_is_no_pattern(tmp_path: Path) -> None
 
 def test_a_file_in_several_matches_is_found_once(tmp_path: Path) -> None:
     touch(tmp_path / "p1" / "CT" / "CT" / "a")
-    searched, _ = search(tmp_path / "**" / "CT")
-    assert [(found.key, len(found.files)) for found in searched] == [("p1", 1), ("p1/CT", 0)]
+    found = search(tmp_path / "**" / "CT", SourceContents())
+    assert [(key, len(files)) for key, _, files in found] == [("p1", 1), ("p1/CT", 0)]
 
 
-def test_a_pattern_does_not_follow_links_upwards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["/", "."])
+def test_a_pattern_does_not_follow_links_upwards(tmp_path: Path, target: str) -> None:
     touch(tmp_path / "p1" / "a")
-    (tmp_path / "top").symlink_to("/")
-    (tmp_path / "up").symlink_to(tmp_path)
-    assert [key for key, _ in expand_pattern(tmp_path / "*")] == ["p1"]
+    (tmp_path / "p2").symlink_to(target)
+    contents = SourceContents()
+    assert [len(files) for _, _, files in search(tmp_path / "*", contents)] == [1, 0]
+    assert [row.reason.partition(":")[0] for row in contents.skipped] == ["outside_link"]

@@ -905,11 +905,10 @@ def test_a_small_file_cannot_unpack_to_any_size(tmp_path: Path) -> None:
     assert refusal(file).code == "unreadable"
 
 
-def test_a_header_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
-    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004\n" + b"# comment\n" * 2**20)
-    assert refusal(tmp_path / "a.nrrd").code == "unreadable"
-    (tmp_path / "a.nrrd").write_bytes(b"NRRD0004" + bytes(2**24))
-    assert refusal(tmp_path / "a.nrrd").code == "unreadable"
+@pytest.mark.parametrize("content", [b"NRRD0004\n" + b"# comment\n" * 2**22, bytes(2**25)])
+def test_a_header_without_an_end_is_not_read_whole(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.nrrd").write_bytes(content)
+    assert peak_of(lambda: refusal(tmp_path / "a.nrrd")) < 2**25
 
 
 def test_a_damaged_file_is_refused_or_read_and_never_stops_the_batch(tmp_path: Path) -> None:

@@ -34,7 +34,13 @@ from pancseg.parallel import ignore_signals
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-SUBSETS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "None": SUBSETS}
+SUBSETS_OF_STAGE: dict[str | None, tuple[str, ...]] = {
+    None: SUBSETS,
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
 FIRST_PROCESS_WAIT_S = 300
 
 
@@ -117,7 +123,7 @@ class CTDataModule(pl.LightningDataModule):
         Raises:
             PancsegError: If the folder does not fit the settings, or a volume cannot be made.
         """
-        for subset in SUBSETS_OF_STAGE.get(str(stage), (str(stage),)):
+        for subset in SUBSETS_OF_STAGE[stage]:
             folder = self.volumes(subset).folder
         if is_first_process():
             with suppress(OSError):
@@ -164,7 +170,7 @@ class CTDataModule(pl.LightningDataModule):
         if None not in settings.values():
             return make_plan([], **settings)
         plan = make_plan(self.manifest.cases_of(self.split.train), **settings)
-        log.info("planned  %s", plan)
+        log.info("planned  patches of %s", plan)
         self.hparams.update({key: list(value) for key, value in asdict(plan).items()})
         return plan
 

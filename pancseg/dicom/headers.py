@@ -23,7 +23,7 @@ IMAGE_CLASSES = (
     *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
 )
 LABEL_KINDS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
-LOCALIZERS = {"LOCALIZER", "SCOUT", "SURVIEW", "REF_SURVIEW"}  # in ImageType
+LOCALIZER = re.compile(r"\b(LOCALIZER|SCOUT|SURVIEW|REF_SURVIEW)\b")  # in ImageType
 MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
 NOT_AN_IMAGE = "not_an_image: a DICOM object without pixels"
 EMPTY = "empty_file: 0 bytes"
@@ -127,7 +127,7 @@ def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
         return "dicomdir: a table of contents; the files themselves are read"
     if not dataset.get("Rows"):
         return NOT_AN_IMAGE
-    if not LOCALIZERS.isdisjoint(map(str, dataset.get("ImageType") or [])):
+    if LOCALIZER.search(str(dataset.get("ImageType"))):
         return "localizer: a scout view, not a volume"
     has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
     if sop_class.startswith(SECONDARY_CAPTURE) and not has_position:

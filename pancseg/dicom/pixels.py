@@ -177,7 +177,8 @@ def check_pixels(dataset: Dataset, file: Path) -> None:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in NATIVE and syntax not in DECODERS:
         name = syntax if syntax.is_valid else "that is no UID"
-        raise Refused("undecodable", f"{file.name} has a transfer syntax {name}; {CONVERT}")
+        sentence = f"{file.name} has a transfer syntax {name}, for which there is no decoder"
+        raise Refused("undecodable", f"{sentence}; {CONVERT}")
     if syntax in NATIVE and there < claimed:
         sentence = f"{file.name} has {there} bytes of pixels, its header claims {claimed}"
         raise Refused("truncated", sentence)

@@ -1,6 +1,7 @@
 """Slices in space: read from headers, fitted to a regular grid, resampled where repaired."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,18 +27,26 @@ MACRO_OF = {
     "ReferencedSegmentNumber": "SegmentIdentificationSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
 }
+Floats = NDArray[np.float64]
 FLIP_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LARGEST_SIDE = 8192  # pixels; a header that claims more is damaged
 MOST_FRAMES = 100_000  # a SEG of many structures with empty frames has tens of thousands
 FARTHEST_MM = 1e6  # from the scanner's isocentre
 LARGEST_RESCALE = 1e6  # of slope and intercept
+# numbers of a slice: their count, a default, what is expected of them, and whether they fulfil it
+NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
+    "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
+    "ImageOrientationPatient": (6, None, "unit vectors at right angles", lambda v: is_right(v)),
+    "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
+    "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
+    "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
+}
 FEWEST_SLICES = 3  # the only gap of two is confirmed by no other
 EQUAL = 1e-3  # mm, or direction cosines
 GRID_TOLERANCE = 0.1  # steps between a slice and the regular grid
 WIDEST_REPAIR = 4.5  # steps: up to three slices in a row are interpolated
 LINE_TOLERANCE = 0.02  # steps, and at least 0.1 mm, between a slice and the axis of the stack
 LEAN_TOLERANCE = 1.0  # pixels, and mm, between the last slice and the normal of the first
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -148,34 +157,24 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
         Refused: If an attribute is missing or out of range.
     """
     rows, columns = size_of(dataset, file)
+    frame_uid, modality = str(dataset.get("FrameOfReferenceUID") or ""), dataset.get("Modality")
+    number, date, time = (
+        # not converted: it is only compared, and text that is no number must not refuse a series
+        str(getattr(dataset.get_item(f"Acquisition{name}"), "value", None) or "")
+        for name in ("Number", "Date", "Time")
+    )
+    time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
     for n, levels in enumerate(levels_of(dataset, file)):
-        slope = float(look_up(levels, "RescaleSlope", 1))
-        intercept = float(look_up(levels, "RescaleIntercept", 0))
-        if not 0 < abs(slope) < LARGEST_RESCALE or not abs(intercept) < LARGEST_RESCALE:
-            expected = f"expected below {LARGEST_RESCALE:g}, and a slope other than 0"
-            raise Refused(
-                "no_rescale", f"{file.name}: RescaleSlope or RescaleIntercept, {expected}"
-            )
-        spacing_mm = numbers(levels, "PixelSpacing", 2, file)
-        if min(spacing_mm) <= 0:
-            raise Refused(
-                "no_geometry", f"{file.name} has no usable PixelSpacing, expected above 0"
-            )
-        orientation = numbers(levels, "ImageOrientationPatient", 6, file)
-        axes = np.reshape(orientation, (2, 3))
-        if np.abs(axes @ axes.T - np.eye(2)).max() > 0.02:
-            expected = "expected two unit vectors at right angles"
-            sentence = f"{file.name} has no usable ImageOrientationPatient, {expected}"
-            raise Refused("no_geometry", sentence)
-        number, time = acquisition_of(levels)
+        position_mm, orientation, spacing_mm, (slope,), (intercept,) = (
+            numbers(levels, keyword, file) for keyword in NUMBERS
+        )
         unit = str(look_up(levels, "RescaleType", "")).strip().upper()
+        is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
         planes.append(
             SlicePlane(
-                *(file, n, rows, columns, numbers(levels, "ImagePositionPatient", 3, file)),
-                *(orientation, spacing_mm, slope, intercept),
-                *(str(dataset.get("FrameOfReferenceUID") or ""), number, time),
-                dataset.get("Modality") != "CT" or unit in ("", "HU", "US"),  # US: unspecified
+                *(file, n, rows, columns, position_mm, orientation, spacing_mm, slope, intercept),
+                *(frame_uid, str(look_up(levels, "FrameAcquisitionNumber", number)), time, is_hu),
             )
         )
     return planes
@@ -213,12 +212,23 @@ def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def numbers(levels: list[Dataset], keyword: str, length: int, file: Path) -> tuple[float, ...]:
-    """Finite numbers of a header; refused if they are missing, too many or too large."""
-    values = np.atleast_1d(np.array(look_up(levels, keyword), dtype=float))  # None becomes NaN
-    if len(values) != length or not (np.abs(values) < FARTHEST_MM).all():
-        raise Refused("no_geometry", f"{file.name} has no usable {keyword}")
-    return tuple(values.tolist())
+def numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...]:
+    """Numbers of a slice; refused if they are not as expected."""
+    count, default, expected, is_usable = NUMBERS[keyword]
+    try:
+        values = np.atleast_1d(np.array(look_up(levels, keyword, default), dtype=float))
+    except (TypeError, ValueError):
+        values = np.array([])
+    if len(values) == count and (np.abs(values) < FARTHEST_MM).all() and is_usable(values):
+        return tuple(values.tolist())
+    code = "no_rescale" if keyword.startswith("Rescale") else "no_geometry"
+    raise Refused(code, f"{file.name} has no usable {keyword}, expected {expected}")
+
+
+def is_right(orientation: Floats) -> bool:
+    """Whether two vectors ``(6,)`` are unit vectors at right angles, to header precision."""
+    axes = orientation.reshape(2, 3)
+    return bool(np.abs(axes @ axes.T - np.eye(2)).max() < 0.02)
 
 
 def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
@@ -230,21 +240,6 @@ def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
         sentence = f"{file.name} claims {rows} x {columns} pixels, at most {LARGEST_SIDE}"
         raise Refused("too_large", sentence)
     return int(rows), int(columns)
-
-
-def acquisition_of(levels: list[Dataset]) -> tuple[str, str]:
-    """Number and time of an acquisition as text, empty if unknown.
-
-    Times of MR are left out, which acquires every other slice first.
-    """
-
-    def text(keyword: str) -> str:
-        value = getattr(levels[-1].get_item(keyword), "value", None)  # not converted: only compared
-        return str(value or "")
-
-    time = text("AcquisitionTime") and text("AcquisitionDate") + text("AcquisitionTime")
-    number = str(look_up(levels, "FrameAcquisitionNumber", "") or text("AcquisitionNumber"))
-    return number, "" if levels[-1].get("Modality") == "MR" else time
 
 
 def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
@@ -386,12 +381,7 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
 
 
 def fill_gaps(stored: NDArray[Any], steps: Floats, *, linear: bool) -> NDArray[Any]:
-    """Interpolate slices at whole steps, linearly or by the nearest, of the same type.
-
-    Args:
-        stored: ``(columns, rows, slices)``.
-        steps: ``(slices,)``, place of each; the first is 0.
-        linear: Weight the two neighbours by distance, or take the nearest.
+    """Interpolate slices ``(columns, rows, slices)`` at ``steps`` from 0 up to whole steps.
 
     >>> fill_gaps(np.array([[[0, 10, 30]]]), np.array([0.0, 1.0, 3.0]), linear=True)
     array([[[ 0, 10, 20, 30]]])
@@ -410,13 +400,7 @@ def fill_gaps(stored: NDArray[Any], steps: Floats, *, linear: bool) -> NDArray[A
 def straighten(
     stored: NDArray[Any], shifts: Floats, *, linear: bool, fill: float
 ) -> tuple[NDArray[Any], Floats]:
-    """Shift each slice of a tilted stack in its plane.
-
-    Args:
-        stored: ``(columns, rows, slices)``.
-        shifts: ``(slices, 2)``, columns and rows.
-        linear: Interpolate linearly, or take the nearest pixel.
-        fill: Value outside of a slice.
+    """Shift each slice ``(columns, rows, slices)`` by columns and rows ``(slices, 2)``.
 
     Returns:
         The volume, enlarged to hold every slice whole, and the shift of its first voxel.

@@ -169,10 +169,9 @@ def check_resumable(
             f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
             "overrides as before"
         )
-    changed = difference("augment", trained.data["augment"], data["augment"]) or next(
-        filter(None, (difference(p, own[p], here[p]) for p in ("optimizer", "loss", "schedule"))),
-        "",
-    )
+    parts = [(part, own[part], here[part]) for part in ("optimizer", "loss", "schedule")]
+    parts.append(("augment", trained.data["augment"], data["augment"]))
+    changed = next(filter(None, (difference(*part) for part in parts)), "")
     if changed:
         raise PancsegError(
             f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "

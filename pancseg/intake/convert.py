@@ -125,7 +125,8 @@ def read_and_write(job: Job) -> Result:
     """
     try:
         scan = job.case_source.read_image()
-        check_image(np.asanyarray(scan.image.dataobj))
+        if job.case_source.read_label is None:
+            check_image(np.asanyarray(scan.image.dataobj))
         label = read_label(job, scan)
         flags = case_flags(job, scan, label)
     except Refused as refused:

@@ -1,4 +1,4 @@
-"""The source ``dicom``: CT series with labels of any form."""
+"""The source ``dicom``, CT series with labels of any form; and cases of all sources."""
 
 from collections import Counter, defaultdict
 from functools import partial
@@ -6,26 +6,21 @@ from pathlib import Path
 
 from pancseg.dicom.rtstruct import read_rtstruct
 from pancseg.dicom.segmentation import read_segmentation
-from pancseg.dicom.series import find_series, read_mask_series, read_series
+from pancseg.dicom.series import read_mask_series, read_series
 from pancseg.errors import PancsegError, Refused
-from pancseg.intake.match_labels import (
-    REFERRING,
-    LocatedSeries,
-    Match,
-    locate_file,
-    match_labels,
-)
-from pancseg.intake.paths import search
+from pancseg.intake.match_labels import REFERRING, Match, match_labels
+from pancseg.intake.paths import LocatedSeries, locate_files, locate_series
 from pancseg.intake.source import CaseSource, ReadOptions, Scan, SkippedFile, SourceContents
-from pancseg.intake.volume_files import is_volume_file, read_label_file, read_scan_file, stem_of
+from pancseg.intake.volume_files import read_label_file, read_scan_file, stem_of
 from pancseg.structures import LabelMap
 
 NOT_CT = "not_ct: Modality is not CT"
+EXPECTED_CT = "expected CT; source.modality=any takes it"
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
 NO_LABEL = "no_label: no label belongs to this image"
 IMAGE_REFUSED = "image_refused: see the image's row"
 SAME_IN_CASE = ("study_uid", "patient_id", "manufacturer", "contrast", "is_phantom")
-MOST_NAMES = 20  # folders in a warning
+MOST_NAMES = 20  # labels in a warning
 
 
 def find_dicom(
@@ -33,108 +28,78 @@ def find_dicom(
 ) -> SourceContents:
     """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels.
 
-    Args:
-        images: Folder, file or pattern.
-        labels: Likewise, or None. The same as ``images`` for SEG and RTSTRUCT among the images.
-        modality: ``CT``, or ``any`` for other images too.
-        options: How to read.
+    Paths may be patterns. Labels may be None, or the same path for SEG and RTSTRUCT among the
+    images; the modality may be ``any``.
 
     Raises:
         PancsegError: If images and labels are one folder that holds neither SEG nor RTSTRUCT.
     """
     contents = SourceContents()
-    found, drawn = locate_series(images, options, contents), []
-    if labels is not None and images.resolve() != labels.resolve():
-        drawn = locate_series(labels, options, contents, with_files=True)
-    elif labels is not None:
-        drawn = [each for each in found if each.kind in REFERRING]
-        if not drawn:
-            raise PancsegError(
-                f"source.images={images}: is also source.labels, and holds no DICOM SEG or "
-                "RTSTRUCT; give the folder of the labels"
-            )
-    found, drawn = separate(found, drawn)
-    scans = sort_out_scans(contents, found, drawn, modality)
+    located = locate_both(images, labels, options, contents)
+    scans, drawn = sort_out_scans(contents, *located, modality)
     if labels is not None and labels.is_file() and len(drawn) == len(scans) == 1:
         matches = [Match(drawn[0], scans[0])]  # whatever the file is named
     else:
         matches = match_labels(drawn, scans)
     add_cases(contents, scans, None if labels is None else matches, options)
-    warn_of_shared_patient_id(contents)
+    if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
+        contents.warnings.append(
+            f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
+            "that no split can hold any of them out; if they are several, name them by patterns, "
+            "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
+        )
     return contents
 
 
-def locate_series(
-    path: Path, options: ReadOptions, contents: SourceContents, *, with_files: bool = False
-) -> list[LocatedSeries]:
-    """Series, and NIfTI and NRRD files if wanted, that a path or pattern names.
-
-    Rows of other files are added to the contents. A label file ``p7.nii.gz``, or the only file in
-    a folder ``p7``, has the key ``p7``.
-    """
-    located: list[LocatedSeries] = []
-    searched, rows = search(path)
-    contents.skipped += rows
-
-    for pattern_key, root, files, _ in searched:
-        volumes = [file for file in files if with_files and is_volume_file(file)]
-        others = [file for file in files if not (with_files and is_volume_file(file))]
-        series, skipped = find_series(root, others, options.processes)
-        contents.skipped += [
-            SkippedFile(row.path, "other", row.status, row.reason, row.count) for row in skipped
-        ]
-        in_folder = Counter(each.folder for each in series if each.kind == "image")
-        for each in series:
-            folder, is_alone = root / each.folder, in_folder[each.folder] == 1
-            path = folder if each.kind == "image" and is_alone else each.files[0]
-            where = {"folder": folder, "path": path, "key": pattern_key or each.folder.as_posix()}
-            is_named = bool(pattern_key)
-            located.append(LocatedSeries(**vars(each) | where, names_patient=is_named))
-        in_folder = Counter(file.parent for file in volumes)
-        for file in volumes:
-            folder = file.parent.relative_to(root)
-            is_alone = folder != Path() and in_folder[file.parent] == 1
-            key = (folder if is_alone else folder / stem_of(file)).as_posix()
-            located.append(locate_file(file, pattern_key or key))
-    return located
-
-
-def separate(
-    images: list[LocatedSeries], labels: list[LocatedSeries]
+def locate_both(
+    images: Path, labels: Path | None, options: ReadOptions, contents: SourceContents
 ) -> tuple[list[LocatedSeries], list[LocatedSeries]]:
-    """Where one folder contains the other, remove what both hold from the outer one."""
-    image_files = {file for image in images for file in image.files}
-    label_files = {file for label in labels for file in label.files}
-    if len(image_files) < len(label_files):
-        return images, [label for label in labels if image_files.isdisjoint(label.files)]
-    return [image for image in images if label_files.isdisjoint(image.files)], labels
+    """Series of images; and files and series of labels.
+
+    Raises:
+        PancsegError: If both are one folder that holds neither SEG nor RTSTRUCT.
+    """
+    if labels is None or images.resolve() != labels.resolve():
+        drawn = locate_files(labels, "", contents) if labels else []
+        label_files = {label.path for label in drawn}
+        found = locate_series(images, options, contents, label_files)
+        drawn += locate_series(labels, options, contents, label_files) if labels else []
+        return found, drawn
+    found = locate_series(images, options, contents)
+    if drawn := [each for each in found if each.kind in REFERRING]:
+        return found, drawn
+    raise PancsegError(
+        f"source.images={images}: is also source.labels, and holds no DICOM SEG or RTSTRUCT; give "
+        "the folder of the labels"
+    )
 
 
 def sort_out_scans(
     contents: SourceContents, found: list[LocatedSeries], labels: list[LocatedSeries], modality: str
-) -> list[LocatedSeries]:
-    """Scans of a modality, or of ``any``, among series; rows of the others are added.
+) -> tuple[list[LocatedSeries], list[LocatedSeries]]:
+    """Scans of a modality, or of ``any``, among series; and labels. Rows of others are added.
 
-    Alone in its folder another series is refused, because somebody expects it to be read; beside a
-    scan it is dropped, because archives put it there.
+    Where the folder of images contains that of labels or the other way round, files of both belong
+    to the inner one. Alone in its folder, a series that is no scan is refused, because somebody
+    expects it to be read; beside a scan it is dropped, because archives put it there.
     """
+    image_files = {file for image in found for file in image.files}
     label_files = {file for label in labels for file in label.files}
-    rows = dict.fromkeys(contents.skipped)
-    contents.skipped = [row for row in rows if row.path not in label_files]
-    images = [each for each in found if each.kind == "image"]
-    scans = [image for image in images if modality in ("any", image.modality)]
-    folders, are_scans = {scan.folder for scan in scans}, set(scans)
-    for each in found:
-        if each in are_scans:
-            continue
+    if len(image_files) < len(label_files):
+        labels = [label for label in labels if image_files.isdisjoint(label.files)]
+    else:
+        found = [image for image in found if label_files.isdisjoint(image.files)]
+    is_scan = {each: each.kind == "image" and modality in ("any", each.modality) for each in found}
+    scans = [each for each in found if is_scan[each]]
+    folders = {scan.folder for scan in scans}
+    for each in (each for each in found if not is_scan[each]):
         if each.kind != "image":
             skip(contents, each, "label", "dropped", f"label_among_images: {each.kind.upper()}")
         elif each.folder in folders:
             skip(contents, each, "other", "dropped", NOT_CT)
         else:
-            advice = "expected CT; source.modality=any takes it"
-            skip(contents, each, "image", "refused", f"{NOT_CT}, {advice}")
-    return scans
+            skip(contents, each, "image", "refused", f"{NOT_CT}, {EXPECTED_CT}")
+    return scans, labels
 
 
 def skip(
@@ -160,11 +125,11 @@ def add_cases(
     labelled = {patients[image] for image in by_image}
     for scan in scans:
         match = by_image.get(scan)
+        label = match.label if match else None
         label_problem = (match.problem or match.label.problem) if match else ""
         if problem := scan.problem or label_problem:
             skip(contents, scan, "image", "refused", problem)
-        elif match or matches is None:
-            label = match.label if match else None
+        elif label or matches is None:
             case = make_case(scan, label, patients[scan], identities[scan], options)
             contents.cases.append(case)
         elif patients[scan] in labelled:
@@ -175,6 +140,7 @@ def add_cases(
         is_refused = match.image and match.image.problem
         if problem := match.problem or match.label.problem or (IMAGE_REFUSED if is_refused else ""):
             skip(contents, match.label, "label", "refused", problem)
+    contents.skipped = list(dict.fromkeys(contents.skipped))
     contents.warnings += warn_of_structures(matches or [])
 
 
@@ -203,11 +169,7 @@ def make_case(
 
 
 def read_scan(kind: str, files: tuple[Path, ...], options: ReadOptions) -> Scan:
-    """Read a series, or a file of the kind ``file``, as HU.
-
-    Raises:
-        Refused: If it cannot be read, or its slices do not form a regular stack.
-    """
+    """Read a series, or a file of the kind ``file``, as HU; raise ``Refused`` if it cannot be."""
     if kind == "file":
         return read_scan_file(files[0])
     volume = read_series(files, options.repair)
@@ -215,11 +177,7 @@ def read_scan(kind: str, files: tuple[Path, ...], options: ReadOptions) -> Scan:
 
 
 def read_label(kind: str, files: tuple[Path, ...], options: ReadOptions, scan: Scan) -> LabelMap:
-    """Read the label of a scan.
-
-    Raises:
-        Refused: If it cannot be read.
-    """
+    """Read the label of a scan; raise ``Refused`` if it cannot be."""
     if kind == "file":
         return read_label_file(files[0], options.structures, scan)
     if kind == "image":
@@ -272,15 +230,8 @@ def warn_of_structures(matches: list[Match]) -> list[str]:
             names[match.image].add(name)
     several = [shared for shared in names.values() if len(shared) > 1]
     shown = ", ".join(sorted(set().union(*several))[:MOST_NAMES])
-    warning = f"{len(several)} images have several labels each; name one as source.labels: {shown}"
-    return [warning] * bool(several)
-
-
-def warn_of_shared_patient_id(contents: SourceContents) -> None:
-    """Warn where many scans have the same PatientID, as some anonymisers leave them."""
-    if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
-        contents.warnings.append(
-            f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
-            "that no split can hold any of them out; if they are several, name them by patterns, "
-            "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
-        )
+    warning = (
+        f"images with several labels: {len(several)}; give the folder, or the files by a pattern, "
+        f"of one structure as source.labels: {shown}"
+    )
+    return [warning] if several else []

@@ -2,18 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from pancseg.errors import PancsegError
 from pancseg.intake.dicom_source import add_cases
-from pancseg.intake.match_labels import LocatedSeries, Match, locate_file, match_labels
-from pancseg.intake.paths import is_pattern, search
+from pancseg.intake.match_labels import Match, match_labels
+from pancseg.intake.paths import LocatedSeries, is_pattern, locate_files
 from pancseg.intake.source import ReadOptions, SkippedFile, SourceContents
-from pancseg.intake.volume_files import is_volume_file, stem_of, unread_format
 
-SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
 OTHER_CHANNEL = "other_channel: only channel 0000 is read"
 
@@ -23,13 +20,8 @@ def find_nifti_pairs(
 ) -> SourceContents:
     """Images with labels of the same key, which also names the patient.
 
-    The key is the relative path and stem, or the text that the wildcards of a pattern match.
-
-    Args:
-        images: Folder, file or pattern.
-        labels: Likewise, or None.
-        patient: Regular expression with a group named ``patient``, searched in the key.
-        options: How to read.
+    The key is the relative path and stem, or the text that the wildcards of a pattern match. A
+    regular expression with a group named ``patient`` finds the patient in it. Labels may be None.
 
     Raises:
         PancsegError: If the paths do not fit together, or the expression finds no patient.
@@ -61,25 +53,6 @@ def find_nifti_pairs(
     return contents
 
 
-def locate_files(
-    path: Path, kind: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
-) -> list[LocatedSeries]:
-    """Images or labels that a path or pattern names; rows of what is not read are added."""
-    located = []
-    searched, rows = search(path)
-    contents.skipped = list(dict.fromkeys([*contents.skipped, *rows]))
-    for pattern_key, folder, files, is_file in searched:
-        for file in files:
-            if reason := unread_format(file):
-                contents.skipped.append(SkippedFile(file, kind, "refused", reason))
-            elif is_volume_file(file) and not (kind == "image" and ".seg." in file.name.lower()):
-                key = (file.parent.relative_to(folder) / stem(file)).as_posix()
-                if pattern_key:  # in ct.nii* the text of * names nobody
-                    key = SUFFIX.sub("", pattern_key) if is_file else f"{pattern_key}/{key}"
-                located.append(locate_file(file, key))
-    return located
-
-
 def match_files(
     images: list[LocatedSeries], labels: list[LocatedSeries], contents: SourceContents
 ) -> tuple[list[LocatedSeries], list[Match]]:
@@ -99,8 +72,10 @@ def match_files(
             image = replace(image, key=match[1])
         kept.append(image)
     count = Counter(image.key for image in kept)
-    reason = "ambiguous_image: several images have this name but for the suffix; keep one"
-    kept = [replace(image, problem=reason * (count[image.key] > 1)) for image in kept]
+    for n, image in enumerate(kept):
+        if count[image.key] > 1:
+            problem = f"ambiguous_image: {count[image.key]} images are named {image.key}; keep one"
+            kept[n] = replace(image, problem=problem)
     return kept, match_labels(labels, kept)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 from pancseg.intake.dicom_source import add_cases
-from pancseg.intake.match_labels import LocatedSeries, locate_file
-from pancseg.intake.nifti_source import OTHER_CHANNEL, locate_files, match_files, warn_of_parts
+from pancseg.intake.nifti_source import OTHER_CHANNEL, match_files, warn_of_parts
+from pancseg.intake.paths import LocatedSeries, files_under, locate_file, locate_files
 from pancseg.intake.source import ReadOptions, SkippedFile, SourceContents
 from pancseg.intake.volume_files import is_volume_file, read_label_file, without_suffix
 from pancseg.structures import Structure, parse_structures
@@ -117,7 +117,7 @@ def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Stru
         for label in structure.labels or ():
             name = str(label).strip().casefold()
             if name not in known and not name.isdigit():
-                raise PancsegError(f"labels names {label!r}, dataset.json has {there}")
+                raise PancsegError(f"label {label!r} is not in dataset.json, which has {there}")
             numbers += known.get(name) or [int(name)]
         changed.append(replace(structure, labels=structure.labels and tuple(numbers)))
     node = {structure.name: structure.to_dict() for structure in changed}
@@ -136,7 +136,8 @@ def listed_files(
     Raises:
         PancsegError: If the list has another form, or names files outside of the folder.
     """
-    images, labels = [], []
+    images: list[LocatedSeries] = []
+    labels: list[LocatedSeries] = []
     folder = Path(os.path.normpath(file.parent))
     try:
         for key, entry in listed.items():
@@ -144,10 +145,13 @@ def listed_files(
             image, *others, label = [Path(os.path.normpath(folder / name)) for name in names]
             if not all(path.is_relative_to(folder) for path in (image, label)):
                 raise PancsegError(f"{file}: lists files outside of its folder; copy them into it")
-            images.append(locate_file(image, key))
-            labels.append(locate_file(label, key))
-            rows = (SkippedFile(path, "other", "dropped", OTHER_CHANNEL) for path in others)
-            contents.skipped += rows
+            contents.skipped += [
+                SkippedFile(path, "other", "dropped", OTHER_CHANNEL) for path in others
+            ]
+            for path, located in ((image, images), (label, labels)):
+                files, rows = files_under(path)
+                located += [locate_file(file, key) for file in files]
+                contents.skipped += rows
     except (AttributeError, KeyError, TypeError, ValueError):
         expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'
         raise PancsegError(f'{file}: expected "dataset": {expected}') from None

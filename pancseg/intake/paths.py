@@ -1,43 +1,106 @@
-"""Files of a source: folders searched at any depth, and patterns such as ``DIR/*/CT``."""
+"""Files and series of a source, in folders at any depth or by patterns such as ``DIR/*/CT``."""
 
 import os
 import re
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pancseg.data.intake_table import TABLE
 from pancseg.data.manifest import MANIFEST
+from pancseg.dicom.series import Series, find_series
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
-from pancseg.intake.source import SkippedFile
+from pancseg.intake.source import ReadOptions, SkippedFile, SourceContents
+from pancseg.intake.volume_files import is_volume_file, stem_of, unread_format
 
 WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
 WILDCARD_GROUPS = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
 MANIFEST_KEYS = {"schema", "settings", "cases"}
+SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
 OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
 
 
-class SearchedFolder(NamedTuple):
-    """A folder, or the folder of a file, that a path or pattern names."""
+@dataclass(frozen=True, kw_only=True)
+class LocatedSeries(Series):
+    """A series, or a file of the kind ``file``, of a source; its folder is absolute.
 
-    key: str  # text that the wildcards match, joined by /; empty for a plain path
-    folder: Path
-    files: list[Path]  # sorted; a file that several matches contain belongs to the first
-    is_file: bool
+    Attributes:
+        path: In the table: the folder, or the first file where other series lie in the folder.
+        key: Text that the path rule compares: what a pattern's wildcards match, relative folder,
+            for files also their stem.
+        names_patient: Whether the key names the patient, as under patterns and of files.
+    """
+
+    path: Path
+    key: str
+    names_patient: bool
 
 
-def search(path: Path) -> tuple[list[SearchedFolder], list[SkippedFile]]:
-    """Search everything that a path or pattern names; also return rows of what is not read."""
-    searched, skipped = [], []
-    known: set[Path] = set()
+def locate_series(
+    path: Path, options: ReadOptions, contents: SourceContents, without: Collection[Path] = ()
+) -> list[LocatedSeries]:
+    """Series that a path or pattern names; rows of other files, except some, are added."""
+    located = []
+    for pattern_key, match, files in search(path, contents):
+        root = match if match.is_dir() else match.parent
+        rest = [file for file in files if file not in without]
+        series, skipped = find_series(root, rest, options.processes)
+        contents.skipped += [
+            SkippedFile(row.path, "other", row.status, row.reason, row.count) for row in skipped
+        ]
+        in_folder = Counter(each.folder for each in series if each.kind == "image")
+        for each in series:
+            own: dict[str, Any] = vars(each) | {"folder": (folder := root / each.folder)}
+            has_folder = each.kind == "image" and in_folder[each.folder] == 1
+            own |= {"path": folder if has_folder else each.files[0]}
+            key = pattern_key or each.folder.as_posix()
+            located.append(LocatedSeries(**own, key=key, names_patient=bool(pattern_key)))
+    return located
+
+
+def locate_files(
+    path: Path, kind: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
+) -> list[LocatedSeries]:
+    """NIfTI and NRRD files that a path or pattern names; rows of what is not read are added.
+
+    The kind, ``image`` or ``label``, is that of rows of unread formats; without, there are none.
+    """
+    located = []
+    for pattern_key, match, files in search(path, contents):
+        for file in files:
+            if reason := kind and unread_format(file):
+                contents.skipped.append(SkippedFile(file, kind, "refused", reason))
+            elif is_volume_file(file) and not (kind == "image" and ".seg." in file.name.lower()):
+                if file == match:  # the text of * in ct.nii* names nobody
+                    key = SUFFIX.sub("", pattern_key) or stem(file)
+                else:
+                    folder = Path(pattern_key) / file.parent.relative_to(match)
+                    key = (folder / stem(file)).as_posix()
+                located.append(locate_file(file, key))
+    return located
+
+
+def locate_file(file: Path, key: str) -> LocatedSeries:
+    """An image or label file."""
+    place: dict[str, Any] = {"folder": file.parent, "path": file, "files": (file,)}
+    return LocatedSeries(kind="file", key=key, names_patient=True, **place)
+
+
+def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:
+    """Paths that a path or pattern names, each with its key and files; rows are added.
+
+    A file that several matches of a pattern contain belongs to the first.
+    """
+    found, known = [], set()
     for key, match in expand_pattern(path):
         files, rows = files_under(match)
-        new = [file for file in files if file not in known]
-        folder, is_file = (match, False) if match.is_dir() else (match.parent, True)
-        searched.append(SearchedFolder(key, folder, new, is_file))
-        known.update(new)
-        skipped += rows
-    return searched, list(dict.fromkeys(skipped))
+        found.append((key, match, [file for file in files if file not in known]))
+        known.update(files)
+        contents.skipped += rows
+    return found
 
 
 def files_under(root: Path) -> tuple[list[Path], list[SkippedFile]]:
@@ -55,8 +118,14 @@ def files_under(root: Path) -> tuple[list[Path], list[SkippedFile]]:
     def skip_folder(error: OSError) -> None:
         skip(error.filename, "refused", f"unreadable: cannot be listed ({error.strerror})")
 
-    walk: Any = [(root.parent, [], [root.name])] if root.exists() else []
-    for name, folders, names in os.walk(root, onerror=skip_folder) if root.is_dir() else walk:
+    walk: Any = []
+    if root.is_symlink() and contains(root, root.parent):
+        skip(root, "refused", OUTSIDE)
+    elif root.is_dir():
+        walk = os.walk(root, onerror=skip_folder)
+    elif root.exists():
+        walk = [(root.parent, [], [root.name])]
+    for name, folders, names in walk:
         folder = Path(name)
         if {MANIFEST, TABLE} <= set(names) and is_prepared(folder):
             skip(folder, "dropped", "prepared_folder: pancseg wrote it; it is no source")
@@ -98,14 +167,7 @@ def expand_pattern(path: Path) -> list[tuple[str, Path]]:
     """Paths that a path or pattern names, each with the text that the wildcards match, sorted.
 
     ``*`` matches a name or a part of it, ``**`` folders at any depth, ``?`` a character, as in
-    :meth:`pathlib.Path.glob`. Links to folders that contain the pattern's own folder are left out.
-
-    >>> import tempfile
-    >>> root = Path(tempfile.mkdtemp())
-    >>> for name in ("p2", "p1"):
-    ...     (root / name / "CT").mkdir(parents=True)
-    >>> [(key, path.name) for key, path in expand_pattern(root / "*" / "CT")]
-    [('p1', 'CT'), ('p2', 'CT')]
+    :meth:`pathlib.Path.glob`.
     """
     if not is_pattern(path):
         return [("", path)]
@@ -121,5 +183,4 @@ def expand_pattern(path: Path) -> list[tuple[str, Path]]:
         ("/".join(filter(None, match.groups())), path)
         for path in root.glob(pattern)
         if (match := expression.fullmatch(path.relative_to(root).as_posix()))
-        and (path == root or not contains(path, root))
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pancseg.errors import PancsegError
 from pancseg.intake.dicom_source import add_cases, find_dicom
-from pancseg.intake.nifti_source import locate_files
+from pancseg.intake.paths import locate_files
 from pancseg.intake.source import CaseSource, ReadOptions, SourceContents
 from pancseg.intake.volume_files import without_suffix
 
@@ -20,10 +20,8 @@ HASH_DIGITS = 12
 def find_scans(path: Path, modality: str, options: ReadOptions) -> SourceContents:
     """Everything below a path that can be segmented, and rows of what is refused.
 
-    Args:
-        path: A NIfTI or NRRD file, or a folder of DICOM, of such files, or of both.
-        modality: ``CT``, or ``any`` to take other DICOM images too.
-        options: How to read.
+    The path is a NIfTI or NRRD file, or a folder of DICOM, of such files, or of both; the modality
+    of DICOM images may be ``any``.
 
     Raises:
         PancsegError: If there is no such path, or nothing in it that could be an image.
@@ -32,11 +30,11 @@ def find_scans(path: Path, modality: str, options: ReadOptions) -> SourceContent
         raise PancsegError(f"input={path}: there is no such file or folder")
     contents = SourceContents()
     files = locate_files(path, "image", contents)
-    labels = [file.path for file in files if IS_LABEL.search(without_suffix(file.path))]
+    labels = {file.path for file in files if IS_LABEL.search(without_suffix(file.path))}
     add_cases(contents, [file for file in files if file.path not in labels], None, options)
     if labels:
-        named = f"{len(labels)} files named as labels are left out, such as {labels[0].name}"
-        contents.warnings.append(named)
+        left_out = f"{len(labels)} files named as labels are left out, such as {min(labels).name}"
+        contents.warnings.append(left_out)
     if path.is_dir() or not files:
         dicom = find_dicom(path, None, modality, options)
         taken = {file for case in dicom.cases for file in case.files}  # slices may be named .img
@@ -70,19 +68,15 @@ def case_names(cases: list[CaseSource], base: Path) -> list[str]:
 
 
 def case_name(case: CaseSource, base: Path) -> str:
-    """Name of a file, with a hash of its path where that leads below; of a series, a hash.
+    """Name of a file, with a hash of its path where it lies in a folder below; of a series, a hash.
 
-    The hash of a series is that of its UID; where that is empty, of its first file. No header
-    and no folder is part of a name.
+    The hash of a series is that of its UID or, where that is empty, of a file. No header and no
+    folder is part of a name.
     """
     if case.is_dicom:
-        return f"series-{short_hash(case.series_uid.encode() or min(case.files).read_bytes())}"
-    name = without_suffix(case.path)
-    if base in (case.path, case.path.parent):
-        return name
-    return f"{name}-{short_hash(os.fsencode(case.path.relative_to(base)))}"
-
-
-def short_hash(content: bytes) -> str:
-    """The first digits of a hash."""
-    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+        name, hashed = "series", case.series_uid.encode() or min(case.files).read_bytes()
+    elif base in (case.path, case.path.parent):
+        return without_suffix(case.path)
+    else:
+        name, hashed = without_suffix(case.path), os.fsencode(case.path.relative_to(base))
+    return f"{name}-{hashlib.sha256(hashed).hexdigest()[:HASH_DIGITS]}"

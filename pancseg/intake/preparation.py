@@ -424,7 +424,8 @@ class Preparation:
         )
         meanings = []
         for flag, meaning in FLAGS.items():
-            if count := sum(flag in names for names in flags):
+            count = sum(flag in names for names in flags)
+            if count and flag not in FACTS:
                 meanings.append(f"flagged {flag}, {count} case{'s' * (count != 1)}: {meaning}")
         sheet = f"look at {self.root / 'intake.png'}"
         advice = [*repair_lines(results), *meanings, *self.corrections, sheet]

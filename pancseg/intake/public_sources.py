@@ -10,8 +10,9 @@ import numpy as np
 
 from pancseg.errors import PancsegError
 from pancseg.geometry import oriented_like, same_grid, spacing_of
-from pancseg.intake.dicom_source import add_cases, find_dicom, locate_series, skip, sort_out_scans
-from pancseg.intake.match_labels import LocatedSeries, match_labels
+from pancseg.intake.dicom_source import add_cases, find_dicom, locate_both, skip, sort_out_scans
+from pancseg.intake.match_labels import match_labels
+from pancseg.intake.paths import LocatedSeries
 from pancseg.intake.source import LabelReader, ReadOptions, Scan, SourceContents
 from pancseg.structures import LabelMap
 
@@ -29,12 +30,9 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
         PancsegError: If there is no such folder, it is still packed, or lacks the organ.
     """
     if not any(folder.glob("*/PATIENT_DICOM")):
-        is_packed = any(folder.glob("*/PATIENT_DICOM.zip"))
-        advice = (
-            "unpack PATIENT_DICOM.zip and MASKS_DICOM.zip in each folder"
-            if is_packed
-            else "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
-        )
+        advice = "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
+        if any(folder.glob("*/PATIENT_DICOM.zip")):
+            advice = "unpack PATIENT_DICOM.zip and MASKS_DICOM.zip in each folder"
         raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
     organs = {path.name for path in folder.glob("*/MASKS_DICOM/*")}
     if organ not in organs:
@@ -45,18 +43,11 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
 
 
 def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceContents:
-    """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``.
-
-    Args:
-        images: Folder of DICOM.
-        labels: Folder of NIfTI, or None.
-        options: How to read.
-    """
+    """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``, or alone."""
     contents = SourceContents()
-    drawn = locate_series(labels, options, contents, with_files=True) if labels else []
-    found = locate_series(images, options, contents)
-    scans = numbered(sort_out_scans(contents, found, drawn, "CT"), "image", contents)
-    drawn = numbered(drawn, "label", contents)
+    located = locate_both(images, labels, options, contents)
+    scans, drawn = sort_out_scans(contents, *located, "CT")
+    scans, drawn = numbered(scans, "image", contents), numbered(drawn, "label", contents)
     add_cases(contents, scans, match_labels(drawn, scans) if labels else None, options)
     contents.cases = [
         replace(case, read_label=case.read_label and partial(read_nih_label, case.read_label))
@@ -84,11 +75,7 @@ def numbered(
 def read_nih_label(read_label: LabelReader, scan: Scan) -> LabelMap:
     """Read a label; where only its origin differs from that of the scan, use the scan's.
 
-    The affines of these files have the right directions, against the rows of the DICOM, and often
-    a wrong origin.
-
-    Raises:
-        Refused: If it cannot be read.
+    The affines of these files have the right directions, and often a wrong origin.
     """
     label, image = read_label(scan), scan.image
     turned = oriented_like(label.image, image)

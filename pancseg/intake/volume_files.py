@@ -9,10 +9,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import nrrd
@@ -36,13 +35,12 @@ UNREAD_FORMATS = {
     **dict.fromkeys((".mha", ".mhd"), "MetaImage"),
     **dict.fromkeys((".hdr", ".img", ".nhdr"), "header and voxels in two files"),
 }
-GZIP_MAGIC = b"\x1f\x8b"
 NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio of packing
     "raw": (lambda stream: stream, 1),
     **dict.fromkeys(("gz", "gzip"), (igzip.open, DEFLATE_RATIO)),
     **dict.fromkeys(("bz2", "bzip2"), (bz2.open, 10**5)),
 }
-LARGEST_NRRD_HEADER = 2**22  # bytes
+LARGEST_NRRD_HEADER = 2**21  # bytes
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
 LARGEST_COSINE = 0.01  # between two axes: half a degree
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
@@ -65,26 +63,18 @@ def is_volume_file(path: Path) -> bool:
 
 
 def unread_format(path: Path) -> str:
-    """Reason of a file in a format that is not read, else empty.
-
-    >>> unread_format(Path("p7.mha"))
-    'unread_format: MetaImage; save it as NIfTI or NRRD'
-    """
+    """Reason of a file in a volume format that is not read, else empty."""
     name = UNREAD_FORMATS.get(path.suffix.lower())
     return f"unread_format: {name}; save it as NIfTI or NRRD" if name else ""
 
 
 def without_suffix(path: Path) -> str:
-    """The name without the suffix of its format."""
+    """The name without the suffix of its format: ``p7_ct`` of ``p7_ct.nii.gz``."""
     return SUFFIX.sub("", path.name)
 
 
 def stem_of(path: Path) -> str:
-    """The name without suffix and role.
-
-    >>> stem_of(Path("p7_image.nii.gz")), stem_of(Path("p7.seg.nrrd"))
-    ('p7', 'p7')
-    """
+    """The name without suffix and role: ``p7`` of ``p7_ct.nii.gz``."""
     return ROLE.sub("", without_suffix(path))
 
 
@@ -113,33 +103,32 @@ def read_label_file(
 
     Args:
         path: NIfTI or NRRD.
-        structures: With labels of this file.
+        structures: Their labels are those of this file.
         scan: Its image; an NRRD that was cropped to its structure is padded to this grid.
         declared: Values that the source declares, chosen or not.
         ignore: Value of voxels that were not labelled: they become background, with a flag.
 
     Raises:
-        Refused: Like :func:`read_scan_file`, or if it has no chosen structure, no background or
-            too many ignored voxels.
+        Refused: Like :func:`read_scan_file`; without background; with many ignored voxels.
     """
     is_nifti = IS_NIFTI.search(path.name)
     volume = (read_nifti if is_nifti else read_nrrd)(path)
-    if volume.segments:
-        label = LabelMap(encode_segments(volume, structures))
-    else:
-        label = encode(volume, structures, declared, ignore, path)
-    image = slices_from_feet(label.image)
-    return replace(label, image=image if is_nifti else uncropped(image, scan.image))
+    codes, undeclared, ignored = encode(volume, structures, declared, ignore)
+    share = ignored / codes.size
+    if share > LARGEST_IGNORED_SHARE:
+        sentence = f"{path.name} has it on {share:.1%} of its voxels, expected at most 1%"
+        raise Refused("ignore_label", sentence)
+    image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
+    image = image if is_nifti else uncropped(image, scan.image)
+    return LabelMap(image, undeclared, ("ignore_label",) if ignored else ())
 
 
 def encode(
-    volume: Volume,
-    structures: Sequence[Structure],
-    declared: Iterable[int],
-    ignore: int | None,
-    file: Path,
-) -> LabelMap:
-    """Encode values; for Args and Raises see :func:`read_label_file`."""
+    volume: Volume, structures: Sequence[Structure], declared: Iterable[int], ignore: int | None
+) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
+    """Structure codes ``(x, y, z)``, undeclared values, and number of ignored voxels."""
+    if volume.segments:
+        return encode_segments(volume, structures), (), 0
     values = volume.values
     slices = range(values.shape[2])  # indices of all voxels would take gigabytes
     distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
@@ -150,18 +139,10 @@ def encode(
         index = np.searchsorted(distinct, values[..., k])
         codes[..., k] = code_of[index]
         ignored += int(np.count_nonzero(is_ignored[index]))
-    share = ignored / codes.size
-    if share > LARGEST_IGNORED_SHARE:
-        raise Refused(
-            "ignore_label",
-            f"{file.name} has the ignore label on {share:.1%} of its voxels, expected at most "
-            f"{LARGEST_IGNORED_SHARE:.0%}",
-        )
-    image = nib.Nifti1Image(codes, volume.affine)
-    return LabelMap(image, undeclared, ("ignore_label",) if ignored else ())
+    return codes, undeclared, ignored
 
 
-def encode_segments(volume: Volume, structures: Sequence[Structure]) -> nib.Nifti1Image:
+def encode_segments(volume: Volume, structures: Sequence[Structure]) -> NDArray[np.uint8]:
     """Encode segments, chosen by name, or by value where each value belongs to one segment."""
     values = [value for _, value, _ in volume.segments]
     if len(set(values)) < len(values):
@@ -172,7 +153,7 @@ def encode_segments(volume: Volume, structures: Sequence[Structure]) -> nib.Nift
     for code, numbers in enumerate(match_names(names, structures, "segment"), start=1):
         for _, value, layer in [segments[number] for number in numbers]:
             codes[volume.values[layer] == value] = code
-    return nib.Nifti1Image(codes, volume.affine)
+    return codes
 
 
 @contextmanager
@@ -193,7 +174,7 @@ def read_nifti(file: Path) -> Volume:
         Refused: If it is damaged, not one volume of numbers, or has no position in space.
     """
     with reading(file), file.open("rb") as opened:
-        is_gzip = opened.read(2) == GZIP_MAGIC
+        is_gzip = opened.read(2) == b"\x1f\x8b"
     with (igzip.open if is_gzip else open)(file, "rb") as stream:
         with reading(file):
             head = stream.read(nib.Nifti2Header.sizeof_hdr)
@@ -218,14 +199,8 @@ def read_nifti(file: Path) -> Volume:
     return Volume(to_real(stored, slope or 1.0, intercept, file), affine, qform)
 
 
-def nifti_affines(
-    header: nib.Nifti1Header, shape: tuple[int, ...], file: Path
-) -> tuple[Affine, Affine | None]:
-    """The sform, else the qform, in mm; and the qform where its grid is another one.
-
-    Raises:
-        Refused: If there is neither, or it cannot be used.
-    """
+def nifti_affines(header: Any, shape: Any, file: Path) -> tuple[Affine, Affine | None]:
+    """Check and return the sform, else the qform, mm; and the qform where its grid differs."""
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
     if not has_sform and not has_qform:
         raise Refused("no_affine", f"{file.name} has neither sform nor qform, expected one")
@@ -258,64 +233,46 @@ def read_nrrd(file: Path) -> Volume:
     Raises:
         Refused: If it is damaged, neither one volume nor segments, or has no position in space.
     """
-    with reading(file), file.open("rb") as raw:
-        header = nrrd_header(raw, file)
+    segments = []
+    with reading(file), file.open("rb") as stream:
+        head, *rest = re.split(rb"(\n\r?\n)", stream.read(LARGEST_NRRD_HEADER), maxsplit=1)
+        # decoded here: pynrrd drops letters that are not ASCII
+        header = nrrd.read_header(head.decode("utf-8", "replace").split("\n"))
+        if {"data file", "datafile"} & header.keys():  # could name any file of this machine
+            raise Refused("detached_data", f"{file.name} has its voxels in another file")
+        if any(header.get(key) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
+            raise Refused("unreadable", f"{file.name} skips bytes before its voxels")
         affine, is_spatial = nrrd_affine(header, file)
         empty = {**header, "sizes": 0 * header["sizes"], "encoding": "raw"}
         dtype = nrrd.read_data(empty, BytesIO()).dtype  # pynrrd has no function for the type alone
         opener, ratio = NRRD_ENCODINGS[header["encoding"].lower()]
-        values = read_voxels(opener(raw), header["sizes"].tolist(), dtype, file, ratio)
-        layers = (
-            values[np.newaxis] if is_spatial.all() else np.moveaxis(values, is_spatial.argmin(), 0)
-        )
-        segments = []
         for n in re.findall(r"^Segment(\d+)_Name$", "\n".join(header), re.MULTILINE):
-            value, layer = header.get(f"Segment{n}_LabelValue", 1), header.get(f"Segment{n}_Layer")
-            if layer is None:  # before 3D Slicer 4.11 each segment had a layer
-                layer = n if len(layers) > 1 else 0
+            value = header.get(f"Segment{n}_LabelValue", 1)
+            # before 3D Slicer 4.11 each segment had a layer
+            layer = header.get(f"Segment{n}_Layer", 0 if is_spatial.all() else n)
             segments.append((header[f"Segment{n}_Name"], int(value), int(layer)))
+    with file.open("rb") as stream:
+        stream.seek(len(head) + len(b"".join(rest[:1])))
+        values = read_voxels(opener(stream), header["sizes"].tolist(), dtype, file, ratio)
+    layers = values[np.newaxis] if is_spatial.all() else np.moveaxis(values, is_spatial.argmin(), 0)
     if any(value == 0 or not 0 <= layer < len(layers) for _, value, layer in segments):
         raise Refused("bad_segments", f"{file.name} has a segment of value 0 or without its layer")
-    if segments:
-        return Volume(layers, affine, segments=segments)
-    if len(layers) > 1:
+    if len(layers) > 1 and not segments:
         raise Refused("not_a_volume", f"{file.name} has {len(layers)} layers without names")
-    return Volume(to_real(layers[0], 1.0, 0.0, file), affine)
-
-
-def nrrd_header(raw: BinaryIO, file: Path) -> Mapping[str, Any]:
-    """Header; the stream is left at the voxels.
-
-    Raises:
-        Refused: If it has no end, or voxels do not follow it.
-    """
-    lines: list[str] = []
-    while (line := raw.readline(LARGEST_NRRD_HEADER)).strip():
-        lines.append(line.decode("utf-8", "replace"))  # pynrrd drops letters that are not ASCII
-        if raw.tell() > LARGEST_NRRD_HEADER:
-            raise Refused("unreadable", f"{file.name} has a header without an end")
-    header: Mapping[str, Any] = nrrd.read_header(lines)
-    if {"data file", "datafile"} & header.keys():  # could name any file of this machine
-        raise Refused("detached_data", f"{file.name} has its voxels in another file; expected one")
-    if any(header.get(key) for key in ("line skip", "lineskip", "byte skip", "byteskip")):
-        raise Refused("unreadable", f"{file.name} skips bytes before its voxels")
-    return header
+    real = layers if segments else to_real(layers[0], 1.0, 0.0, file)
+    return Volume(real, affine, segments=segments)
 
 
 def nrrd_affine(header: Mapping[str, Any], file: Path) -> tuple[Affine, NDArray[np.bool_]]:
-    """Affine, RAS, mm, and whether each array axis is an axis in space.
-
-    Raises:
-        Refused: If the header has no position in space.
-    """
+    """Check and return the affine, RAS, mm; and whether each array axis is an axis in space."""
     space = str(header.get("space")).lower()
     initials = "".join(word[:1] for word in space.split("-")) if "-" in space else space
     rows = np.array(header.get("space directions", np.empty((0, 3))), dtype=float)
     corner = np.array(header.get("space origin", ()), dtype=float)
     is_spatial = np.isfinite(rows).all(axis=1)
-    has_mm = set(header.get("space units", ())) <= {"mm", ""}
-    is_placed = initials in ("ras", "las", "lps") and rows[is_spatial].shape == (3, 3)
-    if not (is_placed and has_mm and corner.shape == (3,) and len(rows) == len(header["sizes"])):
+    is_placed = initials in ("ras", "las", "lps") and corner.shape == (3,)
+    is_volume = rows[is_spatial].shape == (3, 3) and len(rows) == len(header["sizes"]) <= 4
+    if not (is_placed and is_volume and set(header.get("space units", ())) <= {"mm", ""}):
         raise Refused(
             "no_affine",
             f"{file.name} has no position in space; expected space RAS, LAS or LPS, with space "
@@ -333,21 +290,21 @@ def read_voxels(
     """Read voxels, first axis fastest, and what follows: packed data end with a checksum.
 
     Raises:
-        Refused: If the file, packed to 1 / ``largest_ratio`` at most, or the memory cannot hold
-            what the header claims, or there is less or far more.
+        Refused: If file or memory cannot hold what the header claims, or there is less or more.
     """
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
         raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
     size, there = math.prod(shape) * dtype.itemsize, file.stat().st_size
     memory = main_memory() or LARGEST_BYTES
     if size > LARGEST_BYTES or size + 2 * math.prod(shape) > memory:  # stored and as int16
-        raise Refused("too_large", f"{file.name} claims {size / 1e9:.1f} GB of voxels")
+        raise Refused(
+            "too_large", f"{file.name} claims {size / 1e9:.1f} GB, a scan or memory has less"
+        )
     if size > there * largest_ratio:
         raise Refused("truncated", f"{file.name} has {there} bytes, its header claims {size}")
     with reading(file):
         content, tail = stream.read(size), len(stream.read(LARGEST_TAIL))
-    if len(content) < size:
-        there = len(content)
+    if (there := len(content)) < size:
         raise Refused("truncated", f"{file.name} has {there} bytes of voxels, expected {size}")
     if tail == LARGEST_TAIL:
         raise Refused("unreadable", f"{file.name} goes on after {size} bytes of voxels")
@@ -355,21 +312,15 @@ def read_voxels(
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 
-def to_real(
-    stored: NDArray[Any], slope: float, intercept: float, file: Path
-) -> NDArray[np.int16] | NDArray[np.float32]:
-    """Real values ``(x, y, z)``: int16 where that is lossless, else float32.
-
-    Raises:
-        Refused: If some are not finite.
-    """
+def to_real(stored: NDArray[Any], slope: float, intercept: float, file: Path) -> NDArray[Any]:
+    """Real values, int16 where that is lossless, else float32; refused if some are not finite."""
     if stored.dtype == np.int16 and (slope, intercept) == (1, 0):
         return stored
     volume = HUVolume(stored.shape)
     with np.errstate(all="ignore"):  # overflow gives infinity
         if stored.dtype.kind == "f":
-            is_real = (slope, intercept) == (1, 0)
-            volume.values = smallest_type(stored if is_real else stored * slope + intercept)
+            is_scaled = (slope, intercept) != (1, 0)
+            volume.values = smallest_type(stored * slope + intercept if is_scaled else stored)
         else:
             for k in range(stored.shape[2]):  # float64 of all voxels would take gigabytes
                 volume.put(k, stored[..., k].T, slope, intercept)

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.data.manifest import Case
+from pancseg.dicom.pixels import brief
 from pancseg.errors import Incomplete, lacks_room
 from pancseg.files import write_json, write_nifti
 from pancseg.geometry import bounding_box, spacing_of
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.members import Member, look_together, together
 from pancseg.inference.postprocess import Postprocess
-from pancseg.dicom.pixels import brief
 from pancseg.output.case_view import make_view
 from pancseg.output.outlines import draw_case
 from pancseg.scoring.case_scores import Scores, score_case
