@@ -106,7 +106,9 @@ def parse_structures(
     for i, name in enumerate(names):
         values = [i + 1]
         for j, other in enumerate(names[i + 1 :], start=i + 1):
-            own, inner = (set(map(str, words[n] or ())) for n in (name, other))
+            own, inner = (
+                {str(w).strip().casefold() for w in words[n] or ()} for n in (name, other)
+            )
             if inner <= own:
                 values.append(j + 1)
             elif inner & own:

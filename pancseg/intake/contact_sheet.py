@@ -247,7 +247,7 @@ def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.
     slice_ = slice_.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.repeat(padded(slice_)[..., None], 3, axis=2)
     for code in () if labels is None else np.unique(labels[..., k])[1:]:
-        outline = outline_of(labels[..., k].T == code, (width, height))
+        outline = outline_of(code == labels[..., k].T, (width, height))
         pixels[outline] = COLOURS[(int(code) - 1) % len(COLOURS)]
     return pixels
 

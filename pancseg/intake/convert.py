@@ -21,11 +21,10 @@ from pancseg.geometry import oriented_like, spacing_of, voxel_ml
 from pancseg.intake.contact_sheet import thumbnail, write_thumbnail
 from pancseg.intake.flags import Checks, check_image, in_order, voxel_flags
 from pancseg.intake.label_grid import grid_problem
-from pancseg.intake.source import CaseSource, Scan
+from pancseg.intake.source import IMAGE_REFUSED, CaseSource, Scan
 from pancseg.structures import LabelMap, Structure, region_mask
 
 RECORDS = ".records"  # folder of results that no manifest holds yet
-IMAGE_REFUSED = "image_refused: see the image's row"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ from pancseg.dicom.series import read_mask_series, read_series
 from pancseg.errors import PancsegError, Refused
 from pancseg.intake.match_labels import REFERRING, Match, match_labels
 from pancseg.intake.paths import LocatedSeries, locate_files, locate_series
-from pancseg.intake.source import CaseSource, ReadOptions, Scan, SkippedFile, SourceContents
+from pancseg.intake.source import (
+    IMAGE_REFUSED,
+    CaseSource,
+    ReadOptions,
+    Scan,
+    SkippedFile,
+    SourceContents,
+)
 from pancseg.intake.volume_files import read_label_file, read_scan_file, stem_of
 from pancseg.structures import LabelMap
 
@@ -18,7 +25,7 @@ NOT_CT = "not_ct: Modality is not CT"
 EXPECTED_CT = "expected CT; source.modality=any takes it"
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
 NO_LABEL = "no_label: no label belongs to this image"
-IMAGE_REFUSED = "image_refused: see the image's row"
+
 SAME_IN_CASE = ("study_uid", "patient_id", "manufacturer", "contrast", "is_phantom")
 MOST_NAMES = 20  # labels in a warning
 

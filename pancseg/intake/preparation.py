@@ -16,7 +16,6 @@ from pancseg.errors import Incomplete, PancsegError, Refused
 from pancseg.files import PARTIAL, unpacked_sha256
 from pancseg.intake.contact_sheet import Tile, draw_contact_sheet
 from pancseg.intake.convert import (
-    IMAGE_REFUSED,
     RECORDS,
     ConversionError,
     Job,
@@ -38,7 +37,7 @@ from pancseg.intake.flags import (
     root_flags,
 )
 from pancseg.intake.pseudonyms import Names
-from pancseg.intake.source import CaseSource, SkippedFile, SourceContents
+from pancseg.intake.source import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
 from pancseg.parallel import process_map, progress
 from pancseg.structures import Structure
 

@@ -10,6 +10,9 @@ from pancseg.dicom.slices import Repair, SliceStack
 from pancseg.geometry import Affine
 from pancseg.structures import LabelMap, Structure
 
+IMAGE_REFUSED = "image_refused: see the image's row"
+"""Reason of a label whose image was refused."""
+
 
 @dataclass(frozen=True)
 class ReadOptions:
