@@ -43,6 +43,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from hydra.utils import instantiate
 
     from pancseg.data.groups import GroupSettings
+    from pancseg.intake.convert import RootSettings
     from pancseg.intake.flags import Checks
     from pancseg.intake.preparation import Preparation, Shard, check_root
     from pancseg.intake.pseudonyms import make_names, remember
@@ -60,7 +61,7 @@ def prepare_root(cfg: DictConfig) -> list[str]:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     names = make_names(cfg.privacy.names, Path(cfg.privacy.key_file or root.parent / "privacy.key"))
     settings = {**vars(groups), **source_settings(cfg, paths, names, structures)}
-    preparation = Preparation(root, settings, structures, groups, checks, names)
+    preparation = Preparation(RootSettings(root, groups, checks, structures), settings, names)
     remember(names, [case.patient for case in contents.cases])
     outcome = preparation.run(contents, options.processes, shard)
     # to the console alone: paths of input files stand in no log

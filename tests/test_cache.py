@@ -3,10 +3,8 @@
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import Compose, Resized
-from numpy.lib.format import open_memmap
 
+from pancseg.checkup import storage
 from pancseg.data import cache as cache_module
 from pancseg.data.cache import USE_LOCKS, VolumeCache, arrays_of, evict, is_in_use
 from pancseg.data.manifest import Group
@@ -157,42 +155,11 @@ def test_several_processes_make_the_same_volumes_as_one(cache: VolumeCache) -> N
     assert len(trees[0]) == 9
 
 
-def test_a_header_that_python_fails_to_parse_is_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As happens now and then where several threads parse at once, by ``ast``."""
-    np.save(tmp_path / "a.npy", np.arange(3))
-    trials = count(1)
-
-    def fails_twice(path: Path, mode: Any) -> Any:
-        if next(trials) < 3:
-            raise SystemError("AST constructor recursion depth mismatch")
-        return open_memmap(path, mode=mode)
-
-    monkeypatch.setattr(cache_module, "open_memmap", fails_twice)
-    assert cache_module.open_array(tmp_path / "a.npy").tolist() == [0, 1, 2]
-
-
-def test_volumes_are_checked_at_the_same_time(
-    cache: VolumeCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.fill()
-    calls, both = count(), threading.Barrier(2, timeout=10)
-
-    def read(path: Path, mode: Any) -> Any:
-        if next(calls) < 2:
-            both.wait()  # until another thread reads, too
-        return open_memmap(path, mode=mode)
-
-    monkeypatch.setattr(cache_module, "open_memmap", read)
-    assert cache.missing() == []
-
-
-@pytest.mark.parametrize("storage", ["ram", "gpu"])
-def test_loaded_volumes_equal_those_on_disk(cache: VolumeCache, storage: str) -> None:
+@pytest.mark.parametrize("where", ["ram", "gpu"])
+def test_loaded_volumes_equal_those_on_disk(cache: VolumeCache, where: str) -> None:
     cache.fill()
     on_disk = list(cache)
-    cache.load(storage, torch.device("cpu"), 0)
+    cache.load(where, torch.device("cpu"), 0)
     assert not cache.is_on_gpu
     for volume, expected in zip(cache, on_disk, strict=True):
         assert isinstance(volume.image, torch.Tensor)
@@ -240,6 +207,16 @@ def test_volumes_of_other_settings_are_removed_longest_unused_first(cache: Volum
     assert not older.exists()
     assert names(cache.folder.parent) == [cache.folder.name]
     assert cache.missing() == []
+
+
+def test_doctor_shows_the_size_of_caches(cache: VolumeCache, tmp_path: Path) -> None:
+    replace(cache, folder=cache.root / "cache" / OTHER).fill()
+    size = sum(path.stat().st_size for path in cache.root.rglob("*.npy"))
+    assert size > 3 * 3 * 4096
+    for root in (cache.root, tmp_path):
+        finding = storage.disk(root, tmp_path)
+        assert finding.facts["cache_bytes"] == size
+        assert "caches of preprocessed volumes: 0.0 GB" in finding.words
 
 
 def test_files_that_pancseg_did_not_write_are_not_removed(cache: VolumeCache) -> None:

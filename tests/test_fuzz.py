@@ -44,7 +44,7 @@ from tests.tiny_labels import (
 )
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
-SEED, EXAMPLES = 20261123, 150  # examples of each of the forms below
+SEED, EXAMPLES = 20261123, 2500  # examples of each of the forms below
 SECONDS, BYTES = 10.0, 2 * 2**30
 PIXELS = np.random.default_rng(0).integers(-1000, 1000, (4, 64, 64))
 

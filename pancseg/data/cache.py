@@ -5,7 +5,6 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,17 +30,17 @@ STORAGES = ("disk", "ram", "gpu")
 ARRAYS = ("image", "label", "foreground")
 CACHE_FOLDER = re.compile("[0-9a-f]{16}")
 CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|label|foreground)\.npy")
-CHECK_THREADS, OPEN_TRIALS = 8, 20
+TIME_TOLERANCE_S = 1e-5  # not every file system keeps nanoseconds
 MIN_POOL_BYTES = 10**8  # of images; less is read faster than processes start
 GPU_SHARE = 0.8  # of the memory beside a training step; whole cases are validated in the rest
 USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
 
 
 class Volume(NamedTuple):
-    """A preprocessed volume as memory maps or tensors; without label there is only the image.
+    """A preprocessed volume, memory maps or tensors.
 
-    ``image`` is ``(H, W, D)`` float16, 0..1, within 0.0003 of the value: 0.1 HU of 400. ``label``
-    is ``(H, W, D)`` uint8, structure codes. ``foreground`` is ``(N, 3)``, indices of its voxels.
+    ``image`` is ``(H, W, D)`` float16, 0..1, within 0.0003 of the value: 0.1 HU of 400; ``label``
+    ``(H, W, D)`` uint8, structure codes; ``foreground`` ``(N, 3)``, indices of its voxels.
     """
 
     image: Any
@@ -71,7 +70,9 @@ class VolumeCache:
 
     def open(self, entry: Entry) -> Volume:
         """Open a volume as memory maps."""
-        return Volume(*(open_array(self.folder / name) for name in arrays_of(entry).values()))
+        return Volume(
+            *(open_memmap(self.folder / name, mode="r") for name in arrays_of(entry).values())
+        )
 
     def fill(self, processes: int | None = None) -> None:
         """Make volumes that are missing, truncated or older than their files; other runs wait.
@@ -92,20 +93,21 @@ class VolumeCache:
                 ) from error
 
     def missing(self) -> list[Entry]:
-        """Volumes to make; checked in threads, because network disks are slow."""
-        with ThreadPoolExecutor(CHECK_THREADS) as pool:
-            checks = pool.map(self.is_complete, self.entries)
-            checks = progress(checks, "checking", "volume", len(self), delay_s=2)
-            return [e for e, complete in zip(self.entries, checks, strict=True) if not complete]
+        """Volumes to make: those without whole arrays that have the times of their files."""
+        entries = progress(self.entries, "checking", "volume", delay_s=2)
+        return [entry for entry in entries if not self.is_complete(entry)]
 
     def is_complete(self, entry: Entry) -> bool:
-        """Whether all arrays of a volume are there, with the times of their files."""
-        files, arrays = files_of(self.root, entry), arrays_of(entry)
+        """Whether a volume can be opened and is of its present files."""
         try:
             self.open(entry)
-            return all(time_us(files[key]) == time_us(self.folder / arrays[key]) for key in files)
+            for key, path in files_of(self.root, entry).items():
+                stored_s = (self.folder / arrays_of(entry)[key]).stat().st_mtime
+                if abs(path.stat().st_mtime - stored_s) > TIME_TOLERANCE_S:
+                    return False
         except (OSError, ValueError):  # NumPy's error for a truncated file
             return False
+        return True
 
     def make(self, entries: Sequence[Entry], processes: int | None) -> None:
         """Make volumes, by default in a pool of processes where that pays."""
@@ -156,19 +158,6 @@ def arrays_of(entry: Entry) -> dict[str, str]:
     return {array: f"{name}-{key}_{array}.npy" for array in ARRAYS[: 3 if entry.label else 1]}
 
 
-def open_array(path: Path) -> Any:
-    """Open a memory map; NumPy parses its header by ``ast``, which may fail in threads."""
-    for _ in range(OPEN_TRIALS - 1):
-        with suppress(SystemError):
-            return open_memmap(path, mode="r")
-    return open_memmap(path, mode="r")
-
-
-def time_us(path: Path) -> int:
-    """Time of a file in microseconds: not every file system keeps more."""
-    return path.stat().st_mtime_ns // 1000
-
-
 def change_since_prepared(root: Path, entry: Entry) -> str | None:
     """A warning if a file of a case or group is not the file that preparation wrote.
 
@@ -210,7 +199,7 @@ def make_volume(
         message = " ".join(str(error).split())[:200]
         raise PancsegError(
             f"{files['image']}: cannot be preprocessed ({type(error).__name__}: {message}); delete "
-            "it and its label, and run the same pancseg.prepare again"
+            "it and its label, and run the same pancseg.prepare again to make them anew"
         ) from error
     values = {"image": item["image"][0].numpy().astype(np.float16)}
     if entry.label:

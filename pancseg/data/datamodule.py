@@ -53,8 +53,7 @@ class CTDataModule(pl.LightningDataModule):
     Other batches hold whole groups, or a whole case each with ``sampling=patches``; those of
     prediction hold everything in the folder, without labels.
 
-    ``sampling``, ``split`` and ``augment`` are arguments of ``Sampling``, ``make_split`` and
-    ``Augmentation``; ``prepare`` fills a root that is not prepared.
+    ``prepare`` fills a root that is not prepared.
     """
 
     def __init__(
@@ -99,11 +98,7 @@ class CTDataModule(pl.LightningDataModule):
         self.caches: dict[str, VolumeCache] = {}
 
     def prepare_data(self) -> None:
-        """Prepare the root in the first process; the others wait.
-
-        Raises:
-            PancsegError: If the first process did not complete it.
-        """
+        """Prepare the root in the first process; the others wait."""
         lock = FileLock(self.root.with_name(f".{self.root.name}.lock"))
         for _ in range(FIRST_PROCESS_WAIT_S):
             if not self.prepare or (has_manifest(self.root) and read_manifest(self.root).complete):
@@ -140,10 +135,9 @@ class CTDataModule(pl.LightningDataModule):
             )
         prepared = manifest.settings.get("depth")
         if prepared != depth and not self.sampling.of_patches:
-            found = "without groups" if prepared is None else f"with groups of {prepared}"
             raise PancsegError(
-                f"{self.root} was prepared {found}, data.depth is {depth}; give the data.root of "
-                "such groups or prepare one"
+                f"{self.root} was prepared with groups of {prepared or 'no'} slices, data.depth is "
+                f"{depth}; give the data.root of such groups or prepare one"
             )
         for name in ("tail", "keep_empty"):
             self.hparams[name] = manifest.settings.get(name)

@@ -185,8 +185,8 @@ def read_manifest(root: Path) -> Manifest:
     value = read_json(path, "a manifest", lambda v: isinstance(v, dict) and "schema" in v)
     if value["schema"] != SCHEMA:
         raise PancsegError(
-            f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}; prepare into "
-            "another data.root"
+            f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}; prepare "
+            "into another data.root"
         )
     try:
         return parse_manifest(value)

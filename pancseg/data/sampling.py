@@ -58,12 +58,8 @@ class Sampling:
 class BatchSampler(Sampler[list[int]]):
     """Numbers of the samples of each batch, from the present position of the training.
 
-    Args:
-        per_epoch: Samples of an epoch, of all processes.
-        batch_size: Samples of a batch, of each process.
-        position: Batches done in all, and of the present epoch.
-        rank: Of this process.
-        processes: That train together.
+    ``per_epoch`` counts samples of all processes, ``batch_size`` those of each. ``position``
+    returns the batches done in all, and of the present epoch.
     """
 
     def __init__(
@@ -177,21 +173,13 @@ class PatchDataset(VolumeDataset):
 
 
 def has_foreground(sample: int, share: float) -> bool:
-    """Whether a sample is among the share with foreground; a batch may have a single sample.
-
-    >>> [has_foreground(sample, 1 / 3) for sample in range(6)]
-    [True, False, False, True, False, False]
-    """
+    """Whether a sample is among the share with foreground; a batch may have a single sample."""
     before, after = (np.ceil(round(number * share, 6)) for number in (sample, sample + 1))
     return bool(after > before)
 
 
 def shift_inside(start: NDArray[Any], size: Any, shape: Any) -> NDArray[Any]:
-    """First voxel of a box, shifted into a volume; centred on axes where the volume is smaller.
-
-    >>> shift_inside(np.array([-5, 90, 3]), (10, 20, 8), (50, 100, 4)).tolist()
-    [0, 80, -2]
-    """
+    """First voxel of a box, shifted into a volume; centred on axes where the volume is smaller."""
     room = np.subtract(shape, size)
     return np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2))
 

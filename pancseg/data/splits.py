@@ -60,10 +60,6 @@ def make_split(
 
     Raises:
         PancsegError: If there are too few patients, or the settings are not possible.
-
-    >>> split = make_split([f"p{i}" for i in range(10)])
-    >>> len(split.train), len(split.val), len(split.test)
-    (6, 2, 2)
     """
     names, persons = sorted(set(patients)), persons or {}
     person_of = {name: persons.get(name, name) for name in names}
@@ -94,9 +90,6 @@ def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], s
     Test patients do not depend on ``val``. Of two shares the ends of both subsets are rounded,
     instead of their sizes, which bounds the moves when patients are added.
 
-    Raises:
-        PancsegError: If a size is not possible, or there are too few patients.
-
     >>> [len(subset) for subset in holdout([f"p{i}" for i in range(80)], val=0.1, test=0.2)]
     [56, 8, 16]
     """
@@ -126,11 +119,7 @@ def nearest(size: float) -> int:
 
 
 def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[str], set[str]]:
-    """Training, validation and test patients of a fold; sizes of folds differ by one at most.
-
-    Raises:
-        PancsegError: If there is no such fold, or there are fewer patients than folds.
-    """
+    """Training, validation and test patients of a fold; sizes of folds differ by one at most."""
     if folds < 3 or not 0 <= fold < folds:
         raise PancsegError(
             f"split.fold={fold} of split.folds={folds}: expected 0 to folds - 1, 3 or more folds"
@@ -144,11 +133,7 @@ def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[s
 
 
 def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
-    """Read a split; patients that the file does not name take no part.
-
-    Raises:
-        PancsegError: If it is not a split of these patients, or a person is in two subsets.
-    """
+    """Read a split of these patients; those that the file does not name take no part."""
     if path is None or not Path(path).is_file():
         raise PancsegError(
             f"split.path={path}: split=file needs a JSON file with train, val and test"

@@ -36,7 +36,10 @@ LARGEST_RESCALE = 1e6  # of slope and intercept
 # numbers of a slice: their count, a default, what is expected of them, and whether they fulfil it
 NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
-    "ImageOrientationPatient": (6, None, "unit vectors at right angles", lambda v: is_right(v)),
+    "ImageOrientationPatient": (
+        *(6, None, "two unit vectors at right angles"),
+        lambda v: np.allclose((axes := v.reshape(2, 3)) @ axes.T, np.eye(2), atol=0.02),
+    ),
     "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
     "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
     "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
@@ -223,12 +226,6 @@ def numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...
         return tuple(values.tolist())
     code = "no_rescale" if keyword.startswith("Rescale") else "no_geometry"
     raise Refused(code, f"{file.name} has no usable {keyword}, expected {expected}")
-
-
-def is_right(orientation: Floats) -> bool:
-    """Whether two vectors ``(6,)`` are unit vectors at right angles, to header precision."""
-    axes = orientation.reshape(2, 3)
-    return bool(np.abs(axes @ axes.T - np.eye(2)).max() < 0.02)
 
 
 def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The contact sheet ``intake.png``: a slice of each case with its label's outline, flags and volume.
+"""The contact sheet ``intake.png``: a slice of each case with its label, flags and volume.
 
 Drawn by Pillow: matplotlib takes minutes for thousands of cases.
 """

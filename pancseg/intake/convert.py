@@ -28,34 +28,9 @@ RECORDS = ".records"  # folder of results that no manifest holds yet
 
 
 @dataclass(frozen=True)
-class Job:
-    """A case to convert in another process.
+class RootSettings:
+    """A prepared folder, how its cases are cut and checked, and the structures of its labels."""
 
-    Attributes:
-        case_source: Input.
-        case: Name of the case.
-        patient: Pseudonym.
-        identity: Keyed hash by which the input is recognised.
-        source: Keyed hash of the input's state and of all settings.
-        study: Keyed hash of StudyInstanceUID, or empty.
-        person: Keyed hash of PatientID, or empty.
-        series: Keyed hash of SeriesInstanceUID, or empty.
-        established: Whether the case was there before and is converted again.
-        root: Prepared folder.
-        groups: How the case is cut.
-        checks: Which flags are raised, and which refuse.
-        structures: Of the label map.
-    """
-
-    case_source: CaseSource
-    case: str
-    patient: str
-    identity: str
-    source: str
-    study: str
-    person: str
-    series: str
-    established: bool
     root: Path
     groups: GroupSettings
     checks: Checks
@@ -63,13 +38,35 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
-    """Result of a job.
+class Job:
+    """A case to convert in another process.
 
     Attributes:
-        identity: Of the job.
-        name: The case name that the job planned.
-        source: Of the job.
+        settings: Of the prepared folder.
+        case_source: Input.
+        case: Name of the case.
+        patient: Pseudonym.
+        identity: Keyed hash by which the input is recognised.
+        source: Keyed hash of the input's state and of all settings.
+        hashes: Fields of the case that are keyed hashes of identifiers.
+        established: Whether the case was there before and is converted again.
+    """
+
+    settings: RootSettings
+    case_source: CaseSource
+    case: str
+    patient: str
+    identity: str
+    source: str
+    hashes: dict[str, Any]
+    established: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a job, of which it has ``identity``, ``source`` and the planned name.
+
+    Attributes:
         rows: The image's row, then the label's.
         case: None where it was refused.
         groups: Of the case.
@@ -102,8 +99,8 @@ def convert(job: Job) -> Result:
         return recorded
     try:
         result = read_and_write(job)
-    except (PancsegError, OSError) as error:
-        raise error if isinstance(error, PancsegError) else write_error(job.root, error) from error
+    except OSError as error:
+        raise write_error(job.settings.root, error) from error
     except Exception as error:
         stack = "".join(traceback.format_tb(error.__traceback__))
         raise ConversionError(f"{type(error).__name__} in case {job.case}\n{stack}") from None
@@ -150,13 +147,9 @@ def read_label(job: Job, scan: Scan) -> LabelMap | None:
         return None
     try:
         label = job.case_source.read_label(scan)
-    except Refused as refused:
-        raise Refused(
-            refused.code,
-            f"label: {refused.sentence}",
-            repairs=refused.repairs,
-            names=refused.names,
-        ) from refused
+    except Refused as error:
+        details = {"repairs": error.repairs, "names": error.names}
+        raise Refused(error.code, f"label: {error.sentence}", **details) from error
     image = oriented_like(label.image, scan.image)
     if problem := grid_problem(scan.image, image):
         raise problem
@@ -169,10 +162,11 @@ def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
     Raises:
         Refused: If ``checks.refuse`` names one of them.
     """
+    checks, structures = job.settings.checks, job.settings.structures
     codes = None if label is None else np.asanyarray(label.image.dataobj)
     hu, spacing_mm = np.asanyarray(scan.image.dataobj), spacing_of(scan.image.affine)
     found = [
-        *voxel_flags(hu, codes, spacing_mm, job.checks, job.structures),
+        *voxel_flags(hu, codes, spacing_mm, checks, structures),
         *job.case_source.flags,
         *scan.flags,
         *(("unlabelled",) if label is None else label.flags),
@@ -183,11 +177,10 @@ def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
         "phantom": job.case_source.is_phantom,
     }
     flags = in_order([*found, *(flag for flag, holds in conditions.items() if holds)])
-    refusing = [flag for flag in flags if flag.partition(":")[0] in job.checks.refuse]
-    if refusing:
-        values = f" ({', '.join(label.undeclared)})" if label and label.undeclared else ""
-        code = refusing[0].partition(":")[0]
-        raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
+    for code in (flag.partition(":")[0] for flag in flags):
+        if code in checks.refuse:
+            values = f" ({', '.join(label.undeclared)})" if label and label.undeclared else ""
+            raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
     return flags
 
 
@@ -214,7 +207,7 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
     case = Case(
         job.case,
         job.patient,
-        **write_pair(job.root, f"cases/{job.case}", image, label_image),
+        **write_pair(job.settings.root, f"cases/{job.case}", image, label_image),
         shape=list(image.shape),
         spacing_mm=[round(mm, 6) for mm in spacing_of(image.affine)],
         label_voxels=None,
@@ -223,9 +216,7 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
         source=job.source,
         phantom=source.is_phantom,
         pixels=voxel_hash(image),
-        study=job.study,
-        person=job.person,
-        series=job.series,
+        **job.hashes,
         manufacturer=source.manufacturer,
         contrast=source.contrast,
         established=job.established,
@@ -233,9 +224,7 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
         statistics=scan_statistics(image),
     )
     row = Row(job.patient, job.case, str(source.path), "image", "kept", flags=" ".join(flags))
-    case, groups = write_label_parts(
-        *(job.root, case, row, image, label_image, job.groups, job.structures)
-    )
+    case, groups = write_label_parts(job.settings, case, row, image, label_image)
     rows = [row]
     if source.label_path:
         path = str(source.label_path)
@@ -244,24 +233,15 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
 
 
 def write_label_parts(
-    root: Path,
+    settings: RootSettings,
     case: Case,
     row: Row,
     image: nib.Nifti1Image,
     label: nib.Nifti1Image | None,
-    settings: GroupSettings,
-    structures: tuple[Structure, ...],
 ) -> tuple[Case, list[Group]]:
     """Write everything that depends on the label: groups, counts, and the picture last.
 
-    Args:
-        root: Prepared folder.
-        case: To complete.
-        row: Of the image, completed in place.
-        image: HU.
-        label: Codes, on the same grid.
-        settings: How the case is cut.
-        structures: Of the label map.
+    The image's row is completed in place.
 
     Returns:
         The case with its counts, and its groups.
@@ -270,15 +250,15 @@ def write_label_parts(
         OSError: If they cannot be written.
     """
     codes = None if label is None else np.asanyarray(label.dataobj)
-    groups, empty, tail = write_groups(root, case, image, label, settings)
-    write_thumbnail(root / picture_path(case.case), thumbnail(image, codes))
+    groups, empty, tail = write_groups(settings, case, image, label)
+    write_thumbnail(settings.root / picture_path(case.case), thumbnail(image, codes))
     row.slices = image.shape[2]
     row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = case.spacing_mm
     row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
     if codes is None:
         return case, groups
     ml, voxels = voxel_ml(image.affine), int(np.count_nonzero(codes))
-    each = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in structures}
+    each = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in settings.structures}
     row.label_voxels, row.label_ml = voxels, round(voxels * ml, 3)
     if len(each) > 1:
         row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in each.items())
@@ -286,34 +266,27 @@ def write_label_parts(
 
 
 def write_groups(
-    root: Path,
-    case: Case,
-    image: nib.Nifti1Image,
-    label: nib.Nifti1Image | None,
-    settings: GroupSettings,
+    settings: RootSettings, case: Case, image: nib.Nifti1Image, label: nib.Nifti1Image | None
 ) -> tuple[list[Group], int, int]:
     """Write the groups of a case, without the empty ones unless they are kept.
 
     Returns:
         The groups, how many groups were empty, and how many were incomplete and left out.
-
-    Raises:
-        OSError: If they cannot be written.
     """
-    if settings.depth is None:
+    depth = settings.groups.depth
+    if depth is None:
         return [], 0, 0
-    cut = plan_cut(image.shape[2], settings.depth, settings.tail)
+    cut = plan_cut(image.shape[2], depth, settings.groups.tail)
     groups, empty = [], 0
     for start in cut.starts:
-        part = None if label is None else cut_group(label, start, settings.depth, fill=0)
+        part = None if label is None else cut_group(label, start, depth, fill=0)
         voxels = None if part is None else int(np.count_nonzero(part.dataobj))
         empty += voxels == 0
-        if voxels == 0 and not settings.keep_empty:
+        if voxels == 0 and not settings.groups.keep_empty:
             continue
         name = f"{case.case}_{start:04d}"
-        files = write_pair(
-            root, f"groups/{name}", cut_group(image, start, settings.depth, fill=AIR_HU), part
-        )
+        cut_image = cut_group(image, start, depth, fill=AIR_HU)
+        files = write_pair(settings.root, f"groups/{name}", cut_image, part)
         groups.append(Group(name, case.case, case.patient, start, label_voxels=voxels, **files))
     return groups, empty, cut.left_out
 
@@ -331,31 +304,19 @@ def write_pair(
     }
 
 
-def apply_corrected_label(
-    root: Path,
-    case: Case,
-    row: Row,
-    settings: GroupSettings,
-    checks: Checks,
-    structures: tuple[Structure, ...],
-) -> tuple[Case, list[Group]]:
+def apply_corrected_label(settings: RootSettings, case: Case, row: Row) -> tuple[Case, list[Group]]:
     """Take over a label file that was corrected by hand: groups, picture, counts and flags.
 
-    Args:
-        root: Prepared folder.
-        case: As the manifest holds it.
-        row: Of the image, changed in place.
-        settings: How the case is cut.
-        checks: Which flags are raised.
-        structures: Of the label map.
+    The image's row is changed in place.
 
     Raises:
         Refused: If the file is no label map of this case.
         OSError: If the groups cannot be written.
     """
+    root = settings.root
     path = root / str(case.label)
     try:
-        image, label = nib.load(root / case.image), nib.load(path)
+        image, label = (nib.Nifti1Image.from_filename(f) for f in (root / case.image, path))
         codes, digest = np.asanyarray(label.dataobj), unpacked_sha256(path)
     except Exception as error:  # a damaged file raises nearly anything
         raise Refused("unreadable", brief(error)) from error
@@ -363,16 +324,17 @@ def apply_corrected_label(
     if problem := grid_problem(image, label):
         raise problem
     codes, hu = np.asanyarray(label.dataobj), np.asanyarray(image.dataobj)
-    known = [0, *range(1, len(structures) + 1)]
+    known = list(range(len(settings.structures) + 1))
     if not np.isin(codes, known).all():
         raise Refused("label_values", f"holds other values than {known}")
     codes = codes.astype(np.uint8)
-    flags = voxel_flags(hu, codes, spacing_of(image.affine), checks, structures)
+    spacing_mm = spacing_of(image.affine)
+    flags = voxel_flags(hu, codes, spacing_mm, settings.checks, settings.structures)
     kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
     row.flags = " ".join(in_order({*kept, *flags}))
     case = replace(case, label_sha256=digest, label_corrected=True)
     corrected = nib.Nifti1Image(codes, image.affine)
-    return write_label_parts(root, case, row, image, corrected, settings, structures)
+    return write_label_parts(settings, case, row, image, corrected)
 
 
 def record(job: Job, result: Result) -> Result:
@@ -380,16 +342,18 @@ def record(job: Job, result: Result) -> Result:
     rows = [replace(row, path="") for row in result.rows]
     value = asdict(replace(result, rows=rows, names=()))
     try:
-        write_json(job.root / RECORDS / f"{result.identity}.json", value)
+        write_json(job.settings.root / RECORDS / f"{result.identity}.json", value)
     except OSError as error:
-        raise write_error(job.root, error) from error
+        raise write_error(job.settings.root, error) from error
     return result
 
 
 def read_record(job: Job) -> Result | None:
     """The stored result of this very job, if all its files are there."""
     try:
-        value = json.loads((job.root / RECORDS / f"{job.identity}.json").read_text("utf-8"))
+        value = json.loads(
+            (job.settings.root / RECORDS / f"{job.identity}.json").read_text("utf-8")
+        )
         paths = {"image": job.case_source.path, "label": job.case_source.label_path}
         rows = [Row(**{**row, "path": str(paths[row["kind"]])}) for row in value["rows"]]
         [case] = parse_entries(Case, [value["case"]], "case") if value["case"] else [None]
@@ -402,8 +366,8 @@ def read_record(job: Job) -> Result | None:
         return None
     if (result.name, result.source) != (job.case, job.source):
         return None
-    files = [] if case is None else case_files(case, groups)
-    return result if all((job.root / file).is_file() for file in files) else None
+    files = case_files(case, groups) if case else []
+    return result if all((job.settings.root / file).is_file() for file in files) else None
 
 
 def case_files(case: Case, groups: list[Group]) -> list[str]:
@@ -420,13 +384,7 @@ def picture_path(case: str) -> str:
 
 
 def write_error(root: Path, error: OSError, kind: type[PancsegError] = Incomplete) -> PancsegError:
-    """The error of a folder that is full or may not be written.
-
-    Args:
-        root: Prepared folder.
-        error: Of the system.
-        kind: ``Incomplete`` once work was done, which stays; else the command cannot start.
-    """
+    """The error of a folder that is full or read-only; ``PancsegError`` before any work."""
     return kind(
         f"{root}: cannot be written ({brief(error)}); make room or change its permissions, then "
         "run the same command again: it continues where it was"

@@ -9,7 +9,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pancseg.data.groups import GroupSettings
 from pancseg.data.intake_table import Row, read_rows, rows_to_csv, write_rows
 from pancseg.data.manifest import Case, Group, Manifest, has_manifest, read_manifest
 from pancseg.errors import Incomplete, PancsegError, Refused
@@ -20,6 +19,7 @@ from pancseg.intake.convert import (
     ConversionError,
     Job,
     Result,
+    RootSettings,
     apply_corrected_label,
     case_files,
     convert,
@@ -31,7 +31,6 @@ from pancseg.intake.flags import (
     FACTS,
     FLAGS,
     ROOT_FLAGS,
-    Checks,
     duplicates_of,
     in_order,
     root_flags,
@@ -39,7 +38,6 @@ from pancseg.intake.flags import (
 from pancseg.intake.pseudonyms import Names
 from pancseg.intake.source import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
 from pancseg.parallel import process_map, progress
-from pancseg.structures import Structure
 
 OUTPUT_FOLDERS = ("cases", "groups", "pictures")
 LOG = "prepare.log"
@@ -94,11 +92,8 @@ class Preparation:
     """A prepared folder and the settings it is filled with.
 
     Args:
-        root: The folder.
+        root_settings: The folder, and how cases are cut and checked.
         settings: Everything that must be equal whenever something is added to it.
-        structures: Of the label maps.
-        groups: How cases are cut.
-        checks: Which flags are raised, and which refuse.
         names: Pseudonyms.
 
     Raises:
@@ -107,18 +102,15 @@ class Preparation:
 
     def __init__(
         self,
-        root: Path,
+        root_settings: RootSettings,
         settings: dict[str, Any],
-        structures: tuple[Structure, ...],
-        groups: GroupSettings,
-        checks: Checks,
         names: Names,
     ) -> None:
+        root = root_settings.root
         manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
         check_settings(root, manifest.settings, settings)
-        self.root, self.settings, self.structures = root, settings, structures
-        self.group_settings, self.checks, self.names = groups, checks, names
-        manifest = replace(manifest, structures=structures)
+        self.root_settings, self.root, self.names = root_settings, root, names
+        manifest = replace(manifest, structures=root_settings.structures)
         self.manifest, self.was_complete = manifest, manifest.complete
         self.cases = {case.identity: case for case in manifest.cases}
         self.groups: dict[str, list[Group]] = {case.case: [] for case in manifest.cases}
@@ -178,7 +170,13 @@ class Preparation:
                 continue
             name = known.case if known else free_name(patient, taken)
             taken.add(name.casefold())
-            job = self.job(source, name, patient, identity, bool(known and known.established))
+            uids = {"study": source.study_uid, "person": source.patient_id}
+            uids["series"] = source.series_uid
+            job = Job(
+                *(self.root_settings, source, name, patient, identity, self.state_of(source)),
+                {key: self.names.hash(uid) if uid else "" for key, uid in uids.items()},
+                established=bool(known and known.established),
+            )
             if known and self.is_prepared(known, job):
                 continue
             if known and known.label_corrected and (self.root / str(known.label)).is_file():
@@ -190,25 +188,18 @@ class Preparation:
             jobs[identity] = job
         return list(jobs.values())
 
-    def job(
-        self, source: CaseSource, name: str, patient: str, identity: str, established: bool
-    ) -> Job:
-        """The job that converts a case."""
-        uids = (source.study_uid, source.patient_id, source.series_uid)
-        study, person, series = (self.names.hash(uid) if uid else "" for uid in uids)
-        return Job(
-            *(source, name, patient, identity, self.state_of(source)),
-            *(study, person, series, established, self.root),
-            *(self.group_settings, self.checks, self.structures),
-        )
-
     def state_of(self, source: CaseSource) -> str:
         """Hash of names, sizes and times of a case's files, its flags, checks and settings.
 
         Empty where a file is gone.
         """
-        parts = [str(source.label_path), *source.flags, repr(self.checks), repr(self.settings)]
-        parts.append(repr(self.structures))
+        settings = replace(self.root_settings, root=Path())
+        parts = [
+            str(source.label_path),
+            *source.flags,
+            repr(settings),
+            repr(self.manifest.settings),
+        ]
         try:
             for file in source.files:
                 status = file.stat()
@@ -272,9 +263,7 @@ class Preparation:
         for case in cases:
             row = images.get(case.case) or Row(case.patient, case.case, "", "image", "kept")
             try:
-                changed, groups = apply_corrected_label(
-                    *(self.root, case, row, self.group_settings, self.checks, self.structures)
-                )
+                changed, groups = apply_corrected_label(self.root_settings, case, row)
             except Refused as refused:
                 self.problems.append(f"{self.root / str(case.label)}: was changed; {refused}")
                 continue
@@ -334,7 +323,7 @@ class Preparation:
             raise write_error(self.root, error) from error
         cases = list(self.cases.values())
         all_groups = [group for groups in self.groups.values() for group in groups]
-        self.write(Manifest(self.settings, self.structures, True, cases, all_groups))
+        self.write(replace(self.manifest, complete=True, cases=cases, groups=all_groups))
         shutil.rmtree(self.root / RECORDS, ignore_errors=True)
 
     def compare_cases(self) -> None:
@@ -350,8 +339,8 @@ class Preparation:
         ordered = sorted(
             self.cases.values(), key=lambda case: (not case.established, rows[case.case].path)
         )
-        copies = duplicates_of(ordered)
-        found = root_flags(ordered, copies, self.checks.spacing_factor)
+        checks, copies = self.root_settings.checks, duplicates_of(ordered)
+        found = root_flags(ordered, copies, checks.spacing_factor)
         refused: dict[str, str] = {}
         for case in ordered:
             row, flags, original = rows[case.case], found.get(case.case, []), copies.get(case.case)
@@ -360,7 +349,7 @@ class Preparation:
             self.cases[case.identity] = replace(
                 case, established=original is None, duplicate_of=original
             )
-            refusing = [flag for flag in flags if flag in self.checks.refuse]
+            refusing = [flag for flag in flags if flag in checks.refuse]
             if refusing and not (refusing == ["duplicate_pixels"] and original is None):
                 detail = f"its voxels are those of case {original}" if original else "see flags"
                 refused[case.case] = f"{refusing[0]}: {detail}, and checks.refuse names it"
@@ -432,7 +421,7 @@ class Preparation:
 
     def describe_groups(self, images: list[Row]) -> str:
         """Numbers of groups in words."""
-        settings = self.group_settings
+        settings = self.root_settings.groups
         if settings.depth is None:
             return "no groups"
         empty = sum(int(row.groups_empty or 0) for row in images)

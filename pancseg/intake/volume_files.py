@@ -54,6 +54,7 @@ class Volume(NamedTuple):
     values: NDArray[Any]  # (x, y, z); where there are segments (layers, x, y, z)
     affine: Affine  # RAS, mm
     qform: Affine | None = None  # mm; where it differs from the sform
+    rounding: float = 0.0  # of values: half the step of scaled integers
     segments: Sequence[tuple[str, int, int]] = ()  # of an NRRD: name, value and layer of each
 
 
@@ -132,8 +133,10 @@ def encode(
     values = volume.values
     slices = range(values.shape[2])  # indices of all voxels would take gigabytes
     distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
-    is_ignored = np.rint(distinct) == (np.nan if ignore is None else ignore)
-    code_of, undeclared = encode_values(np.where(is_ignored, 0, distinct), structures, declared)
+    whole = np.rint(distinct)
+    labels = np.where(np.abs(distinct - whole) <= volume.rounding, whole, distinct)
+    is_ignored = whole == (np.nan if ignore is None else ignore)
+    code_of, undeclared = encode_values(np.where(is_ignored, 0, labels), structures, declared)
     codes, ignored = np.empty(values.shape, np.uint8, order="F"), 0
     for k in slices:
         index = np.searchsorted(distinct, values[..., k])
@@ -163,8 +166,7 @@ def reading(file: Path) -> Iterator[None]:
         try:
             yield
         except EOFError:
-            problem = f"{file.name} is truncated: its compressed data have no end"
-            raise Refused("truncated", problem) from None
+            raise Refused("truncated", f"{file.name} ends within compressed data") from None
 
 
 def read_nifti(file: Path) -> Volume:
@@ -196,7 +198,8 @@ def read_nifti(file: Path) -> Volume:
             raise Refused("bad_rescale", f"{file.name} has slope {slope} and intercept {intercept}")
         affine, qform = nifti_affines(header, tuple(shape), file)
         stored = read_voxels(stream, shape, dtype, file, DEFLATE_RATIO if is_gzip else 1)
-    return Volume(to_real(stored, slope or 1.0, intercept, file), affine, qform)
+    rounding = min(abs(slope), 0.5) / 2 if dtype.kind in "iu" else 0.0
+    return Volume(to_real(stored, slope or 1.0, intercept, file), affine, qform, rounding)
 
 
 def nifti_affines(header: Any, shape: Any, file: Path) -> tuple[Affine, Affine | None]:
@@ -273,11 +276,8 @@ def nrrd_affine(header: Mapping[str, Any], file: Path) -> tuple[Affine, NDArray[
     is_placed = initials in ("ras", "las", "lps") and corner.shape == (3,)
     is_volume = rows[is_spatial].shape == (3, 3) and len(rows) == len(header["sizes"]) <= 4
     if not (is_placed and is_volume and set(header.get("space units", ())) <= {"mm", ""}):
-        raise Refused(
-            "no_affine",
-            f"{file.name} has no position in space; expected space RAS, LAS or LPS, with space "
-            "origin and three space directions in mm",
-        )
+        expected = "space RAS, LAS or LPS, space origin and 3 space directions in mm"
+        raise Refused("no_affine", f"{file.name} has no position in space, expected {expected}")
     signs = [[1 if axis in "ras" else -1] for axis in initials]
     affine = np.vstack([np.column_stack([rows[is_spatial].T, corner]) * signs, [0, 0, 0, 1]])
     check_affine(affine, file)
@@ -295,8 +295,7 @@ def read_voxels(
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
         raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
     size, there = math.prod(shape) * dtype.itemsize, file.stat().st_size
-    memory = main_memory() or LARGEST_BYTES
-    if size > LARGEST_BYTES or size + 2 * math.prod(shape) > memory:  # stored and as int16
+    if size > LARGEST_BYTES or size + 2 * math.prod(shape) > (main_memory() or math.inf):
         raise Refused(
             "too_large", f"{file.name} claims {size / 1e9:.1f} GB, a scan or memory has less"
         )
