@@ -8,6 +8,7 @@ import sys
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     InstantiationException,
@@ -48,16 +49,49 @@ def one_line(error: BaseException, name: str) -> str:
 
 
 def quoting_advice(override: str, name: str) -> str:
-    """The command line again, with the value that Hydra's grammar refuses in quotes."""
-    key, _, value = override.partition("=")
-    inner = "'" if ON_WINDOWS else '"'  # what its shells leave alone within their own
-    quoted = f"{key}={inner}{value}{inner}"
-    words = [quoted if word == override else word for word in sys.argv[1:]]
+    """The command line again, with all values quoted that Hydra's grammar refuses."""
+    is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    words = [
+        quoted(word) if word == override or needs_quotes(word, is_sweep) else word
+        for word in sys.argv[1:]
+    ]
     command_line = " ".join(in_shell(word) for word in words)
     return (
         f"{override}: has a character that needs quotes; paste: "
         f"python -m pancseg.{name} {command_line}"
     )
+
+
+def needs_quotes(word: str, is_sweep: bool) -> bool:
+    """Whether Hydra refuses an override as it stands, or splits its value at commas."""
+    if word.startswith("-") or "=" not in word:
+        return False
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except OverrideParseException:
+        return True
+    return override.is_sweep_override() and not is_sweep
+
+
+def quoted(override: str) -> str:
+    """An override with its value in quotes, or each item of a list.
+
+    >>> quoted("labels=[Bauchspeicheldrüse,7]") if not ON_WINDOWS else 'labels=["Bauch...",7]'
+    'labels=["Bauchspeicheldrüse",7]'
+    """
+    key, _, value = override.partition("=")
+    mark = "'" if ON_WINDOWS else '"'  # the shell leaves it alone within its own quotes
+
+    def with_quotes(text: str) -> str:
+        is_done = text[:1] in ("'", '"') and text[-1:] == text[:1]
+        if is_done or text.lstrip("-").isdigit():
+            return text
+        return mark + text.replace(mark, "\\" + mark) + mark
+
+    if value.startswith("[") and value.endswith("]"):
+        items = (item.strip() for item in value[1:-1].split(","))
+        return f"{key}=[{','.join(map(with_quotes, items))}]"
+    return f"{key}={with_quotes(value)}"
 
 
 def in_shell(word: str) -> str:

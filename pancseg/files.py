@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import nibabel as nib
-import numpy as np
-from isal import igzip, isal_zlib
+from typing import TYPE_CHECKING, Any
 
 from pancseg.errors import PancsegError
-from pancseg.geometry import Affine
+
+if TYPE_CHECKING:  # heavy imports come late: every command imports this module
+    import nibabel as nib
+
+    from pancseg.geometry import Affine
 
 PARTIAL = ".partial-"
 GZIP_LEVEL = 2  # ISA-L: as small as zlib's level 1, in a sixth of its time
@@ -160,7 +160,7 @@ def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) 
     return value
 
 
-def write_nifti(path: Path, image: nib.Nifti1Image, qform: Affine | None = None) -> str:
+def write_nifti(path: Path, image: "nib.Nifti1Image", qform: "Affine | None" = None) -> str:
     """Write ``.nii.gz`` atomically, with a new header: no text, affine as scanner coordinates.
 
     nibabel packs with zlib, which takes most of the time of a conversion.
@@ -174,6 +174,10 @@ def write_nifti(path: Path, image: nib.Nifti1Image, qform: Affine | None = None)
         SHA-256 of the unpacked file, hexadecimal. Compare content by it: ISA-L does not always
         pack equal content into equal bytes.
     """
+    import nibabel as nib
+    import numpy as np
+    from isal import isal_zlib
+
     values = np.asanyarray(image.dataobj)
     header = nib.Nifti1Image(values, image.affine).header
     header.set_xyzt_units("mm")
@@ -199,6 +203,8 @@ def unpacked_sha256(path: Path) -> str:
         OSError: If it cannot be read or unpacked.
         EOFError: If it is truncated.
     """
+    from isal import igzip
+
     digest = hashlib.sha256()
     with igzip.open(path, "rb") as file:
         while chunk := file.read(CHUNK_BYTES):

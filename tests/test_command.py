@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pancseg import explanation
@@ -37,7 +38,7 @@ def lines(text: str) -> list[str]:
         (["train", "data.root=nowhere"], "nowhere holds no manifest.json; prepare it first"),
         (["train", "hardware=rtx4090", "data.root=nowhere"], "torch finds no GPU"),
         (["prepare", "source.images=empty", "source.labels=null"], "empty: holds no image"),
-        (["prepare", "source.images=gone", "source.labels=null"], "gone: there is no such file"),
+        (["prepare", "source.images=gone", "source.labels=null"], "gone: no such file or folder"),
         (["prepare", "source.images=", "source.labels=null"], "source.images is empty"),
         (["prepare", "source.images=null", "source.labels=null"], "source.images is empty"),
         (["train", "ckpt_path=gone/checkpoints/last.ckpt"], "there is no such file"),
@@ -97,7 +98,7 @@ def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
     ended = command("prepare", f"source.images={value}", "source.labels=null")
     assert f"\"source.images='{value}'\" source.labels=null" in ended.err
     again = command("prepare", f"source.images='{value}'", "source.labels=null")
-    assert f"source.images={value}: there is no such file" in again.err
+    assert f"source.images={value}: no such file or folder" in again.err
 
 
 @pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z", "/data/a,b"])
@@ -109,7 +110,34 @@ def test_a_path_that_needs_quotes_ends_with_the_command_to_paste(
     assert len(lines(ended.err)) == 1
     assert f"'source.images=\"{value}\"' source.labels=null" in ended.err
     again = command("prepare", f'source.images="{value}"', "source.labels=null")
-    assert f"source.images={value}: there is no such file" in again.err
+    assert f"source.images={value}: no such file or folder" in again.err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["labels=[Bauchspeicheldrüse]"],
+        ["labels=[Bauchspeicheldrüse,Gänge,7]", "source.images=/data/Ärzte, (neu)=1"],
+        ["source.images=/a,b", "labels=[Drüse]", "data.root=/x=y"],
+    ],
+)
+def test_the_pasted_line_works_for_all_values_that_need_quotes(
+    tmp_path: Path, command: Command, values: list[str]
+) -> None:
+    ended = command("prepare", "--cfg", "job", *values)
+    assert ended.code == 2
+    line = ended.err.strip().partition("paste: python ")[2]
+    assert line
+    pasted = subprocess.run(
+        f"{sys.executable} {line}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    shown = OmegaConf.create(pasted.stdout)
+    for value in values:
+        key, _, text = value.partition("=")
+        expected = [int(v) if v.isdigit() else v for v in text.strip("[]").split(",")]
+        found = OmegaConf.select(shown, key)
+        assert found == (expected if text.startswith("[") else text)
 
 
 def test_a_label_folder_may_be_anywhere_below_a_quoted_path(

@@ -285,7 +285,7 @@ def interrupted(root: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [
-        (None, {"depth": 64}, r"prepared with groups of 8, data\.depth is 64"),
+        (None, {"depth": 64}, r"prepared with groups of 8 slices, data\.depth is 64"),
         (without_groups, {}, r"the 3 training patients have no labelled group.*data\.tail=shift"),
         (interrupted, {}, "run the same pancseg.prepare again"),
         (None, {"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),

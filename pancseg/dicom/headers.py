@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydicom import Dataset, uid
 
-from pancseg.dicom.pixels import quiet, read_dataset
+from pancseg.dicom.pixels import check_inflated_size, quiet, read_dataset
 from pancseg.errors import Refused
 
 KEYWORDS = [
@@ -70,6 +70,7 @@ def read_header(path: Path) -> Header:
         if not start:
             return Header(files=(path,), problem=EMPTY, is_damaged=is_named)
         with quiet():
+            check_inflated_size(path)
             dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
             return describe(path, dataset)
     except OSError as error:

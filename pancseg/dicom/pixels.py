@@ -105,15 +105,8 @@ def open_dicom(file: Path) -> Dataset:
 
 
 def read_dataset(file: Path, **options: Any) -> Dataset:
-    """Read a file with or without preamble by ``pydicom.dcmread``.
-
-    Raises:
-        Refused: If it is deflated and holds far more than its pixels.
-    """
-    is_raw = has_no_preamble(file)
-    if not is_raw and file.stat().st_size * DEFLATE_RATIO > LARGEST_EXCESS:
-        check_inflated_size(file)
-    dataset = pydicom.dcmread(file, force=is_raw, **options)
+    """Read a file with or without preamble by ``pydicom.dcmread``."""
+    dataset = pydicom.dcmread(file, force=has_no_preamble(file), **options)
     name_syntax(dataset)
     return dataset
 
@@ -136,6 +129,8 @@ def has_no_preamble(file: Path) -> bool:
 
 def check_inflated_size(file: Path) -> None:
     """Refuse a deflated file, which pydicom inflates as a whole, that is far above its pixels."""
+    if file.stat().st_size * DEFLATE_RATIO <= LARGEST_EXCESS or has_no_preamble(file):
+        return
     meta = read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
         return
@@ -242,10 +237,13 @@ class HUVolume:
 
     def put(self, k: int, stored: NDArray[Any], slope: float, intercept: float) -> None:
         """Set slice k from stored values ``(rows, columns)``."""
-        are_whole = slope.is_integer() and intercept.is_integer() and abs(slope) < 2**14
-        kind = np.int32 if are_whole and stored.itemsize <= 2 else np.float32
-        scaled = stored if slope == 1 else np.multiply(stored, kind(slope), dtype=kind)
-        hu = smallest_type(np.add(scaled, kind(intercept), dtype=kind))
+        if slope.is_integer() and intercept.is_integer():  # floating point takes longer to compute
+            ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
+            if min(ends) >= INT16.min and max(ends) <= INT16.max:
+                scaled = stored if slope == 1 else np.multiply(stored, int(slope), dtype=np.int32)
+                self.values[..., k] = np.add(scaled, int(intercept), dtype=np.int32).T
+                return
+        hu = smallest_type(stored * np.float32(slope) + np.float32(intercept))
         if hu.dtype == np.float32 and self.values.dtype == np.int16:
             self.values = self.values.astype(np.float32, order="F")
         self.values[..., k] = hu.T
@@ -260,7 +258,7 @@ def smallest_type(values: NDArray[Any]) -> NDArray[np.int16] | NDArray[np.float3
     if values.dtype == np.int16:
         return values
     if values.min() >= INT16.min and values.max() <= INT16.max:
-        whole = (values if values.dtype.kind in "iu" else np.rint(values)).astype(np.int16)
-        if values.dtype.kind in "iu" or np.array_equal(whole, values):
+        whole = np.rint(values).astype(np.int16)
+        if np.array_equal(whole, values):
             return whole
     return values.astype(np.float32)

@@ -38,7 +38,7 @@ NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
     "ImageOrientationPatient": (
         *(6, None, "two unit vectors at right angles"),
-        lambda v: np.allclose((axes := v.reshape(2, 3)) @ axes.T, np.eye(2), atol=0.02),
+        lambda v: np.abs((axes := v.reshape(2, 3)) @ axes.T - np.eye(2)).max() < 0.02,
     ),
     "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
     "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
@@ -207,7 +207,7 @@ def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
     >>> [float(value) for value in look_up([Dataset(), dataset], "PixelSpacing")]
     [2.0, 3.0]
     """
-    for level in levels:
+    for level in levels[:-1]:
         macro = level.get(MACRO_OF[keyword])
         if macro and macro[0].get(keyword) is not None:
             return macro[0].get(keyword)
