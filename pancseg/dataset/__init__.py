@@ -1,1 +1,0 @@
-"""Prepared folders: cases, groups, manifest, splits, transforms and the data module."""

@@ -1,1 +1,0 @@
-"""Labels of every form, put onto the image they were drawn on."""

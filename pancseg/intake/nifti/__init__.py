@@ -1,1 +1,0 @@
-"""NIfTI files: checked before they are unpacked."""

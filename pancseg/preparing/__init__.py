@@ -1,1 +1,0 @@
-"""Folders of scans taken up: converted by many at once, checked, entered in a manifest."""
