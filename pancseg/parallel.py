@@ -163,9 +163,9 @@ def main_memory() -> int | None:
 
 def core_quota() -> float | None:
     """Cores that a container or job may keep busy, possibly a fraction; None if not limited."""
-    quotas = [text.split() for text in cgroup_values("", "cpu.max")]
-    quota = cgroup_values("cpu", "cpu.cfs_quota_us")
-    quotas += list(zip(quota, cgroup_values("cpu", "cpu.cfs_period_us"), strict=False))
+    quotas = [tuple(text.split()) for text in cgroup_values("", "cpu.max")]
+    periods = cgroup_values("cpu", "cpu.cfs_period_us")
+    quotas += zip(cgroup_values("cpu", "cpu.cfs_quota_us"), periods, strict=False)
     shares = [int(q) / int(p) for q, p in quotas if q.isdigit() and p.isdigit()]
     return min(shares, default=None)
 

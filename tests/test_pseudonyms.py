@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from filelock import FileLock
 from pydicom import Dataset
 
 from pancseg.errors import PancsegError
@@ -126,7 +127,7 @@ def test_a_key_file_without_a_key_is_an_error_and_is_left_alone(
 ) -> None:
     key_file.parent.mkdir()
     key_file.write_bytes(content)
-    with pytest.raises(PancsegError, match=r"privacy\.key: holds no key"):
+    with pytest.raises(PancsegError, match=r"privacy\.key: expected a key"):
         make_names("pseudonym", key_file)
     assert key_file.read_bytes() == content
 
@@ -208,7 +209,7 @@ def test_without_pseudonyms_there_is_no_table_of_names(tmp_path: Path) -> None:
 def test_two_patients_of_one_pseudonym_are_refused_also_from_one_run_to_the_next(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pseudonyms, "LENGTH", 1)  # 16 names
+    monkeypatch.setattr(pseudonyms, "DIGITS", 1)  # 16 names
     names = make_names("pseudonym", key_file)
     first = "P-0"
     other = next(word for n in range(1, 999) if names.of(word := f"P-{n}") == names.of(first))
@@ -219,3 +220,52 @@ def test_two_patients_of_one_pseudonym_are_refused_also_from_one_run_to_the_next
     assert names.table.read_text() == before
     with pytest.raises(PancsegError, match="by chance"):
         remember(make_names("pseudonym", key_file.with_name("another.key")), ["P-0", *IDENTITIES])
+
+
+def test_files_that_others_laid_out_are_neither_followed_nor_overwritten(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file.parent.mkdir()
+    victim = key_file.with_name("victim")
+    victim.write_text("untouched")
+    monkeypatch.setattr(pseudonyms.secrets, "token_hex", lambda n: "ab" * n)
+    temporary = key_file.with_name(f"{pseudonyms.PARTIAL}{'ab' * 16}")
+    temporary.symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        read_key(key_file)
+    assert victim.read_text() == "untouched"
+    assert not key_file.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_a_key_that_others_may_read_is_warned_of_in_one_line(
+    key_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read_key(key_file)
+    assert capsys.readouterr().err == ""
+    key_file.chmod(0o644)
+    read_key(key_file)
+    assert "other users may read the key" in capsys.readouterr().err
+
+
+def test_a_lock_that_another_process_holds_ends_in_one_line(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pseudonyms, "LOCK_TIMEOUT_S", 0.05)
+    key_file.parent.mkdir()
+    with FileLock(f"{key_file}.lock"), pytest.raises(PancsegError, match="end that process"):
+        read_key(key_file)
+    names = make_names("pseudonym", key_file)
+    remember(names, ["P-1"])
+    with FileLock(f"{names.table}.lock"):
+        remember(make_names("pseudonym", key_file), ["P-1"])  # nothing to add needs no lock
+        with pytest.raises(PancsegError, match="end that process"):
+            remember(names, ["P-2"])
+
+
+def test_an_identity_of_any_length_is_read_back(key_file: Path) -> None:
+    names = make_names("pseudonym", key_file)
+    for _ in range(2):
+        remember(names, ["x" * 200_000])
+    remember(names, ["P-1"])
+    assert pseudonyms.read_table(names.table)[names.of("x" * 200_000)] == "x" * 200_000

@@ -81,7 +81,7 @@ class Page:
         return digest.hexdigest()
 
 
-def draw_contact_sheet(root: Path, tiles: list[Tile]) -> None:
+def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
     """Write ``intake.png``, ``intake_2.png`` and so on, and remove pages of a longer sheet.
 
     Equal tiles give equal bytes. Only the first page says how many there are, so that an added
@@ -109,6 +109,7 @@ def draw_contact_sheet(root: Path, tiles: list[Tile]) -> None:
     for path in set(root.glob("intake*.png")).difference(page.path for page in pages):
         if PAGE.fullmatch(path.name):
             path.unlink()
+    return [page.path for page in pages]
 
 
 def stored_key(path: Path) -> str | None:
