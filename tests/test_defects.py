@@ -1,10 +1,9 @@
-"""Every defect that a scan or label can have is told, and the good case beside it is unharmed."""
+"""Each defect of a scan or label has its row or flag, and a good case beside it is unharmed."""
 
 import csv
 import gzip
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pancseg.intake.checks.flags import FLAGS
-from tests.conftest import Command, Ended
+from pancseg.intake.flags import FLAGS
+from tests.conftest import Command
 from tests.tiny_dicom import AXIAL, decimals, make_slice, write_series
 from tests.tiny_labels import (
     LIVER,
@@ -39,7 +38,7 @@ from tests.tiny_labels import (
     write_segmentation,
 )
 
-# damaged values make pydicom warn, which stops no command
+# damaged values make pydicom warn
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 
 SHAPE = (30, 36, 8)  # columns, rows, slices: enough pixels to judge HU and the order of slices by
@@ -82,28 +81,26 @@ ORGAN = block(slice(11, 19), slice(13, 23), slice(2, 7))  # 21 ml
 WIDE = np.pad(HU, ((0, 4), (0, 0), (0, 0)), constant_values=-1000)  # JPEG 2000 needs 32 pixels
 LAYERS = np.stack([ORGAN, ORGAN])
 HALF = block(slice(11, 19), slice(13, 18), slice(2, 7))
-SWAPPED, TWICE = [0, 1, 2, 4, 3, 5, 6, 7], [0, 1, 2, 2, 3, 4, 5, 6]  # orders of slices
+SWAPPED = [0, 1, 2, 4, 3, 5, 6, 7]  # order of slices
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong with a case, and what must be told of it.
+    """A fault of a case, and the expected row.
 
     Attributes:
         code: Reason code, or all flags where the case is kept.
-        tells: Regular expression that the reason has.
         make: Writes the damaged case into a source that holds a good one.
-        status: Of the damaged input's row: ``refused``, ``dropped`` or ``kept``.
-        path: Of that row, below the source.
-        kind: Of that row.
-        layout: Which arguments name the source.
-        arguments: Further ones.
-        hu: What the case must hold where it is kept.
-        beside: How many further cases are kept.
+        status: ``refused``, ``dropped`` or ``kept``.
+        path: Of the row, below the source.
+        kind: Of the row.
+        layout: ``images`` or ``labelled`` (DICOM), or ``nifti``.
+        arguments: Of the command.
+        hu: Voxels of the case where it is kept.
+        beside: Number of further cases that are kept.
     """
 
     code: str
-    tells: str
     make: Make
     status: str = "refused"
     path: str = "images/bad"
@@ -126,11 +123,11 @@ def series(
         "pixel_spacing": SPACING, "patient_id": BAD,
     } | options  # fmt: skip
     values.setdefault("names", NAMES[: len(values.get("positions", values["pixels"]))])
+    return lambda source: void(write_series(source / at, damage=damage, **values))
 
-    def make(source: Path) -> None:
-        write_series(source / at, damage=damage, **values)
 
-    return make
+def void(_: object) -> None:
+    """Drop a result."""
 
 
 def mask(values: Any = ORGAN, *, at: str = "labels/bad", **options: Any) -> Make:
@@ -140,33 +137,44 @@ def mask(values: Any = ORGAN, *, at: str = "labels/bad", **options: Any) -> Make
 
 
 def both(*makes: Make) -> Make:
-    """One thing after the other."""
-
-    def make(source: Path) -> None:
-        for one in makes:
-            one(source)
-
-    return make
+    """Several, one after the other."""
+    return lambda source: void([make(source) for make in makes])
 
 
-def spoiled(name: str, change: Bytes, make: Make) -> Make:
-    """Something, with the bytes of one of its files changed."""
+def damaged(name: str, change: Bytes, make: Make) -> Make:
+    """Something, with the bytes of a file changed."""
 
     def made(source: Path) -> None:
         make(source)
-        content = (source / name).read_bytes()
-        (source / name).write_bytes(change(content))
+        (source / name).write_bytes(change((source / name).read_bytes()))
 
     return made
 
 
+def third(change: Bytes) -> Make:
+    """A series whose slice 3 is damaged on disk."""
+    return damaged("images/bad/3.dcm", change, series())
+
+
 def written(name: str, content: bytes) -> Make:
     """A file at a path below the source."""
+    return lambda source: void((source / name).write_bytes(content))
 
-    def make(source: Path) -> None:
-        (source / name).write_bytes(content)
 
-    return make
+def moved(old: str, new: str, make: Make) -> Make:
+    """Something, with a file in another folder."""
+
+    def made(source: Path) -> None:
+        make(source)
+        (source / new).parent.mkdir(exist_ok=True)
+        (source / old).rename(source / new)
+
+    return made
+
+
+def copied(old: str, new: str) -> Make:
+    """A copy of a file."""
+    return lambda source: void(shutil.copy(source / old, source / new))
 
 
 def dicomdir(source: Path) -> None:
@@ -175,16 +183,16 @@ def dicomdir(source: Path) -> None:
     )
 
 
-def give(*which: int, **values: Any) -> Change:
-    """Give some slices, or all where none is named, some values; None takes an attribute away."""
+def changed(*which: int, **values: Any) -> Change:
+    """Set attributes of some slices, or of all; None removes them."""
 
     def change(slices: list[Dataset]) -> None:
-        for n, one in enumerate(slices):
-            for keyword, value in values.items() if n in (which or range(len(slices))) else ():
+        for n in which or range(len(slices)):
+            for keyword, value in values.items():
                 if value is None:
-                    delattr(one, keyword)
+                    delattr(slices[n], keyword)
                 else:
-                    setattr(one, keyword, value)
+                    setattr(slices[n], keyword, value)
 
     return change
 
@@ -201,7 +209,7 @@ def heights(*values: float) -> np.ndarray:
 
 
 def tilted(shift_mm: float) -> np.ndarray:
-    """Positions of slices that move this far to the back from one to the next."""
+    """Positions of slices that move this far to the back from each to the next."""
     return np.array(FIRST) + np.arange(SHAPE[2])[:, None] * [0, shift_mm, GAP_MM]
 
 
@@ -211,60 +219,56 @@ def turned(degrees: float) -> tuple[float, ...]:
     return (cos, sin, 0, -sin, cos, 0)
 
 
+def phases(slices: list[Dataset]) -> None:
+    """Two acquisitions whose slices alternate."""
+    for n, dataset in enumerate(slices):
+        dataset.AcquisitionNumber = n % 2 + 1
+
+
 def floating(slices: list[Dataset]) -> None:
-    for one in slices:
-        one.FloatPixelData = np.frombuffer(one.PixelData, "<i2").astype("<f4").tobytes()
-        one.BitsAllocated = 32
-        del one.PixelData
+    for dataset in slices:
+        dataset.FloatPixelData = np.frombuffer(dataset.PixelData, "<i2").astype("<f4").tobytes()
+        dataset.BitsAllocated = 32
+        del dataset.PixelData
 
 
-def packed(uid: str, **values: Any) -> Change:
-    """Compress every slice, then claim something else of it."""
+def compressed(uid: str, **values: Any) -> Change:
+    """Compress every slice, then change attributes."""
 
     def change(slices: list[Dataset]) -> None:
-        for one in slices:
-            one.compress(uid, generate_instance_uid=False)
-        give(**values)(slices)
+        for dataset in slices:
+            dataset.compress(uid, generate_instance_uid=False)
+        changed(**values)(slices)
 
     return change
 
 
-def broken(content: bytes) -> bytes:
+def without_frame(content: bytes) -> bytes:
     """With zeros where a compressed frame begins."""
     start = content.rindex(b"\xfe\xff\x00\xe0") + 8
     return content[:start] + bytes(60) + content[start + 60 :]
 
 
-def coloured(slices: list[Dataset]) -> None:
-    for one in slices:
-        one.SamplesPerPixel, one.PhotometricInterpretation, one.PlanarConfiguration = 3, "RGB", 0
-        one.BitsAllocated = one.BitsStored = 8
-        one.HighBit, one.PixelRepresentation = 7, 0
-        one.PixelData = bytes(3 * SHAPE[0] * SHAPE[1])
-
-
 def multi_frame(described: int, *, claimed: int = SHAPE[2]) -> Make:
-    """One file of all slices, of which the header describes some."""
+    """A file of all slices, of which the header describes some."""
 
     def make(source: Path) -> None:
-        one = make_slice(HU.T[0])
-        one.PatientID, one.Modality, one.SeriesInstanceUID = BAD, "CT", generate_uid()
-        one.ImageOrientationPatient, one.PixelSpacing = decimals(AXIAL), decimals(SPACING)
-        one.NumberOfFrames, one.PixelData = claimed, (HU.T + 1024).astype("<i2").tobytes()
-        one.PerFrameFunctionalGroupsSequence = [
-            item(PlanePositionSequence=[item(ImagePositionPatient=decimals(place(k)))])
+        dataset = make_slice(HU.T[0])
+        dataset.PatientID, dataset.Modality, dataset.SeriesInstanceUID = BAD, "CT", generate_uid()
+        dataset.ImageOrientationPatient, dataset.PixelSpacing = decimals(AXIAL), decimals(SPACING)
+        dataset.NumberOfFrames, dataset.PixelData = claimed, (HU.T + 1024).astype("<i2").tobytes()
+        dataset.PerFrameFunctionalGroupsSequence = [
+            item(PlanePositionSequence=[item(ImagePositionPatient=decimals(position(k)))])
             for k in range(described)
         ]
-        if not described:
-            del one.PerFrameFunctionalGroupsSequence
         (source / "images" / "bad").mkdir()
-        one.save_as(source / "images" / "bad" / "all.dcm", enforce_file_format=True)
+        dataset.save_as(source / "images" / "bad" / "all.dcm", enforce_file_format=True)
 
     return make
 
 
 def straight(hu: np.ndarray) -> np.ndarray:
-    """What a scan becomes whose slices move one row to the back from one to the next."""
+    """The volume of a scan whose slices move a row to the back from each to the next."""
     columns, rows, slices = hu.shape
     wide = np.full((columns, rows + slices - 1, slices), -1024, hu.dtype)
     for k in range(slices):
@@ -272,64 +276,41 @@ def straight(hu: np.ndarray) -> np.ndarray:
     return wide
 
 
-def unknown(content: bytes) -> bytes:
-    """With a transfer syntax that is none."""
-    return content.replace(JPEG2000Lossless.encode(), b"1.2.840.10008.1.2.4.99")
-
-
-def renumbered(one: Dataset) -> None:
-    """Give the only ROI another number."""
-    one.StructureSetROISequence[0].ROINumber = one.ROIContourSequence[0].ReferencedROINumber = 5
-
-
-def place(k: float, column: float = 0, row: float = 0) -> tuple[float, float, float]:
+def position(k: float, column: float = 0, row: float = 0) -> tuple[float, float, float]:
     """Position of a pixel, LPS mm."""
     return FIRST[0] + column * SPACING[1], FIRST[1] + row * SPACING[0], FIRST[2] + k * GAP_MM
 
 
 def seg(*frames: Frame, at: str = "labels/bad.dcm", **options: Any) -> Make:
-    """A series with a SEG drawn on it."""
-    options = {"pixel_spacing": SPACING} | options
-
-    def make(source: Path) -> None:
-        series()(source)
-        write_segmentation(source / at, frames or [drawn(3)], **options)
-
-    return make
+    """A SEG."""
+    frames = frames or (organ_frame(3),)
+    return lambda source: void(
+        write_segmentation(source / at, frames, **{"pixel_spacing": SPACING} | options)
+    )
 
 
-def drawn(k: float, column: float = 0, segment: int = 1) -> Frame:
-    """The organ on one slice, as a frame of a SEG."""
-    return Frame(ORGAN[..., 3].T, place(k, column), segment)
+def organ_frame(k: float, column: float = 0, segment: int = 1) -> Frame:
+    """The organ on a slice, as a frame of a SEG."""
+    return Frame(ORGAN[..., 3].T, position(k, column), segment)
 
 
-def rois(rois: dict[str, list[Any]], damage: Callable[[Dataset], None] | None = None) -> Make:
-    """A series with an RTSTRUCT drawn on it."""
-
-    def make(source: Path) -> None:
-        series()(source)
-        write_contours(source / "labels" / "bad.dcm", rois, damage=damage)
-
-    return make
+def rtstruct(contours: dict[str, list[Any]], **options: Any) -> Make:
+    """An RTSTRUCT."""
+    return lambda source: void(write_contours(source / "labels" / "bad.dcm", contours, **options))
 
 
 def square(k: float) -> list[tuple[float, float, float]]:
     """A contour around 12 x 14 pixels of the body."""
-    return [place(k, *corner) for corner in ((8.5, 8.5), (20.5, 8.5), (20.5, 22.5), (8.5, 22.5))]
+    return [position(k, *corner) for corner in ((8.5, 8.5), (20.5, 8.5), (20.5, 22.5), (8.5, 22.5))]
 
 
 def nrrd(values: Any = ORGAN, **fields: Any) -> Make:
-    """A series with an NRRD drawn on it."""
+    """An NRRD label."""
     fields = {
         "space_directions": DIRECTIONS,
         "space_origin": "({},{},{})".format(*FIRST),
     } | fields
-
-    def make(source: Path) -> None:
-        series()(source)
-        write_nrrd(source / "labels" / "bad.nrrd", values, **fields)
-
-    return make
+    return lambda source: void(write_nrrd(source / "labels" / "bad.nrrd", values, **fields))
 
 
 def nifti(
@@ -352,298 +333,185 @@ def with_header(start: int, values: Any, kind: str) -> Make:
         plain[start : start + len(new)] = new
         return gzip.compress(bytes(plain))
 
-    return spoiled("images/bad.nii.gz", change, nifti())
+    return damaged("images/bad.nii.gz", change, nifti())
 
 
 # the table
 
 
 def flagged(code: str, make: Make, **more: Any) -> Defect:
-    """A scan that is kept with a flag."""
-    return Defect(code, "^$", make, **{"status": "kept", "hu": HU} | more)
+    """A scan that is kept with flags."""
+    return Defect(code, make, **{"status": "kept", "hu": HU} | more)
 
 
-def label(code: str, tells: str, make: Make, **more: Any) -> Defect:
-    """A label that is told of in its image's row."""
-    return Defect(code, tells, both(series(), make), **{"layout": "labelled"} | more)
+def label(code: str, make: Make, **more: Any) -> Defect:
+    """A label with a fault that stands in its image's row."""
+    return Defect(code, both(series(), make), **{"layout": "labelled"} | more)
 
 
-def marked(code: str, make: Make, **more: Any) -> Defect:
-    """A label that is kept with a flag."""
+def flagged_label(code: str, make: Make, **more: Any) -> Defect:
+    """A label that is kept with flags."""
     return flagged(code, both(series(), make), **{"layout": "labelled"} | more)
 
 
-def image_file(code: str, tells: str, make: Make, **more: Any) -> Defect:
+def image_file(code: str, make: Make, **more: Any) -> Defect:
     """A NIfTI image."""
-    return Defect(code, tells, make, **{"path": "images/bad.nii.gz", "layout": "nifti"} | more)
+    return Defect(code, make, **{"path": "images/bad.nii.gz", "layout": "nifti"} | more)
 
 
-def third(change: Bytes) -> Make:
-    """A series whose slice 3 is damaged on disk."""
-    return spoiled("images/bad/3.dcm", change, series())
+def other_file(code: str, name: str, make: Make, status: str = "dropped", **more: Any) -> Defect:
+    """A file that belongs to no series."""
+    return Defect(
+        code, make, **{"status": status, "path": f"images/{name}", "kind": "other"} | more
+    )
 
 
 REPAIR = ("repair.gaps=resample", "repair.tilt=resample")
 PIECES = ("checks.piece_share=0.6",)
-THIRD: dict[str, Any] = {"path": "images/bad/3.dcm", "kind": "other"}
+ALONE = "bad/0.dcm"  # the first of files that make no volume
 PDF = "1.2.840.10008.5.1.4.1.1.104.1"  # EncapsulatedPDFStorage
-NO_VOLUME: dict[str, Any] = {"path": "images/bad/0.dcm", "kind": "other", "status": "dropped"}
+SCREEN_SHOT = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
 
 FILES = {
-    "pixels_cut_off": Defect(
-        "truncated",
-        r"3\.dcm has 2060 bytes of pixels, its header claims 2160",
-        third(lambda content: content[:-100]),
+    "a slice whose pixels are cut off": Defect("truncated", third(lambda content: content[:-100])),
+    "a slice without bytes": other_file("empty_file", "bad/3.dcm", third(lambda _: b""), "refused"),
+    "the scan of a slice without bytes": Defect("missing_slice", third(lambda _: b"")),
+    "a damaged slice that names its series": Defect(
+        "damaged_slice", series(changed(7, Rows=None))
     ),
-    "header_cut_off": Defect(
-        "unreadable", "its header is damaged", third(lambda content: content[:500]), **THIRD
+    "a text named .dcm beside the slices": flagged(
+        "damaged_file", both(series(), written("images/bad/x.dcm", b"words"))
     ),
-    "header_of_the_last_slice_cut_off": Defect(
-        "unreadable",
-        "its header is damaged",
-        spoiled("images/bad/7.dcm", lambda content: content[:500], series()),
-        **THIRD | {"path": "images/bad/7.dcm"},
-    ),
-    "slice_that_cannot_be_read": Defect(
-        "damaged_slice",
-        r"7\.dcm beside it cannot be read",
-        spoiled("images/bad/7.dcm", lambda _: b"", series()),
-    ),
-    "no_bytes": Defect("empty_file", "0 bytes", third(lambda _: b""), **THIRD),
-    "text_named_dcm": Defect("not_dicom", r"named \.dcm", third(lambda _: b"words"), **THIRD),
-    "text_beside_the_slices": Defect(
-        "not_dicom",
-        "not a DICOM file",
-        both(series(), written("images/bad/notes", b"words")),
-        status="dropped",
-        path="images/bad/notes",
-        kind="other",
+    "the text itself": other_file(
+        "not_dicom", "bad/x.dcm", both(series(), written("images/bad/x.dcm", b"words")), "refused",
         beside=1,
     ),
-    "table_of_contents_beside_the_slices": Defect(
-        "dicomdir",
-        "the files themselves are looked at",
-        both(series(), dicomdir),
-        status="dropped",
-        path="images/DICOMDIR",
-        kind="other",
-        beside=1,
+    "notes beside the slices": other_file(
+        "not_dicom", "bad/notes", both(series(), written("images/bad/notes", b"words")), beside=1
     ),
-    "noise_that_begins_as_dicom": Defect(
+    "noise that begins as DICOM": other_file(
         "unreadable",
-        "its header is damaged",
+        "bad/3.dcm",
         third(lambda content: content[:132] + np.random.default_rng(3).bytes(3000)),
-        **THIRD,
+        "refused",
     ),
-    "no_volume_but_a_document": Defect(
-        "not_an_image",
-        "a DICOM object without pixels",
-        series(give(SOPClassUID=PDF, Modality="DOC", Rows=None, PixelData=None)),
-        **NO_VOLUME,
+    "a copy of a slice": flagged(
+        "duplicate_files", both(series(), copied("images/bad/5.dcm", "images/bad/5 (1).dcm"))
     ),
-    "no_volume_but_a_localizer": Defect(
-        "localizer",
-        "a scout view",
-        series(give(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
-        **NO_VOLUME,
+    "a copy of a slice in another folder": flagged(
+        "duplicate_files", both(series(), moved("images/bad/x", "images/copy/5.dcm",
+        copied("images/bad/5.dcm", "images/bad/x"))),
+        path="images/bad/0.dcm",
     ),
-    "no_volume_but_screen_shots": Defect(
-        "secondary_capture",
-        "a screen shot",
-        series(give(SOPClassUID=SecondaryCaptureImageStorage, ImagePositionPatient=None)),
-        **NO_VOLUME,
+    "a series in two folders": flagged(
+        "", moved("images/bad/7.dcm", "images/bad2/7.dcm", series()),
     ),
-    "mr": Defect("not_ct", r"MR, expected CT; source\.modality=any", series(modality="MR")),
-}
+    "a table of contents": other_file("dicomdir", "DICOMDIR", both(series(), dicomdir), beside=1),
+    "a document": other_file(
+        "not_an_image", ALONE, series(changed(SOPClassUID=PDF, Modality="DOC", Rows=None,
+        PixelData=None)),
+    ),
+    "a localizer": other_file(
+        "localizer", ALONE, series(changed(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    ),
+    "a survey as Philips stores it": other_file(
+        "localizer", ALONE, series(changed(ImageType=["DERIVED", "REF_SURVIEW"], **SCREEN_SHOT)),
+    ),
+    "screen shots": other_file("secondary_capture", ALONE, series(changed(**SCREEN_SHOT))),
+    "MR": Defect("not_ct", series(modality="MR")),
+    "slices of two patients": Defect("mixed_patient", series(changed(3, PatientID="X"))),
+    "a mask as a scan": Defect("looks_like_mask", mask(at="images/bad", modality="CT")),
+}  # fmt: skip
 
 GEOMETRY = {
-    f"no_{keyword}": Defect(
-        "no_geometry", rf"3\.dcm has no usable {keyword}", series(give(3, **{keyword: None}))
-    )
-    for keyword in ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
-} | {
-    "no_rows": Defect("unreadable", "CT without Rows", series(give(3, Rows=None)), **THIRD),
-    "no_columns": Defect(
-        "no_geometry", r"3\.dcm has .* None Columns", series(give(3, Columns=None))
+    **{
+        f"no {keyword}": Defect("no_geometry", series(changed(3, **{keyword: None})))
+        for keyword in ("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
+    },
+    "no number in a position": Defect(
+        "no_geometry", third(lambda content: content.replace(b"-285.0", b"supine"))
     ),
-    "position_is_no_number": Defect(
-        "no_geometry",
-        r"3\.dcm has no usable ImagePositionPatient",
-        third(lambda content: content.replace(b"-285.0", b"NaN   ")),
+    "pixels of negative size": Defect("no_geometry", series(changed(PixelSpacing=[3, -3.5]))),
+    "axes not at right angles": Defect(
+        "no_geometry", series(changed(3, ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0]))
     ),
-    "position_is_a_word": Defect(
-        "unreadable",
-        r"3\.dcm: .*supine",
-        third(lambda content: content.replace(b"-285.0", b"supine")),
+    "two frames of reference": Defect(
+        "mixed_frame_of_reference", series(changed(3, FrameOfReferenceUID="1.2.3"))
     ),
-    "position_is_infinitely_far": Defect(
-        "no_geometry",
-        r"3\.dcm has no usable ImagePositionPatient",
-        series(give(3, ImagePositionPatient=["1e300", "0", "0"])),
-    ),
-    "pixels_of_negative_size": Defect(
-        "no_geometry", r"PixelSpacing \[3\.0, -3\.5\]", series(give(PixelSpacing=[3, -3.5]))
-    ),
-    "pixels_of_no_size": Defect(
-        "no_geometry", r"PixelSpacing \[0\.0, 3\.5\]", series(give(PixelSpacing=[0, 3.5]))
-    ),
-    "pixels_of_one_number": Defect(
-        "no_geometry", "no usable PixelSpacing", series(give(PixelSpacing=3))
-    ),
-    "axes_of_length_zero": Defect(
-        "no_geometry",
-        r"\[0\.0, 0\.0, 0\.0, 0\.0, 1\.0, 0\.0\], expected two unit vectors",
-        series(give(3, ImageOrientationPatient=[0, 0, 0, 0, 1, 0])),
-    ),
-    "axes_not_at_right_angles": Defect(
-        "no_geometry",
-        r"\[1\.0, 0\.0, 0\.0, 0\.6, 0\.8, 0\.0\], expected two unit vectors",
-        series(give(3, ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0])),
-    ),
-    "two_frames_of_reference": Defect(
-        "mixed_frame_of_reference",
-        "2 FrameOfReferenceUIDs, expected one",
-        series(give(3, FrameOfReferenceUID="1.2.3")),
-    ),
-    "two_sizes": Defect(
-        "mixed_size",
-        r"\(35, 30\), \(36, 30\)\], expected one",
-        series(give(3, Rows=35, PixelData=bytes(35 * 30 * 2))),
-    ),
-    "two_spacings": Defect(
-        "mixed_spacing",
-        r"from \[3\.0, 3\.5\] to \[3\.1, 3\.5\]",
-        series(give(3, PixelSpacing=[3.1, 3.5])),
-    ),
-    "two_orientations": Defect(
+    "two sizes": Defect("mixed_size", series(changed(3, Rows=35, PixelData=bytes(35 * 30 * 2)))),
+    "two spacings": Defect("mixed_spacing", series(changed(3, PixelSpacing=[3.1, 3.5]))),
+    "two orientations": Defect(
         "mixed_orientation",
-        r"ImageOrientationPatient goes from \[0\.995, .* to \[1\.0, 0\.0997",
-        series(give(3, ImageOrientationPatient=[f"{v:.4f}" for v in turned(5.72)])),
+        series(changed(3, ImageOrientationPatient=[f"{v:.4f}" for v in turned(5.72)])),
     ),
-    "slice_missing": Defect(
-        "missing_slice", r"1 gap of 10\.0 mm at slice 4, spacing is 5\.0 mm", series(**without(4))
+    "two phases": Defect("mixed_acquisitions", series(phases)),
+    "a slice missing": Defect("missing_slice", series(**without(4))),
+    "uneven gaps": Defect("uneven_gaps", series(positions=heights(0, 5, 10, 16, 20, 25, 30, 35))),
+    "rounded positions": flagged("", series(positions=heights(*np.arange(8) * 5 + [0, 0.2] * 4))),
+    "a tilted gantry": Defect("gantry_tilt", series(positions=tilted(3))),
+    "a slice aside": Defect(
+        "shifted_slice", series(changed(3, ImagePositionPatient=[-43, -52, -285]))
     ),
-    "two_slices_missing": Defect(
-        "missing_slice",
-        r"2 gaps, the first of 10\.0 mm at slice 2",
-        series(positions=heights(0, 5, 15, 20, 30, 35), pixels=HU.T[:6] + 1024),
+    "two slices at a position": Defect(
+        "same_position", series(positions=heights(0, 5, 10, 10, 15, 20, 25, 30))
     ),
-    "gaps_uneven": Defect(
-        "uneven_gaps",
-        r"from 4\.00 to 6\.00 mm",
-        series(positions=heights(0, 5, 10, 16, 20, 25, 30, 35)),
-    ),
-    "gantry_tilted": Defect("gantry_tilt", r"31\.0 degrees", series(positions=tilted(3))),
-    "slice_aside": Defect(
-        "shifted_slice",
-        r"7\.0 mm beside the stack",
-        series(give(3, ImagePositionPatient=[-43, -52, -285])),
-    ),
-    "all_at_one_position": Defect(
-        "same_position", "8 slices or more share", series(positions=heights(*8 * [0]))
-    ),
-    "slice_twice": Defect(
-        "duplicate_slice",
-        "1 slices are copies of another one",
-        series(positions=heights(0, 5, 10, 10, 15, 20, 25, 30), pixels=HU.T[TWICE] + 1024),
-    ),
-    "two_slices_at_one_position": Defect(
-        "same_position",
-        "2 slices or more share",
-        series(positions=heights(0, 5, 10, 10, 15, 20, 25, 30)),
-    ),
-    "two_slices": Defect(
-        "too_few_slices", "2 slices, expected at least 3", series(pixels=HU.T[:2] + 1024)
-    ),
-    "slices_swapped": flagged(
+    "two slices": Defect("too_few_slices", series(pixels=HU.T[:2] + 1024)),
+    "slices swapped": flagged(
         "slice_order", series(pixels=HU.T[SWAPPED] + 1024), hu=HU[..., SWAPPED]
     ),
 }
 
 PIXELS = {
-    "no_pixels": Defect("no_pixels", r"3\.dcm has no pixel data", series(give(3, PixelData=None))),
-    "claims_a_gigabyte": Defect(
-        "truncated",
-        r"3\.dcm has 2160 bytes of pixels, its header claims 1073741824",
-        series(give(3, Rows=8192, Columns=8192, NumberOfFrames=8)),
+    "no pixels": Defect("no_pixels", series(changed(3, PixelData=None))),
+    "the claim of a gigabyte": Defect(
+        "truncated", series(changed(3, Rows=8192, Columns=8192, NumberOfFrames=8))
     ),
-    "claims_more_than_any_scanner": Defect(
-        "too_large",
-        r"3\.dcm claims 30000 x 30000 pixels, at most 8192",
-        series(give(3, Rows=30000, Columns=30000)),
+    "the claim of more than any scanner": Defect(
+        "too_large", series(changed(3, Rows=30000, Columns=30000))
     ),
-    "claims_too_many_rows": Defect(
-        "truncated", "has 2160 bytes of pixels, its header claims 2220", series(give(Rows=37))
+    "bytes after the pixels": flagged(
+        "", series(changed(3, PixelData=(HU.T[3] + 1024).astype("<i2").tobytes() + bytes(510)))
     ),
-    "claims_too_few_rows": Defect("bad_pixels", "2160", series(give(Rows=30))),
-    "floating_point_pixels": Defect(
-        "float_pixels", r"\.dcm has floating point pixels, expected integers", series(floating)
-    ),
-    "slope_zero": Defect(
-        "no_rescale", "RescaleSlope 0 and RescaleIntercept -1024", series(give(3, RescaleSlope=0))
-    ),
-    "slope_huge": Defect("no_rescale", r"RescaleSlope 1e\+09", series(give(3, RescaleSlope="1e9"))),
-    "intercept_huge": Defect(
-        "no_rescale", r"RescaleIntercept -1e\+12", series(give(3, RescaleIntercept="-1e12"))
-    ),
-    "colour": Defect("colour", "has 3 values a pixel, expected 1", series(coloured)),
-    "bits_that_are_none": Defect(
-        "bad_pixels", r"3\.dcm has BitsAllocated 12", series(give(3, BitsAllocated=12))
-    ),
-    "syntax_unknown": Defect(
-        "unreadable",
-        r"3\.dcm: UID is not a transfer syntax",
-        spoiled("images/bad/3.dcm", unknown, series(packed(JPEG2000Lossless), hu=WIDE)),
-    ),
-    "jpeg_2000_damaged": Defect(
-        "undecodable",
-        r"3\.dcm: ",
-        spoiled("images/bad/3.dcm", broken, series(packed(JPEG2000Lossless), hu=WIDE)),
-    ),
-    "jpeg_ls_damaged": Defect(
-        "undecodable",
-        r"3\.dcm: ",
-        spoiled("images/bad/3.dcm", broken, series(packed(JPEGLSLossless))),
-    ),
-    "rle_damaged": Defect(
-        "undecodable", r"3\.dcm: ", spoiled("images/bad/3.dcm", broken, series(packed(RLELossless)))
-    ),
-    "jpeg_2000_of_another_size": Defect(
-        "undecodable", r"\.dcm", series(packed(JPEG2000Lossless, Rows=40), hu=WIDE)
-    ),
-    "rle_of_another_size": Defect(
-        "undecodable", r"\.dcm", series(packed(RLELossless, Rows=40), hu=WIDE)
-    ),
-    "more_frames_than_described": Defect(
-        "bad_frames", r"all\.dcm claims 8 frames and describes 7 of them", multi_frame(7)
-    ),
-    "frames_not_described": Defect(
-        "bad_frames", r"all\.dcm claims 8 frames and describes 0 of them", multi_frame(0)
-    ),
-    "more_frames_than_pixels": Defect(
-        "truncated",
-        r"all\.dcm has 17280 bytes of pixels, its header claims 19440",
-        multi_frame(9, claimed=9),
-    ),
-    "no_frames": Defect("bad_frames", r"all\.dcm claims -1 frames", multi_frame(8, claimed=-1)),
+    "floating point": Defect("float_pixels", series(floating)),
+    "a slope of 0": Defect("no_rescale", series(changed(3, RescaleSlope=0))),
+    "an intercept out of range": Defect("no_rescale", series(changed(3, RescaleIntercept="-1e12"))),
+    "colour": Defect("colour", series(changed(SamplesPerPixel=3, PlanarConfiguration=0))),
+    "12 bits allocated": Defect("bad_pixels", series(changed(3, BitsAllocated=12))),
+    **{
+        f"damaged {uid.name}": Defect(
+            "undecodable",
+            damaged("images/bad/3.dcm", without_frame, series(compressed(uid), hu=WIDE)),
+        )
+        for uid in (JPEG2000Lossless, JPEGLSLossless, RLELossless)
+    },
+    **{
+        f"{uid.name} of another size": Defect(
+            "undecodable", series(compressed(uid, Rows=40), hu=WIDE)
+        )
+        for uid in (JPEG2000Lossless, RLELossless)
+    },
+    "more frames than descriptions": Defect("bad_frames", multi_frame(7)),
+    "more frames than pixels": Defect("truncated", multi_frame(9, claimed=9)),
+    "a negative number of frames": Defect("bad_frames", multi_frame(8, claimed=-1)),
 }
 
-FLAGGED = {
-    "hu_never_rescaled": flagged("hu_not_applied", series(intercept=0.0), hu=HU + 1024),
-    "hu_rescaled_twice": flagged("hu_implausible", series(intercept=-2048.0), hu=HU - 1024),
-    "hu_windowed": flagged("hu_windowed", series(hu=HU.clip(-160, 240)), hu=HU.clip(-160, 240)),
-    "one_scan_of_two_patients": flagged(
+SCANS = {
+    "never rescaled": flagged("hu_not_applied", series(intercept=0.0), hu=HU + 1024),
+    "rescaled twice": flagged("hu_implausible", series(intercept=-2048.0), hu=HU - 1024),
+    "windowed": flagged("hu_windowed", series(hu=HU.clip(-160, 240)), hu=HU.clip(-160, 240)),
+    "an iodine map": flagged("rescale_type", series(changed(RescaleType="MGML"))),
+    "a scan of two patients": flagged(
         "duplicate_pixels", both(series(), series(at="images/too", patient_id="OTHER")), beside=1
     ),
-    "one_study_of_two_names": flagged(
+    "a study of two names": flagged(
         "two_names",
         both(
-            series(give(StudyInstanceUID="1.2.3")),
-            series(give(StudyInstanceUID="1.2.3"), at="images/too", patient_id="X", hu=body(3)),
+            series(changed(StudyInstanceUID="1.2.3")),
+            series(changed(StudyInstanceUID="1.2.3"), at="images/too", patient_id="X", hu=body(3)),
         ),
         beside=1,
     ),
-    "spacing_unlike_others": flagged(
+    "a spacing unlike that of others": flagged(
         "spacing_outlier",
         both(
             series(pixel_spacing=(9.0, 3.5)),
@@ -652,24 +520,22 @@ FLAGGED = {
         hu=None,
         beside=3,
     ),
-    "gap_repaired": flagged(
+    "a gap that is repaired": flagged(
         "repaired",
         series(**without(4)),
         hu=np.insert(np.delete(HU, 4, 2), 4, np.rint(HU[..., 3] / 2 + HU[..., 5] / 2), 2),
         arguments=REPAIR,
     ),
-    "tilt_repaired": flagged(
+    "a tilt that is repaired": flagged(
         "repaired", series(positions=tilted(3)), hu=straight(HU), arguments=REPAIR
     ),
-    "gap_too_wide_to_repair": Defect(
+    "a gap too wide to be repaired": Defect(
         "missing_slice",
-        r"1 gap of 25\.0 mm at slice 3",
         series(positions=heights(0, 5, 10, 35, 40, 45, 50, 55)),
         arguments=REPAIR,
     ),
-    "copy_refused": Defect(
+    "a copy where copies are refused": Defect(
         "duplicate_pixels",
-        "the pixels are those of case P-1, and checks.refuse names it",
         both(series(), series(at="images/too", patient_id="OTHER")),
         path="images/too",
         arguments=("checks.refuse=[duplicate_pixels]",),
@@ -678,307 +544,155 @@ FLAGGED = {
 }
 
 LABELS = {
-    "label_half_a_voxel_aside": label(
-        "label_shifted",
-        r"\(-1\.75, 0\.00, 0\.00\) mm to the right, .* \(0\.50, 0\.00, 0\.00\) of its voxels",
-        mask(first=place(0, 0.5)),
-    ),
-    "label_a_slice_too_high": label(
-        "label_shifted",
-        r"\(0\.00, 0\.00, 5\.00\) mm .* \(0\.00, 0\.00, 1\.00\) of its voxels",
-        mask(first=place(1)),
-    ),
-    "label_flipped": label(
+    "a label half a voxel aside": label("label_shifted", mask(first=position(0, 0.5))),
+    "a label with a wrong sign": label(
         "label_flipped",
-        "label begins where the image ends, back-front: its affine has wrong signs",
         mask(orientation=(1, 0, 0, 0, -1, 0), positions=heights(*GAP_MM * np.arange(8))),
     ),
-    "label_of_lps_written_as_ras": label(
-        "label_flipped",
-        "lies mirrored at the scanner's zero, left-right",
-        nifti(ORGAN, np.diag([-1, -1, 1, 1]) @ AFFINE, at="labels/bad.nii.gz"),
+    "a label in LPS written as RAS": label(
+        "label_flipped", nifti(ORGAN, np.diag([-1, -1, 1, 1]) @ AFFINE, at="labels/bad.nii.gz")
     ),
-    "label_of_another_size": label(
-        "label_size",
-        r"label has 29 x 36 x 8 voxels .* image has 30 x 36 x 8",
-        mask(ORGAN[1:]),
+    "a label of another size": label("label_size", mask(ORGAN[1:])),
+    "a label of another spacing": label("label_spacing", mask(pixel_spacing=(3.0, 3.6))),
+    "a label of another direction": label("label_direction", mask(orientation=turned(2))),
+    "a label with the intercept of its CT": label("no_background", mask(intercept=-1024.0)),
+    "a label that lacks a slice": label(
+        "missing_slice", mask(**without(4) | {"pixels": np.delete(ORGAN.T, 4, axis=0)})
     ),
-    "label_of_another_spacing": label(
-        "label_spacing",
-        r"voxels of 3\.6 x 3 x 5 mm, image of 3\.5 x 3 x 5 mm",
-        mask(pixel_spacing=(3.0, 3.6)),
+    "a label of another patient": label("other_patient", mask(patient_id="Q-2")),
+    "a label cut off": label(
+        "truncated", damaged("labels/bad/3.dcm", lambda content: content[:-100], mask())
     ),
-    "label_turned": label(
-        "label_direction",
-        r"axes lie 2\.00 degrees off the image's",
-        mask(orientation=turned(2)),
+    "a NIfTI label with NaN": label(
+        "not_finite", nifti(np.where(ORGAN, np.nan, 0), at="labels/bad.nii.gz")
     ),
-    "label_with_the_intercept_of_its_ct": label(
-        "no_background",
-        "no voxel is 0, values go from -1024 to -1023",
-        mask(intercept=-1024.0),
-    ),
-    "label_without_background": label(
-        "no_background", "values go from 1 to 1", mask(np.ones(SHAPE, np.uint8))
-    ),
-    "label_lacks_a_slice": label(
-        "missing_slice",
-        r"1 gap of 10\.0 mm at slice 4",
-        mask(**without(4) | {"pixels": np.delete(ORGAN.T, 4, axis=0)}),
-    ),
-    "label_is_of_another_patient": label(
-        "other_patient", "carry different PatientIDs", mask(patient_id="Q-2")
-    ),
-    "label_cut_off": label(
-        "truncated",
-        r"3\.dcm has 2060 bytes",
-        spoiled("labels/bad/3.dcm", lambda content: content[:-100], mask()),
-    ),
-    "no_label": Defect("no_label", "no label belongs", series(), layout="labelled"),
-    "two_labels": label(
+    "no label": Defect("no_label", series(), layout="labelled"),
+    "two labels": label("ambiguous_label", both(mask(at="labels/bad/a"), mask(at="labels/bad/b"))),
+    "no image": Defect("no_image", mask(), path="labels/bad", kind="label", layout="labelled"),
+    "two images": Defect(
         "ambiguous_label",
-        "2 labels belong to this image, expected one",
-        both(mask(at="labels/bad/a"), mask(at="labels/bad/b")),
-    ),
-    "no_image": Defect(
-        "no_image",
-        "no image series belongs to this label",
-        mask(),
-        path="labels/bad",
-        kind="label",
-        layout="labelled",
-    ),
-    "two_images": Defect(
-        "ambiguous_label",
-        "2 image series fit this label equally well",
         both(series(), series(at="images/too"), mask(at="labels/other")),
         path="labels/other",
         kind="label",
         layout="labelled",
     ),
-    "image_beside_the_one_that_was_drawn_on": Defect(
+    "an image beside that of the label": Defect(
         "other_series",
-        "the label belongs to another series of this patient",
         both(series(), series(at="images/too"), mask()),
         status="dropped",
         path="images/too",
         layout="labelled",
         beside=1,
     ),
-    "label_among_the_images": Defect(
+    "a label among the images": Defect(
         "label_among_images",
-        "SEG",
-        seg(at="images/seg.dcm"),
+        both(series(), seg(at="images/seg.dcm")),
         status="dropped",
         path="images/seg.dcm",
         kind="label",
         beside=1,
     ),
-    "label_empty": marked("label_empty", mask(0 * ORGAN)),
-    "label_empty_refused": label(
-        "label_empty",
-        "flagged label_empty, and checks.refuse names it",
-        mask(0 * ORGAN),
-        arguments=("checks.refuse=[label_empty]",),
+    "an empty label": flagged_label("label_empty", mask(0 * ORGAN)),
+    "an empty label where they are refused": label(
+        "label_empty", mask(0 * ORGAN), arguments=("checks.refuse=[label_empty]",)
     ),
-    "label_of_two_values": marked("label_values", mask(ORGAN + HALF)),
-    "label_values_refused": label(
-        "label_values",
-        r"\(1, 2\), and checks.refuse names it",
-        mask(ORGAN + HALF),
-        arguments=("checks.refuse=[label_values]",),
-    ),
-    "label_in_air": marked(
+    "a label of two values": flagged_label("label_values", mask(ORGAN + HALF)),
+    "a chosen value of two": flagged_label("", mask(ORGAN + HALF), arguments=("labels=[1,2]",)),
+    "a label in air": flagged_label(
         "label_outside_body", mask(block(slice(0, 3), slice(0, 36), slice(2, 6)))
     ),
-    "label_too_small": marked(
+    "a label too small": flagged_label(
         "label_volume", mask(block(slice(11, 13), slice(13, 18), slice(2, 7)))
     ),
-    "label_too_large": marked(
+    "a label too large": flagged_label(
         "label_volume",
         mask(block(slice(6, 24), slice(7, 29), slice(1, 7))),
         arguments=("checks.volume_ml=[15, 100]",),
     ),
-    "label_in_two_pieces": marked(
+    "a label in two pieces": flagged_label(
         "label_pieces", mask(ORGAN | block(slice(21, 23), slice(13, 23), slice(2, 7)))
     ),
-    "label_on_the_first_slice": marked("label_cut", mask(np.roll(ORGAN, -2, axis=2))),
-    "label_on_the_last_slice": marked("label_cut", mask(np.roll(ORGAN, 1, axis=2))),
-    "label_lacks_slices": marked("label_gaps", mask(ORGAN * (np.arange(8) != 4)), arguments=PIECES),
-}
-
-SEGS = {
-    "seg_without_the_segment": label(
+    "a label on the first slice": flagged_label("label_cut", mask(np.roll(ORGAN, -2, axis=2))),
+    "a label that lacks slices": flagged_label(
+        "label_gaps", mask(ORGAN * (np.arange(8) != 4)), arguments=PIECES
+    ),
+    "a SEG without the segment": label(
         "no_such_segment",
-        "no segment goes by 1; there are 2 Liver",
-        seg(drawn(3, segment=2), segments={2: LIVER}),
+        seg(organ_frame(3, segment=2), segments={2: LIVER}),
         arguments=("labels=[1]",),
     ),
-    "seg_of_two_segments": label(
-        "ambiguous_segment",
-        r"2 segments \(1 Liver, 2 Pancreas\); choose by labels=",
-        seg(segments={1: LIVER, 2: PANCREAS}),
+    "a SEG of two segments": label("ambiguous_segment", seg(segments={1: LIVER, 2: PANCREAS})),
+    "a SEG of no segments": label(
+        "bad_segments", seg(damage=lambda dataset: setattr(dataset, "SegmentSequence", []))
     ),
-    "seg_of_no_segments": label(
-        "bad_segments",
-        "and 0 segments",
-        seg(damage=lambda one: setattr(one, "SegmentSequence", [])),
+    "a SEG beside the pixels": label("label_off_grid", seg(organ_frame(3, column=0.5))),
+    "a SEG between slices": label("label_off_grid", seg(organ_frame(3.5))),
+    "a SEG cut off": label(
+        "truncated", damaged("labels/bad.dcm", lambda content: content[:-101], seg())
     ),
-    "seg_beside_the_pixels": label(
-        "label_off_grid", r"bad\.dcm lies 1\.750 mm beside", seg(drawn(3, column=0.5))
+    "an RTSTRUCT without the ROI": label(
+        "no_such_roi", rtstruct({"LIVER": [square(3)]}), arguments=("labels=[5]",)
     ),
-    "seg_between_slices": label(
-        "label_off_grid", r"2\.50 mm from the nearest slice", seg(drawn(3.5))
+    "an RTSTRUCT of two ROIs": label(
+        "ambiguous_roi", rtstruct({"A": [square(3)], "B": [square(3)]})
     ),
-    "seg_of_larger_pixels": label(
-        "label_off_grid",
-        r"pixels of 4\.0000 x 3\.0000 mm, those of the image are 3\.5000 x 3\.0000",
-        seg(pixel_spacing=(3.0, 4.0)),
+    "an RTSTRUCT of no ROIs": label("no_rois", rtstruct({})),
+    "a contour off the slices": label("contour_off_slice", rtstruct({"A": [square(3.5)]})),
+    "a contour across slices": label(
+        "contour_off_slice", rtstruct({"A": [[*square(3)[:2], *square(5)[2:]]]})
     ),
-    "seg_cut_off": label(
-        "truncated",
-        r"bad\.dcm has 35 bytes of pixels, its header claims 135",
-        spoiled("labels/bad.dcm", lambda content: content[:-101], seg()),
+    "a contour of 11 numbers": label("bad_contour", rtstruct({"A": [np.ravel(square(3))[:11]]})),
+    "contours missing between others": flagged_label(
+        "label_gaps contour_gaps", rtstruct({"A": [square(1), square(4)]}), arguments=PIECES
     ),
-    "seg_cut_off_in_its_header": label(
-        "no_pixels",
-        r"bad\.dcm has no pixel data",
-        spoiled("labels/bad.dcm", lambda content: content[:600], seg()),
+    "a contour without a type": flagged_label(
+        "contour_type_assumed", rtstruct({"A": [square(k) for k in (2, 3, 4)]}, geometry="")
     ),
-}
-
-CONTOURS = {
-    "rtstruct_without_the_roi": label(
-        "no_such_roi",
-        r"no roi goes by 1; there are 5 LIVER",
-        rois({"LIVER": [square(3)]}, renumbered),
-        arguments=("labels=[1]",),
+    "an NRRD whose voxels are elsewhere": label("detached_data", nrrd(data_file="bad.raw")),
+    "an NRRD without space": label("no_affine", nrrd(space=None)),
+    "an NRRD cut off": label("truncated", nrrd(content=gzip.compress(bytes(100)))),
+    "an NRRD that is text": label(
+        "unreadable", both(nrrd(), written("labels/bad.nrrd", b"words\n\n"))
     ),
-    "rtstruct_of_two_rois": label(
-        "ambiguous_roi", r"2 rois \(1 A, 2 B\)", rois({"A": [square(3)], "B": [square(3)]})
-    ),
-    "rtstruct_of_no_rois": label("no_rois", "lists no ROIs", rois({})),
-    "contour_off_the_slices": label(
-        "contour_off_slice",
-        r"2\.50 mm from the nearest slice, expected at most 1\.25 mm",
-        rois({"A": [square(3.5)]}),
-    ),
-    "contour_across_the_slices": label(
-        "contour_off_slice",
-        r"leans over 10\.00 mm",
-        rois({"A": [[*square(3)[:2], *square(5)[2:]]]}),
-    ),
-    "contour_of_no_points": label(
-        "bad_contour", "a contour of 11 numbers", rois({"A": [np.ravel(square(3))[:11]]})
-    ),
-    "contours_missing_between": marked(
-        "label_gaps contour_gaps", rois({"A": [square(1), square(4)]}), arguments=PIECES
+    "an NRRD of terabytes": label("too_large", nrrd(sizes="99999 99999 99999")),
+    "an NRRD of unnamed layers": label("not_a_volume", nrrd(LAYERS, **LAYERED)),
+    "an NRRD segment in no layer": label(
+        "bad_segments", nrrd(LAYERS, **LAYERED, Segment0_Name="Liver", Segment0_Layer="7")
     ),
 }
 
 IMAGE_FILES = {
-    "nifti_without_place": image_file("no_affine", "neither sform nor qform", nifti(affine=None)),
-    "nifti_sheared": image_file(
-        "bad_affine", r"axes 18\.4 degrees off", with_header(280, [-3.5, 1, 0, 50], "<f4")
+    "a NIfTI without position": image_file("no_affine", nifti(affine=None)),
+    "a sheared NIfTI": image_file("bad_affine", with_header(280, [-3.5, 1, 0, 50], "<f4")),
+    "a qform of another grid": flagged(
+        "sform_qform", with_header(268, [9, 9], "<f4"), path="images/bad.nii.gz", layout="nifti"
     ),
-    "nifti_flattened": image_file(
-        "bad_affine", "places no volume", with_header(312, [0, 0, 0, 0], "<f4")
+    "a NIfTI with NaN": image_file("not_finite", nifti(np.where(HU.max() == HU, np.nan, HU))),
+    "a NIfTI of four axes": image_file("not_a_volume", nifti(np.stack([HU] * 2, 3))),
+    "a NIfTI of colours": image_file("not_a_volume", nifti(np.zeros(SHAPE, RGB))),
+    "a NIfTI cut off": image_file(
+        "truncated", damaged("images/bad.nii.gz", lambda content: content[:-3000], nifti())
     ),
-    "nifti_of_nan": image_file(
-        "not_finite", "NaN or infinite", nifti(np.where(HU.max() == HU, np.nan, HU))
+    "a NIfTI that is text": image_file(
+        "unreadable", damaged("images/bad.nii.gz", lambda _: b"words", nifti())
     ),
-    "nifti_of_infinity": image_file(
-        "not_finite", "NaN or infinite", nifti(np.where(HU.max() == HU, -np.inf, HU))
-    ),
-    "nifti_of_four_axes": image_file(
-        "not_a_volume", r"shape \(30, 36, 8, 2\), expected three axes", nifti(np.stack([HU] * 2, 3))
-    ),
-    "nifti_of_two_axes": image_file(
-        "not_a_volume", r"shape \(30, 36\), expected three axes", nifti(HU[..., 0])
-    ),
-    "nifti_of_colours": image_file("not_a_volume", "RGB voxels", nifti(np.zeros(SHAPE, RGB))),
-    "nifti_cut_off": image_file(
-        "truncated",
-        r"bad\.nii\.gz breaks off: \d+ bytes of voxels, its header claims 17280",
-        spoiled("images/bad.nii.gz", lambda content: content[:-3000], nifti()),
-    ),
-    "nifti_without_its_checksum": image_file(
-        "truncated",
-        r"breaks off: 17280 bytes of voxels and no checksum",
-        spoiled("images/bad.nii.gz", lambda content: content[:-4], nifti()),
-    ),
-    "nifti_of_no_bytes": image_file(
-        "unreadable", r"bad\.nii\.gz", spoiled("images/bad.nii.gz", lambda _: b"", nifti())
-    ),
-    "nifti_that_is_text": image_file(
-        "unreadable", r"bad\.nii\.gz", spoiled("images/bad.nii.gz", lambda _: b"words", nifti())
-    ),
-    "nifti_with_another_magic_word": image_file(
-        "unreadable", "magic string 'nope' is not valid", with_header(344, b"nope", "S4")
-    ),
-    "nifti_of_terabytes": image_file(
-        "too_large", r"claims 70362\.3 GB", with_header(42, 3 * [32767], "<i2")
-    ),
-    "nifti_that_claims_more_than_there_is": image_file(
-        "truncated", r"its header claims 4320000", with_header(46, [2000], "<i2")
-    ),
-    "nifti_of_huge_slope": image_file(
-        "bad_rescale", r"slope 1e\+09 and intercept 0", with_header(112, [1e9, 0], "<f4")
-    ),
-    "nifti_that_is_a_resource_fork": Defect(
+    "a NIfTI of terabytes": image_file("too_large", with_header(42, 3 * [32767], "<i2")),
+    "a NIfTI that claims too much": image_file("truncated", with_header(46, [2000], "<i2")),
+    "a NIfTI of a huge slope": image_file("bad_rescale", with_header(112, [1e9, 0], "<f4")),
+    "a resource fork": other_file(
         "resource_fork",
-        "what macOS keeps beside a file",
+        "._bad.nii.gz",
         both(nifti(), written("images/._bad.nii.gz", b"fork")),
-        status="dropped",
-        path="images/._bad.nii.gz",
-        kind="other",
         layout="nifti",
         beside=1,
     ),
-    "nifti_of_one_name_twice": image_file(
-        "ambiguous_image", "bad.nii and bad.nii.gz", both(nifti(), nifti(at="images/bad.nii"))
+    "MetaImage": image_file(
+        "unread_format", written("images/bad.mha", b"ObjectType = Image"), path="images/bad.mha"
     ),
+    "two NIfTI of a name": image_file("ambiguous_image", both(nifti(), nifti(at="images/bad.nii"))),
 }
 
-LABEL_FILES = {
-    "nifti_label_of_nan": label(
-        "not_finite", "NaN", nifti(np.where(ORGAN, np.nan, 0), at="labels/bad.nii.gz")
-    ),
-    "nrrd_whose_voxels_are_elsewhere": label(
-        "detached_data", r"keeps its voxels in another file", nrrd(data_file="bad.raw")
-    ),
-    "nrrd_without_space": label("no_affine", "has space 'none'", nrrd(space=None)),
-    "nrrd_cut_off": label(
-        "truncated",
-        r"holds 100 bytes, its header claims 8640",
-        nrrd(content=gzip.compress(bytes(100))),
-    ),
-    "nrrd_of_nan": label("not_finite", "NaN", nrrd(np.where(ORGAN, np.nan, 0).astype("f4"))),
-    "nrrd_that_is_text": label(
-        "unreadable", r"bad\.nrrd", both(nrrd(), written("labels/bad.nrrd", b"words\n\n"))
-    ),
-    "nrrd_of_terabytes": label(
-        "too_large",
-        r"claims \[99999, 99999, 99999\] voxels, 999970\.0 GB",
-        nrrd(sizes="99999 99999 99999"),
-    ),
-    "nrrd_of_unnamed_layers": label(
-        "not_a_volume", "2 layers without names, expected one", nrrd(LAYERS, **LAYERED)
-    ),
-    "nrrd_segment_in_no_layer": label(
-        "bad_segments",
-        "2 layers and a segment of value 0 or of none of them",
-        nrrd(LAYERS, **LAYERED, Segment0_Name="Liver", Segment0_Layer="7"),
-    ),
-    "nrrd_segments_that_share_a_value": label(
-        "ambiguous_segment",
-        r"layers share values \(Liver 1, Spleen 1\); choose by labels=",
-        nrrd(LAYERS, **LAYERED, Segment0_Name="Liver", Segment1_Name="Spleen"),
-        arguments=("labels=[1]",),
-    ),
-}
-
-DEFECTS = FILES | GEOMETRY | PIXELS | FLAGGED | LABELS | SEGS | CONTOURS | IMAGE_FILES | LABEL_FILES
+DEFECTS = FILES | GEOMETRY | PIXELS | SCANS | LABELS | IMAGE_FILES
 
 
 @pytest.fixture(scope="session")
@@ -991,99 +705,54 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows_of(root: Path) -> list[dict[str, str]]:
-    with (root / "intake.csv").open(newline="") as table:
-        return list(csv.DictReader(table))
-
-
 def row_of(rows: list[dict[str, str]], path: Path, kind: str) -> dict[str, str]:
     (row,) = [row for row in rows if (row["path"], row["kind"]) == (str(path), kind)]
     return row
 
 
 def assert_holds(root: Path, row: dict[str, str], role: str, voxels: np.ndarray) -> None:
-    """Value by value and in place."""
+    """Voxel for voxel, and in place."""
     image = nib.load(root / "cases" / f"{row['case']}_{role}.nii.gz")
     np.testing.assert_array_equal(image.dataobj, voxels)
-    np.testing.assert_allclose(image.affine, AFFINE, atol=1e-4)
+    np.testing.assert_allclose(image.affine, AFFINE, atol=0.2)  # half of what "rounded" moves
 
 
-def prepare_beside(
-    command: Command, defect: Defect, good: Path, folder: Path
-) -> tuple[Ended, Path]:
-    """Damage a case beside the good one and prepare both."""
-    source, root = folder / "source", folder / "root"
+def test_the_table_has_every_flag_that_a_single_scan_or_label_can_have() -> None:
+    codes = {code for defect in DEFECTS.values() for code in defect.code.split()}
+    elsewhere = {"unlabelled", "phantom", "label_placed_by_axes", "ignore_label"}  # other sources
+    assert set(FLAGS) - codes == elsewhere
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_has_its_row_and_the_good_case_beside_it_is_unharmed(
+    name: str, good: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pancseg.intake.preparation.draw_contact_sheet", lambda *_: None)  # slow
+    defect, source, root = DEFECTS[name], tmp_path / "source", tmp_path / "root"
     kind = "nifti" if defect.layout == "nifti" else "dicom"
     shutil.copytree(good / kind, source, copy_function=os.link)
     defect.make(source)
     labels = source / "labels" if defect.layout == "labelled" else "null"
-    places = [f"source={kind}", f"source.images={source / 'images'}", f"source.labels={labels}"]
-    settings = [f"data.root={root}", "data.depth=4", "privacy=none", "processes=0"]
-    return command("prepare", *places, *settings, *defect.arguments), root
+    paths = [f"source={kind}", f"source.images={source / 'images'}", f"source.labels={labels}"]
+    settings = [f"data.root={root}", "data.depth=4", "privacy=none"]
+    ended = command("prepare", *paths, *settings, *defect.arguments)
 
-
-@pytest.fixture(autouse=True)
-def _without_contact_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take a fifth of the time and tell nothing of defects."""
-    monkeypatch.setattr("pancseg.output.contact_sheet.draw_page", lambda *_: None)
-
-
-def test_the_table_is_long_and_has_every_flag() -> None:
-    assert len(DEFECTS) >= 140
-    assert len({(one.code, one.tells, one.make) for one in DEFECTS.values()}) == len(DEFECTS)
-    codes = {code for one in DEFECTS.values() for code in one.code.split()}
-    assert len(codes) >= 70
-    assert set(FLAGS) - codes == {"unlabelled", "phantom", "label_placed_by_axes"}  # no defects
-
-
-@pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_is_told_and_the_good_case_beside_it_is_unharmed(
-    name: str, good: Path, tmp_path: Path, command: Command
-) -> None:
-    defect = DEFECTS[name]
-    ended, root = prepare_beside(command, defect, good, tmp_path)
-    assert "Traceback" not in ended.err
-    rows = rows_of(root)
-    row = row_of(rows, tmp_path / "source" / defect.path, defect.kind)
-    refused = [one for one in rows if one["status"] == "refused"]
-    assert (row["status"], ended.code) == (defect.status, 1 if refused else 0), row["reason"]
-
+    with (root / "intake.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    row = row_of(rows, source / defect.path, defect.kind)
+    assert row["status"] == defect.status, row["reason"]
     own_flags = row["flags"].replace("unlabelled", "").strip()
-    code, _, sentence = row["reason"].partition(": ")
-    assert (code or own_flags) == defect.code, row
-    assert re.search(defect.tells, sentence), sentence
+    assert (row["reason"].partition(":")[0] or own_flags) == defect.code, row
+    assert ended.code == any(other["status"] == "refused" for other in rows)
     if defect.hu is not None:
         assert_holds(root, row, "image", defect.hu)
 
     ending = ".nii.gz" if defect.layout == "nifti" else ""
-    well = row_of(rows, tmp_path / "source" / "images" / f"good{ending}", "image")
-    assert (well["status"], well["flags"].replace("unlabelled", "")) == ("kept", "")
-    assert_holds(root, well, "image", GOOD_HU)
+    good_row = row_of(rows, source / "images" / f"good{ending}", "image")
+    assert (good_row["status"], good_row["flags"].replace("unlabelled", "")) == ("kept", "")
+    assert_holds(root, good_row, "image", GOOD_HU)
     if defect.layout == "labelled":
-        assert_holds(root, well, "label", ORGAN)
+        assert_holds(root, good_row, "label", ORGAN)
     kept = 1 + defect.beside + (defect.status == "kept")
     assert len(json.loads((root / "manifest.json").read_text())["cases"]) == kept
     assert len(list((root / "cases").glob("*_image.nii.gz"))) == kept
-
-
-@pytest.mark.parametrize(
-    ("name", "repair"),
-    [
-        ("gap_repaired", "gaps of 5.00 to 10.00 mm, now 5.00 mm"),
-        ("tilt_repaired", "tilt of 31.0 degrees"),
-    ],
-)
-def test_what_was_repaired_stands_in_the_manifest(
-    name: str, repair: str, good: Path, tmp_path: Path, command: Command
-) -> None:
-    _, root = prepare_beside(command, DEFECTS[name], good, tmp_path)
-    cases = json.loads((root / "manifest.json").read_text())["cases"]
-    assert {case["patient"]: case["repairs"] for case in cases} == {GOOD: [], BAD: [repair]}
-
-
-def test_what_is_wrong_with_a_header_puts_no_identifier_on_the_console(
-    good: Path, tmp_path: Path, command: Command
-) -> None:
-    make = third(lambda content: content.replace(b"1.2.826.0.1.", b"SECRET6.0.1."))
-    ended, _ = prepare_beside(command, Defect("", "", make), good, tmp_path)
-    assert "SECRET" not in ended.out + ended.err

@@ -246,11 +246,11 @@ BAD: dict[str, Any] = {
     "hyper_parameters/view/overlap": 1.0,
     "hyper_parameters/model": [1],
     "hyper_parameters": [],
-    "GroupData/split/test": "p1",
-    "GroupData/split/train": [["p1"]],
-    "GroupData/seen_before": [{}],
-    "GroupData/profile": {"no": "profile"},
-    "GroupData": None,
+    "CTDataModule/split/test": "p1",
+    "CTDataModule/split/train": [["p1"]],
+    "CTDataModule/seen_before": [{}],
+    "CTDataModule/profile": {"no": "profile"},
+    "CTDataModule": None,
     "state_dict": {},
     "epoch": "many",
 }
@@ -340,7 +340,7 @@ def test_no_file_makes_its_reader_take_more_memory_than_it_holds(
 def test_weights_that_lie_about_whom_they_know_are_refused(
     content: Content, tmp_path: Path
 ) -> None:
-    torch.save(put(content, "GroupData/split", {"train": [{}]}), tmp_path / "bad.ckpt")
+    torch.save(put(content, "CTDataModule/split", {"train": [{}]}), tmp_path / "bad.ckpt")
     with pytest.raises(PancsegError, match="does not say whom it was trained on"):
         open_weights(tmp_path / "bad.ckpt")
 
