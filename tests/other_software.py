@@ -1,4 +1,4 @@
-"""Masks as software reads them that shares no code with pancseg, on a grid known beforehand."""
+"""Masks read by software that shares no code with pancseg, on a known grid."""
 
 import shutil
 import subprocess
@@ -14,25 +14,27 @@ from matplotlib.path import Path as Polygon
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def on_grid(truth: nib.Nifti1Image, places_ras: np.ndarray) -> np.ndarray:
-    """The voxels of a grid whose centres are these places, RAS mm; each has to be one."""
-    seen = np.zeros(truth.shape[:3], bool)
-    index = nib.affines.apply_affine(np.linalg.inv(truth.affine), np.reshape(places_ras, (-1, 3)))
+def on_grid(truth: nib.Nifti1Image, positions_ras: np.ndarray) -> np.ndarray:
+    """The voxels of a grid at these positions, RAS mm; each position has to be a voxel's centre."""
+    mask = np.zeros(truth.shape[:3], bool)
+    index = nib.affines.apply_affine(
+        np.linalg.inv(truth.affine), np.reshape(positions_ras, (-1, 3))
+    )
     nearest = np.rint(index).astype(int)
     np.testing.assert_allclose(index, nearest, atol=0.01)
-    seen[tuple(nearest.T)] = True
-    assert seen.sum() == len(nearest)
-    return seen
+    mask[tuple(nearest.T)] = True
+    assert mask.sum() == len(nearest)
+    return mask
 
 
-def seen_in(image: nib.Nifti1Image, truth: nib.Nifti1Image) -> np.ndarray:
+def voxels_of(image: nib.Nifti1Image, truth: nib.Nifti1Image) -> np.ndarray:
     """Where an image is not 0, on a grid that may have other axes and more slices."""
     voxels = np.argwhere(np.asanyarray(image.dataobj))
     return on_grid(truth, nib.affines.apply_affine(image.affine, voxels))
 
 
 def run(*words: object) -> str:
-    """What a program says; it has to end well."""
+    """Output of a program, which has to succeed."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -49,13 +51,13 @@ def installed(program: str, package: str) -> str:
 def errors_of(file: Path) -> list[str]:
     """Errors that dciodvfy, David Clunie's validator, finds in a file."""
     done = subprocess.run([installed("dciodvfy", "dicom3tools"), file], capture_output=True)
-    told = (done.stdout + done.stderr).decode(errors="replace").splitlines()
-    assert told  # it names at least what kind of object it takes the file for
-    return [line for line in told if line.startswith("Error")]
+    output = (done.stdout + done.stderr).decode(errors="replace").splitlines()
+    assert output  # it names at least the kind of object
+    return [line for line in output if line.startswith("Error")]
 
 
 def seg_by_simpleitk(file: Path, truth: nib.Nifti1Image) -> np.ndarray:
-    """A SEG's frames as GDCM decodes them, each where its header says."""
+    """Frames of a SEG decoded by GDCM, each at the position in its header."""
     frames = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) > 0
     header = pydicom.dcmread(file, stop_before_pixels=True)
     shared = header.SharedFunctionalGroupsSequence[0]
@@ -63,12 +65,12 @@ def seg_by_simpleitk(file: Path, truth: nib.Nifti1Image) -> np.ndarray:
         shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)
     ).astype(float)
     rows_mm, columns_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
-    places = []
+    positions = []
     for frame, own in zip(frames, header.PerFrameFunctionalGroupsSequence, strict=True):
         corner = np.array(own.PlanePositionSequence[0].ImagePositionPatient, float)
         for i, j in np.argwhere(frame):
-            places.append(corner + j * columns_mm * row + i * rows_mm * column)
-    return on_grid(truth, np.array(places) * [-1, -1, 1])
+            positions.append(corner + j * columns_mm * row + i * rows_mm * column)
+    return on_grid(truth, np.array(positions) * [-1, -1, 1])
 
 
 def seg_by_dcmqi(file: Path, truth: nib.Nifti1Image, folder: Path) -> np.ndarray:
@@ -76,10 +78,10 @@ def seg_by_dcmqi(file: Path, truth: nib.Nifti1Image, folder: Path) -> np.ndarray
     dcmqi = pytest.importorskip("dcmqi", reason="dcmqi has no wheel for this machine")
     program = Path(dcmqi.__file__).parent / "bin" / "segimage2itkimage"
     where = ["--outputDirectory", folder, "--prefix", "dcmqi", "--outputType", "nii"]
-    told = run(program, "--inputDICOM", file, *where).splitlines()
-    assert [line for line in told if line.startswith(("W:", "E:"))] == []
+    output = run(program, "--inputDICOM", file, *where).splitlines()
+    assert [line for line in output if line.startswith(("W:", "E:"))] == []
     (written,) = folder.glob("dcmqi*.nii.gz")
-    return seen_in(nib.load(written), truth)
+    return voxels_of(nib.load(written), truth)
 
 
 def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> np.ndarray:
@@ -90,7 +92,7 @@ def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> 
     image = reader.Execute()
     columns, rows, _ = image.GetSize()
     centres = np.stack(np.indices((columns, rows)), axis=-1).reshape(-1, 2)
-    places = []
+    positions = []
     for contour in pydicom.dcmread(file).ROIContourSequence[0].get("ContourSequence", []):
         points = np.reshape(contour.ContourData, (-1, 3)).astype(float)
         put = image.TransformPhysicalPointToContinuousIndex
@@ -99,8 +101,8 @@ def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> 
         np.testing.assert_allclose(pixels[:, 2], k, atol=0.01)
         inside = Polygon(pixels[:, :2]).contains_points(centres)
         for i, j in centres[inside].tolist():
-            places.append(image.TransformIndexToPhysicalPoint((i, j, int(k))))
-    return on_grid(truth, np.array(places) * [-1, -1, 1])
+            positions.append(image.TransformIndexToPhysicalPoint((i, j, int(k))))
+    return on_grid(truth, np.array(positions) * [-1, -1, 1])
 
 
 def rtstruct_by_plastimatch(
@@ -111,4 +113,4 @@ def rtstruct_by_plastimatch(
     where = ["--output-prefix", folder / "plastimatch", "--prefix-format", "nii.gz"]
     run(program, "convert", "--input", file, "--referenced-ct", series, *where)
     (written,) = (folder / "plastimatch").iterdir()
-    return seen_in(nib.load(written), truth)
+    return voxels_of(nib.load(written), truth)

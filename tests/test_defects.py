@@ -299,6 +299,12 @@ def rtstruct(contours: dict[str, list[Any]], **options: Any) -> Make:
     return lambda source: void(write_contours(source / "labels" / "bad.dcm", contours, **options))
 
 
+def renumber(dataset: Dataset) -> None:
+    """Set the number of the only ROI to 5."""
+    dataset.StructureSetROISequence[0].ROINumber = 5
+    dataset.ROIContourSequence[0].ReferencedROINumber = 5
+
+
 def square(k: float) -> list[tuple[float, float, float]]:
     """A contour around 12 x 14 pixels of the body."""
     return [position(k, *corner) for corner in ((8.5, 8.5), (20.5, 8.5), (20.5, 22.5), (8.5, 22.5))]
@@ -401,7 +407,6 @@ FILES = {
     "a copy of a slice in another folder": flagged(
         "duplicate_files", both(series(), moved("images/bad/x", "images/copy/5.dcm",
         copied("images/bad/5.dcm", "images/bad/x"))),
-        path="images/bad/0.dcm",
     ),
     "a series in two folders": flagged(
         "", moved("images/bad/7.dcm", "images/bad2/7.dcm", series()),
@@ -631,7 +636,9 @@ LABELS = {
         "truncated", damaged("labels/bad.dcm", lambda content: content[:-101], seg())
     ),
     "an RTSTRUCT without the ROI": label(
-        "no_such_roi", rtstruct({"LIVER": [square(3)]}), arguments=("labels=[5]",)
+        "no_such_roi",
+        rtstruct({"LIVER": [square(3)]}, damage=renumber),
+        arguments=("labels=[1]",),
     ),
     "an RTSTRUCT of two ROIs": label(
         "ambiguous_roi", rtstruct({"A": [square(3)], "B": [square(3)]})
@@ -665,7 +672,10 @@ IMAGE_FILES = {
     "a NIfTI without position": image_file("no_affine", nifti(affine=None)),
     "a sheared NIfTI": image_file("bad_affine", with_header(280, [-3.5, 1, 0, 50], "<f4")),
     "a qform of another grid": flagged(
-        "sform_qform", with_header(268, [9, 9], "<f4"), path="images/bad.nii.gz", layout="nifti"
+        "sform_qform",
+        with_header(252, [1, 2, *6 * [0]], "<i2"),
+        path="images/bad.nii.gz",
+        layout="nifti",
     ),
     "a NIfTI with NaN": image_file("not_finite", nifti(np.where(HU.max() == HU, np.nan, HU))),
     "a NIfTI of four axes": image_file("not_a_volume", nifti(np.stack([HU] * 2, 3))),

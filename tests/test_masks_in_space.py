@@ -12,21 +12,22 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from pancseg import load_segmenter
-from pancseg.intake.dicom.series import read_ct
-from pancseg.intake.found import Reading, Scan
-from pancseg.intake.labels.contours import read_contours
-from pancseg.intake.labels.segmentation import read_segmentation
+from pancseg.dicom.rtstruct import read_rtstruct
+from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.series import SeriesVolume, read_series
+from pancseg.dicom.slices import Repair
 from tests.conftest import SHALLOW, run_command
 from tests.other_software import (
     LPS_TO_RAS,
     errors_of,
     rtstruct_by_matplotlib,
     rtstruct_by_plastimatch,
-    seen_in,
     seg_by_dcmqi,
     seg_by_simpleitk,
+    voxels_of,
 )
 from tests.tiny_dicom import AXIAL, write_series
+from tests.tiny_labels import structures
 
 SIDE_MM = 8.0
 DENSE_HU = 100  # bone: a network of two epochs finds that rather than a pancreas
@@ -43,7 +44,7 @@ GEOMETRIES: dict[str, Where] = {  # phantom, rows and columns, pixel spacing
 
 @dataclass(frozen=True)
 class Predicted:
-    """What one command wrote of four series.
+    """Output of a command for four series.
 
     Attributes:
         scans: Folder of ``images/<geometry>`` and ``labels/<geometry>``.
@@ -60,15 +61,15 @@ class Predicted:
     def file(self, name: str, end: str) -> Path:
         return self.out / f"{self.rows[name]['case']}{end}"
 
-    def scan(self, name: str) -> Scan:
-        return read_ct(tuple((self.scans / "images" / name).iterdir()), Reading())
+    def scan(self, name: str) -> SeriesVolume:
+        return read_series(tuple((self.scans / "images" / name).iterdir()), Repair())
 
     def mask(self, name: str) -> nib.Nifti1Image:
         return nib.load(self.file(name, "_pancreas.nii.gz"))
 
 
 def stored(dicom: Path, name: str) -> np.ndarray:
-    """HU of a phantom, ``(slices, rows, columns)``, as a scanner stores them; no two alike."""
+    """HU of a phantom, ``(slices, rows, columns)``, as a scanner stores them; no two are equal."""
     image = nib.load(dicom / "truth" / f"{GEOMETRIES[name][0]}_image.nii.gz")
     values = np.asarray(image.dataobj).T + list(GEOMETRIES).index(name)
     return values[::-1, :, ::-1] if name == "feet_first" else values
@@ -85,17 +86,17 @@ def affine_of(name: str) -> np.ndarray:
 
 
 def write_pair(folder: Path, dicom: Path, name: str) -> None:
-    """Write a phantom in a geometry, and what is dense in it as its label."""
+    """Write a phantom in a geometry, with its dense voxels as label."""
     phantom, orientation, spacing = GEOMETRIES[name]
     frame, study = generate_uid(), generate_uid()
 
-    def alike(slices: list[Dataset]) -> None:
-        for one in slices:
-            one.FrameOfReferenceUID, one.StudyInstanceUID = frame, study
+    def share_uids(slices: list[Dataset]) -> None:
+        for dataset in slices:
+            dataset.FrameOfReferenceUID, dataset.StudyInstanceUID = frame, study
             if name == "oblique":
-                one.SpecificCharacterSet = ""  # as anonymisers leave it
+                dataset.SpecificCharacterSet = ""  # as anonymisers leave it
             else:  # which they drop, too
-                one.SliceThickness = SIDE_MM
+                dataset.SliceThickness = SIDE_MM
 
     hu = stored(dicom, name)
     for kind, values in (("images", hu), ("labels", hu > DENSE_HU)):
@@ -106,7 +107,7 @@ def write_pair(folder: Path, dicom: Path, name: str) -> None:
             orientation=orientation,
             pixel_spacing=spacing,
             patient_id=phantom,
-            damage=alike,
+            damage=share_uids,
         )
 
 
@@ -135,54 +136,54 @@ def name(request: pytest.FixtureRequest) -> str:
 def truth(predicted: Predicted, name: str) -> nib.Nifti1Image:
     """The grid as it is known beforehand, with the mask that the NIfTI file has there."""
     grid = nib.Nifti1Image(np.zeros((48, 48, 40)), affine_of(name))
-    seen = seen_in(predicted.mask(name), grid)
-    assert 100 < seen.sum() < 20_000
-    return nib.Nifti1Image(seen.astype(np.uint8), grid.affine)
+    mask = voxels_of(predicted.mask(name), grid)
+    assert 100 < mask.sum() < 20_000
+    return nib.Nifti1Image(mask.astype(np.uint8), grid.affine)
 
 
-def test_our_readers_have_the_masks_again_from_seg_and_rtstruct(
+def test_seg_and_rtstruct_are_read_back_as_the_same_mask(
     predicted: Predicted, name: str, truth: nib.Nifti1Image
 ) -> None:
     assert predicted.rows[name]["reason"] == ""
-    scan, wanted = predicted.scan(name), np.asarray(truth.dataobj) > 0
+    stack, expected = predicted.scan(name).stack, np.asarray(truth.dataobj) > 0
     for read, end in (
         (read_segmentation, "_pancreas.dcm"),
-        (read_contours, "_pancreas_rtstruct.dcm"),
+        (read_rtstruct, "_pancreas_rtstruct.dcm"),
     ):
-        image = read(predicted.file(name, end), Reading(("15776009",)), scan).image
-        np.testing.assert_array_equal(seen_in(image, truth), wanted)
+        image = read(predicted.file(name, end), stack, structures(["15776009"])).image
+        np.testing.assert_array_equal(voxels_of(image, truth), expected)
 
 
-def test_other_software_has_the_mask_again_from_the_seg(
+def test_the_seg_holds_the_mask_for_simpleitk_and_dcmqi(
     predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
 ) -> None:
-    file, wanted = predicted.file(name, "_pancreas.dcm"), np.asarray(truth.dataobj) > 0
-    np.testing.assert_array_equal(seg_by_simpleitk(file, truth), wanted)
-    np.testing.assert_array_equal(seg_by_dcmqi(file, truth, tmp_path), wanted)
+    file, expected = predicted.file(name, "_pancreas.dcm"), np.asarray(truth.dataobj) > 0
+    np.testing.assert_array_equal(seg_by_simpleitk(file, truth), expected)
+    np.testing.assert_array_equal(seg_by_dcmqi(file, truth, tmp_path), expected)
 
 
-def test_other_software_has_the_mask_again_from_the_rtstruct(
+def test_the_rtstruct_holds_the_mask_for_simpleitk_and_matplotlib(
     predicted: Predicted, name: str, truth: nib.Nifti1Image
 ) -> None:
     file = predicted.file(name, "_pancreas_rtstruct.dcm")
-    seen = rtstruct_by_matplotlib(file, predicted.scans / "images" / name, truth)
-    np.testing.assert_array_equal(seen, np.asarray(truth.dataobj) > 0)
+    mask = rtstruct_by_matplotlib(file, predicted.scans / "images" / name, truth)
+    np.testing.assert_array_equal(mask, np.asarray(truth.dataobj) > 0)
 
 
-def test_plastimatch_has_the_mask_again_from_the_rtstruct(
+def test_the_rtstruct_holds_the_mask_for_plastimatch(
     predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
 ) -> None:
     file = predicted.file(name, "_pancreas_rtstruct.dcm")
-    seen = rtstruct_by_plastimatch(file, predicted.scans / "images" / name, truth, tmp_path)
-    np.testing.assert_array_equal(seen, np.asarray(truth.dataobj) > 0)
+    mask = rtstruct_by_plastimatch(file, predicted.scans / "images" / name, truth, tmp_path)
+    np.testing.assert_array_equal(mask, np.asarray(truth.dataobj) > 0)
 
 
-def test_a_validator_finds_no_error_in_seg_and_rtstruct(predicted: Predicted, name: str) -> None:
+def test_dciodvfy_finds_no_error_in_seg_and_rtstruct(predicted: Predicted, name: str) -> None:
     for end in ("_pancreas.dcm", "_pancreas_rtstruct.dcm"):
         assert errors_of(predicted.file(name, end)) == []
 
 
-def test_dice_of_what_was_read_back_is_what_evaluate_scores(
+def test_evaluate_computes_the_dice_of_the_mask_in_the_rtstruct(
     predicted: Predicted, trained: Path, dicom: Path, tmp_path: Path
 ) -> None:
     root, run = tmp_path / "prepared", tmp_path / "run"

@@ -797,11 +797,24 @@ def test_a_label_corrected_in_the_prepared_folder_is_taken_over(
             first = group.first_slice
             np.testing.assert_array_equal(cut, whole[..., first : first + 32])
     assert "taken over" not in command("prepare", *words).out
-    # a source that changes later does not overwrite the correction
-    os.utime(next((some_dicom / "images" / "phantom-3-001").iterdir()), (1, 1))
-    ended = command("prepare", *words)
-    assert "the correction is kept" in ended.out
-    assert label.read_bytes() == stored
+
+
+def test_a_source_that_changes_never_overwrites_a_corrected_label(
+    some_dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    root = tmp_path / "r"
+    prepare(some_dicom, root)
+    label = root / "cases" / "phantom-3-001_label.nii.gz"
+    voxels, stored = corrected(label), label.read_bytes()
+    source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
+    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
+    for time_s in (1, 2):  # before the correction was taken over, and after
+        os.utime(next((some_dicom / "images" / "phantom-3-001").iterdir()), (time_s, time_s))
+        ended = command("prepare", *words)
+        assert ended.code == 0
+        assert "the correction is kept" in ended.out
+        assert label.read_bytes() == stored
+        assert int(rows_of(root)[1]["label_voxels"]) == voxels
 
 
 @pytest.mark.parametrize("kind", ["values", "grid", "damaged"])

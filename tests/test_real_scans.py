@@ -20,7 +20,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared folder and how the command ended."""
+    """A prepared folder and the output of the command."""
 
     root: Path
     ended: Ended
@@ -51,17 +51,17 @@ def sources(images: Path, labels: Path | None = None) -> list[str]:
     return [f"source.images={images}", f"source.labels={labels or 'null'}"]
 
 
-def read_with_simpleitk(place: Path) -> Volume:
-    """A folder of DICOM through GDCM, or a file, alone in its folder or not."""
-    files = list(place.glob("*"))
-    place = files[0] if len(files) == 1 else place
-    if place.is_dir():
+def read_with_simpleitk(path: Path) -> Volume:
+    """A folder of DICOM read by GDCM, or a file, alone in its folder or not."""
+    files = list(path.glob("*"))
+    path = files[0] if len(files) == 1 else path
+    if path.is_dir():
         reader = SimpleITK.ImageSeriesReader()
-        (uid,) = reader.GetGDCMSeriesIDs(str(place))
-        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(place), uid))
+        (uid,) = reader.GetGDCMSeriesIDs(str(path))
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(path), uid))
         image = reader.Execute()
     else:
-        image = SimpleITK.ReadImage(str(place))
+        image = SimpleITK.ReadImage(str(path))
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
@@ -69,62 +69,60 @@ def read_with_simpleitk(place: Path) -> Volume:
 
 
 def assert_same(ours: Volume, theirs: Volume) -> None:
-    """Voxel for voxel, in value and place."""
+    """Voxel for voxel, in value and position."""
     ours, theirs = nib.as_closest_canonical(ours), nib.as_closest_canonical(theirs)
     np.testing.assert_array_equal(ours.dataobj, theirs.dataobj)
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
 
 
-READABLE = {  # with the flags that each deserves
+READABLE = {  # with their flags
     "abdomen/ct_dicom": "",
     "abdomen/ct.nii.gz": "",
     "abdomen/mr.nii.gz": "hu_not_applied",
     "series/torchio": "hu_not_applied",  # made from an MR
     "seg/ct": "",
-    "seg/single_and_multiframe/image": "hu_windowed",
-    "seg/single_and_multiframe/multiframe": "hu_windowed",
 }
 
 
-def layout_of(place: Path) -> str:
-    return f"source={'dicom' if place.is_dir() else 'nifti'}"
+def layout_of(path: Path) -> str:
+    return f"source={'dicom' if path.is_dir() else 'nifti'}"
 
 
 @pytest.mark.parametrize("name", READABLE)
 def test_a_real_scan_becomes_what_simpleitk_reads(
     name: str, shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
-    place = shared_data / name
-    done = prepare(command, tmp_path / "r", layout_of(place), *sources(place))
+    path = shared_data / name
+    done = prepare(command, tmp_path / "r", layout_of(path), *sources(path))
     assert done.ended.code == 0, done.ended.err
     assert done.row()["flags"].split() == [*READABLE[name].split(), "unlabelled"]
     assert done.volume().get_data_dtype() == np.int16
-    assert_same(done.volume(), read_with_simpleitk(place))
+    assert_same(done.volume(), read_with_simpleitk(path))
 
 
-def test_one_scan_as_single_frames_and_as_one_file_is_one_scan(
+def test_single_frames_and_a_multi_frame_file_of_a_mask_are_the_same_mask(
     shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
+    """Published as CT, although it is a mask: as an image it is refused, as a label it is read."""
     folder = shared_data / "seg" / "single_and_multiframe"
-    for name in ("image", "multiframe"):
-        shutil.copytree(folder / name, tmp_path / "images" / name)
-    done = prepare(command, tmp_path / "r", *sources(tmp_path / "images"))
-    assert done.ended.code == 0
-    assert len(done.rows()) == 2
-    for row in done.rows():
-        assert "duplicate_pixels" in row["flags"].split()
-    one, other = (volume_of(file) for file in sorted((done.root / "cases").iterdir()))
-    assert_same(one, other)
+    for images, labels in (("image", "multiframe"), ("multiframe", "image")):
+        done = prepare(command, tmp_path / images, *sources(folder / images, folder / labels))
+        assert done.ended.code == 0, done.ended.err
+        expected = read_with_simpleitk(folder / "image")
+        assert_same(done.volume("label"), expected)
+        assert_same(done.volume(), expected)
+    done = prepare(command, tmp_path / "r", *sources(folder / "multiframe"))
+    assert done.row()["reason"].startswith("looks_like_mask: ")
 
 
 FAULTS, HEADS = "series/dicom2nifti", "orientations"
 BROKEN = {
-    f"{FAULTS}/gantry_tilt": "gantry_tilt: slices are stacked at 14.0 degrees to their normal",
-    f"{FAULTS}/missing_slice": "missing_slice: 1 gap of 10.0 mm at slice 3, spacing is 5.0 mm",
-    f"{FAULTS}/one_position": "same_position: 4 slices or more share a position",
-    f"{FAULTS}/too_few": "too_few_slices: 2 slices, expected at least 3",
-    f"{HEADS}/no_affine.nii.gz": "no_affine: no_affine.nii.gz has neither sform nor qform",
-    f"{HEADS}/shear.nii.gz": "bad_affine: shear.nii.gz has axes 18.5 degrees off right angles",
+    f"{FAULTS}/gantry_tilt": "gantry_tilt",
+    f"{FAULTS}/missing_slice": "missing_slice",
+    f"{FAULTS}/one_position": "same_position",
+    f"{FAULTS}/too_few": "too_few_slices",
+    f"{HEADS}/no_affine.nii.gz": "no_affine",
+    f"{HEADS}/shear.nii.gz": "bad_affine",
 }
 
 
@@ -150,12 +148,12 @@ def test_a_broken_real_scan_is_refused_with_its_reason_beside_a_good_one(
     assert rows.pop("good")["status"] == "kept"
     (row,) = rows.values()
     assert row["status"] == "refused"
-    assert row["reason"].startswith(BROKEN[name])
+    assert row["reason"].partition(":")[0] == BROKEN[name]
     (case,) = (done.root / "cases").iterdir()
     assert_same(volume_of(case), read_with_simpleitk(good))
 
 
-def test_one_head_in_twelve_axis_orders_is_one_image(
+def test_a_head_in_twelve_axis_orders_is_the_same_image(
     shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
     (tmp_path / "heads").mkdir()
@@ -180,8 +178,8 @@ def test_a_real_pancreas_is_kept_with_its_voxels_and_volume(
     shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
     folder = shared_data / "abdomen"
-    places = sources(folder / "ct.nii.gz", folder / "pancreas.nii.gz")
-    done = prepare(command, tmp_path / "r", "source=nifti", *places)
+    paths = sources(folder / "ct.nii.gz", folder / "pancreas.nii.gz")
+    done = prepare(command, tmp_path / "r", "source=nifti", *paths)
     assert done.ended.code == 0, done.ended.err
     row = done.row()
     assert (row["label_voxels"], row["label_ml"]) == ("818", "22.086")
@@ -196,13 +194,13 @@ def test_an_organ_of_a_nifti_label_lies_on_its_scanners_series(
 ) -> None:
     series = shared_data / "abdomen" / "ct_dicom"
     organs = shared_data / "abdomen" / "ct_dicom_organs.nii.gz"
-    places = sources(series, organs)
+    paths = sources(series, organs)
     if given == "by_path":
         shutil.copytree(series, tmp_path / "images" / "p7")
         (tmp_path / "labels").mkdir()
         shutil.copy(organs, tmp_path / "labels" / "p7.nii.gz")
-        places = sources(tmp_path / "images", tmp_path / "labels")
-    done = prepare(command, tmp_path / "r", *places, "labels=[7]")
+        paths = sources(tmp_path / "images", tmp_path / "labels")
+    done = prepare(command, tmp_path / "r", *paths, "labels=[7]")
     assert done.ended.code == 0, done.ended.err
     assert done.row()["label_voxels"] == "1327"
     truth = read_with_simpleitk(organs)
@@ -216,8 +214,8 @@ def test_a_published_seg_lies_on_its_series(
     shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
     folder = shared_data / "seg"
-    places = sources(folder / "ct", folder / "liver.dcm")
-    done = prepare(command, tmp_path / "r", *places, "labels=[Liver]", "data.depth=3")
+    paths = sources(folder / "ct", folder / "liver.dcm")
+    done = prepare(command, tmp_path / "r", *paths, "labels=[Liver]", "data.depth=3")
     assert done.ended.code == 0, done.ended.err
     truth = read_with_simpleitk(folder / "liver_seg.nrrd")
     assert int(done.row()["label_voxels"]) == np.count_nonzero(truth.dataobj) > 0
@@ -245,9 +243,9 @@ def patient(dicom: Path) -> Volume:
 
 
 def write_position(folder: Path, patient: Volume, orientation: tuple[float, ...]) -> Path:
-    """Store a patient's volume as a scanner does that has the patient in this position."""
+    """Store a volume as a scanner does with the patient in this position."""
     row, column = np.reshape(orientation, (2, 3))
-    axes = np.column_stack([row, column, np.cross(row, column)])  # LPS, one a column
+    axes = np.column_stack([row, column, np.cross(row, column)])  # LPS, in columns
     wanted = LPS_TO_RAS.copy()
     wanted[:3, :3] = LPS_TO_RAS[:3, :3] @ axes
     turn = orientations.ornt_transform(
@@ -268,7 +266,7 @@ def write_position(folder: Path, patient: Volume, orientation: tuple[float, ...]
     )
 
 
-def test_a_patient_in_six_positions_becomes_one_volume(
+def test_a_patient_in_six_positions_is_the_same_volume(
     patient: Volume, tmp_path: Path, command: Command
 ) -> None:
     for name, orientation in POSITIONS.items():

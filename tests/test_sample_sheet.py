@@ -1,4 +1,4 @@
-"""The sheet of samples: the right slice, the right way round, outlined, whole."""
+"""The sheet of training samples: slice, orientation, outlines, number of samples."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pancseg.output.outlines import largest_slice
 from pancseg.output.sample_sheet import draw_samples
-from pancseg.output.thumbnails import fullest_slice
 
 GREEN = (61, 220, 132)
 
@@ -33,7 +33,9 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
     return np.full(label.shape, 0.5, np.float32), label
 
 
-def test_the_fullest_slice_is_shown_with_the_patients_right_on_the_left(tmp_path: Path) -> None:
+def test_the_slice_of_largest_area_is_shown_with_the_patients_right_on_the_left(
+    tmp_path: Path,
+) -> None:
     image, label = sample()
     image[..., 1] = 1.0
     image[36:] = 0.0
@@ -63,7 +65,7 @@ def test_an_empty_or_full_label_has_no_outline_and_the_middle_slice(
     image, label = sample()
     pixels = drawn(tmp_path / "a.png", [image], [np.full_like(label, value)])
     assert not len(places(pixels)[0])
-    assert fullest_slice(np.zeros((3, 3, 8), bool)) == 4
+    assert largest_slice(np.zeros((3, 3, 8), bool)) == 4
 
 
 def test_sixteen_samples_fit_and_more_are_left_out(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_pixels_are_as_high_and_wide_as_they_are_in_mm(tmp_path: Path) -> None:
     assert np.ptp(rows) == pytest.approx(np.ptp(columns) / 2, abs=3)
 
 
-def test_strange_titles_do_no_harm_and_a_failure_leaves_no_file(tmp_path: Path) -> None:
+def test_titles_of_any_characters_are_drawn_and_a_failure_leaves_no_file(tmp_path: Path) -> None:
     image, label = sample()
     draw_samples(tmp_path / "a.png", [image], [label], ["漢字 $x_1$ \udcff\n" + 90 * "x"], "$漢\n")
     with pytest.raises(ValueError, match="zip"):

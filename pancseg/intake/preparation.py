@@ -27,14 +27,7 @@ from pancseg.intake.convert import (
     picture_path,
     write_error,
 )
-from pancseg.intake.flags import (
-    FACTS,
-    FLAGS,
-    ROOT_FLAGS,
-    duplicates_of,
-    in_order,
-    root_flags,
-)
+from pancseg.intake.flags import FACTS, FLAGS, ROOT_FLAGS, duplicates_of, in_order, root_flags
 from pancseg.intake.pseudonyms import Names
 from pancseg.intake.source import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
 from pancseg.parallel import process_map, progress
@@ -58,11 +51,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> "Shard":
-        """A shard from ``index/count``.
-
-        Raises:
-            PancsegError: If it is something else.
-        """
+        """A shard from ``index/count``; ``PancsegError`` if it is something else."""
         index, _, count = str(text).partition("/")
         if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
             raise PancsegError(f"shard={text}: expected i/n with i from 0 to n - 1, such as 0/4")
@@ -100,12 +89,7 @@ class Preparation:
         PancsegError: If the folder was prepared with other settings.
     """
 
-    def __init__(
-        self,
-        root_settings: RootSettings,
-        settings: dict[str, Any],
-        names: Names,
-    ) -> None:
+    def __init__(self, root_settings: RootSettings, settings: dict[str, Any], names: Names) -> None:
         root = root_settings.root
         manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
         check_settings(root, manifest.settings, settings)
@@ -134,14 +118,15 @@ class Preparation:
             Incomplete: If the folder cannot be written, or a bug was met.
         """
         with lock(self.root, shard):
-            jobs, corrected = self.plan(contents), []
+            corrected = self.corrected_cases()
+            jobs = self.plan(contents, {case.identity for case in corrected})
             own = [job for job in jobs if shard is None or shard.has(job.identity)]
             check_disk(self.root, [job.case_source for job in own])
             changed = bool(jobs) or not self.was_complete
             if shard is None:
                 table = rows_to_csv(self.rows.values())
                 self.update_rows(contents)
-                corrected = self.corrected_cases()
+                corrected = [case for case in corrected if case.identity in self.cases]
                 changed |= bool(corrected) or rows_to_csv(self.rows.values()) != table
             results = []
             if changed:
@@ -155,8 +140,8 @@ class Preparation:
                 self.merge(jobs, results)
             return self.outcome(results)
 
-    def plan(self, contents: SourceContents) -> list[Job]:
-        """Jobs for the cases that are not in the manifest as they are now.
+    def plan(self, contents: SourceContents, corrected: set[str]) -> list[Job]:
+        """Jobs for the cases that are not in the manifest as they are now, or corrected by hand.
 
         Names are given before anything is read, in the order of the source: the patient's name
         for its first case, with a number for each further case. Every shard plans the same.
@@ -179,7 +164,8 @@ class Preparation:
             )
             if known and self.is_prepared(known, job):
                 continue
-            if known and known.label_corrected and (self.root / str(known.label)).is_file():
+            is_corrected = known and (known.label_corrected or identity in corrected)
+            if known and is_corrected and (self.root / str(known.label)).is_file():
                 self.corrections.append(
                     f"{known.label}: was corrected by hand, its source has changed since; the "
                     "correction is kept (delete the file to convert the source again)"
@@ -194,12 +180,7 @@ class Preparation:
         Empty where a file is gone.
         """
         settings = replace(self.root_settings, root=Path())
-        parts = [
-            str(source.label_path),
-            *source.flags,
-            repr(settings),
-            repr(self.manifest.settings),
-        ]
+        parts = [str(source.label_path), *source.flags, f"{settings} {self.manifest.settings}"]
         try:
             for file in source.files:
                 status = file.stat()
@@ -254,11 +235,7 @@ class Preparation:
         return corrected
 
     def take_corrections(self, cases: list[Case]) -> None:
-        """Take over corrected labels: groups, counts and flags of their cases.
-
-        Raises:
-            Incomplete: If the folder cannot be written.
-        """
+        """Take over corrected labels: groups, counts and flags of their cases."""
         images = {row.case: row for row in self.rows.values() if row.kind == "image"}
         for case in cases:
             row = images.get(case.case) or Row(case.patient, case.case, "", "image", "kept")
@@ -275,11 +252,7 @@ class Preparation:
             self.corrections.append(f"{case.label}: corrected by hand, taken over")
 
     def convert_all(self, jobs: list[Job], processes: int) -> list[Result]:
-        """Results of jobs, with progress.
-
-        Raises:
-            Incomplete: If the folder cannot be written, or a bug was met.
-        """
+        """Results of jobs, with progress; a bug's stack goes to ``prepare.log``."""
         try:
             done = process_map(convert, jobs, processes, crashed)
             return list(progress(done, "preparing", "case", len(jobs)))
@@ -291,15 +264,7 @@ class Preparation:
             ) from None
 
     def merge(self, jobs: list[Job], results: list[Result]) -> None:
-        """Enter results, compare all cases with each other, and write manifest and table.
-
-        Args:
-            jobs: In the order of the source, in which results are entered.
-            results: In any order.
-
-        Raises:
-            Incomplete: If the folder cannot be written.
-        """
+        """Enter results in the order of the jobs, compare all cases, and write everything."""
         by_identity = {result.identity: result for result in results}
         self.remove([self.cases[job.identity] for job in jobs if job.identity in self.cases])
         for job in jobs:
@@ -385,11 +350,7 @@ class Preparation:
         ]
 
     def write(self, manifest: Manifest) -> None:
-        """Write a manifest.
-
-        Raises:
-            PancsegError: If the folder cannot be written.
-        """
+        """Write a manifest."""
         try:
             manifest.write(self.root)
         except OSError as error:
@@ -493,9 +454,6 @@ def lock(root: Path, shard: Shard | None) -> Iterator[None]:
     """Keep a second merge, or the same shard, from running on this machine.
 
     A merge removes what killed runs had begun to write.
-
-    Raises:
-        PancsegError: If it is running, or the folder cannot be written.
     """
     name = ".lock" if shard is None else f"{RECORDS}/.lock-{shard.index}-of-{shard.count}"
     what = "a preparation" if shard is None else f"shard {shard.index}/{shard.count}"

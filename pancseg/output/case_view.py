@@ -16,7 +16,8 @@ from PIL import Image
 from scipy import ndimage
 
 from pancseg.geometry import bounding_box
-from pancseg.output.outlines import WINDOW_HU, as_seen
+from pancseg.intake.contact_sheet import WINDOW_HU
+from pancseg.output.outlines import radiological_upright
 
 SIDE = 96  # voxels, at most
 AROUND_MM = 25.0
@@ -41,9 +42,9 @@ def make_view(
         drawn, 2 predicted, 3 both). The first row is the front, the first column the patient's
         right, the first slice nearest the feet.
     """
-    hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
-    predicted, _ = as_seen(image, prediction)
-    drawn, _ = as_seen(image, reference)
+    hu, spacing_mm = radiological_upright(image, np.asanyarray(image.dataobj))
+    predicted, _ = radiological_upright(image, prediction)
+    drawn, _ = radiological_upright(image, reference)
     box = box_around(predicted | drawn, spacing_mm)
     extent_mm = [
         (part.stop - part.start) * step for part, step in zip(box, spacing_mm, strict=True)

@@ -8,17 +8,15 @@ import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from pancseg.files import replaced
-from pancseg.geometry import bounding_box, spacing_of
+from pancseg.geometry import bounding_box
+from pancseg.intake.contact_sheet import WINDOW_HU, radiological
 
 WIDTH_INCHES, TITLES_INCHES = 11.0, 0.9
 AROUND_MM = 50.0  # of both masks, shown
-WINDOW_HU = (-160, 240)  # the usual abdominal window
 DRAWN, PREDICTED = "#3ddc84", "#ff5a4f"
-AS_RADIOLOGISTS_LOOK = axcodes2ornt(("L", "A", "S"))  # the patient's right on the left side
 
 
 def draw_case(
@@ -37,9 +35,9 @@ def draw_case(
         reference: On the image's grid.
         title: One line.
     """
-    hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
-    predicted, _ = as_seen(image, prediction)
-    drawn, _ = as_seen(image, reference)
+    hu, spacing_mm = radiological_upright(image, np.asanyarray(image.dataobj))
+    predicted, _ = radiological_upright(image, prediction)
+    drawn, _ = radiological_upright(image, reference)
     across, along, _ = bounding_box(drawn | predicted, AROUND_MM, spacing_mm)
     columns, rows = hu[across, along, 0].shape
     height = WIDTH_INCHES / 2 * (rows * spacing_mm[1]) / (columns * spacing_mm[0])
@@ -57,14 +55,12 @@ def draw_case(
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def as_seen(
+def radiological_upright(
     image: nib.Nifti1Image, values: NDArray[Any]
 ) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """An array on the image's grid turned to (left, front, head), and its spacing."""
-    turn = ornt_transform(io_orientation(image.affine), AS_RADIOLOGISTS_LOOK)
-    turned = nib.orientations.apply_orientation(values, turn)
-    affine = image.affine @ nib.orientations.inv_ornt_aff(turn, image.shape)
-    return turned, spacing_of(affine)
+    """An array on the image's grid in the order left, front, head, and its spacing, mm."""
+    turned, spacing_mm = radiological(image, values)
+    return turned[:, ::-1], spacing_mm
 
 
 def show_slice(
@@ -98,6 +94,20 @@ def middle_slice(mask: NDArray[np.bool_]) -> int:
     """The slice in the middle of a mask, or of the scan where it is empty."""
     found = np.flatnonzero(mask.any(axis=(0, 1)))
     return int(found[len(found) // 2]) if len(found) else mask.shape[2] // 2
+
+
+def largest_slice(mask: NDArray[Any], axis: int = 2) -> int:
+    """The first slice with most voxels; the middle one where the mask is empty.
+
+    >>> mask = np.zeros((2, 2, 7), np.uint8)
+    >>> largest_slice(mask)
+    3
+    >>> mask[0, 0, 1] = mask[0, :, 2] = 1
+    >>> largest_slice(mask)
+    2
+    """
+    areas = np.count_nonzero(mask, axis=tuple(i for i in range(3) if i != axis))
+    return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
 
 
 def worst_slice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> int:

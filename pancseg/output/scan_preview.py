@@ -9,8 +9,12 @@ from numpy.typing import NDArray
 
 from pancseg.files import replaced
 from pancseg.geometry import bounding_box
-from pancseg.output.outlines import PREDICTED, as_seen, show_slice
-from pancseg.output.thumbnails import fullest_slice
+from pancseg.output.outlines import (
+    PREDICTED,
+    largest_slice,
+    radiological_upright,
+    show_slice,
+)
 
 WIDTH_INCHES = 12.0
 
@@ -24,8 +28,8 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: NDArray[np.bool_], title
         mask: On its grid.
         title: One line.
     """
-    hu, spacing_mm = as_seen(image, np.asanyarray(image.dataobj))
-    found, _ = as_seen(image, mask)
+    hu, spacing_mm = radiological_upright(image, np.asanyarray(image.dataobj))
+    found, _ = radiological_upright(image, mask)
     lengths = [size * step for size, step in zip(hu.shape, spacing_mm, strict=True)]
     widths = [lengths[0], lengths[0], lengths[1]]
     tallest = max(lengths[1], lengths[2])
@@ -34,7 +38,7 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: NDArray[np.bool_], title
     box = bounding_box(found)  # counting voxels of a whole scan takes seconds
     all_axes = figure.subplots(1, 3, width_ratios=widths)
     for axes, axis in zip(all_axes, (2, 1, 0), strict=True):
-        k = box[axis].start + fullest_slice(found[box], axis)
+        k = box[axis].start + largest_slice(found[box], axis)
         there = (slice(None),) * axis + (k,)
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
         show_slice(axes, hu[there].T, [(found[there].T, PREDICTED)], aspect=up / across)
