@@ -114,11 +114,7 @@ def crashed(job: Job) -> Result:
 
 
 def read_and_write(job: Job) -> Result:
-    """Convert a case.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Convert a case."""
     try:
         scan = job.case_source.read_image()
         if job.case_source.read_label is None:
@@ -197,11 +193,7 @@ def refusal(job: Job, refused: Refused) -> Result:
 
 
 def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -> Result:
-    """Write a case, its groups and its picture.
-
-    Raises:
-        OSError: If they cannot be written.
-    """
+    """Write a case, its groups and its picture."""
     image, source = scan.image, job.case_source
     label_image = None if label is None else label.image
     case = Case(
@@ -245,9 +237,6 @@ def write_label_parts(
 
     Returns:
         The case with its counts, and its groups.
-
-    Raises:
-        OSError: If they cannot be written.
     """
     codes = None if label is None else np.asanyarray(label.dataobj)
     groups, empty, tail = write_groups(settings, case, image, label)

@@ -489,11 +489,7 @@ def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None
 
 
 def check_root(root: Path, sources: list[Path]) -> None:
-    """Check that a folder is a prepared one, or free to become one, and no source lies in it.
-
-    Raises:
-        PancsegError: With what is there.
-    """
+    """Check that a folder is a prepared one, or free to become one, and no source lies in it."""
     for source in sources:
         if source.resolve().is_relative_to(root.resolve()):
             raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
@@ -507,11 +503,7 @@ def check_root(root: Path, sources: list[Path]) -> None:
 
 
 def check_disk(root: Path, sources: list[CaseSource]) -> None:
-    """Check that the disk holds what will be written.
-
-    Raises:
-        PancsegError: With what is needed and what is free.
-    """
+    """Check that the disk holds what will be written."""
     files = [file for source in sources for file in source.files]
     bytes_in = sum(file.stat().st_size for file in files if file.exists())
     needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
