@@ -32,7 +32,7 @@ import numpy as np
 from dice_over_time import report, whole_case_dice, write_result
 from time_to_dice import Bench, missing, numbers, run_pancseg, set_up
 
-from pancseg.dataset.manifest import Case, read_manifest
+from pancseg.data.manifest import Case, read_manifest
 from pancseg.files import write_json
 from pancseg.parallel import cores
 

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 from intake import processor
 
-from pancseg.dataset.manifest import Case, read_manifest
+from pancseg.data.manifest import Case, read_manifest
 from pancseg.files import write_json, write_text
 from pancseg.parallel import cores
 from pancseg.scoring.case_scores import score_case

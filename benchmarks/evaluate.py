@@ -23,7 +23,7 @@ import torch
 from dice_over_time import machine
 from scipy import ndimage
 
-from pancseg.dataset.manifest import Case
+from pancseg.data.manifest import Case
 from pancseg.files import write_nifti
 from pancseg.inference.members import Member
 from pancseg.inference.own_grid import Piece

@@ -114,12 +114,12 @@ def set_up(bench: Bench) -> None:
 
 def write_splits(bench: Bench) -> None:
     """The split, and the same with an eighth of the training patients as validation."""
-    from pancseg.dataset.manifest import read_manifest
-    from pancseg.dataset.splits import deal
+    from pancseg.data.manifest import read_manifest
+    from pancseg.data.splits import make_split
 
-    everyone = read_manifest(bench.prepared).labelled_patients()
-    split = deal(everyone, "holdout", val=0, test=bench.patients[1])
-    inner = deal(split.train, "holdout", val=max(1, len(split.train) // 8), test=0)
+    patients = read_manifest(bench.prepared).labelled_patients()
+    split = make_split(patients, "holdout", val=0, test=bench.patients[1])
+    inner = make_split(split.train, "holdout", val=max(1, len(split.train) // 8), test=0)
     lists = {"train": split.train, "val": [], "test": split.test}
     write_json(bench.work / "split.json", lists)
     with_val = {**lists, "train": inner.train, "val": inner.val}
@@ -209,8 +209,8 @@ def judge_plain(bench: Bench, weights: Path) -> dict[str, float]:
     import nibabel as nib
     import plain_recipe as plain
 
-    from pancseg.dataset.manifest import Case
-    from pancseg.dataset.transforms import Preprocessing
+    from pancseg.data.manifest import Case
+    from pancseg.data.transforms import Preprocessing
     from pancseg.inference.whole_case import WholeCase
     from pancseg.inference.windows import Windows
 

@@ -22,7 +22,7 @@ from monai.inferers import SlidingWindowInferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from pancseg import load_segmenter
-from pancseg.dataset.groups import covering_starts
+from pancseg.data.groups import covering_starts
 from pancseg.exporting.exportable import open_exportable
 from pancseg.exporting.model_card import model_card
 from pancseg.exporting.scored import facts_of

@@ -232,12 +232,12 @@ def test_what_was_chosen_on_validation_is_taken_up(
     ("words", "said"),
     [
         (["input=nowhere"], "input=nowhere: there is no such file or folder"),
-        (["input=."], "holds neither a CT series nor a NIfTI image"),
+        (["input=."], "holds neither a CT series nor a NIfTI or NRRD image"),
         (["input=.", "postprocess.threshold=auto"], "auto is chosen by pancseg.evaluate"),
         ([], "input is not given"),
     ],
 )
-def test_what_makes_no_sense_is_told_in_a_line(
+def test_an_input_that_cannot_be_used_ends_with_a_line_on_what_is_wrong(
     best: Path, tmp_path: Path, command: Command, words: list[str], said: str
 ) -> None:
     ended = command("predict", f"checkpoint={best}", *words, f"output={tmp_path.parent / 'out'}")
@@ -309,7 +309,7 @@ def test_a_header_that_no_seg_can_be_made_of_costs_the_seg_alone(
     assert (Path("out") / f"{row['case']}_preview.png").is_file()
 
 
-def test_a_series_that_is_no_ct_is_refused_with_what_takes_it(
+def test_a_series_of_another_modality_is_refused_and_the_option_that_reads_it_named(
     best: Path, dicom: Path, tmp_path: Path, command: Command
 ) -> None:
     series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
@@ -322,7 +322,7 @@ def test_a_series_that_is_no_ct_is_refused_with_what_takes_it(
     assert ended.code == 1
     row = rows_of(Path("out"))[0]
     assert (row["status"], row["case"]) == ("refused", "")
-    assert "modality is MR, expected CT; modality=any takes it" in row["reason"]
+    assert row["reason"] == "not_ct: Modality is not CT, expected CT; modality=any takes it"
 
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")

@@ -102,11 +102,11 @@ def test_a_full_disk_ends_a_batch_in_one_line_and_what_is_done_stays(
 
     written, plain = [], scan_files.write_nifti
 
-    def full(path: Path, image: nib.Nifti1Image) -> str:
+    def full(path: Path, image: nib.Nifti1Image, qform: Any = None) -> str:
         if written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written.append(path)
-        return plain(path, image)
+        return plain(path, image, qform)
 
     out = tmp_path / "out"
     words = [f"checkpoint={patched}", f"input={scans}", f"output={out}"]

@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.dataset.transforms import Preprocessing
+from pancseg.data.transforms import Preprocessing
 from pancseg.geometry import spacing_of
 from pancseg.inference import region
 from pancseg.inference.own_grid import OwnGrid

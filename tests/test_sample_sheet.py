@@ -33,7 +33,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
     return np.full(label.shape, 0.5, np.float32), label
 
 
-def test_the_slice_of_largest_area_is_shown_with_the_patients_right_on_the_left(
+def test_the_slice_of_largest_area_is_shown_patients_right_on_the_left(
     tmp_path: Path,
 ) -> None:
     image, label = sample()

@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, SpatialResample
 
-from pancseg.dataset.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, deterministic
 from pancseg.inference import network_view, own_grid, windows
 from pancseg.inference.mask_finding import find_mask
 from pancseg.inference.network_view import whole_view

@@ -42,6 +42,7 @@ NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio
 }
 LARGEST_NRRD_HEADER = 2**21  # bytes
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
+CHUNK_BYTES = 2**20
 LARGEST_COSINE = 0.01  # between two axes: half a degree
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
 LARGEST_IGNORED_SHARE = 0.01  # of the voxels
@@ -301,13 +302,17 @@ def read_voxels(
         )
     if size > there * largest_ratio:
         raise Refused("truncated", f"{file.name} has {there} bytes, its header claims {size}")
+    content, there = np.empty(size, np.uint8), 0  # writable, which torch expects
     with reading(file):
-        content, tail = stream.read(size), len(stream.read(LARGEST_TAIL))
-    if (there := len(content)) < size:
+        while chunk := stream.read(min(CHUNK_BYTES, size - there)):
+            content[there : there + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            there += len(chunk)
+        tail = len(stream.read(LARGEST_TAIL))
+    if there < size:
         raise Refused("truncated", f"{file.name} has {there} bytes of voxels, expected {size}")
     if tail == LARGEST_TAIL:
         raise Refused("unreadable", f"{file.name} goes on after {size} bytes of voxels")
-    values = np.frombuffer(content, dtype).reshape(shape, order="F")
+    values = content.view(dtype).reshape(shape, order="F")
     return values.astype(dtype.newbyteorder("="), copy=False)
 
 

@@ -46,7 +46,8 @@ def draw_samples(
     figure = Figure(figsize=(WIDTH_INCHES, high), facecolor=BACKGROUND)
     figure.text(
         GAP_INCHES / WIDTH_INCHES, 1 - HEADING_INCHES / 2 / high,
-        shortened(heading, HEADING_CHARACTERS), color=TEXT, fontsize=12, va="center", parse_math=False,
+        shortened(heading, HEADING_CHARACTERS), color=TEXT, fontsize=12, va="center",
+        parse_math=False,
     )  # fmt: skip
     samples = zip(images, labels, titles, strict=True)
     for i, (image, label, title) in zip(range(count), samples, strict=False):
