@@ -29,7 +29,7 @@ from pancseg.inference.members import Member
 from pancseg.inference.own_grid import Piece
 from pancseg.inference.postprocess import Postprocess
 from pancseg.judging.case_judge import CaseJudge, read_case
-from pancseg.parallel import track
+from pancseg.parallel import progress
 
 SPACING_MM = (0.75, 0.75, 1.5)
 TOLERANCES_MM = [1.0, 2.0, 3.0]
@@ -90,7 +90,7 @@ def main() -> None:
     judge = CaseJudge(root, out, TOLERANCES_MM, "made for a benchmark, NOT HELD OUT")
     spent: dict[str, list[float]] = {"read and write": [], "evaluate": []}
     affine = np.diag([*SPACING_MM, 1.0])
-    for i in track(range(asked.cases), "scoring", "case"):
+    for i in progress(range(asked.cases), "scoring", "case"):
         drawn, probability = organ(shape, rng)
         name = f"case-{i:03}"
         label = f"{name}_label.nii.gz"

@@ -158,7 +158,7 @@ def nothing_found(contents: "SourceContents", paths: dict[str, Path | None]) -> 
         raise PancsegError(
             f"source.{key}={paths[key]}: holds no image that this source reads{detail}"
         )
-    unmatched = ("no_label", "ambiguous", "other_patient")
+    unmatched = ("no_label", "ambiguous_label", "other_patient")
     if not paths.get("labels") or not first.reason.startswith(unmatched):
         return []
     return [

@@ -94,8 +94,9 @@ def parse_structures(
         key = f"structures.{name}"
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
             raise PancsegError(f"{key}: expected a name of small letters, digits and _")
-        if words[name] == () or (words[name] is None and len(node) > 1):
-            raise PancsegError(f"{key}.labels: expected a list, such as [1]")
+        own = words[name]
+        if own == () or (own is None and len(node) > 1) or "0" in map(str, own or ()):
+            raise PancsegError(f"{key}.labels: expected a list without 0, such as [1]")
         if entry["kind"] not in KINDS:
             raise PancsegError(f"{key}.kind={entry['kind']}: expected {' or '.join(KINDS)}")
         low, high = entry["volume_ml"]

@@ -14,16 +14,17 @@ from torch import nn
 
 from pancseg.applying.mask_flags import Doubts
 from pancseg.configuration import conf_folder, register_resolvers
-from pancseg.dataset.sampling import Sampling
-from pancseg.dataset.splits import deal
+from pancseg.data.sampling import Sampling
+from pancseg.data.splits import make_split
+from pancseg.dicom.slices import Repair
 from pancseg.hardware import Machine
 from pancseg.inference.postprocess import Wanted
-from pancseg.intake.checks.flags import Checks
-from pancseg.intake.dicom.stack import Repair
+from pancseg.intake.flags import Checks
 from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.building import build
 from pancseg.learning.deep_supervision import deep_supervision_loss
 from pancseg.learning.schedule import Schedule
+from pancseg.structures import parse_structures
 
 CONF = conf_folder()
 GROUPS = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
@@ -84,7 +85,7 @@ def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
         accepted, required = parameters_of(target)
         keys = set(node) - {"_target_"}
         assert keys <= accepted, target
-        given_later = {"split", "sampling", "seed", "prepare", "params", "reading"}
+        given_later = {"split", "sampling", "seed", "augment", "prepare", "params", "options"}
         assert required - keys <= given_later, target
         if target.startswith("pancseg."):
             assert keys == accepted - given_later, target
@@ -92,7 +93,7 @@ def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
 
 def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     for name in options("split"):
-        accepted = set(inspect.signature(deal).parameters) - {"patients", "same_person"}
+        accepted = set(inspect.signature(make_split).parameters) - {"patients", "persons"}
         assert set(composed("train", f"split={name}").split) <= accepted
     for name in options("augment"):
         assert set(composed("train", f"augment={name}").augment) == set(
@@ -113,6 +114,7 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
     cfg = composed("prepare")
     assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
     assert set(cfg.repair) == set(inspect.signature(Repair).parameters)
+    assert "shard" in cfg and "worker" not in cfg
     assert Checks() == Checks(**plain(cfg.checks))
     assert set(composed("predict").doubts) == set(inspect.signature(Doubts).parameters)
     assert Doubts() == Doubts(**plain(composed("predict").doubts))
@@ -143,7 +145,7 @@ def test_every_network_loss_and_optimiser_is_built_and_takes_a_step(group: str) 
         assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-def test_the_recipes_are_the_recipes() -> None:
+def test_the_recipes_keep_their_settings() -> None:
     for name, depth, size in (("recipe64", 64, 64), ("recipe90", 90, 96)):
         cfg = composed("train", f"experiment={name}")
         assert (cfg.data.depth, list(cfg.data.spatial_size)) == (depth, [128, 128, size])
@@ -171,13 +173,27 @@ def test_no_plain_key_has_the_name_of_a_group(name: str) -> None:
     assert not plain & groups
 
 
-def test_every_file_states_its_numbers_with_what_they_are() -> None:
-    units = {"spacing_mm", "window_hu", "spatial_size", "depth"}
-    for line in (CONF / "data" / "group64.yaml").read_text().splitlines():
-        key = line.partition(":")[0].strip()
-        assert key not in units - {"spacing_mm"} or "#" in line, line
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("pancreas", {"pancreas": (1,)}),
+        ("liver", {"liver": (1,)}),
+        ("pancreas_tumour", {"pancreas": (1, 2), "tumour": (2,)}),
+    ],
+)
+def test_structures_are_stored_under_these_codes(
+    name: str, values: dict[str, tuple[int, ...]]
+) -> None:
+    node = OmegaConf.to_container(composed("prepare", f"structures={name}").structures)
+    structures = parse_structures(node)  # type: ignore[arg-type]
+    assert {structure.name: structure.values for structure in structures} == values
+    assert all(structure.code.isdigit() for structure in structures)
 
 
-def test_conf_lies_beside_the_package_or_in_it() -> None:
+def test_every_structure_of_conf_is_tested() -> None:
+    assert set(options("structures")) == {"pancreas", "liver", "pancreas_tumour"}
+
+
+def test_conf_is_beside_the_package_or_in_it() -> None:
     assert (CONF / "train.yaml").is_file()
     assert Path(CONF).is_absolute()

@@ -141,6 +141,18 @@ def test_a_label_of_another_patient_at_the_same_path_is_refused(images: Path, la
     ]
 
 
+@pytest.mark.parametrize("own", ["a.dcm", "b.dcm"])
+def test_a_label_of_another_patient_leaves_the_image_to_its_own_label(
+    images: Path, labels: Path, own: str
+) -> None:
+    write_series(images / "p1", damage=put(SeriesInstanceUID="1.2.3"))
+    write_seg(labels / own, refers_to="1.2.3")
+    write_seg(labels / ("b.dcm" if own == "a.dcm" else "a.dcm"), refers_to="1.2.3", patient_id="X")
+    contents = find(images, labels)
+    assert pairs(contents, images, labels) == [("p1", own)]
+    assert [reason for _, _, reason in skipped(contents)] == ["other_patient"]
+
+
 def test_a_frame_of_reference_that_all_share_leaves_the_patient_to_decide(
     images: Path, labels: Path
 ) -> None:

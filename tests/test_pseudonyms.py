@@ -1,6 +1,7 @@
-"""Names for patients: the same for the same key, and telling nothing."""
+"""Pseudonyms: equal for the same key, and revealing nothing."""
 
 import csv
+import os
 import re
 import stat
 import sys
@@ -18,21 +19,13 @@ from pancseg.intake.pseudonyms import make_names, read_key, remember, safe_name
 from tests.conftest import run_command
 from tests.tiny_dicom import write_series
 
-IDENTITIES = ["P-1", "P_1", "P/1", "P 1", "P.1", "../../x", "x", "a/b", "a-b", "", " ", "-", "."]
-IDENTITIES += [
-    "..",
-    "🙂",
-    "🙃",
-    "Müller",
-    "Muller",
-    "M-ller",
-    "CON",
-    "a\\b",
-    "a:b",
-    "a\nb",
-    "p" * 40,
+IDENTITIES = [
+    *("P-1", "P_1", "P/1", "P 1", "P.1", "../../x", "x", "a/b", "a-b", "", " ", "-", ".", ".."),
+    *("🙂", "🙃", "Müller", "Muller", "M-ller", "M\udcfcller", "M\udce4ller", "CON", "a\\b", "a:b"),
+    *("a\nb", "a\rb", "a\0b", 'quote " and, comma', "p" * 40, "p" * 300, "p" * 301, "x" * 200_000),
+    *("1.2.840.113619", "1.2.840.113619."),
 ]
-IDENTITIES += ["p" * 300, "p" * 301, "1.2.840.113619", "1.2.840.113619."]
+on_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
 
 
 @pytest.fixture
@@ -40,60 +33,33 @@ def key_file(tmp_path: Path) -> Path:
     return tmp_path / "site" / "privacy.key"
 
 
-def test_one_key_gives_a_patient_one_name(key_file: Path) -> None:
-    names = make_names("pseudonym", key_file)
-    first, word = names.of, names.rule
-    names = make_names("pseudonym", key_file)
-    again, same_word = names.of, names.rule
-    assert first("P-1") == again("P-1")
-    assert word == same_word
-
-
-def test_another_patient_has_another_name(key_file: Path) -> None:
-    name = make_names("pseudonym", key_file).of
-    assert len({name(identity) for identity in IDENTITIES}) == len(IDENTITIES)
-
-
-def test_another_key_gives_another_name_and_another_word(tmp_path: Path) -> None:
-    names = make_names("pseudonym", tmp_path / "here.key")
-    here, word = names.of, names.rule
-    names = make_names("pseudonym", tmp_path / "there.key")
-    there, other_word = names.of, names.rule
-    assert here("P-1") != there("P-1")
-    assert word != other_word
-
-
-@pytest.mark.parametrize("identity", IDENTITIES)
-def test_a_pseudonym_is_a_letter_and_ten_digits_that_tell_nothing(
-    key_file: Path, identity: str
-) -> None:
-    name = make_names("pseudonym", key_file).of
-    assert re.fullmatch("p[0-9a-f]{10}", name(identity))
-
-
-def test_the_identity_and_the_key_stand_in_no_name_and_in_no_word(key_file: Path) -> None:
-    names = make_names("pseudonym", key_file)
-    name, word = names.of, names.rule
-    for identity in ("12345678", "DOE^JANE", "19670401"):
-        assert identity.lower() not in name(identity)
-    assert key_file.read_text()[:6] not in word
-
-
-def test_a_name_depends_on_the_key_alone(key_file: Path) -> None:
-    key_file.parent.mkdir()
+def test_a_name_and_the_rule_depend_on_the_key_alone(key_file: Path) -> None:
+    first, again = make_names("pseudonym", key_file), make_names("pseudonym", key_file)
+    other = make_names("pseudonym", key_file.with_name("other.key"))
+    assert (first.of("P-1"), first.rule) == (again.of("P-1"), again.rule)
+    assert first.of("P-1") != other.of("P-1") and first.rule != other.rule
     key_file.write_text("00" * 32)
-    name = make_names("pseudonym", key_file).of
     # printf P-1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:00...00
-    assert name("P-1") == "pbeb32a0c78"
+    assert make_names("pseudonym", key_file).of("P-1") == "pbeb32a0c78"
 
 
-def test_a_folder_whose_name_is_not_utf_8_has_a_name(key_file: Path) -> None:
-    for rule in ("pseudonym", "none"):
-        name = make_names(rule, key_file).of
-        assert name("M\udcfcller") != name("M\udce4ller")
+def test_a_pseudonym_is_a_letter_and_ten_digits_and_differs_between_patients(
+    key_file: Path,
+) -> None:
+    names = make_names("pseudonym", key_file)
+    given = {names.of(identity) for identity in IDENTITIES}
+    assert len(given) == len(IDENTITIES)
+    assert all(re.fullmatch("p[0-9a-f]{10}", name) for name in given)
 
 
-def test_the_key_is_made_once(key_file: Path) -> None:
+def test_neither_identity_nor_key_is_part_of_a_name_or_of_the_rule(key_file: Path) -> None:
+    names = make_names("pseudonym", key_file)
+    for identity in ("12345678", "DOE^JANE", "19670401"):
+        assert identity.lower() not in names.of(identity)
+    assert key_file.read_text()[:6] not in names.rule
+
+
+def test_the_key_is_created_once(key_file: Path) -> None:
     key = read_key(key_file)
     content = key_file.read_text()
     assert len(key) == 32
@@ -101,13 +67,7 @@ def test_the_key_is_made_once(key_file: Path) -> None:
     assert key_file.read_text() == content
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-def test_only_the_owner_may_read_the_key(key_file: Path) -> None:
-    read_key(key_file)
-    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
-
-
-def test_several_at_once_make_one_key(tmp_path: Path) -> None:
+def test_several_threads_at_once_create_one_key(tmp_path: Path) -> None:
     barrier = Barrier(8)
 
     def make(n: int) -> bytes:
@@ -132,16 +92,13 @@ def test_a_key_file_without_a_key_is_an_error_and_is_left_alone(
     assert key_file.read_bytes() == content
 
 
-def test_without_privacy_the_patient_id_is_kept_and_no_key_is_made(key_file: Path) -> None:
-    names = make_names("none", key_file)
-    name, word = names.of, names.rule
-    assert [name(identity) for identity in ("P-07", "case_12", "1.2.840")] == [
-        "P-07",
-        "case_12",
-        "1.2.840",
-    ]
-    assert word == "none"
-    assert not key_file.exists()
+def test_without_pseudonyms_the_patient_id_is_kept_and_nothing_is_written(tmp_path: Path) -> None:
+    names = make_names("none", tmp_path / "privacy.key")
+    remember(names, ["P-07"])
+    for identity in ("P-07", "case_12", "1.2.840"):
+        assert names.of(identity) == identity
+    assert names.rule == "none"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("identity", IDENTITIES)
@@ -157,7 +114,7 @@ def test_no_two_safe_names_collide() -> None:
     assert len({safe_name(identity) for identity in IDENTITIES}) == len(IDENTITIES)
 
 
-def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tells_apart(
+def test_patients_whose_ids_differ_in_case_have_different_files_on_every_file_system(
     tmp_path: Path,
 ) -> None:
     for folder, identity in (("a", "P-1"), ("b", "p-1")):
@@ -171,8 +128,8 @@ def test_patients_whose_ids_differ_in_case_have_files_that_every_file_system_tel
 @pytest.mark.parametrize("rule", ["none", "pseudonym"])
 def test_no_patient_id_leaves_the_folder_or_breaks_a_name(tmp_path: Path, rule: str) -> None:
     def damage(slices: list[Dataset]) -> None:
-        for one in slices:
-            one.SpecificCharacterSet = "ISO_IR 192"
+        for dataset in slices:
+            dataset.SpecificCharacterSet = "ISO_IR 192"
 
     identities = ["../../x", "a/b", "", "p" * 64, "🙂", "CON", "a b"]
     for n, identity in enumerate(identities):
@@ -187,32 +144,50 @@ def test_no_patient_id_leaves_the_folder_or_breaks_a_name(tmp_path: Path, rule: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_the_table_of_names_is_its_owners_alone_and_only_grows(
-    tmp_path: Path, key_file: Path
-) -> None:
+@on_posix
+def test_only_the_owner_may_read_key_and_table_and_the_table_only_grows(key_file: Path) -> None:
     names = make_names("pseudonym", key_file)
-    remember(names, ["Müller, Max", 'quote " and\nline'])
-    remember(names, ["P-3", "Müller, Max"])
+    remember(names, IDENTITIES[:5])
+    remember(names, IDENTITIES[3:])
     table = key_file.with_name("privacy.key.names.csv")
-    assert stat.S_IMODE(table.stat().st_mode) == 0o600
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = {row["patient"]: row["identity"] for row in csv.DictReader(file)}
-    identities = ["Müller, Max", 'quote " and\nline', "P-3"]
-    assert rows == {names.of(identity): identity for identity in identities}
+    for file in (key_file, table):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    csv.field_size_limit(300_000)
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        rows = {row["patient"]: row["identity"] for row in csv.DictReader(lines)}
+    assert rows == {names.of(identity): identity for identity in IDENTITIES}
 
 
-def test_without_pseudonyms_there_is_no_table_of_names(tmp_path: Path) -> None:
-    remember(make_names("none", tmp_path / "privacy.key"), ["P-1"])
-    assert list(tmp_path.iterdir()) == []
+def test_the_table_can_be_read_back_whatever_an_identity_holds(key_file: Path) -> None:
+    csv.field_size_limit(131_072)  # Python's default
+    for identity in IDENTITIES:
+        remember(make_names("pseudonym", key_file), [identity])
+    names = make_names("pseudonym", key_file)
+    before = names.table.stat().st_mtime_ns
+    remember(names, IDENTITIES)
+    assert names.table.stat().st_mtime_ns == before
+    assert csv.field_size_limit() == 131_072
 
 
-def test_two_patients_of_one_pseudonym_are_refused_also_from_one_run_to_the_next(
+@pytest.mark.parametrize("text", ["", "patient;identity\np1;P-1\n", "not a table"])
+def test_a_table_that_is_not_one_is_left_alone(key_file: Path, text: str) -> None:
+    names = make_names("pseudonym", key_file)
+    names.table.write_text(text)
+    if text:
+        with pytest.raises(PancsegError, match=r"names\.csv: no table of names"):
+            remember(names, ["P-2"])
+        assert names.table.read_text() == text
+    else:
+        remember(names, ["P-2"])
+
+
+def test_two_patients_of_one_pseudonym_are_refused_also_in_a_later_run(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pseudonyms, "DIGITS", 1)  # 16 names
     names = make_names("pseudonym", key_file)
     first = "P-0"
-    other = next(word for n in range(1, 999) if names.of(word := f"P-{n}") == names.of(first))
+    other = next(text for n in range(1, 999) if names.of(text := f"P-{n}") == names.of(first))
     remember(names, [first])
     before = names.table.read_text()
     with pytest.raises(PancsegError, match=f"one pseudonym, {names.of(first)}, by chance"):
@@ -222,30 +197,80 @@ def test_two_patients_of_one_pseudonym_are_refused_also_from_one_run_to_the_next
         remember(make_names("pseudonym", key_file.with_name("another.key")), ["P-0", *IDENTITIES])
 
 
-def test_files_that_others_laid_out_are_neither_followed_nor_overwritten(
+@on_posix
+@pytest.mark.parametrize("kind", ["readable file", "link to a file"])
+def test_files_that_another_user_created_in_advance_are_not_used(key_file: Path, kind: str) -> None:
+    key_file.parent.mkdir()
+    victim = key_file.with_name("victim")
+    victim.write_text("untouched")
+    for path in (key_file, key_file.with_name("privacy.key.names.csv")):
+        for name in (f"{path.name}.{os.getpid()}.new", f"{path.name}.new", f".{path.name}"):
+            file = path.with_name(name)
+            if kind == "readable file":
+                file.touch()
+                file.chmod(0o666)
+            else:
+                file.symlink_to(victim)
+    names = make_names("pseudonym", key_file)
+    remember(names, ["P-1"])
+    for file in (key_file, names.table):
+        assert stat.S_IMODE(file.lstat().st_mode) == 0o600 and not file.is_symlink()
+    assert victim.read_text() == "untouched"
+
+
+@on_posix
+def test_a_temporary_file_that_exists_is_neither_followed_nor_overwritten(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key_file.parent.mkdir()
     victim = key_file.with_name("victim")
     victim.write_text("untouched")
     monkeypatch.setattr(pseudonyms.secrets, "token_hex", lambda n: "ab" * n)
-    temporary = key_file.with_name(f"{pseudonyms.PARTIAL}{'ab' * 16}")
-    temporary.symlink_to(victim)
+    key_file.with_name(f"{pseudonyms.PARTIAL}{'ab' * 16}").symlink_to(victim)
     with pytest.raises(FileExistsError):
         read_key(key_file)
     assert victim.read_text() == "untouched"
     assert not key_file.exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-def test_a_key_that_others_may_read_is_warned_of_in_one_line(
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_key_that_another_process_created_first_wins(
+    key_file: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def link_late(source: Path, target: Path) -> None:
+        target.write_text("00" * 32)
+        if not has_links:
+            raise PermissionError
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", link_late)
+    assert read_key(key_file) == bytes(32)
+    assert [path.name for path in key_file.parent.iterdir()] == ["privacy.key"]
+
+
+def test_a_key_is_created_where_the_file_system_has_no_hard_links(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert read_key(key_file) == read_key(key_file)
+
+
+@on_posix
+def test_a_key_that_others_may_read_gives_a_line_of_warning(
     key_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    read_key(key_file)
+    key = read_key(key_file)
     assert capsys.readouterr().err == ""
-    key_file.chmod(0o644)
-    read_key(key_file)
-    assert "other users may read the key" in capsys.readouterr().err
+    for mode in (0o640, 0o604, 0o620):
+        key_file.chmod(mode)
+        assert read_key(key_file) == key
+        warning = capsys.readouterr().err
+        assert "other users may read the key" in warning and warning.count("\n") == 1
 
 
 def test_a_lock_that_another_process_holds_ends_in_one_line(
@@ -253,19 +278,27 @@ def test_a_lock_that_another_process_holds_ends_in_one_line(
 ) -> None:
     monkeypatch.setattr(pseudonyms, "LOCK_TIMEOUT_S", 0.05)
     key_file.parent.mkdir()
-    with FileLock(f"{key_file}.lock"), pytest.raises(PancsegError, match="end that process"):
-        read_key(key_file)
-    names = make_names("pseudonym", key_file)
+    with FileLock(f"{key_file}.lock"), FileLock(f"{key_file}.names.csv.lock"):
+        names = make_names("pseudonym", key_file)  # a key is created without a lock
+        with pytest.raises(PancsegError, match=r"names\.csv\.lock: held by another process"):
+            remember(names, ["P-1"])
     remember(names, ["P-1"])
     with FileLock(f"{names.table}.lock"):
-        remember(make_names("pseudonym", key_file), ["P-1"])  # nothing to add needs no lock
-        with pytest.raises(PancsegError, match="end that process"):
-            remember(names, ["P-2"])
+        remember(names, ["P-1"])  # is in the table already
 
 
-def test_an_identity_of_any_length_is_read_back(key_file: Path) -> None:
+@on_posix
+def test_a_folder_that_cannot_be_written_serves_known_patients(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = make_names("pseudonym", key_file)
-    for _ in range(2):
-        remember(names, ["x" * 200_000])
     remember(names, ["P-1"])
-    assert pseudonyms.read_table(names.table)[names.of("x" * 200_000)] == "x" * 200_000
+    before = sorted(key_file.parent.iterdir())
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError  # chmod does not stop root, who may run the tests
+
+    for function in ("open", "link", "mkdir"):
+        monkeypatch.setattr(pseudonyms.os, function, refuse)
+    remember(make_names("pseudonym", key_file), ["P-1"])
+    assert sorted(key_file.parent.iterdir()) == before

@@ -13,23 +13,15 @@ AIR_HU = -1024
 
 @dataclass(frozen=True)
 class GroupSettings:
-    """How cases are cut into groups of ``depth`` slices; None for no groups.
+    """How cases are cut into groups; PancsegError where a value is not allowed."""
 
-    ``keep_empty`` keeps groups without any label voxel. For ``tail`` see :func:`plan_cut`.
-
-    Raises:
-        PancsegError: If a value is not allowed.
-    """
-
-    depth: int | None
-    tail: str
-    keep_empty: bool
+    depth: int | None  # slices of a group; None for no groups
+    tail: str  # see plan_cut
+    keep_empty: bool  # whether groups without any label voxel are kept
 
     def __post_init__(self) -> None:
         if self.depth is not None and self.depth < 1:
-            raise PancsegError(
-                f"data.depth={self.depth}: expected at least 1 slice, or null for whole cases"
-            )
+            raise PancsegError(f"data.depth={self.depth}: expected 1 or more, null for whole cases")
         if self.tail not in TAILS:
             raise PancsegError(f"data.tail={self.tail}: expected one of {', '.join(TAILS)}")
 
@@ -62,22 +54,12 @@ def plan_cut(slices: int, depth: int, tail: str) -> Cut:
 
 
 def covering_starts(slices: int, depth: int) -> list[int]:
-    """First slices of groups that cover all slices; a case shorter than ``depth`` has one group.
-
-    >>> covering_starts(150, 64), covering_starts(20, 64)
-    ([0, 64, 86], [0])
-    """
+    """First slices of groups that cover all slices; a case shorter than ``depth`` has one group."""
     return plan_cut(slices, depth, "shift").starts or [0]
 
 
 def cut_group(image: nib.Nifti1Image, first_slice: int, depth: int, fill: int) -> nib.Nifti1Image:
-    """Cut a group, with its affine; slices past the end of the case hold ``fill``.
-
-    >>> case = nib.Nifti1Image(np.ones((2, 2, 5), np.int16), np.diag([1.0, 1.0, 2.5, 1.0]))
-    >>> group = cut_group(case, first_slice=4, depth=2, fill=-1024)
-    >>> group.get_fdata()[0, 0].tolist(), group.affine[2, 3].item()
-    ([1.0, -1024.0], 10.0)
-    """
+    """Cut a group, with its affine; slices past the end of the case hold ``fill``."""
     group = image.slicer[:, :, first_slice : first_slice + depth]
     missing = depth - group.shape[2]
     if missing <= 0:

@@ -14,8 +14,7 @@ TABLE = "intake.csv"
 class Row:
     """A row; ``groups_kept``, ``groups_empty`` and ``groups_tail`` add up to all groups of a case.
 
-    ``groups_tail`` counts an incomplete group that was left out; a group that was shifted or padded
-    counts as kept or empty. ``structures_ml`` is filled where there are several structures.
+    A group that was shifted or padded counts as kept or empty.
     """
 
     patient: str
@@ -28,13 +27,13 @@ class Row:
     slices: int | str = ""
     groups_kept: int | str = ""
     groups_empty: int | str = ""
-    groups_tail: int | str = ""
+    groups_tail: int | str = ""  # incomplete and left out
     spacing_x_mm: float | str = ""
     spacing_y_mm: float | str = ""
     spacing_z_mm: float | str = ""
     label_voxels: int | str = ""
     label_ml: float | str = ""
-    structures_ml: str = ""
+    structures_ml: str = ""  # where there are several structures
 
     @property
     def key(self) -> tuple[str, str]:

@@ -27,10 +27,10 @@ class Plan:
     spatial_size: tuple[int, ...]
 
     def __str__(self) -> str:
-        field_mm = [n * mm for n, mm in zip(self.spatial_size, self.spacing_mm, strict=True)]
+        field_mm = np.multiply(self.spatial_size, self.spacing_mm).round()
         voxels, spacing, field = (
             " x ".join(f"{value:g}" for value in values)
-            for values in (self.spatial_size, self.spacing_mm, map(round, field_mm))
+            for values in (self.spatial_size, self.spacing_mm, field_mm)
         )
         return f"{voxels} voxels of {spacing} mm: {field} mm"
 
@@ -44,12 +44,8 @@ def make_plan(
 ) -> Plan:
     """Plan the spacing and the size of a patch, where they are None.
 
-    Args:
-        cases: Training cases with ``shape`` and ``spacing_mm``.
-        patch_voxels: Most voxels of a patch.
-        field_mm: Least field of view of a patch.
-        spacing_mm: Given spacing.
-        spatial_size: Given size.
+    ``cases`` have ``shape`` and ``spacing_mm``; a patch has at most ``patch_voxels``, and should
+    cover ``field_mm``.
     """
     if spacing_mm is None or spatial_size is None:
         spacings_mm = np.array([case.spacing_mm for case in cases], dtype=float)
@@ -71,7 +67,7 @@ def coarsened(spacing_mm: Any, field_mm: Any, patch_voxels: int) -> list[float]:
     [2.0, 2.0, 4.0]
     """
     spacing = np.array(spacing_mm, dtype=float)
-    while math.prod(np.array(field_mm) / spacing) > patch_voxels * COARSENING:
+    while math.prod(field_mm / spacing) > patch_voxels * COARSENING:
         finest = spacing.min()
         spacing[spacing < finest * COARSENING] = finest * COARSENING
     return [round(float(mm), 2) for mm in spacing]
@@ -81,8 +77,7 @@ def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:
     """Largest patch within a volume, in proportion to the field of view; sizes in voxels."""
     patch = [max(MIN_SIDE, math.ceil(side / side_step(side)) * side_step(side)) for side in volume]
     while math.prod(patch) > most_voxels and max(patch) > MIN_SIDE:
-        ratios = np.where(np.array(patch) > MIN_SIDE, patch / np.array(field), 0.0)
-        axis = int(ratios.argmax())
+        axis = int(np.where(np.array(patch) > MIN_SIDE, patch / field, 0.0).argmax())
         patch[axis] -= side_step(patch[axis])
     return patch
 

@@ -1,1 +1,1 @@
-"""DICOM and NIfTI in: the only wing that knows LPS, folders of scanners and patients' names."""
+"""From files to a prepared folder: sources, matching of labels, checks, conversion, merge."""

@@ -319,6 +319,8 @@ def apply_corrected_label(settings: RootSettings, case: Case, row: Row) -> tuple
     codes = codes.astype(np.uint8)
     spacing_mm = spacing_of(image.affine)
     flags = voxel_flags(hu, codes, spacing_mm, settings.checks, settings.structures)
+    if refusing := [f for f in flags if f.partition(":")[0] in settings.checks.refuse]:
+        raise Refused(refusing[0].partition(":")[0], "checks.refuse names it")
     kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
     row.flags = " ".join(in_order({*kept, *flags}))
     case = replace(case, label_sha256=digest, label_corrected=True)

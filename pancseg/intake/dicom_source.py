@@ -127,7 +127,10 @@ def add_cases(
 
     Without matches every scan is a case.
     """
-    by_image = {match.image: match for match in matches or () if match.image}
+    by_image: dict[LocatedSeries | None, Match] = {}
+    for match in matches or ():
+        if match.image and (match.image not in by_image or not match.problem):
+            by_image[match.image] = match
     patients, identities = patients_of(scans), identities_of(scans)
     labelled = {patients[image] for image in by_image}
     for scan in scans:

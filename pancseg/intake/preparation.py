@@ -25,6 +25,7 @@ from pancseg.intake.convert import (
     convert,
     crashed,
     picture_path,
+    read_record,
     write_error,
 )
 from pancseg.intake.flags import FACTS, FLAGS, ROOT_FLAGS, duplicates_of, in_order, root_flags
@@ -121,7 +122,7 @@ class Preparation:
             corrected = self.corrected_cases()
             jobs = self.plan(contents, {case.identity for case in corrected})
             own = [job for job in jobs if shard is None or shard.has(job.identity)]
-            check_disk(self.root, [job.case_source for job in own])
+            check_disk(self.root, [job.case_source for job in own if not read_record(job)])
             changed = bool(jobs) or not self.was_complete
             if shard is None:
                 table = rows_to_csv(self.rows.values())

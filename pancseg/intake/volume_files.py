@@ -42,7 +42,7 @@ NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio
 }
 LARGEST_NRRD_HEADER = 2**21  # bytes
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
-CHUNK_BYTES = 2**20
+CHUNK_BYTES = 2**18
 LARGEST_COSINE = 0.01  # between two axes: half a degree
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
 LARGEST_IGNORED_SHARE = 0.01  # of the voxels
