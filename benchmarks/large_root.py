@@ -39,7 +39,7 @@ Seconds = dict[str, float]
 
 
 def write_source(work: Path, number: int) -> None:
-    """Write a patient as NIfTI files, unlike any other's, with a part of the organ in each group."""
+    """Write a patient as NIfTI files, different for each number; the organ is in each group."""
     import nibabel as nib
 
     from pancseg.files import write_nifti
@@ -59,8 +59,9 @@ def run_command(name: str, *arguments: str) -> None:
     sys.argv = [f"pancseg.{name}", *arguments]
     try:
         import_module(f"pancseg.{name}").main()
-    except SystemExit as exit_:
-        assert not exit_.code, f"{name} ended with code {exit_.code}"
+    except SystemExit as error:
+        if error.code:
+            raise
 
 
 def prepare(work: Path) -> None:

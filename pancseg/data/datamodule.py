@@ -50,10 +50,7 @@ class CTDataModule(pl.LightningDataModule):
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
     float32 0 or 1, "patient": (B,) int64, "name": list}``. Training batches are augmented, and
     have their number ``step`` and the ``place`` of each sample in the batch of all processes.
-    Other batches hold whole groups, or a whole case each with ``sampling=patches``; those of
-    prediction hold everything in the folder, without labels.
-
-    ``prepare`` fills a root that is not prepared.
+    Other batches hold whole groups, or a whole case each with ``sampling=patches``.
     """
 
     def __init__(
@@ -79,7 +76,7 @@ class CTDataModule(pl.LightningDataModule):
         split: dict[str, Any],
         augment: dict[str, Any] | None = None,
         seed: int = 0,
-        prepare: Callable[[], object] | None = None,
+        prepare: Callable[[], object] | None = None,  # fills a root that is not prepared
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["prepare", "root", "cache_folder"])
@@ -113,11 +110,7 @@ class CTDataModule(pl.LightningDataModule):
         raise PancsegError(f"{self.root}: was not prepared by the first process; see its messages")
 
     def setup(self, stage: str | None = None) -> None:
-        """Preprocess the volumes of a stage, and remove old ones of other settings.
-
-        Raises:
-            PancsegError: If the folder does not fit the settings, or a volume cannot be made.
-        """
+        """Preprocess the volumes of a stage, and remove old ones of other settings."""
         for subset in SUBSETS_OF_STAGE[stage]:
             folder = self.volumes(subset).folder
         if is_first_process():
@@ -130,8 +123,7 @@ class CTDataModule(pl.LightningDataModule):
         manifest, depth = read_manifest(self.root), self.hparams["depth"]
         if not manifest.complete:
             raise PancsegError(
-                f"{self.root}: its preparation is under way or was interrupted; run the same "
-                "pancseg.prepare again, which continues it"
+                f"{self.root}: its preparation is not complete; run the same pancseg.prepare again"
             )
         prepared = manifest.settings.get("depth")
         if prepared != depth and not self.sampling.of_patches:
@@ -151,8 +143,7 @@ class CTDataModule(pl.LightningDataModule):
         if not self.sampling.of_patches and not self.manifest.groups_of(split.train):
             raise PancsegError(
                 f"{self.root}: the {len(split.train)} training patients have no labelled group; "
-                "see groups_kept, groups_empty and groups_tail in intake.csv (data.tail=shift or "
-                "pad keeps the slices after the last whole group)"
+                "see intake.csv: data.tail=shift or pad keeps slices after the last whole group"
             )
         return split
 
@@ -178,8 +169,8 @@ class CTDataModule(pl.LightningDataModule):
     @cached_property
     def augmenter(self) -> Augmenter:
         """Augmentation of training batches; nothing lies around a group."""
-        numbers = Augmentation(**(self.hparams["augment"] or {}))
-        numbers = numbers if self.sampling.of_patches else replace(numbers, margin_share=0.0)
+        margin = {} if self.sampling.of_patches else {"margin_share": 0.0}
+        numbers = Augmentation(**{**(self.hparams["augment"] or {}), **margin})
         view = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
         return Augmenter(numbers, **view, size=self.plan.spatial_size)
 
@@ -213,10 +204,10 @@ class CTDataModule(pl.LightningDataModule):
         if subset not in self.caches:
             versions = [__version__, monai.__version__, torch.__version__]
             key = json_hash([asdict(self.preprocessing), self.manifest.settings, versions])
-            folder = self.cache_folder / key[:16]
-            cache = VolumeCache(self.root, folder, self.preprocessing, self.entries(subset))
-            cache.fill()
-            self.caches[subset] = cache
+            self.caches[subset] = VolumeCache(
+                self.root, self.cache_folder / key[:16], self.preprocessing, self.entries(subset)
+            )
+            self.caches[subset].fill()
         return self.caches[subset]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -242,8 +233,7 @@ class CTDataModule(pl.LightningDataModule):
         volumes, (rank, processes) = self.volumes(subset), self.rank_and_processes()
         if 0 < len(volumes) < processes:
             raise PancsegError(
-                f"{len(volumes)} {subset} volumes for {processes} processes; give fewer devices or "
-                f"more split.{subset}"
+                f"{len(volumes)} {subset} volumes for {processes} processes; give fewer devices"
             )
         own = replace(volumes, entries=volumes.entries[rank::processes])
         batch_size = 1 if self.sampling.of_patches else self.hparams["batch_size"]
@@ -259,14 +249,9 @@ class CTDataModule(pl.LightningDataModule):
         dataset.volumes.load(self.hparams["cache"], device, self.step_bytes)
         on_gpu = dataset.volumes.is_on_gpu
         workers = 0 if on_gpu else self.hparams["num_workers"]
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            pin_memory=self.hparams["pin_memory"] and not on_gpu,
-            persistent_workers=workers > 0,
-            worker_init_fn=ignore_signals,
-            **options,
-        )
+        options |= {"num_workers": workers, "persistent_workers": workers > 0}
+        pin_memory = self.hparams["pin_memory"] and not on_gpu
+        return DataLoader(dataset, pin_memory=pin_memory, worker_init_fn=ignore_signals, **options)
 
     def rank_and_processes(self) -> tuple[int, int]:
         """Rank of this process among those that train together, and their number."""
@@ -288,10 +273,9 @@ class CTDataModule(pl.LightningDataModule):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """A training batch, augmented as a function of the seed and its step; float32."""
-        step, first = int(batch["step"][0]), int(batch["place"][0])
-        seed = step_seed(self.hparams["seed"], step)
+        seed = step_seed(self.hparams["seed"], int(batch["step"][0]))
         image, label = batch["image"].float(), batch["label"].float()
-        image, label = self.augmenter(image, label, seed, first=first)
+        image, label = self.augmenter(image, label, seed, first=int(batch["place"][0]))
         return {**batch, "image": image, "label": label}
 
 

@@ -39,9 +39,6 @@ def plan_cut(slices: int, depth: int, tail: str) -> Cut:
 
     The slices after the last whole group are left out (``drop``), become a group that ends with
     the last slice if the case has at least ``depth`` (``shift``), or are filled with air (``pad``).
-
-    >>> plan_cut(150, 64, "drop"), plan_cut(150, 64, "shift")
-    (Cut(starts=[0, 64], left_out=1), Cut(starts=[0, 64, 86], left_out=0))
     """
     starts = list(range(0, slices - depth + 1, depth))
     if slices % depth == 0:

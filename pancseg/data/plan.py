@@ -17,11 +17,7 @@ COARSENING = 1.02  # factor of a step
 
 @dataclass(frozen=True)
 class Plan:
-    """Input of a network: voxel spacing, and voxels of a patch or of a resized group.
-
-    >>> print(Plan((3.0, 3.0, 3.0), (96, 80, 64)))
-    96 x 80 x 64 voxels of 3 x 3 x 3 mm: 288 x 240 x 192 mm
-    """
+    """Input of a network: voxel spacing, and voxels of a patch or of a resized group."""
 
     spacing_mm: tuple[float, ...]
     spatial_size: tuple[int, ...]
@@ -61,11 +57,7 @@ def make_plan(
 
 
 def coarsened(spacing_mm: Any, field_mm: Any, patch_voxels: int) -> list[float]:
-    """Make the finest axes coarser until the field of view fits into a patch.
-
-    >>> coarsened([1.0, 1.0, 4.0], [100.0, 100.0, 100.0], 62_500)
-    [2.0, 2.0, 4.0]
-    """
+    """Make the finest axes coarser until the field of view fits into a patch."""
     spacing = np.array(spacing_mm, dtype=float)
     while math.prod(field_mm / spacing) > patch_voxels * COARSENING:
         finest = spacing.min()

@@ -26,11 +26,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of ``conf/sampling``: each group once an epoch, or patches of whole cases.
-
-    Raises:
-        PancsegError: If a value is out of range.
-    """
+    """Settings of ``conf/sampling``; PancsegError where a value is out of range."""
 
     kind: str = "whole"
     steps_per_epoch: int = 0
@@ -56,17 +52,13 @@ class Sampling:
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Numbers of the samples of each batch, from the present position of the training.
-
-    ``per_epoch`` counts samples of all processes, ``batch_size`` those of each. ``position``
-    returns the batches done in all, and of the present epoch.
-    """
+    """Numbers of the samples of each batch, from the present position of the training."""
 
     def __init__(
         self,
-        per_epoch: int,
-        batch_size: int,
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        per_epoch: int,  # samples of all processes
+        batch_size: int,  # of each process
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),  # batches in all, of this epoch
         rank: int = 0,
         processes: int = 1,
     ) -> None:
@@ -121,31 +113,25 @@ class ShuffledDataset(VolumeDataset):
     def __init__(self, volumes: VolumeCache, batches: BatchSampler, seed: int) -> None:
         super().__init__(volumes)
         self.batches, self.seed = batches, seed
-        self.epoch, self.order = -1, np.zeros(0, np.int64)
 
     def __getitem__(self, sample: int) -> Item:
         step, place = divmod(sample, self.batches.global_batch_size)
         epoch, batch = divmod(step, len(self.batches))
-        if self.epoch != epoch:
-            self.order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
-            self.epoch = epoch
-        index = int(self.order[batch * self.batches.global_batch_size + place])
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
+        index = int(order[batch * self.batches.global_batch_size + place])
         return {**super().__getitem__(index), "step": step, "place": place}
 
 
 class PatchDataset(VolumeDataset):
-    """Patches by sample number.
-
-    ``size`` is in voxels, and ``margin`` is additional voxels of both sides together, even numbers.
-    """
+    """Patches by sample number."""
 
     def __init__(
         self,
         volumes: VolumeCache,
         batches: BatchSampler,
         seed: int,
-        size: Sequence[int],
-        margin: Sequence[int],
+        size: Sequence[int],  # voxels
+        margin: Sequence[int],  # additional voxels of both sides together, even numbers
         sampling: Sampling,
     ) -> None:
         super().__init__(volumes)
@@ -174,8 +160,7 @@ class PatchDataset(VolumeDataset):
 
 def has_foreground(sample: int, share: float) -> bool:
     """Whether a sample is among the share with foreground; a batch may have a single sample."""
-    before, after = (np.ceil(round(number * share, 6)) for number in (sample, sample + 1))
-    return bool(after > before)
+    return bool(np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6)))
 
 
 def shift_inside(start: NDArray[Any], size: Any, shape: Any) -> NDArray[Any]:

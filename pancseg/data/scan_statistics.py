@@ -20,44 +20,37 @@ MIN_BODY_VOXELS = 500  # of the sample
 MAX_NOISE_VOXELS = 2_000_000
 MIN_SCANS = 3  # of a profile
 
+# flag of each statistic, and its least standard deviation: training scans may be very similar
 STATISTICS = {
-    "soft_low_hu": ("hu_unlike", 15.0),
-    "soft_middle_hu": ("hu_unlike", 10.0),
-    "soft_high_hu": ("hu_unlike", 15.0),
-    "bone_share": ("hu_unlike", 0.03),
-    "noise_hu": ("noise_unlike", 3.0),
-    "length_mm": ("field_unlike", 20.0),
-    "width_mm": ("field_unlike", 20.0),
-    "height_mm": ("field_unlike", 20.0),
-    "organs_right": ("sides_unlike", 0.03),
-    "organs_front": ("sides_unlike", 0.03),
-    "slice_mm": ("spacing_unlike", 0.75),
+    "soft_low_hu": ("hu_unlike", 15.0),  # 10th percentile of soft tissue
+    "soft_middle_hu": ("hu_unlike", 10.0),  # median
+    "soft_high_hu": ("hu_unlike", 15.0),  # 90th percentile
+    "bone_share": ("hu_unlike", 0.03),  # of the body
+    "noise_hu": ("noise_unlike", 3.0),  # standard deviation
+    "length_mm": ("field_unlike", 20.0),  # of the scan
+    "width_mm": ("field_unlike", 20.0),  # of the body
+    "height_mm": ("field_unlike", 20.0),  # of the body, back to front
+    "organs_right": ("sides_unlike", 0.03),  # their centre from the body's, share of the width
+    "organs_front": ("sides_unlike", 0.03),  # share of the height
+    "slice_mm": ("spacing_unlike", 0.75),  # largest spacing
 }
-"""Flag of each statistic, and its least standard deviation: training scans may be very similar."""
 
 
 def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
-    """Statistics of a scan in HU, with axes in any order; empty without a body.
-
-    ``soft_low_hu``, ``soft_middle_hu`` and ``soft_high_hu`` are the 10th, 50th and 90th percentile
-    of soft tissue, ``bone_share`` is of the body, ``length_mm`` of the scan, ``width_mm`` and
-    ``height_mm`` of the body. ``organs_right`` and ``organs_front`` are the offset of organs and
-    muscles from the middle of the body, as a share of its width and height. ``slice_mm`` is the
-    largest spacing.
-    """
+    """Statistics of a scan in HU, with axes in any order; empty without a body."""
     scan = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
     steps = (max(1, round(SAMPLE_SPACING_MM / mm)) for mm in spacing_of(image.affine))
     x, y, z = (slice(None, None, step) for step in steps)
     sample = nib.as_closest_canonical(scan.slicer[x, y, z])
     hu, spacing_mm = np.array(sample.dataobj, np.float32), spacing_of(sample.affine)
-    body = hu > BODY_ABOVE_HU
+    body, organs = hu > BODY_ABOVE_HU, (hu > ORGANS_HU[0]) & (hu < ORGANS_HU[1])
     soft = hu[(hu > SOFT_TISSUE_HU[0]) & (hu < SOFT_TISSUE_HU[1])]
     if np.count_nonzero(body) < MIN_BODY_VOXELS or not soft.size:
         return {}
     low, middle, high = np.quantile(soft, [0.1, 0.5, 0.9])
     box = bounding_box(body)
     width_mm, height_mm = ((box[i].stop - box[i].start) * spacing_mm[i] for i in (0, 1))
-    right, front = centroid((hu > ORGANS_HU[0]) & (hu < ORGANS_HU[1])) - centroid(body)
+    right, front = centroid(organs if organs.any() else body) - centroid(body)
     statistics = {
         "soft_low_hu": low,
         "soft_middle_hu": middle,
@@ -75,23 +68,18 @@ def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
 
 
 def centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Centre of mass along the first two axes, voxels; of an empty mask the middle."""
-    if not mask.any():
-        return np.array([(size - 1) / 2 for size in mask.shape[:2]])
+    """Centre of mass along the first two axes, voxels."""
     sums = (mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2)))
     return np.array([np.average(np.arange(len(counts)), weights=counts) for counts in sums])
 
 
 def noise_hu(hu: NDArray[Any]) -> float:
-    """Standard deviation of noise, from differences of neighbours in soft tissue of some slices.
-
-    The median absolute difference is robust to edges; 0.6745 makes it a standard deviation, and
-    the root of two accounts for the difference of two voxels.
-    """
+    """Standard deviation of noise, from differences of neighbours in organs of some slices."""
     slices = max(1, MAX_NOISE_VOXELS // (hu.shape[0] * hu.shape[1]))
     sample = hu[..., :: max(1, hu.shape[2] // slices)].astype(np.float32)
     organs = (sample > ORGANS_HU[0]) & (sample < ORGANS_HU[1])
     differences = np.abs(np.diff(sample, axis=0))[organs[1:] & organs[:-1]]
+    # the median is robust to edges, and 0.6745 of the standard deviation; two voxels have noise
     return float(np.median(differences)) / 0.6745 / math.sqrt(2) if differences.size else 0.0
 
 
@@ -108,12 +96,7 @@ class TrainingProfile:
         return asdict(self)
 
     def unlike(self, statistics: dict[str, float], limit: float) -> dict[str, str]:
-        """Flags of a scan with a statistic more than ``limit`` standard deviations from the mean.
-
-        >>> profile = TrainingProfile(9, {"noise_hu": 20.0}, {"noise_hu": 4.0})
-        >>> profile.unlike({"noise_hu": 60.0}, limit=4.0)
-        {'noise_unlike': 'noise_hu 60, trained on 20 +- 4'}
-        """
+        """Flags of statistics more than ``limit`` standard deviations from the mean."""
         flags: dict[str, str] = {}
         largest: dict[str, float] = {}
         for name, (flag, min_sd) in STATISTICS.items():

@@ -10,11 +10,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pancseg.data.manifest import Case, same_person
+from pancseg.data.manifest import Case, matches, same_person
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 
 SUBSETS = ("train", "val", "test")
+Subsets = tuple[set[str], set[str], set[str]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def make_split(
     """
     names, persons = sorted(set(patients)), persons or {}
     person_of = {name: persons.get(name, name) for name in names}
-    ranked = rank_by_hash(set(person_of.values()), seed)
-    if not ranked:
+    if not names:
         raise PancsegError("no labelled patient to train on; prepare with source.labels")
     if rule == "same":
         return Split(names, names, names, rule, None)
@@ -72,26 +72,18 @@ def make_split(
         return read_split(path, person_of)
     if rule not in ("holdout", "kfold"):
         raise PancsegError(f"split.rule={rule}: expected holdout, kfold, same or file")
+    hashes = {name: sha256(f"{seed}/{name}".encode()).digest() for name in person_of.values()}
+    ranked = sorted(hashes, key=hashes.__getitem__)
     chosen = holdout(ranked, val, test) if rule == "holdout" else kfold(ranked, folds, fold)
-    train, val_names, test_names = (
-        [name for name in names if person_of[name] in subset] for subset in chosen
-    )
-    return Split(train, val_names, test_names, rule, seed)
+    in_train, in_val, in_test = ([n for n in names if person_of[n] in subset] for subset in chosen)
+    return Split(in_train, in_val, in_test, rule, seed)
 
 
-def rank_by_hash(patients: Iterable[str], seed: int) -> list[str]:
-    """Patients in the order of a hash of seed and name."""
-    return sorted(patients, key=lambda name: sha256(f"{seed}/{name}".encode()).digest())
-
-
-def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], set[str], set[str]]:
+def holdout(ranked: Sequence[str], val: float, test: float) -> Subsets:
     """Training, validation and test patients: the first are test, the next validation.
 
     Test patients do not depend on ``val``. Of two shares the ends of both subsets are rounded,
     instead of their sizes, which bounds the moves when patients are added.
-
-    >>> [len(subset) for subset in holdout([f"p{i}" for i in range(80)], val=0.1, test=0.2)]
-    [56, 8, 16]
     """
     for key, size in (("val", val), ("test", test)):
         if size < 0 or (size >= 1 and size != int(size)):
@@ -118,7 +110,7 @@ def nearest(size: float) -> int:
     return round(round(size, 6))
 
 
-def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[str], set[str]]:
+def kfold(ranked: Sequence[str], folds: int, fold: int) -> Subsets:
     """Training, validation and test patients of a fold; sizes of folds differ by one at most."""
     if folds < 3 or not 0 <= fold < folds:
         raise PancsegError(
@@ -135,9 +127,7 @@ def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[s
 def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
     """Read a split of these patients; those that the file does not name take no part."""
     if path is None or not Path(path).is_file():
-        raise PancsegError(
-            f"split.path={path}: split=file needs a JSON file with train, val and test"
-        )
+        raise PancsegError(f"split.path={path}: split=file needs a JSON file of train, val, test")
     lists = read_json(Path(path), "lists of patients named train, val and test", is_split)
     placed = [(subset, name) for subset in SUBSETS for name in lists[subset]]
     unknown = sorted({name for _, name in placed} - person_of.keys())
@@ -158,7 +148,4 @@ def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
 
 def is_split(value: Any) -> bool:
     """Whether JSON holds lists of patients named ``train``, ``val`` and ``test``."""
-    return isinstance(value, dict) and all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-        for names in map(value.get, SUBSETS)
-    )
+    return isinstance(value, dict) and all(matches(value.get(key), list[str]) for key in SUBSETS)

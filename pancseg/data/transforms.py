@@ -13,19 +13,12 @@ AXES = (("L", "R"), ("P", "A"), ("I", "S"))
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Arguments of the deterministic transforms.
+    """Arguments of the deterministic transforms."""
 
-    Attributes:
-        orientation: Axis codes, such as ``RAS``.
-        spacing_mm: Voxel size after resampling.
-        window_hu: Mapped to 0 and 1; values outside are clipped.
-        spatial_size: Voxels that a group is resized to; None for patches of whole cases.
-    """
-
-    orientation: str
+    orientation: str  # axis codes, such as RAS
     spacing_mm: tuple[float, ...]
-    window_hu: tuple[float, ...]
-    spatial_size: tuple[int, ...] | None
+    window_hu: tuple[float, ...]  # mapped to 0 and 1; values outside are clipped
+    spatial_size: tuple[int, ...] | None  # that a group is resized to; None for patches
 
 
 def deterministic(
@@ -45,13 +38,8 @@ def deterministic(
         mt.Orientationd(keys, axcodes=preprocessing.orientation, labels=AXES),
         mt.Spacingd(keys, pixdim=preprocessing.spacing_mm, mode=linear),
         mt.ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-        mt.CropForegroundd(
-            keys,
-            source_key="image",
-            select_fn=inside_body,
-            allow_smaller=True,
-            start_coord_key=None,  # the affine holds it too
-            end_coord_key=None,
+        mt.CropForegroundd(  # the affine holds the coordinates too
+            keys, "image", inside_body, allow_smaller=True, start_coord_key=None, end_coord_key=None
         ),
         *([mt.Resized(keys, spatial_size=size, mode=resize)] if size else []),
         mt.EnsureTyped(keys, dtype=torch.float32),
@@ -70,9 +58,6 @@ def inside_body(image: torch.Tensor) -> torch.Tensor:
     """Columns of voxels along the last axis with any value above 0; all columns without any.
 
     Whole columns, so that slices of air that pad a group are not cropped.
-
-    >>> inside_body(torch.tensor([[0.0, 0.5], [0.0, 0.0]])).tolist()
-    [[True, True], [False, False]]
     """
     body = (image > 0).any(dim=-1, keepdim=True).expand_as(image)
     return body if body.any() else torch.ones_like(body)

@@ -17,15 +17,12 @@ KEYWORDS = [
     *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
 ]
 LONGEST_TEXT = 64  # characters that a value of these attributes may have
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 IMAGE_CLASSES = (
     *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
     *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
 )
-LABEL_KINDS = {"SEG": "seg", "RTSTRUCT": "rtstruct"}
 LOCALIZER = re.compile(r"\b(LOCALIZER|SCOUT|SURVIEW|REF_SURVIEW)\b")  # in ImageType
 MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
-NOT_AN_IMAGE = "not_an_image: a DICOM object without pixels"
 EMPTY = "empty_file: 0 bytes"
 
 
@@ -34,14 +31,13 @@ class Header:
     """Attributes of a file, or of a series that shares them; empty where they were removed.
 
     Attributes:
-        files: Of the file or series.
         uid: SeriesInstanceUID.
         kind: ``image``, ``seg`` or ``rtstruct``.
         is_phantom: Whether QualityControlImage says that it shows no patient.
         refers_to: SeriesInstanceUIDs of the images that a label was drawn on.
         manufacturer: siemens, ge, philips, canon, other or unknown.
         contrast: yes, no or unknown.
-        problem: Reason code and sentence if it cannot be used; else empty.
+        problem: Reason code and sentence if it cannot be used.
     """
 
     files: tuple[Path, ...]
@@ -61,26 +57,27 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Read the header of any file."""
-    is_named = path.suffix.lower() == ".dcm"
+    is_damaged = True
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return Header(files=(path,), problem="not_a_file: a pipe, socket or device")
         with path.open("rb") as file:
             start = file.read(132)
-        if not start:
-            return Header(files=(path,), problem=EMPTY, is_damaged=is_named)
         with quiet():
             check_inflated_size(path)
-            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
-            return describe(path, dataset)
+            return describe(
+                path, read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            )
     except OSError as error:
-        problem, is_damaged = f"unreadable: {error.strerror}", True
+        problem = f"unreadable: {error.strerror}"
     except Refused as refused:
-        problem, is_damaged = str(refused), True
+        problem = str(refused)
     except Exception:  # damaged headers raise nearly any
-        problem, is_damaged = "not_dicom: not a DICOM file", is_named
         if start[128:] == b"DICM":
-            problem, is_damaged = "unreadable: its header is damaged", True
+            problem = "unreadable: its header is damaged"
+        else:
+            problem = "not_dicom: not a DICOM file" if start else EMPTY
+            is_damaged = path.suffix.lower() == ".dcm"
     return Header(files=(path,), problem=problem, is_damaged=is_damaged)
 
 
@@ -92,7 +89,7 @@ def describe(path: Path, dataset: Dataset) -> Header:
         return "" if value is None else str(value).strip()[:LONGEST_TEXT]
 
     modality, frame_uid = text("Modality"), text("FrameOfReferenceUID")
-    kind = LABEL_KINDS.get(modality, "image")
+    kind = {"SEG": "seg", "RTSTRUCT": "rtstruct"}.get(modality, "image")
     frames = dataset.get("ReferencedFrameOfReferenceSequence") or []
     if kind == "rtstruct" and not frame_uid and len(frames) == 1:
         frame_uid = text("FrameOfReferenceUID", frames[0])
@@ -100,10 +97,10 @@ def describe(path: Path, dataset: Dataset) -> Header:
     for frame in frames:
         for study in frame.get("RTReferencedStudySequence") or []:
             references += study.get("RTReferencedSeriesSequence") or []
-    sop_class = text("SOPClassUID")
-    problem = why_not_an_image(dataset, sop_class) if kind == "image" else ""
-    if is_damaged := problem == NOT_AN_IMAGE and sop_class in ("", *IMAGE_CLASSES):
-        problem = "unreadable: an image without Rows, its header is damaged"
+    problem = why_not_an_image(dataset, text("SOPClassUID")) if kind == "image" else ""
+    name = text("Manufacturer").casefold().replace("_", " ")
+    found = MANUFACTURER.search(name)
+    known = found[1].replace("toshiba", "canon") if found else "other"
     contrast = "yes" if text("ContrastBolusAgent") else "no"
     return Header(
         files=(path,),
@@ -115,33 +112,24 @@ def describe(path: Path, dataset: Dataset) -> Header:
         kind=kind,
         is_phantom=text("QualityControlImage") == "YES",
         refers_to=tuple(sorted({text("SeriesInstanceUID", item) for item in references} - {""})),
-        manufacturer=manufacturer_of(text("Manufacturer")),
+        manufacturer=known if name else "unknown",
         contrast=contrast if "ContrastBolusAgent" in dataset else "unknown",
         problem=problem,
-        is_damaged=is_damaged,
+        is_damaged=problem.startswith("unreadable"),
     )
 
 
 def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
-    """The reason why a file holds no slice of a volume, or nothing."""
+    """Reason code and sentence where a file holds no slice of a volume, else empty."""
     if dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
         return "dicomdir: a table of contents; the files themselves are read"
     if not dataset.get("Rows"):
-        return NOT_AN_IMAGE
+        if sop_class in ("", *IMAGE_CLASSES):
+            return "unreadable: an image without Rows, its header is damaged"
+        return "not_an_image: a DICOM object without pixels"
     if LOCALIZER.search(str(dataset.get("ImageType"))):
         return "localizer: a scout view, not a volume"
     has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
-    if sop_class.startswith(SECONDARY_CAPTURE) and not has_position:
+    if sop_class.startswith(uid.SecondaryCaptureImageStorage) and not has_position:
         return "secondary_capture: a screen shot without position in space"
     return ""
-
-
-def manufacturer_of(name: str) -> str:
-    """Manufacturer in the terms of the manifest.
-
-    >>> [manufacturer_of(name) for name in ("GE MEDICAL SYSTEMS", "TOSHIBA_MEC", "", "Acme")]
-    ['ge', 'canon', 'unknown', 'other']
-    """
-    found = MANUFACTURER.search(name.casefold().replace("_", " "))
-    known = found[1].replace("toshiba", "canon") if found else "other"
-    return known if name else "unknown"

@@ -22,26 +22,18 @@ from pancseg.dicom.slices import MOST_FRAMES, SlicePlane, size_of
 from pancseg.errors import Refused
 
 INT16 = np.iinfo(np.int16)
-RAW_STARTS = (b"\x02\x00", b"\x08\x00")  # of files without preamble, little endian
 # pydicom itself would try GDCM first, which ends the process on some damaged files
 DECODERS = {
-    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless), "pylibjpeg"),
-    **dict.fromkeys((uid.HTJ2K, uid.HTJ2KLosslessRPCL), "pylibjpeg"),
-    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
-    **dict.fromkeys((uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGExtended12Bit), "gdcm"),
+    **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
+    **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls"),
+    **dict.fromkeys(uid.JPEGTransferSyntaxes, "gdcm"),
     uid.JPEGBaseline8Bit: "pillow",
     uid.RLELossless: "pydicom",
 }
-NATIVE = (
-    *(uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian),
-    *(uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian),
-)
 CONVERT = "convert it with gdcmconv --raw or dcmdjpeg"
 LARGEST_BYTES = 4 * 2**30  # of decoded pixels in a file
 LARGEST_EXCESS = 64 * 2**20  # bytes that a deflated file may hold beside its pixels
 DEFLATE_RATIO = 1032  # at most, by deflate's format
-JPEG_START = b"\xff\xd8"
-SIZ = b"\xff\x4f\xff\x51"  # first markers of JPEG 2000
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
 
 
@@ -61,13 +53,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def parsing(file: Path) -> Iterator[None]:
-    """Turn any error of a library that reads a file into a refusal.
-
-    Its text is left out, because it may quote a header.
-
-    Raises:
-        Refused: As ``unreadable``, or unchanged.
-    """
+    """Refuse a file as ``unreadable`` on any error of a library, whose text may quote a header."""
     try:
         with quiet():
             yield
@@ -93,11 +79,7 @@ def brief(error: Exception) -> str:
 
 
 def open_dicom(file: Path) -> Dataset:
-    """Read a file with its pixel data, which is checked against the header but not decoded.
-
-    Raises:
-        Refused: If it cannot be read or decoded, or holds less than its header claims.
-    """
+    """Read a file with its pixel data, checked against the header but not decoded."""
     with parsing(file):
         dataset = read_dataset(file)
         check_pixels(dataset, file)
@@ -112,19 +94,18 @@ def read_dataset(file: Path, **options: Any) -> Dataset:
 
 
 def name_syntax(dataset: Dataset) -> None:
-    """Set the transfer syntax of a file without one to that which was found on reading."""
+    """Set a missing transfer syntax to that which was found on reading."""
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         is_implicit, is_little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
-        dataset.file_meta.TransferSyntaxUID = (
-            uid.ImplicitVRLittleEndian if is_implicit else explicit
-        )
+        syntax = uid.ImplicitVRLittleEndian if is_implicit else explicit
+        dataset.file_meta.TransferSyntaxUID = syntax
 
 
 def has_no_preamble(file: Path) -> bool:
     """Whether a file begins with its data set, as in old archives."""
     with file.open("rb") as opened:
-        return opened.read(2) in RAW_STARTS
+        return opened.read(2) in (b"\x02\x00", b"\x08\x00")  # group 2 or 8, little endian
 
 
 def check_inflated_size(file: Path) -> None:
@@ -170,40 +151,32 @@ def check_pixels(dataset: Dataset, file: Path) -> None:
         raise Refused("colour", f"{file.name} has several values a pixel, expected one")
     claimed, there = claimed_bytes(dataset, file), len(dataset.PixelData)
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in NATIVE and syntax not in DECODERS:
+    if syntax in uid.UncompressedTransferSyntaxes:
+        if there < claimed:
+            what = f"{there} bytes of pixels, its header claims {claimed}"
+            raise Refused("truncated", f"{file.name} has {what}")
+    elif syntax not in DECODERS:
         name = syntax if syntax.is_valid else "that is no UID"
         sentence = f"{file.name} has a transfer syntax {name}, for which there is no decoder"
         raise Refused("undecodable", f"{sentence}; {CONVERT}")
-    if syntax in NATIVE and there < claimed:
-        sentence = f"{file.name} has {there} bytes of pixels, its header claims {claimed}"
-        raise Refused("truncated", sentence)
 
 
 def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
-    """Decode the stored values of slices of a file, each ``(rows, columns)``.
-
-    Raises:
-        Refused: If they cannot be decoded.
-    """
-    decoder = decoder_of(dataset)
+    """Decode the stored values of slices of a file, each ``(rows, columns)``."""
+    decoder, count = decoder_of(dataset), int(dataset.get("NumberOfFrames") or 1)
     for n, plane in enumerate(planes):
         size = plane.rows, plane.columns
         try:
             with quiet():
                 if n == 0 and decoder not in ("", "pydicom"):
-                    frames = generate_frames(
-                        dataset.PixelData, number_of_frames=int(dataset.get("NumberOfFrames") or 1)
-                    )
-                    sizes = {codestream_size(frame) for frame in frames}
-                    if sizes != {(*size, 1)}:  # which decoders allocate unchecked
-                        raise ValueError("size of a codestream")
+                    frames = generate_frames(dataset.PixelData, number_of_frames=count)
+                    if {codestream_size(frame) for frame in frames} != {(*size, 1)}:
+                        raise ValueError("size of a codestream, which decoders allocate unchecked")
                 values = pixel_array(dataset, index=plane.frame, decoding_plugin=decoder)
             if values.shape != size:
                 raise ValueError("size of a frame")
         except Exception as error:  # decoders raise nearly any
-            sentence = (
-                f"{plane.file.name} has pixels that are damaged or not of its Rows and Columns"
-            )
+            sentence = f"{plane.file.name} has damaged pixels, or not Rows x Columns of them"
             raise Refused("undecodable", f"{sentence}; export it again, or {CONVERT}") from error
         yield values
 
@@ -215,8 +188,8 @@ def decoder_of(dataset: Dataset) -> str:
 
 def codestream_size(stream: bytes) -> tuple[int, ...]:
     """Rows, columns and components in the header of a JPEG 2000, JPEG or JPEG-LS codestream."""
-    if stream[:2] != JPEG_START:
-        start = stream.index(SIZ)
+    if stream[:2] != b"\xff\xd8":  # JPEG 2000: markers SOC and SIZ
+        start = stream.index(b"\xff\x4f\xff\x51")
         right, bottom, left, top = struct.unpack_from(">4I", stream, start + 8)
         return bottom - top, right - left, *struct.unpack_from(">H", stream, start + 40)
     at = 2
@@ -226,11 +199,7 @@ def codestream_size(stream: bytes) -> tuple[int, ...]:
 
 
 class HUVolume:
-    """HU collected slice by slice: int16 while that is lossless, else float32.
-
-    Args:
-        shape: Columns, rows, slices.
-    """
+    """HU ``(columns, rows, slices)`` collected by slice: int16 while lossless, else float32."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.values: NDArray[Any] = np.empty(shape, np.int16, order="F")

@@ -44,7 +44,6 @@ NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
     "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
 }
-FEWEST_SLICES = 3  # the only gap of two is confirmed by no other
 EQUAL = 1e-3  # mm, or direction cosines
 GRID_TOLERANCE = 0.1  # steps between a slice and the regular grid
 WIDEST_REPAIR = 4.5  # steps: up to three slices in a row are interpolated
@@ -63,8 +62,7 @@ class SlicePlane:
         spacing_mm: From row to row, then from column to column.
         slope: HU per stored value.
         intercept: HU of stored value 0.
-        acquisition_number: Text that slices of an acquisition share, empty if unknown.
-        acquisition_time: Likewise.
+        acquisition_number: Text that slices of an acquisition share, as is the time.
         is_hu: False where RescaleType of a CT names another unit.
     """
 
@@ -143,21 +141,16 @@ class SliceStack:
 
     def affine_at(self, corner_mm: Floats) -> Affine:
         """Affine of the grid, RAS, with its first voxel at an LPS position."""
-        plane, affine = self.planes[0], np.eye(4)
-        row, column = np.reshape(plane.orientation, (2, 3))
-        row_mm, column_mm = plane.spacing_mm
-        axes = (row * column_mm, column * row_mm, self.normal * self.step_mm, corner_mm)
-        affine[:3] = np.column_stack(axes)
-        return FLIP_LPS_TO_RAS @ affine
+        row, column = np.reshape(self.planes[0].orientation, (2, 3))
+        row_mm, column_mm = self.planes[0].spacing_mm
+        axes = np.column_stack([row * column_mm, column * row_mm, self.normal * self.step_mm])
+        return FLIP_LPS_TO_RAS @ nib.affines.from_matvec(axes, corner_mm)
 
 
 def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
-    """The slices of a file, in stored order.
+    """The slices of a file, in stored order; refused if an attribute is missing or out of range.
 
     Call it within ``parsing``: values of damaged headers raise any error.
-
-    Raises:
-        Refused: If an attribute is missing or out of range.
     """
     rows, columns = size_of(dataset, file)
     frame_uid, modality = str(dataset.get("FrameOfReferenceUID") or ""), dataset.get("Modality")
@@ -184,11 +177,7 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
 
 
 def levels_of(dataset: Dataset, file: Path) -> list[list[Dataset]]:
-    """For each frame, the data sets that describe it: its own, the shared one, the file's.
-
-    Raises:
-        Refused: If there is not one description for each frame.
-    """
+    """For each frame, the data sets that describe it: its own, the shared one, the file's."""
     count = dataset.get("NumberOfFrames")
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not frames and (count is None or int(count) == 1):
@@ -234,8 +223,8 @@ def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
     if not rows or not columns:
         raise Refused("no_geometry", f"{file.name} has no Rows or no Columns")
     if max(rows, columns) > LARGEST_SIDE:
-        sentence = f"{file.name} claims {rows} x {columns} pixels, at most {LARGEST_SIDE}"
-        raise Refused("too_large", sentence)
+        what = f"{rows} x {columns} pixels, at most {LARGEST_SIDE}"
+        raise Refused("too_large", f"{file.name} claims {what}")
     return int(rows), int(columns)
 
 
@@ -256,7 +245,7 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     problems = overlapping_acquisitions(planes, offsets_mm)
     if shared := int((gaps_mm < EQUAL).sum()):
         sentence = f"{shared + 1} slices or more share a position and differ in content"
-        raise joined([*problems, Refused("same_position", sentence)])
+        refuse_if([*problems, Refused("same_position", sentence)])
     start_mm, step_mm, steps, gap_problem = fit_grid(offsets_mm)
     along, aside = offsets_mm - offsets_mm.mean(), asides_mm - asides_mm.mean(axis=0)
     slopes = along @ aside / (along @ along)  # of the axis through the slices
@@ -264,46 +253,40 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     if beside_mm > max(LINE_TOLERANCE * step_mm, 0.1):
         sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
         problems.append(Refused("shifted_slice", sentence))
-    repairs = []
-    shifts_mm = np.zeros_like(asides_mm)
+    repairs, shifts_mm = [], np.zeros_like(asides_mm)
     slope = float(np.linalg.norm(slopes))
-    if slope * offsets_mm[-1] > LEAN_TOLERANCE * max(1.0, *planes[0].spacing_mm):
-        degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
-        if repair.tilt:
-            shifts_mm = asides_mm
-            repairs.append(f"tilt of {degrees}")
-        else:
-            sentence = f"slices are stacked at {degrees} to their normal"
-            problems.append(Refused("gantry_tilt", sentence, repairs=["tilt"]))
+    degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
+    is_tilted = slope * offsets_mm[-1] > LEAN_TOLERANCE * max(1.0, *planes[0].spacing_mm)
+    if is_tilted and repair.tilt:
+        shifts_mm = asides_mm
+        repairs.append(f"tilt of {degrees}")
+    elif is_tilted:
+        sentence = f"slices are stacked at {degrees} to their normal"
+        problems.append(Refused("gantry_tilt", sentence, repairs=["tilt"]))
     if gap_problem and repair.gaps and gap_problem.repairs:
         span = f"{gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm"
         repairs.append(f"gaps of {span}, now {step_mm:.2f} mm")
     elif gap_problem:
         problems.append(gap_problem)
-    if problems:
-        raise joined(problems)
+    refuse_if(problems)
     return SliceStack(
         *(tuple(planes), normal, offsets_mm - start_mm, shifts_mm, steps, step_mm, tuple(repairs))
     )
 
 
-def joined(problems: list[Refused]) -> Refused:
-    """One refusal for several problems; it names repairs if they mend all of them."""
-    first, *others = problems
-    are_mended = all(problem.repairs for problem in problems)
-    repairs = [key for problem in problems for key in problem.repairs] if are_mended else []
-    return Refused(first.code, "; ".join([first.sentence, *map(str, others)]), repairs=repairs)
+def refuse_if(problems: list[Refused]) -> None:
+    """Refuse for all problems at once, with repairs if they mend all of them."""
+    if problems:
+        are_mended = all(problem.repairs for problem in problems)
+        repairs = [key for problem in problems for key in problem.repairs] if are_mended else []
+        sentences = [problems[0].sentence, *map(str, problems[1:])]
+        raise Refused(problems[0].code, "; ".join(sentences), repairs=repairs)
 
 
 def check_alike(planes: list[SlicePlane]) -> None:
-    """Check that there are enough planes, of one size, spacing, orientation and reference.
-
-    Raises:
-        Refused: Naming everything that differs.
-    """
-    if len(planes) < FEWEST_SLICES:
-        sentence = f"{len(planes)} slices, expected at least {FEWEST_SLICES}"
-        raise Refused("too_few_slices", sentence)
+    """Refuse fewer than three planes, or several sizes, spacings, orientations or references."""
+    if len(planes) < 3:  # the only gap of two is confirmed by no other
+        raise Refused("too_few_slices", f"{len(planes)} slices, expected at least 3")
     problems = []
     for code, name, values in (
         ("mixed_size", "Rows and Columns", [(plane.rows, plane.columns) for plane in planes]),
@@ -313,12 +296,10 @@ def check_alike(planes: list[SlicePlane]) -> None:
         spread = np.ptp(values, axis=0).max()
         if spread > EQUAL:
             problems.append(Refused(code, f"{name} differ by up to {spread:g} between slices"))
-    frames = {plane.frame_of_reference_uid for plane in planes}
-    if len(frames) > 1:
-        sentence = f"{len(frames)} FrameOfReferenceUIDs, expected one"
+    if (count := len({plane.frame_of_reference_uid for plane in planes})) > 1:
+        sentence = f"{count} FrameOfReferenceUIDs, expected one"
         problems.append(Refused("mixed_frame_of_reference", sentence))
-    if problems:
-        raise joined(problems)
+    refuse_if(problems)
 
 
 def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> list[Refused]:
@@ -339,10 +320,7 @@ def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> li
 
 
 def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
-    """Fit a regular grid to slices by least squares.
-
-    Args:
-        offsets_mm: Along the normal, ascending, no two equal.
+    """Fit a regular grid by least squares to slices, ascending along the normal.
 
     Returns:
         Start and step of the grid, mm; places of the slices on it, in steps, whole unless they are
@@ -363,9 +341,9 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
     is_regular = jumps.min() >= 1 and away_mm <= GRID_TOLERANCE * step_mm
     if is_regular and jumps.max() == 1:
         return start_mm, step_mm, steps, None
-    is_repairable = gaps_mm.max() <= WIDEST_REPAIR * median_mm
-    repairs = ["gaps"] if is_repairable else []
-    limit = "" if is_repairable else f"; above {WIDEST_REPAIR} spacings nothing is interpolated"
+    repairs, limit = ["gaps"], ""
+    if gaps_mm.max() > WIDEST_REPAIR * median_mm:
+        repairs, limit = [], f"; above {WIDEST_REPAIR} spacings nothing is interpolated"
     if not is_regular:
         sentence = f"gaps go from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm{limit}"
         problem = Refused("uneven_gaps", sentence, repairs=repairs)
@@ -399,8 +377,7 @@ def straighten(
 ) -> tuple[NDArray[Any], Floats]:
     """Shift each slice ``(columns, rows, slices)`` by columns and rows ``(slices, 2)``.
 
-    Returns:
-        The volume, enlarged to hold every slice whole, and the shift of its first voxel.
+    The volume is enlarged to hold every slice whole; returned too is the shift of its first voxel.
     """
     low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
     size = tuple((np.array(stored.shape[:2]) + high - low).astype(int).tolist())

@@ -3,11 +3,11 @@
 Drawn by Pillow: matplotlib takes minutes for thousands of cases.
 """
 
-import hashlib
 import math
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
+from hashlib import sha256
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -21,22 +21,18 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from pancseg.errors import PancsegError
 from pancseg.files import replaced
 from pancseg.geometry import spacing_of
 from pancseg.intake.flags import FACTS
-from pancseg.parallel import cores, process_map, progress
+from pancseg.parallel import progress
 
 PAGE = re.compile(r"intake(_\d+)?\.png")
 COLUMNS, ROWS, MIN_COLUMNS = 8, 5, 3
-MIN_PAGES_FOR_POOL = 40
 KEY = "Comment"  # PNG's keyword for text; holds a hash of everything on the page
 
-# pixels
-SIDE = 240  # of a picture: a pancreas is some 60 of them long
-GAP, FRAME, HEADER, LINE = 14, 4, 50, 19
-FONT_SIZE, CHARACTERS, FLAG_LINES = 14, 28, 3  # characters of a line below a picture
-OUTLINE_WIDTH = 2
+SIDE = 240  # pixels of a picture: a pancreas is some 60 of them long
+GAP, FRAME, HEADER, LINE, FONT_SIZE, OUTLINE_WIDTH = 14, 4, 50, 19, 14, 2  # pixels
+CHARACTERS, FLAG_LINES = 28, 3  # characters of a line below a picture
 
 WINDOW_HU = (-160, 240)  # abdominal
 COLOURS = ((61, 220, 132), (255, 99, 132), (92, 156, 255), (255, 206, 86))  # of structure codes
@@ -46,13 +42,13 @@ RADIOLOGICAL = orientations.axcodes2ornt(("L", "P", "S"))  # the patient's right
 
 @dataclass(frozen=True)
 class Tile:
-    """A case on the sheet: name, patient, thumbnail, flags of the table, and volume text."""
+    """A case on the sheet."""
 
     case: str
     patient: str
-    picture: Path
+    picture: Path  # thumbnail
     flags: str
-    text: str
+    text: str  # volume
 
     @property
     def is_flagged(self) -> bool:
@@ -72,23 +68,17 @@ class Page:
     @cached_property
     def key(self) -> str:
         """Hash of everything on the page: an unchanged page is not drawn again."""
-        digest = hashlib.sha256(f"{self.title}\n{self.number}".encode())
-        for tile in self.tiles:
-            text = f"\n{tile.case}\n{tile.flags}\n{tile.text}\n"
-            digest.update(text.encode("utf-8", "surrogatepass"))
-            if tile.picture.is_file():
-                digest.update(tile.picture.read_bytes())
-        return digest.hexdigest()
+        tiles = [
+            (tile.case, tile.flags, tile.text, tile.picture.is_file() and tile.picture.read_bytes())
+            for tile in self.tiles
+        ]
+        return sha256(repr((self.title, self.number, tiles)).encode()).hexdigest()
 
 
 def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
     """Write ``intake.png``, ``intake_2.png`` and so on, and remove pages of a longer sheet.
 
-    Equal tiles give equal bytes. Only the first page says how many there are, so that an added
-    case changes few pages.
-
-    Raises:
-        OSError: If they cannot be written.
+    Only the first page says how many cases there are, so that an added case changes few pages.
     """
     size, pages = COLUMNS * ROWS, []
     for n, start in enumerate(range(0, len(tiles), size), start=1):
@@ -102,10 +92,8 @@ def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
         path = root / ("intake.png" if n == 1 else f"intake_{n}.png")
         pages.append(Page(path, part, title, number))
     new = [page for page in pages if page.key != stored_key(page.path)]
-    processes = min(cores(), len(new)) if len(new) >= MIN_PAGES_FOR_POOL else 0
-    drawn = process_map(draw_page, new, processes, raise_crash)
-    for _ in progress(drawn, "drawing", "page", len(new), delay_s=2):
-        pass
+    for page in progress(new, "drawing", "page", delay_s=2):
+        draw_page(page)
     for path in set(root.glob("intake*.png")).difference(page.path for page in pages):
         if PAGE.fullmatch(path.name):
             path.unlink()
@@ -119,11 +107,6 @@ def stored_key(path: Path) -> str | None:
             return picture.info.get(KEY)
     except OSError:
         return None
-
-
-def raise_crash(page: Page) -> None:
-    """Report a page whose process died."""
-    raise PancsegError(f"{page.path}: the process that drew it ended; was memory short?")
 
 
 def draw_page(page: Page) -> None:
@@ -167,10 +150,14 @@ def draw_tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
 
 def flag_lines(tile: Tile) -> list[tuple[str, str]]:
     """Lines below a thumbnail with their colours: flags, then facts."""
-    flags = tile.flags.split()
-    facts = wrapped([flag for flag in flags if flag in FACTS], 1)
-    warnings = wrapped([flag for flag in flags if flag not in FACTS], FLAG_LINES)
-    return [(line, WARNING) for line in warnings] + [(line, FAINT) for line in facts]
+    found = []
+    for colour, most_lines, are_facts in ((WARNING, FLAG_LINES, False), (FAINT, 1, True)):
+        text = " ".join(flag for flag in tile.flags.split() if (flag in FACTS) == are_facts)
+        lines = wrap(
+            text, CHARACTERS, max_lines=most_lines, placeholder=" ...", break_on_hyphens=False
+        )
+        found += [(line, colour) for line in lines]
+    return found
 
 
 def write(
@@ -178,7 +165,6 @@ def write(
     x: int,
     y: int,
     text: str,
-    *,
     colour: str = TEXT,
     bold: bool = False,
     anchor: str = "l",
@@ -202,53 +188,31 @@ def shortened(text: str, length: int) -> str:
     >>> shortened("patient-0001-of-the-study", 15), shortened("Müller-漢", 15)
     ('patient…e-study', 'Müller-?')
     """
-    plain = text.encode("latin-1", "replace").decode("latin-1")
-    plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
+    plain = re.sub(r"[^ -~\xa1-\xac\xae-\xff]", "?", text)
     if len(plain) <= length:
         return plain
     kept = length - 1
     return f"{plain[: kept - kept // 2]}…{plain[len(plain) - kept // 2 :]}"
 
 
-def wrapped(flags: list[str], most: int) -> list[str]:
-    """Flags in lines; where they do not fit, the last says how many are left out.
-
-    >>> wrapped(["repaired", "label_cut", "hu_windowed", "slice_order", "label_gaps"], 1)
-    ['repaired label_cut +3 more']
-    """
-    for shown in range(len(flags), -1, -1):
-        more = len(flags) - shown
-        text = " ".join(flags[:shown] + [f"+{more} more"] * bool(more))
-        lines = wrap(text, CHARACTERS, break_on_hyphens=False)
-        if len(lines) <= most:
-            return lines
-    return []
-
-
 def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.uint8]:
     """Draw the axial slice with most labelled voxels, or the middle slice without label.
 
-    Args:
-        image: HU, any axis order.
-        codes: Structure codes on the same grid; each code has a colour.
-
-    Returns:
-        ``(SIDE, SIDE, 3)``, isotropic, padded with black.
+    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black. Each structure code has a colour.
     """
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
-    labels = None if codes is None else radiological(image, codes)[0]
-    k = hu.shape[2] // 2
-    if labels is not None and labels.any():
+    k, drawn = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
+    if codes is not None and codes.any():
+        labels, _ = radiological(image, codes)
         k = int(np.count_nonzero(labels, axis=(0, 1)).argmax())
+        drawn = labels[..., k]
     extent_mm = (hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1])
     width, height = (max(1, round(mm * SIDE / max(extent_mm))) for mm in extent_mm)
-    low, high = WINDOW_HU
-    grey = (hu[..., k].T.astype(np.float32) - low) * (255 / (high - low))
-    slice_ = Image.fromarray(grey.clip(0, 255).astype(np.uint8))
-    slice_ = slice_.resize((width, height), Image.Resampling.BILINEAR)
+    grey = np.interp(hu[..., k].T, WINDOW_HU, (0, 255)).astype(np.uint8)
+    slice_ = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.repeat(padded(slice_)[..., None], 3, axis=2)
-    for code in () if labels is None else np.unique(labels[..., k])[1:]:
-        outline = outline_of(code == labels[..., k].T, (width, height))
+    for code in np.unique(drawn[drawn > 0]):
+        outline = outline_of(code == drawn.T, (width, height))
         pixels[outline] = COLOURS[(int(code) - 1) % len(COLOURS)]
     return pixels
 
@@ -270,17 +234,9 @@ def padded(grey: Image.Image) -> NDArray[np.uint8]:
 
 
 def outline_of(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels just outside a mask, so that its content stays visible.
+    """Pixels ``(SIDE, SIDE)`` around the mask of a slice, resized to (width, height).
 
-    A pixel belongs to the mask where at least half of it does; of a mask too thin for that,
-    wherever any of it does.
-
-    Args:
-        mask: ``(rows, columns)`` of the slice.
-        size: Width and height of the resized slice, pixels.
-
-    Returns:
-        ``(SIDE, SIDE)``.
+    A pixel belongs to the mask where half of it does; if it is too thin for that, where any does.
     """
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     covered = padded(grey.resize(size, Image.Resampling.BOX))

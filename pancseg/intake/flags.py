@@ -72,55 +72,33 @@ MIN_CASES_FOR_MEDIAN = 5
 
 @dataclass(frozen=True)
 class Checks:
-    """Thresholds of flags, and the flags that refuse a case.
+    """Thresholds of flags; PancsegError for an unknown flag or a reversed range."""
 
-    Attributes:
-        refuse: Flags that refuse a case.
-        hu_range: Lowest and highest plausible value, HU; wide enough for padding and metal.
-        volume_ml: Replaces the plausible volume of the only structure.
-        outside_share: Share of the label's voxels that may lie in air.
-        piece_share: Share of an organ's voxels that a second component may have.
-        spacing_factor: Ratio to the median spacing of all cases from which a spacing is flagged.
-
-    Raises:
-        PancsegError: If ``refuse`` names an unknown flag, or a range is reversed.
-    """
-
-    refuse: Sequence[str] = ()
-    hu_range: Sequence[float] = (-4100, 32767)
-    volume_ml: Sequence[float] | None = None
-    outside_share: float = 0.1
-    piece_share: float = 0.1
-    spacing_factor: float = 2.5
+    refuse: Sequence[str] = ()  # flags that refuse a case
+    hu_range: Sequence[float] = (-4100, 32767)  # plausible, wide enough for padding and metal
+    volume_ml: Sequence[float] | None = None  # replaces that of the only structure
+    outside_share: float = 0.1  # of the label's voxels that may lie in air
+    piece_share: float = 0.1  # of an organ's voxels that a second component may have
+    spacing_factor: float = 2.5  # ratio to the median spacing from which a spacing is flagged
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.refuse if name not in FLAGS]
         if unknown:
-            raise PancsegError(
-                f"checks.refuse names {', '.join(unknown)}; flags are {', '.join(FLAGS)}"
-            )
-        for name in ("hu_range", "volume_ml"):
-            limits = getattr(self, name)
+            known = ", ".join(FLAGS)
+            raise PancsegError(f"checks.refuse names {', '.join(unknown)}; flags are {known}")
+        for name, limits in (("hu_range", self.hu_range), ("volume_ml", self.volume_ml)):
             if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
                 raise PancsegError(f"checks.{name}={list(limits)}: expected two, the lower first")
 
 
 def in_order(flags: Iterable[str]) -> list[str]:
-    """Flags without repetition, in the order of ``FLAGS``.
-
-    >>> in_order(["phantom", "label_volume:tumour", "label_empty", "phantom"])
-    ['label_empty', 'label_volume:tumour', 'phantom']
-    """
+    """Flags without repetition, in the order of ``FLAGS``."""
     names = list(FLAGS)
     return sorted(set(flags), key=lambda flag: (names.index(flag.partition(":")[0]), flag))
 
 
 def check_image(hu: Voxels) -> None:
-    """Check that an image is not a mask.
-
-    Raises:
-        Refused: ``looks_like_mask``, if it holds exactly two values.
-    """
+    """Refuse an image of exactly two values, ``looks_like_mask``."""
     for values in (sample_slices(hu), hu):  # the sample is enough for nearly every image
         low, high = values.min(), values.max()
         if ((values > low) & (values < high)).any():
@@ -142,12 +120,7 @@ def voxel_flags(
 ) -> list[str]:
     """Flags that follow from the voxels of a case, in the order of ``FLAGS``.
 
-    Args:
-        hu: ``(columns, rows, slices)``, HU, slice 0 nearest the feet.
-        codes: Label map on the same grid; None without label.
-        spacing_mm: Voxel size along each axis.
-        checks: Thresholds.
-        structures: Of the label map.
+    ``hu`` and the label map ``codes`` are ``(columns, rows, slices)``, slice 0 nearest the feet.
     """
     sample = sample_slices(hu)
     flags = {hu_flag(hu, sample, checks.hu_range)}
@@ -165,10 +138,7 @@ def sample_slices(hu: Voxels) -> Voxels:
 
 
 def hu_flag(hu: Voxels, sample: Voxels, hu_range: Sequence[float]) -> str:
-    """The first flag that applies to the values, or an empty text.
-
-    The order matters: a windowed image also lacks air.
-    """
+    """The first flag that applies to the values, or an empty text: a windowed image lacks air."""
     low, high = hu.min(), hu.max()
     if sample.size < MIN_VOXELS:
         return ""
@@ -197,9 +167,8 @@ def hu_flag(hu: Voxels, sample: Voxels, hu_range: Sequence[float]) -> str:
 def has_swapped_slices(sample: Voxels) -> bool:
     """Whether two neighbouring slices seem swapped.
 
-    In order a, b, c, d each slice is more similar to the next than to the second next. Stored as
-    a, c, b, d, both a and d are more similar to the farther of the two. Both sides are required,
-    because a single unusual slice has that effect on one side.
+    Of slices stored as a, c, b, d both a and d are more similar to the farther of the two. Both
+    sides are required, because a single unusual slice has that effect on one side.
     """
     if sample.shape[0] < 4 or sample.shape[1] < MIN_VOXELS:
         return False
@@ -225,7 +194,7 @@ def has_swapped_slices(sample: Voxels) -> bool:
 def label_flags(
     hu: Voxels, codes: Voxels, voxel_ml: float, checks: Checks, structures: Sequence[Structure]
 ) -> set[str]:
-    """Flags of a label map; arguments as in :func:`voxel_flags`."""
+    """Flags of a label map."""
     box = bounding_box(codes != 0)
     inner, flags = codes[box], set()
     if not inner.any():
@@ -260,10 +229,7 @@ def duplicates_of(cases: Iterable[Case]) -> dict[str, str]:
 def root_flags(
     cases: Sequence[Case], duplicates: dict[str, str], spacing_factor: float
 ) -> dict[str, list[str]]:
-    """Flags that follow from a comparison of all cases of a prepared folder, by case.
-
-    ``duplicates`` is from :func:`duplicates_of`, ``spacing_factor`` as in :class:`Checks`.
-    """
+    """Flags that follow from a comparison of all cases of a prepared folder, by case."""
     flags: dict[str, list[str]] = defaultdict(list)
     for name in {*duplicates, *duplicates.values()}:
         flags[name].append("duplicate_pixels")
