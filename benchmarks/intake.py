@@ -31,10 +31,10 @@ def convert_pancseg(series: Path, out: Path) -> float:
     """Search, read, check and write, as ``prepare`` does with an image."""
     import numpy as np
 
-    from pancseg.files import write_nifti
-    from pancseg.geometry import spacing_of
     from pancseg.dicom.series import find_series, read_series
     from pancseg.dicom.slices import Repair
+    from pancseg.files import write_nifti
+    from pancseg.geometry import spacing_of
     from pancseg.intake.flags import Checks, voxel_flags
     from pancseg.intake.paths import files_under
 

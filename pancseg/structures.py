@@ -86,16 +86,16 @@ def parse_structures(
     if labels is not None and len(node) > 1:
         keys = " or ".join(f"structures.{name}.labels=" for name in node)
         raise PancsegError(f"labels={list(labels)}: there are {len(node)} structures; give {keys}")
-    chosen = {
+    given = {
         name: (labels if labels is not None else entry["labels"]) for name, entry in node.items()
     }
-    words = {name: None if w is None else tuple(w) for name, w in chosen.items()}
+    words = {name: None if w is None else tuple(w) for name, w in given.items()}
     for name, entry in node.items():
         key = f"structures.{name}"
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
             raise PancsegError(f"{key}: expected a name of small letters, digits and _")
-        own = words[name]
-        if own == () or (own is None and len(node) > 1) or "0" in map(str, own or ()):
+        chosen = words[name]
+        if chosen == () or (chosen is None and len(node) > 1) or "0" in map(str, chosen or ()):
             raise PancsegError(f"{key}.labels: expected a list without 0, such as [1]")
         if entry["kind"] not in KINDS:
             raise PancsegError(f"{key}.kind={entry['kind']}: expected {' or '.join(KINDS)}")

@@ -9,7 +9,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "pancseg"
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ["prepare", "train", "evaluate", "predict", "report", "export", "phantom", "doctor"]
-MAY_IMPORT = {"dicom": {"dicom"}, "data": {"data", "learning"}, "intake": {"intake", "dicom", "data"}}
+MAY_IMPORT = {
+    "dicom": {"dicom"},
+    "data": {"data", "learning"},
+    "intake": {"intake", "dicom", "data"},
+}
 """Subpackages that a subpackage may import; base files are free to all."""
 
 

@@ -125,7 +125,7 @@ def test_the_background_of_a_label_map_is_no_choice(tmp_path: Path, scan: Scan) 
     frames = [Frame(ONE, at(1))]
     file = write_segmentation(tmp_path / "seg", frames, kind="LABELMAP", segments=segments)
     assert voxels(read(file, scan)) == [[0, 0, 1]]
-    assert refusal(file, scan, (0,)).code == "no_such_segment"
+    assert refusal(file, scan, ("Background",)).code == "no_such_segment"
 
 
 @pytest.mark.parametrize("choice", [(2,), ("pancreas",), ("PANCREAS",), (15776009,), ("2", "x")])

@@ -74,7 +74,11 @@ class VolumeCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_suffix(".lock")):
-                lock_for_use(self.folder)
+                if self.folder not in USE_LOCKS:
+                    is_in_use(self.folder)  # removes old files
+                    lock = FileLock(self.folder / f".use-{secrets.token_hex(6)}")
+                    USE_LOCKS[self.folder] = lock
+                    lock.acquire()  # until this process ends; also sets the folder's time
                 self.make(self.missing(), processes)
         except OSError as error:
             if self.missing():  # a complete cache may be read-only
@@ -192,14 +196,6 @@ def make_volume(
 def raise_crash(root: Path, entry: Entry) -> NoReturn:
     """Raise the error of a volume whose process died."""
     raise PancsegError(f"{root / entry.image}: its process ended; run again with more memory")
-
-
-def lock_for_use(folder: Path) -> None:
-    """Protect a folder from eviction until this process ends; also sets the folder's time."""
-    if folder not in USE_LOCKS:
-        is_in_use(folder)  # removes old files
-        USE_LOCKS[folder] = FileLock(folder / f".use-{secrets.token_hex(6)}")
-        USE_LOCKS[folder].acquire()
 
 
 def is_in_use(folder: Path) -> bool:

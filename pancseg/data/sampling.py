@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler
@@ -99,7 +98,7 @@ class VolumeDataset(Dataset[Item]):
         entry, volume = self.volumes.entries[index], self.volumes[index]
         item = {
             "image": crop(volume.image, start, size)[None],
-            "patient": patient_number(entry.patient),
+            "patient": int.from_bytes(sha256(entry.patient.encode()).digest()[:7], "big"),
             "name": entry.group if isinstance(entry, Group) else entry.case,
         }
         if volume.label is not None:
@@ -145,15 +144,16 @@ class PatchDataset(VolumeDataset):
         among = self.labelled if is_foreground and self.labelled else range(len(self.volumes))
         index = int(among[random.integers(len(among))])
         volume = self.volumes[index]
+        room = np.subtract(volume.image.shape, self.size)
         if is_foreground and len(volume.foreground):
             voxel = volume.foreground[random.integers(len(volume.foreground))]
             shift = random.uniform(-self.sampling.jitter, self.sampling.jitter, 3) * self.size
             start = np.rint(voxel + shift - self.size / 2).astype(int)
             start = start.clip(voxel - self.size + 1, voxel)  # the patch contains the voxel
         else:
-            room = np.subtract(volume.image.shape, self.size)
             start = np.rint(random.uniform(0, 1, 3) * room).astype(int)
-        start = shift_inside(start, self.size, volume.image.shape) - self.margin // 2
+        # inside the volume, and centred on axes where the volume is smaller
+        start = np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2)) - self.margin // 2
         step, place = divmod(sample, self.batches.global_batch_size)
         return {**self.item(index, start, self.size + self.margin), "step": step, "place": place}
 
@@ -161,12 +161,6 @@ class PatchDataset(VolumeDataset):
 def has_foreground(sample: int, share: float) -> bool:
     """Whether a sample is among the share with foreground; a batch may have a single sample."""
     return bool(np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6)))
-
-
-def shift_inside(start: NDArray[Any], size: Any, shape: Any) -> NDArray[Any]:
-    """First voxel of a box, shifted into a volume; centred on axes where the volume is smaller."""
-    room = np.subtract(shape, size)
-    return np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2))
 
 
 def crop(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -177,8 +171,3 @@ def crop(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:
         part = torch.from_numpy(np.array(part))  # a memory map is read-only
     padding = [int(p) for first, stop, n in axes[::-1] for p in (max(-first, 0), max(stop - n, 0))]
     return pad(part, padding) if any(padding) else part.contiguous()
-
-
-def patient_number(patient: str) -> int:
-    """A number for a patient, the same in every folder."""
-    return int.from_bytes(sha256(patient.encode()).digest()[:7], "big")

@@ -56,12 +56,9 @@ class SeriesVolume(NamedTuple):
 def find_series(
     root: Path, files: Iterable[Path], processes: int = 0
 ) -> tuple[list[Series], list[SkippedSeries]]:
-    """Group files into series, and those that belong to none.
+    """Group files under a folder into series, and those that belong to none.
 
-    Args:
-        root: Folder that was searched.
-        files: In it, at any depth.
-        processes: That read headers, if there are many.
+    Headers of thousands of files are read in several processes.
     """
     parts: dict[Hashable, list[Header]] = defaultdict(list)
     for header in read_headers(list(files), processes):
@@ -77,18 +74,17 @@ def find_series(
             skipped.append(SkippedSeries(files[0], status, first.problem, len(files)))
             damaged += [first] if first.is_damaged or first.problem == EMPTY else []
             continue
-        patients = {header.patient_id for header in headers}
-        problem = f"mixed_patient: slices carry {len(patients)} PatientIDs, expected one"
-        folder, problem = files[0].parent.relative_to(root), problem if len(patients) > 1 else ""
-        series.append(
-            Series(**vars(first) | {"folder": folder, "files": files, "problem": problem})
-        )
+        patients = len({header.patient_id for header in headers})
+        problem = f"mixed_patient: slices carry {patients} PatientIDs, expected one"
+        changed = {"folder": files[0].parent.relative_to(root), "files": files}
+        changed["problem"] = problem if patients > 1 else ""
+        series.append(Series(**vars(first) | changed))
     series = mark_damaged(series, damaged)
     return sorted(series, key=lambda each: (each.folder, each.uid, each.files)), skipped
 
 
 def read_headers(files: list[Path], processes: int) -> list[Header]:
-    """Headers of files, by path; those of thousands are read in several processes."""
+    """Headers of files, by path."""
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
     processes = processes if len(batches) >= FEWEST_BATCHES else 0
     results = process_map(read_batch, batches, processes, died)
@@ -138,52 +134,42 @@ def are_one_scan(parts: list[list[Header]]) -> bool:
 def problem_of(planes: list[SlicePlane]) -> str:
     """Reason code of slices that form no stack, tilted or not."""
     try:
-        build_stack(without_copies(planes, stored_pixels), Repair(tilt=True))
+        unique = without_copies(planes, lambda file: open_dicom(file).PixelData)
+        build_stack(unique, Repair(tilt=True))
     except Refused as refused:
         return refused.code
     return ""
 
 
-def stored_pixels(file: Path) -> bytes:
-    """Pixel data of a file, empty if it cannot be read."""
-    with suppress(Refused):
-        return bytes(open_dicom(file).PixelData)
-    return b""
-
-
 def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
     """Refuse series that damaged files name as theirs; flag those beside other damaged files."""
     named: dict[str, list[Path]] = defaultdict(list)
-    beside: dict[Path, list[Header]] = defaultdict(list)
+    beside: dict[Path, set[str | None]] = defaultdict(set)
     for header in damaged:
+        (file,) = header.files
         if header.uid:
-            named[header.uid] += header.files
-        else:
-            beside[header.files[0].parent].append(header)
+            named[header.uid].append(file)
+        else:  # an empty file of another suffix, such as READY, is no slice
+            beside[file.parent].add(None if header.is_damaged else file.suffix)
     count = Counter(each.uid for each in series)
     marked = []
     for each in series:
         folders = {file.parent for file in each.files} if each.kind == "image" else set()
         own = named.get(each.uid, [])
-        own = own if count[each.uid] == 1 else [file for file in own if file.parent in folders]
-        near = chain.from_iterable(beside.get(folder, ()) for folder in folders)
-        suffix = each.files[0].suffix  # an empty file of another suffix, such as READY, is no slice
-        if any(header.is_damaged or header.files[0].suffix == suffix for header in near):
+        own = [file for file in own if count[each.uid] == 1 or file.parent in folders]
+        near = set().union(*(beside.get(folder, ()) for folder in folders))
+        if near & {None, each.files[0].suffix}:
             each = replace(each, flags=("damaged_file",))
         if own and not each.problem:
-            more = f" and {len(own) - 1} more files" if len(own) > 1 else ""
-            problem = f"damaged_slice: {own[0].name}{more} of the series cannot be read"
+            names = ", ".join(file.name for file in own[:3])
+            problem = f"damaged_slice: {names} of the series cannot be read"
             each = replace(each, problem=problem)
         marked.append(each)
     return marked
 
 
 def read_series(files: tuple[Path, ...], repair: Repair) -> SeriesVolume:
-    """Read a series as HU.
-
-    Raises:
-        Refused: If its slices do not form a regular stack.
-    """
+    """Read a series as HU; refused if its slices do not form a regular stack."""
     stack, values, flags = read_stack(files, repair)
     return SeriesVolume(stack.to_image(values, linear=True, fill=AIR_HU), stack, flags)
 
@@ -191,11 +177,7 @@ def read_series(files: tuple[Path, ...], repair: Repair) -> SeriesVolume:
 def read_mask_series(
     files: tuple[Path, ...], repair: Repair, structures: tuple[Structure, ...]
 ) -> LabelMap:
-    """Read a series of mask slices.
-
-    Raises:
-        Refused: If it does not form a regular stack, or has no background.
-    """
+    """Read a series of mask slices; refused like a series, or without background."""
     stack, values, flags = read_stack(files, repair)
     codes, undeclared = encode_values(values, structures)
     flags = tuple(flag for flag in flags if flag != "rescale_type")
@@ -231,12 +213,7 @@ def read_stack(
 
 
 def without_copies(planes: list[SlicePlane], pixels: Callable[[Path], bytes]) -> list[SlicePlane]:
-    """Slices without those that equal another in position, pixels and rescaling.
-
-    Args:
-        planes: In any order.
-        pixels: Returns the pixel data of a file.
-    """
+    """Slices without those that equal another in position, rescaling and pixels of the file."""
     positions = [tuple(round(value, 2) for value in plane.position_mm) for plane in planes]
     count = Counter(positions)
     digests: dict[Path, bytes] = {}

@@ -127,10 +127,10 @@ def add_cases(
 
     Without matches every scan is a case.
     """
-    by_image: dict[LocatedSeries | None, Match] = {}
-    for match in matches or ():
-        if match.image and (match.image not in by_image or not match.problem):
-            by_image[match.image] = match
+    by_image: dict[LocatedSeries, Match] = {}
+    for each in matches or ():
+        if each.image and (each.image not in by_image or not each.problem):
+            by_image[each.image] = each
     patients, identities = patients_of(scans), identities_of(scans)
     labelled = {patients[image] for image in by_image}
     for scan in scans:
@@ -146,10 +146,10 @@ def add_cases(
             skip(contents, scan, "image", "dropped", OTHER_SERIES)
         else:
             skip(contents, scan, "image", "refused", NO_LABEL)
-    for match in matches or ():
-        is_refused = match.image and match.image.problem
-        if problem := match.problem or match.label.problem or (IMAGE_REFUSED if is_refused else ""):
-            skip(contents, match.label, "label", "refused", problem)
+    for each in matches or ():
+        image_reason = IMAGE_REFUSED if each.image and each.image.problem else ""
+        if problem := each.problem or each.label.problem or image_reason:
+            skip(contents, each.label, "label", "refused", problem)
     contents.skipped = list(dict.fromkeys(contents.skipped))
     contents.warnings += warn_of_structures(matches or [])
 
