@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 import shlex
 import sys
 
@@ -74,24 +75,25 @@ def needs_quotes(word: str, is_sweep: bool) -> bool:
 
 
 def quoted(override: str) -> str:
-    """An override with its value in quotes, or each item of a list.
+    """An override with its value in quotes, or those items of a list that need them.
 
     >>> quoted("labels=[Bauchspeicheldrüse,7]") if not ON_WINDOWS else 'labels=["Bauch...",7]'
     'labels=["Bauchspeicheldrüse",7]'
     """
     key, _, value = override.partition("=")
-    mark = "'" if ON_WINDOWS else '"'  # the shell leaves it alone within its own quotes
-
-    def with_quotes(text: str) -> str:
-        is_done = text[:1] in ("'", '"') and text[-1:] == text[:1]
-        if is_done or text.lstrip("-").isdigit():
-            return text
-        return mark + text.replace(mark, "\\" + mark) + mark
-
     if value.startswith("[") and value.endswith("]"):
-        items = (item.strip() for item in value[1:-1].split(","))
-        return f"{key}=[{','.join(map(with_quotes, items))}]"
-    return f"{key}={with_quotes(value)}"
+        items = re.findall(r"""\s*("[^"]*"|'[^']*'|[^,]+)""", value[1:-1])
+        return f"{key}=[{','.join(map(quoted_value, items))}]"
+    return f"{key}={quoted_value(value)}"
+
+
+def quoted_value(text: str) -> str:
+    """A value in quotes if Hydra refuses it without; backslashes before a quote are doubled."""
+    if not needs_quotes(f"x={text}", is_sweep=False):
+        return text
+    mark = "'" if ON_WINDOWS else '"'  # the shell leaves it alone within its own quotes
+    escaped = re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + "\\" * len(m[2]) + m[2], text)
+    return mark + escaped + mark
 
 
 def in_shell(word: str) -> str:

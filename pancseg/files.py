@@ -118,8 +118,10 @@ def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(header)
-    writer.writerows(rows)
+    for row in map(tuple, rows):  # Python 3.11 does not quote a carriage return by itself
+        (quoted if any("\r" in str(cell) for cell in row) else writer).writerow(row)
     return text.getvalue()
 
 

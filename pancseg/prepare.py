@@ -52,6 +52,9 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     groups = GroupSettings(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
     checks = Checks(**plain(cfg.checks))
     structures = parse_structures(plain(cfg.structures), label_choice(cfg))
+    if checks.volume_ml is not None and len(structures) > 1:
+        keys = " or ".join(f"structures.{s.name}.volume_ml=" for s in structures)
+        raise PancsegError(f"checks.volume_ml: there are {len(structures)} structures; give {keys}")
     options = read_options(cfg, structures)
     shard = None if cfg.get("shard") is None else Shard.parse(cfg.shard)
     root, paths = Path(cfg.data.root), source_paths(cfg.source)

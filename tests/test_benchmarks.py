@@ -17,10 +17,8 @@ import torch
 from omegaconf import DictConfig
 
 from pancseg.configuration import conf_folder, register_resolvers
-from pancseg.dataset.manifest import read_manifest
-from pancseg.dataset.volume_cache import VolumeCache
-from pancseg.learning.segmenter import Segmenter
-from tests.conftest import contents, run_command
+from pancseg.data.manifest import read_manifest
+from tests.conftest import run_command
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = [path.stem for path in sorted(FOLDER.glob("*.py"))]
@@ -237,7 +235,7 @@ def test_epochs_are_extrapolated_from_the_steps_between_two_budgets() -> None:
     assert row.startswith("| pancseg, recipe64 | 4 | 32.2 | 5.38 | 2.00 | ")
 
 
-def test_growth_is_told_where_it_is_worse_than_linear() -> None:
+def test_growth_worse_than_linear_is_marked() -> None:
     module = script("large_root")
     results = {
         n: {"squared": (0.5 + (n / 1000) ** 2, 100.0), "quick": (0.01, 90.0 + n)}
@@ -253,24 +251,25 @@ def test_growth_is_told_where_it_is_worse_than_linear() -> None:
 def test_a_large_root_is_measured_on_a_small_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, step = script("large_root"), Segmenter.training_step
-    monkeypatch.setattr(module, "run_command", run_command)
-    monkeypatch.setattr(VolumeCache, "make", VolumeCache.make)  # put back at the end
-    monkeypatch.setattr(Segmenter, "training_step", step)
-    module.make(tmp_path / "w", 8)
-    assert len(read_manifest(tmp_path / "w" / "root").groups) == 4 * 8
-    before = contents(tmp_path / "w" / "root")
-    found = {}
-    for name in (one for one in module.MEASURES if one not in ("evaluate", "check")):
-        found |= module.MEASURES[name](tmp_path / "w")
-    assert len(found) == 12 and min(found.values()) > 0
-    (tmp_path / "w" / "root" / "cache").rename(tmp_path / "cache")
-    module.run_command("prepare", *module.prepare_words(tmp_path / "w"))
-    after = contents(tmp_path / "w" / "root")
-    assert set(after) - set(before) <= {"intake.png"}  # the root is what prepare would have made
-    assert after["manifest.json"] == before["manifest.json"]
-    assert after["intake.csv"] == before["intake.csv"]
-    assert len(module.MEASURES["check"](tmp_path / "w")) == 3
+    module, codes = script("large_root"), []
+    monkeypatch.setattr(module, "run_command", lambda *words: codes.append(run_command(*words)))
+    for number in range(8):
+        module.write_source(tmp_path, number)
+    seconds = [module.MEASURES[name](tmp_path) for name in module.MEASURES]
+    assert min(value for each in seconds for value in each.values()) > 0
+    assert codes == [0] * 5
+    assert len(read_manifest(tmp_path / "root").groups) == 4 * 9
+
+
+def test_a_conversion_for_the_comparison_with_other_software_writes_the_scan(
+    dicom: Path, tmp_path: Path
+) -> None:
+    series = min((dicom / "images").iterdir())
+    assert script("intake").convert_pancseg(series, tmp_path) > 0
+    truth = nib.load(dicom / "truth" / f"{series.name}_image.nii.gz")
+    written = nib.load(tmp_path / "pancseg.nii.gz")
+    assert written.shape == truth.shape
+    np.testing.assert_allclose(written.affine, truth.affine, atol=1e-3)
 
 
 def test_traffic_counts_what_is_read_and_written_and_no_view() -> None:

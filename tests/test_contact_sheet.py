@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from scipy import ndimage
 
 from pancseg.intake import contact_sheet
 from pancseg.intake.contact_sheet import (
@@ -15,9 +15,7 @@ from pancseg.intake.contact_sheet import (
     FRAME,
     GAP,
     HEADER,
-    KEY,
     SIDE,
-    Page,
     Tile,
     draw_contact_sheet,
     thumbnail,
@@ -77,12 +75,16 @@ def test_the_outline_lies_around_the_label_on_its_fullest_slice() -> None:
 
 def test_each_structure_has_an_outline_of_its_own_colour() -> None:
     codes = np.zeros((20, 10, 3), np.uint8)
-    codes[3:7, 2:6, 1], codes[12:16, 2:6, 1] = 1, 2
+    codes[2:9, 2:8, 1] = codes[14:17, 2:6, 1] = 1  # 12 pixels a voxel, the right side on the left
+    codes[4:6, 4:6, 1] = 2
     pixels = thumbnail(scan(), codes)
     first, second = ((pixels == colour).all(axis=2) for colour in COLOURS[:2])
-    assert np.flatnonzero(first.any(axis=0)).max() < np.flatnonzero(second.any(axis=0)).min() or (
-        np.flatnonzero(second.any(axis=0)).max() < np.flatnonzero(first.any(axis=0)).min()
-    )
+    assert np.flatnonzero(second.any(axis=0))[[0, -1]].tolist() == [12 * 14 - 2, 12 * 16 + 1]
+    assert second.sum() > 4 * 24 and first.sum() > 4 * 24
+    inner = ndimage.binary_fill_holes(second)
+    assert not (first & inner).any()  # the organ has no outline around the lesion in it
+    alone = thumbnail(scan(), (codes > 0).astype(np.uint8))
+    np.testing.assert_array_equal(first, is_outline(alone))
 
 
 def test_a_label_of_one_small_voxel_is_still_outlined() -> None:
@@ -160,6 +162,13 @@ def test_equal_tiles_give_equal_bytes(tmp_path: Path) -> None:
     assert page.read_bytes() == before
 
 
+def test_volumes_of_several_structures_are_written_in_full(tmp_path: Path) -> None:
+    tile = Tile("case", "patient", NO_PICTURE, "phantom", "pancreas=82.100 tumour=4.500")
+    assert [line for line, _ in tile.lines()] == ["pancreas=82.100 tumour=4.500", "phantom"]
+    many = Tile("case", "patient", NO_PICTURE, "label_volume:pancreas label_cut phantom", "20.5 ml")
+    assert [line for line, _ in many.lines()] == ["label_volume:pancreas", "label_cut", "phantom"]
+
+
 def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path: Path) -> None:
     """Nothing is drawn into the gap between two tiles; no warning for letters the font lacks."""
     strange = "漢字$x_1$\n\udcff" + 50 * "long-"
@@ -175,25 +184,23 @@ def test_an_added_case_leaves_the_pages_before_it_undrawn(
 ) -> None:
     drawn: list[str] = []
 
-    def count(page: Page) -> None:
-        """Stands for drawing, which takes a second."""
-        drawn.append(page.path.name)
-        told = PngInfo()
-        told.add_text(KEY, page.key)
-        Image.new("L", (1, 1)).save(page.path, pnginfo=told)
+    def draw(tiles: list[Tile], title: str, number: str) -> Image.Image:
+        """Replaces drawing, which takes a second."""
+        drawn.append(number)
+        return Image.new("L", (1, 1))
 
     write_thumbnail(tmp_path / "one.png", np.zeros((SIDE, SIDE, 3), np.uint8))
-    monkeypatch.setattr(contact_sheet, "draw_page", count)
+    monkeypatch.setattr(contact_sheet, "draw_page", draw)
     cases = tiles(81, tmp_path / "one.png")
     draw_contact_sheet(tmp_path, cases)
-    assert drawn == ["intake.png", "intake_2.png", "intake_3.png"]
+    assert drawn == ["page 1 of 3", "page 2", "page 3"]
     drawn.clear()
     draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
-    assert drawn == ["intake.png", "intake_3.png"]  # the first says how many there are
+    assert drawn == ["page 1 of 3", "page 3"]  # the first says how many cases there are
     drawn.clear()
     draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
     assert drawn == []
     write_thumbnail(tmp_path / "one.png", np.ones((SIDE, SIDE, 3), np.uint8))
     (tmp_path / "intake_2.png").write_bytes(b"cut short")
     draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
-    assert drawn == ["intake.png", "intake_2.png", "intake_3.png"]
+    assert drawn == ["page 1 of 3", "page 2", "page 3"]

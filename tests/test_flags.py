@@ -20,6 +20,8 @@ from pancseg.intake.flags import (
     voxel_flags,
 )
 from pancseg.structures import Structure
+from tests.conftest import Command
+from tests.tiny_dicom import write_series
 
 SHAPE = (40, 40, 12)
 SPACING_MM = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml
@@ -116,6 +118,18 @@ def test_an_image_of_two_values_is_refused_as_a_mask(values: tuple[float, float]
     mask[17, 13, 3] += 1  # one voxel, not among the sampled
     check_image(mask)
     check_image(np.zeros(SHAPE, np.int16))
+
+
+def test_a_mask_series_among_the_images_is_refused_and_the_scan_kept(
+    tmp_path: Path, command: Command
+) -> None:
+    write_series(tmp_path / "in" / "ct")
+    write_series(tmp_path / "in" / "mask", pixels=np.indices((5, 4, 3))[0] % 2)
+    source = [f"source.images={tmp_path / 'in'}", "source.labels=null", "data.depth=2"]
+    assert command("prepare", *source, f"data.root={tmp_path / 'root'}").code == 1
+    table = (tmp_path / "root" / "intake.csv").read_text()
+    assert table.count("image,refused,looks_like_mask") + table.count('"looks_like_mask') == 1
+    assert table.count("image,kept") == 1
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 9, 10])

@@ -8,18 +8,16 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pancseg.dicom.pixels import parsing, read_dataset
-from pancseg.dicom.segmentation import names_of_codes
-from pancseg.dicom.slices import FARTHEST_MM, SliceStack
+from pancseg.dicom.segmentation import names_of_codes, off_grid
+from pancseg.dicom.slices import FARTHEST_MM, Floats, SliceStack
 from pancseg.errors import Refused
 from pancseg.structures import LabelMap, Structure, match_names
 
-CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 OUTSIDE_PIXELS = 2.0  # that a contour may reach beyond the outermost pixel centres
 OFF_SLICE_STEPS = 0.25  # planning systems round positions, and some shift by half a pixel
 ON_CENTRE_PIXELS = 0.02  # coordinates are often rounded to 0.01 mm
 DIGITS = 6  # of pixel coordinates
 EDGES_AT_ONCE = 512  # bounds the memory that filling takes
-Floats = NDArray[np.float64]
 
 
 def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]) -> LabelMap:
@@ -47,10 +45,9 @@ def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]
         for k, on_slice in outlines.items():
             np.maximum(codes[..., k], code * fill(on_slice, codes.shape[:2]), out=codes[..., k])
         slices |= outlines.keys()
-    has_gaps = bool(slices) and len(slices) <= max(slices) - min(slices)
-    flags = {"contour_gaps": has_gaps, "contour_type_assumed": is_assumed}
-    image = stack.to_image(codes, linear=False, fill=0)
-    return LabelMap(image, flags=tuple(flag for flag, is_set in flags.items() if is_set))
+    flags = ["contour_gaps"] * (bool(slices) and len(slices) <= max(slices) - min(slices))
+    flags += ["contour_type_assumed"] * is_assumed
+    return LabelMap(stack.to_image(codes, linear=False, fill=0), flags=tuple(flags))
 
 
 def roi_names(dataset: Dataset) -> dict[int, tuple[str, ...]]:
@@ -72,9 +69,6 @@ def closed_contours(
 
     Numbers are parsed from bytes: pydicom makes an object of each, which takes seconds, and warns
     of those with more digits than DICOM allows, which planning systems write.
-
-    Raises:
-        Refused: If a contour does not consist of points in space.
     """
     contours: dict[int, list[Floats]] = {number: [] for number in numbers}
     is_assumed = False
@@ -83,15 +77,13 @@ def closed_contours(
             continue
         for contour in roi.get("ContourSequence") or []:
             kind, data = contour.get("ContourGeometricType"), contour.get_item("ContourData")
-            if (kind and kind not in CLOSED) or data is None or not data.value:
+            is_closed = not kind or kind in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+            if not is_closed or data is None or not data.value:
                 continue
             values = np.array(bytes(data.value).split(b"\\"), dtype=float)
             if len(values) % 3 or not (np.abs(values) < FARTHEST_MM).all():  # False for NaN
-                raise Refused(
-                    "bad_contour",
-                    f"{file.name} has a contour of {len(values)} numbers, expected three for each "
-                    f"point, all finite and below {FARTHEST_MM:g} mm",
-                )
+                what = f"a contour of {len(values)} numbers, expected three a point, all finite and"
+                raise Refused("bad_contour", f"{file.name} has {what} below {FARTHEST_MM:g} mm")
             own.append(values.reshape(-1, 3))
             is_assumed |= not kind
     return contours, is_assumed
@@ -108,23 +100,15 @@ def to_slice(points: Floats, stack: SliceStack, file: Path) -> tuple[int, Floats
     distance_mm = float(np.abs(heights_mm - stack.offsets_mm[k]).max())
     limit_mm = OFF_SLICE_STEPS * stack.step_mm
     if distance_mm > limit_mm:
-        span_mm = float(np.ptp(heights_mm))
-        tilted = f" and spans {span_mm:.2f} mm across slices" if span_mm > limit_mm else ""
-        raise Refused(
-            "contour_off_slice",
-            f"{file.name} has a contour {distance_mm:.2f} mm from the nearest slice{tilted}, "
-            f"expected at most {limit_mm:.2f} mm; give the series it was drawn on",
-        )
+        what = f"has a contour {distance_mm:.2f} mm from the nearest slice, expected at most"
+        what = f"{file.name} {what} {limit_mm:.2f} mm; it spans {np.ptp(heights_mm):.2f} mm"
+        raise Refused("contour_off_slice", f"{what}; give the series it was drawn on")
     plane = stack.planes[k]
     axes = np.reshape(plane.orientation, (2, 3))
     pixels = (points - plane.position_mm) @ axes.T / np.array(plane.spacing_mm[::-1])
     outside = float(np.max([-pixels, pixels - [plane.columns - 1, plane.rows - 1]]))
     if outside > OUTSIDE_PIXELS:
-        raise Refused(
-            "label_off_grid",
-            f"{file.name} has a contour that reaches {outside:.1f} pixels beyond the image; give "
-            "the series it was drawn on",
-        )
+        raise off_grid(file, f"has a contour that reaches {outside:.1f} pixels beyond the image")
     return k, pixels
 
 

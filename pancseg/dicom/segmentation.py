@@ -29,8 +29,7 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
     """Read a SEG; slices without a frame are background.
 
     Raises:
-        Refused: If the file is damaged, holds no chosen segment, or its pixels do not coincide
-            with those of the image.
+        Refused: If it is damaged, holds no chosen segment, or its pixels are not the image's.
     """
     dataset = open_dicom(file)
     with parsing(file):
@@ -44,13 +43,13 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
     codes = np.zeros(stack.shape, np.uint8, order="F")
     decoded = stored_values(dataset, [plane for plane, _ in frames])
     for (_, number), placement, values in zip(frames, placements, decoded, strict=True):
-        frame_codes = np.zeros(values.shape, np.uint8)
         if number is None:
-            for chosen, code in code_of.items():
-                frame_codes[values == chosen] = code
+            masks = [(values == chosen, code) for chosen, code in code_of.items()]
         else:
-            frame_codes[values >= threshold] = code_of[number]
-        insert_frame(codes, frame_codes, placement, stack, file)
+            masks = [(values >= threshold, code_of[number])]
+        for mask, code in masks:
+            at = image_pixels(mask, placement, stack, file)
+            codes[at] = np.maximum(codes[at], code)
     return LabelMap(stack.to_image(codes, linear=False, fill=0))
 
 
@@ -60,18 +59,12 @@ def segments_of(
     """Names of each segment number, and the plane and segment number of each frame.
 
     The number is None in a LABELMAP: its stored values are segment numbers.
-
-    Raises:
-        Refused: If it is not a SEG, or a frame has no segment.
     """
     kind, listed = dataset.get("SegmentationType"), dataset.get("SegmentSequence")
     largest = {"BINARY": 1, "LABELMAP": 1, "FRACTIONAL": dataset.get("MaximumFractionalValue")}
     if not largest.get(kind) or not listed:
-        raise Refused(
-            "bad_segments",
-            f"{file.name} is not a SEG: expected a SegmentSequence and a SegmentationType of "
-            "BINARY, LABELMAP, or FRACTIONAL with a MaximumFractionalValue",
-        )
+        expected = "a SegmentSequence and BINARY, LABELMAP or FRACTIONAL as SegmentationType"
+        raise Refused("bad_segments", f"{file.name} is not a SEG, expected {expected}")
     names = {
         int(segment.SegmentNumber): (
             str(segment.get("SegmentLabel") or ""),
@@ -96,13 +89,10 @@ def names_of_codes(codes: Iterable[Dataset]) -> list[str]:
 
 
 def place_frame(plane: SlicePlane, stack: SliceStack) -> FramePlacement:
-    """Find the pixels of an image that coincide with those of a frame.
+    """Find the pixels of an image that coincide with those of a frame, or refuse it.
 
     Angles and spacings may differ as long as no pixel moves further than the tolerance. The
     distance from the slice is not checked: empty frames may lie anywhere.
-
-    Raises:
-        Refused: If directions, spacing or centres of pixels do not coincide.
     """
     height_mm = (np.array(plane.position_mm) - stack.corner_mm) @ stack.normal
     k = int(np.abs(stack.offsets_mm - height_mm).argmin())
@@ -114,20 +104,21 @@ def place_frame(plane: SlicePlane, stack: SliceStack) -> FramePlacement:
     pixel = axes @ (np.array(plane.position_mm) - stack.planes[k].position_mm) / spacing_mm
     first = np.rint(pixel)
     if (angles * own_mm * steps).max() > GRID_TOLERANCE * spacing_mm.min():
-        problem = f"is turned by {np.degrees(angles.max()):.2f} degrees against the image"
-    elif (np.abs(own_mm - expected_mm) * steps > GRID_TOLERANCE * expected_mm).any():
-        sizes = (" x ".join(f"{size:.4f}" for size in mm) for mm in (own_mm, expected_mm))
-        problem = "has pixels of {} mm, those of the image are {} mm".format(*sizes)
-    elif np.abs(pixel - first).max() > GRID_TOLERANCE:
+        turn = np.degrees(angles.max())
+        raise off_grid(plane.file, f"is turned by {turn:.2f} degrees against the image")
+    if (np.abs(own_mm - expected_mm) * steps > GRID_TOLERANCE * expected_mm).any():
+        own, expected = (" x ".join(f"{size:.4f}" for size in mm) for mm in (own_mm, expected_mm))
+        raise off_grid(plane.file, f"has pixels of {own} mm, the image of {expected} mm")
+    if np.abs(pixel - first).max() > GRID_TOLERANCE:
         shift_mm = np.linalg.norm((pixel - first) * spacing_mm)
-        problem = f"lies {shift_mm:.3f} mm beside the image's pixel centres"
-    else:
-        distance_mm = abs(float(stack.offsets_mm[k] - height_mm))
-        return FramePlacement(k, distance_mm, first.astype(int), np.rint(cosines).astype(int))
-    raise Refused(
-        "label_off_grid",
-        f"{plane.file.name} {problem}; give the series it was drawn on, or resample the label",
-    )
+        raise off_grid(plane.file, f"lies {shift_mm:.3f} mm beside the image's pixel centres")
+    distance_mm = abs(float(stack.offsets_mm[k] - height_mm))
+    return FramePlacement(k, distance_mm, first.astype(int), np.rint(cosines).astype(int))
+
+
+def off_grid(file: Path, what: str) -> Refused:
+    """The error of a label that is not on the grid of its image."""
+    return Refused("label_off_grid", f"{file.name} {what}; give the series it was drawn on")
 
 
 def axes_of(plane: SlicePlane) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -139,8 +130,7 @@ def axes_of(plane: SlicePlane) -> tuple[NDArray[np.float64], NDArray[np.float64]
 def stored_values(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
     """Stored values of frames, ``(rows, columns)``.
 
-    Packed bits are unpacked here: pydicom 3.0 reads one byte too few of a frame that begins within
-    a byte.
+    pydicom 3.0 reads one byte too few of a frame of packed bits that begins within a byte.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     if dataset.BitsAllocated != 1 or syntax.is_compressed or not syntax.is_little_endian:
@@ -154,30 +144,15 @@ def stored_values(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArra
         yield bits[offset:end].reshape(plane.rows, plane.columns)
 
 
-def insert_frame(
-    codes: NDArray[np.uint8],
-    frame: NDArray[np.uint8],
-    placement: FramePlacement,
-    stack: SliceStack,
-    file: Path,
-) -> None:
-    """Enter the codes of a frame ``(rows, columns)`` in those of the image; the larger one wins.
-
-    Raises:
-        Refused: If foreground lies between slices or beside the image.
-    """
-    rows, columns = np.nonzero(frame)
+def image_pixels(
+    mask: NDArray[np.bool_], placement: FramePlacement, stack: SliceStack, file: Path
+) -> tuple[Any, ...]:
+    """Index into the image of the foreground of a frame ``(rows, columns)``, or refuse it."""
+    rows, columns = np.nonzero(mask)
     pixels = placement.first + np.stack([columns, rows], axis=1) @ placement.steps
-    outside = ((pixels < 0) | (pixels >= codes.shape[:2])).any(axis=1).sum()
     if len(rows) and placement.distance_mm > GRID_TOLERANCE * stack.step_mm:
-        problem = (
-            f"a frame {placement.distance_mm:.2f} mm from the nearest slice, slices are "
-            f"{stack.step_mm:.2f} mm apart"
-        )
-    elif outside:
-        problem = f"{outside} pixels of foreground beside the image on one slice"
-    else:
-        at = (*pixels.T, placement.k)
-        codes[at] = np.maximum(codes[at], frame[rows, columns])
-        return
-    raise Refused("label_off_grid", f"{file.name} has {problem}; give the series it was drawn on")
+        what = f"has a frame {placement.distance_mm:.2f} mm from the nearest slice, slices are"
+        raise off_grid(file, f"{what} {stack.step_mm:.2f} mm apart")
+    if outside := ((pixels < 0) | (pixels >= stack.shape[:2])).any(axis=1).sum():
+        raise off_grid(file, f"has {outside} pixels of foreground beside the image on a slice")
+    return *pixels.T, placement.k

@@ -6,7 +6,7 @@ Drawn by Pillow: matplotlib takes minutes for thousands of cases.
 import math
 import re
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from textwrap import wrap
@@ -32,11 +32,11 @@ KEY = "Comment"  # PNG's keyword for text; holds a hash of everything on the pag
 
 SIDE = 240  # pixels of a picture: a pancreas is some 60 of them long
 GAP, FRAME, HEADER, LINE, FONT_SIZE, OUTLINE_WIDTH = 14, 4, 50, 19, 14, 2  # pixels
-CHARACTERS, FLAG_LINES = 28, 3  # characters of a line below a picture
+CHARACTERS, TEXT_CHARACTERS, MAX_LINES = 28, 14, 3  # below a picture; of the text beside the name
 
 WINDOW_HU = (-160, 240)  # abdominal
 COLOURS = ((61, 220, 132), (255, 99, 132), (92, 156, 255), (255, 206, 86))  # of structure codes
-BACKGROUND, TEXT, FAINT, WARNING, EMPTY = "#16181d", "#f2f2f2", "#9aa3b0", "#ffb347", 40
+BACKGROUND, TEXT, FAINT, WARNING, EMPTY = "#16181d", "#f2f2f2", "#9aa3b0", "#ffb347", "#282828"
 RADIOLOGICAL = orientations.axcodes2ornt(("L", "P", "S"))  # the patient's right on the left
 
 
@@ -48,56 +48,64 @@ class Tile:
     patient: str
     picture: Path  # thumbnail
     flags: str
-    text: str  # volume
+    text: str  # volume, or those of several structures
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Lines below the name with their colours: volumes of several structures, flags, facts."""
+        flags = self.flags.split()
+        parts = (
+            (TEXT, self.text if len(self.text) > TEXT_CHARACTERS else "", MAX_LINES),
+            (WARNING, " ".join(flag for flag in flags if flag not in FACTS), MAX_LINES),
+            (FAINT, " ".join(flag for flag in flags if flag in FACTS), 1),
+        )
+        return [
+            (shortened(line, CHARACTERS), colour)
+            for colour, text, most in parts
+            for line in wrap(text, CHARACTERS, max_lines=most, placeholder=" ...")
+        ]
 
     @property
     def is_flagged(self) -> bool:
         """Whether a person should check the case."""
-        return any(flag not in FACTS for flag in self.flags.split())
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of the sheet."""
-
-    path: Path
-    tiles: list[Tile]
-    title: str
-    number: str
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of everything on the page: an unchanged page is not drawn again."""
-        tiles = [
-            (tile.case, tile.flags, tile.text, tile.picture.is_file() and tile.picture.read_bytes())
-            for tile in self.tiles
-        ]
-        return sha256(repr((self.title, self.number, tiles)).encode()).hexdigest()
+        return not set(FACTS).issuperset(self.flags.split())
 
 
 def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
     """Write ``intake.png``, ``intake_2.png`` and so on, and remove pages of a longer sheet.
 
-    Only the first page says how many cases there are, so that an added case changes few pages.
+    An unchanged page is not drawn again. Only the first says how many cases there are, so that an
+    added case changes few pages.
     """
-    size, pages = COLUMNS * ROWS, []
-    for n, start in enumerate(range(0, len(tiles), size), start=1):
+    size, paths = COLUMNS * ROWS, []
+    patients, flagged = len({t.patient for t in tiles}), sum(t.is_flagged for t in tiles)
+    counts = f" of {len(tiles)} ({patients} patient{'s' * (patients != 1)}), {flagged} flagged"
+    starts = range(0, len(tiles), size)
+    for n, start in enumerate(progress(starts, "drawing", "page", delay_s=2), start=1):
         part = tiles[start : start + size]
         title, number = f"cases {start + 1} to {start + len(part)}", f"page {n}"
         if n == 1:
-            patients, flagged = len({t.patient for t in tiles}), sum(t.is_flagged for t in tiles)
-            plural = "s" * (patients != 1)
-            title += f" of {len(tiles)} ({patients} patient{plural}), {flagged} flagged"
-            number += f" of {math.ceil(len(tiles) / size)}"
-        path = root / ("intake.png" if n == 1 else f"intake_{n}.png")
-        pages.append(Page(path, part, title, number))
-    new = [page for page in pages if page.key != stored_key(page.path)]
-    for page in progress(new, "drawing", "page", delay_s=2):
-        draw_page(page)
-    for path in set(root.glob("intake*.png")).difference(page.path for page in pages):
+            title, number = title + counts, f"{number} of {math.ceil(len(tiles) / size)}"
+        paths.append(root / ("intake.png" if n == 1 else f"intake_{n}.png"))
+        key = page_key(part, title, number)
+        if key != stored_key(paths[-1]):
+            info = PngInfo()
+            info.add_text(KEY, key)
+            with replaced(paths[-1]) as temporary:
+                page = draw_page(part, title, number)
+                page.save(temporary, format="PNG", pnginfo=info, compress_level=1)
+    for path in set(root.glob("intake*.png")).difference(paths):
         if PAGE.fullmatch(path.name):
             path.unlink()
-    return [page.path for page in pages]
+    return paths
+
+
+def page_key(tiles: list[Tile], title: str, number: str) -> str:
+    """Hash of everything on a page."""
+    drawn = [
+        (tile.case, tile.flags, tile.text, tile.picture.is_file() and tile.picture.read_bytes())
+        for tile in tiles
+    ]
+    return sha256(repr((title, number, drawn)).encode()).hexdigest()
 
 
 def stored_key(path: Path) -> str | None:
@@ -109,75 +117,46 @@ def stored_key(path: Path) -> str | None:
         return None
 
 
-def draw_page(page: Page) -> None:
+def draw_page(tiles: list[Tile], title: str, number: str) -> Image.Image:
     """Draw a page; thumbnails keep their pixels."""
-    columns = max(MIN_COLUMNS, min(COLUMNS, len(page.tiles)))
-    rows = [page.tiles[i : i + columns] for i in range(0, len(page.tiles), columns)]
-    heights = [SIDE + LINE * (2 + max(len(flag_lines(tile)) for tile in row)) for row in rows]
+    columns = max(MIN_COLUMNS, min(COLUMNS, len(tiles)))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [SIDE + LINE * (2 + max(len(tile.lines()) for tile in row)) for row in rows]
     width = columns * (SIDE + GAP) + GAP
-    sheet = Image.new("RGB", (width, sum(heights) + HEADER), BACKGROUND)
-    write(sheet, GAP, GAP, page.title, bold=True)
-    write(sheet, width - GAP, GAP, page.number, colour=FAINT, anchor="r")
-    top = HEADER
-    for row, height in zip(rows, heights, strict=True):
+    page = Image.new("RGB", (width, sum(heights) + HEADER), BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    draw.text((GAP, GAP), title, TEXT, font(bold=True), anchor="la")
+    draw.text((width - GAP, GAP), number, FAINT, font(), anchor="ra")
+    for i, row in enumerate(rows):
         for column, tile in enumerate(row):
-            draw_tile(sheet, tile, GAP + column * (SIDE + GAP), top)
-        top += height
-    info = PngInfo()
-    info.add_text(KEY, page.key)
-    with replaced(page.path) as temporary:
-        sheet.save(temporary, format="PNG", pnginfo=info, compress_level=1)
+            draw_tile(page, tile, GAP + column * (SIDE + GAP), HEADER + sum(heights[:i]))
+    return page
 
 
-def draw_tile(sheet: Image.Image, tile: Tile, left: int, top: int) -> None:
+def draw_tile(page: Image.Image, tile: Tile, left: int, top: int) -> None:
     """Draw a thumbnail with text below, and a frame where the case is flagged."""
+    draw, right, bottom = ImageDraw.Draw(page), left + SIDE, top + SIDE
     if tile.is_flagged:
-        box = (left - FRAME, top - FRAME, left + SIDE + FRAME - 1, top + SIDE + FRAME - 1)
-        ImageDraw.Draw(sheet).rectangle(box, WARNING)
+        draw.rectangle((left - FRAME, top - FRAME, right + FRAME - 1, bottom + FRAME - 1), WARNING)
     if tile.picture.is_file():
         with Image.open(tile.picture) as picture:
-            sheet.paste(picture.convert("RGB"), (left, top))
+            page.paste(picture.convert("RGB"), (left, top))
     else:
-        sheet.paste((EMPTY,) * 3, (left, top, left + SIDE, top + SIDE))
-        write(sheet, left + SIDE // 2, top + SIDE // 2, "no picture", colour=FAINT, anchor="m")
-    below = top + SIDE + LINE // 2
-    text = shortened(tile.text, CHARACTERS // 2)
-    write(sheet, left, below, shortened(tile.case, CHARACTERS - len(text) - 1), bold=True)
-    write(sheet, left + SIDE, below, text, anchor="r")
-    for i, (line, colour) in enumerate(flag_lines(tile), start=1):
-        write(sheet, left, below + LINE * i, line, colour=colour)
-
-
-def flag_lines(tile: Tile) -> list[tuple[str, str]]:
-    """Lines below a thumbnail with their colours: flags, then facts."""
-    found = []
-    for colour, most_lines, are_facts in ((WARNING, FLAG_LINES, False), (FAINT, 1, True)):
-        text = " ".join(flag for flag in tile.flags.split() if (flag in FACTS) == are_facts)
-        lines = wrap(
-            text, CHARACTERS, max_lines=most_lines, placeholder=" ...", break_on_hyphens=False
-        )
-        found += [(line, colour) for line in lines]
-    return found
-
-
-def write(
-    sheet: Image.Image,
-    x: int,
-    y: int,
-    text: str,
-    colour: str = TEXT,
-    bold: bool = False,
-    anchor: str = "l",
-) -> None:
-    """Write a line; ``x`` is its left, right or middle, ``y`` its upper edge."""
-    ImageDraw.Draw(sheet).text((x, y), text, colour, font(bold), anchor=f"{anchor}a")
+        draw.rectangle((left, top, right - 1, bottom - 1), EMPTY)
+        draw.text((left + SIDE // 2, top + SIDE // 2), "no picture", FAINT, font(), anchor="ma")
+    y = bottom + LINE // 2
+    text = tile.text if len(tile.text) <= TEXT_CHARACTERS else ""
+    name = shortened(tile.case, CHARACTERS - len(text) - 1)
+    draw.text((left, y), name, TEXT, font(bold=True), anchor="la")
+    draw.text((right, y), shortened(text, TEXT_CHARACTERS), TEXT, font(), anchor="ra")
+    for i, (line, colour) in enumerate(tile.lines(), start=1):
+        draw.text((left, y + LINE * i), line, colour, font(), anchor="la")
 
 
 @cache
-def font(bold: bool) -> ImageFont.FreeTypeFont:
+def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
     """A fixed-width font, which matplotlib brings to every machine."""
-    name = f"DejaVuSansMono{'-Bold' * bold}.ttf"
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"DejaVuSansMono{'-Bold' * bold}.ttf")
     # the other layout engine is not everywhere, and places letters otherwise
     return ImageFont.truetype(str(path), FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
 
@@ -188,7 +167,8 @@ def shortened(text: str, length: int) -> str:
     >>> shortened("patient-0001-of-the-study", 15), shortened("Müller-漢", 15)
     ('patient…e-study', 'Müller-?')
     """
-    plain = re.sub(r"[^ -~\xa1-\xac\xae-\xff]", "?", text)
+    plain = text.encode("latin-1", "replace").decode("latin-1")
+    plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
     if len(plain) <= length:
         return plain
     kept = length - 1
@@ -198,7 +178,7 @@ def shortened(text: str, length: int) -> str:
 def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.uint8]:
     """Draw the axial slice with most labelled voxels, or the middle slice without label.
 
-    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black. Each structure code has a colour.
+    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black. Each code has a colour.
     """
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
     k, drawn = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
@@ -211,8 +191,8 @@ def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.
     grey = np.interp(hu[..., k].T, WINDOW_HU, (0, 255)).astype(np.uint8)
     slice_ = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.repeat(padded(slice_)[..., None], 3, axis=2)
-    for code in np.unique(drawn[drawn > 0]):
-        outline = outline_of(code == drawn.T, (width, height))
+    for code in np.unique(drawn[drawn > 0]):  # with later codes, which may be a part of it
+        outline = outline_of(np.greater_equal(drawn.T, code), (width, height))
         pixels[outline] = COLOURS[(int(code) - 1) % len(COLOURS)]
     return pixels
 

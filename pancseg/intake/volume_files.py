@@ -42,11 +42,9 @@ NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio
 }
 LARGEST_NRRD_HEADER = 2**21  # bytes
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
-CHUNK_BYTES = 2**18
 LARGEST_COSINE = 0.01  # between two axes: half a degree
 MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
 LARGEST_IGNORED_SHARE = 0.01  # of the voxels
-SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 
 class Volume(NamedTuple):
@@ -81,12 +79,8 @@ def stem_of(path: Path) -> str:
 
 
 def read_scan_file(path: Path) -> Scan:
-    """Read a CT.
-
-    Raises:
-        Refused: If it cannot be read, has no position in space, or is not one volume of numbers.
-    """
-    volume = (read_nifti if IS_NIFTI.search(path.name) else read_nrrd)(path)
+    """Read a CT; refused without position in space, or if it is not one volume of numbers."""
+    volume = read_volume(path)
     if volume.segments:
         raise Refused("not_a_volume", f"{path.name} holds segments, expected a scan")
     image = slices_from_feet(nib.Nifti1Image(volume.values, volume.affine))
@@ -113,16 +107,15 @@ def read_label_file(
     Raises:
         Refused: Like :func:`read_scan_file`; without background; with many ignored voxels.
     """
-    is_nifti = IS_NIFTI.search(path.name)
-    volume = (read_nifti if is_nifti else read_nrrd)(path)
+    volume = read_volume(path)
     codes, undeclared, ignored = encode(volume, structures, declared, ignore)
     share = ignored / codes.size
     if share > LARGEST_IGNORED_SHARE:
         sentence = f"{path.name} has it on {share:.1%} of its voxels, expected at most 1%"
         raise Refused("ignore_label", sentence)
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
-    image = image if is_nifti else uncropped(image, scan.image)
-    return LabelMap(image, undeclared, ("ignore_label",) if ignored else ())
+    image = image if IS_NIFTI.search(path.name) else uncropped(image, scan.image)
+    return LabelMap(image, undeclared, ("ignore_label",) * bool(ignored))
 
 
 def encode(
@@ -162,7 +155,7 @@ def encode_segments(volume: Volume, structures: Sequence[Structure]) -> NDArray[
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn errors of a library that reads a file into refusals."""
+    """Refuse a file on any error of a library, as truncated where its end is missing."""
     with parsing(file):
         try:
             yield
@@ -170,12 +163,13 @@ def reading(file: Path) -> Iterator[None]:
             raise Refused("truncated", f"{file.name} ends within compressed data") from None
 
 
-def read_nifti(file: Path) -> Volume:
-    """Read NIfTI, compressed or not, whatever its name.
+def read_volume(file: Path) -> Volume:
+    """Read NIfTI or NRRD."""
+    return (read_nifti if IS_NIFTI.search(file.name) else read_nrrd)(file)
 
-    Raises:
-        Refused: If it is damaged, not one volume of numbers, or has no position in space.
-    """
+
+def read_nifti(file: Path) -> Volume:
+    """Read NIfTI, compressed or not, whatever its name."""
     with reading(file), file.open("rb") as opened:
         is_gzip = opened.read(2) == b"\x1f\x8b"
     with (igzip.open if is_gzip else open)(file, "rb") as stream:
@@ -184,15 +178,14 @@ def read_nifti(file: Path) -> Volume:
             is_nifti2 = nib.Nifti2Header.may_contain_header(head)
             kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
             header = kind(head[: kind.sizeof_hdr], check=False)
-            header.check_fix(logger=SILENT)
+            header.check_fix(logger=logging.Logger("nibabel", logging.CRITICAL + 1))
             dtype, shape = header.get_data_dtype(), [int(n) for n in header.get_data_shape()]
             slope, intercept = (value or 0.0 for value in header.get_slope_inter())
             offset = header.get_data_offset()
             stream.seek(offset)
         if header["magic"].item() != kind.single_magic or offset < kind.single_vox_offset:
             raise Refused("unreadable", f"{file.name} is not a NIfTI file of header and voxels")
-        while len(shape) > 3 and shape[-1] == 1:
-            shape.pop()
+        shape = shape[:3] + [n for n in shape[3:] if n != 1]
         if len(shape) != 3:
             raise Refused("not_a_volume", f"{file.name} has {len(shape)} axes, expected 3")
         if max(abs(slope), abs(intercept)) > LARGEST_RESCALE:
@@ -232,11 +225,7 @@ def check_affine(affine: Affine, file: Path) -> None:
 
 
 def read_nrrd(file: Path) -> Volume:
-    """Read NRRD.
-
-    Raises:
-        Refused: If it is damaged, neither one volume nor segments, or has no position in space.
-    """
+    """Read NRRD, one volume or segments."""
     segments = []
     with reading(file), file.open("rb") as stream:
         head, *rest = re.split(rb"(\n\r?\n)", stream.read(LARGEST_NRRD_HEADER), maxsplit=1)
@@ -279,8 +268,8 @@ def nrrd_affine(header: Mapping[str, Any], file: Path) -> tuple[Affine, NDArray[
     if not (is_placed and is_volume and set(header.get("space units", ())) <= {"mm", ""}):
         expected = "space RAS, LAS or LPS, space origin and 3 space directions in mm"
         raise Refused("no_affine", f"{file.name} has no position in space, expected {expected}")
-    signs = [[1 if axis in "ras" else -1] for axis in initials]
-    affine = np.vstack([np.column_stack([rows[is_spatial].T, corner]) * signs, [0, 0, 0, 1]])
+    signs = [1 if axis in "ras" else -1 for axis in initials]
+    affine = np.diag([*signs, 1.0]) @ nib.affines.from_matvec(rows[is_spatial].T, corner)
     check_affine(affine, file)
     return affine, is_spatial
 
@@ -290,21 +279,19 @@ def read_voxels(
 ) -> NDArray[Any]:
     """Read voxels, first axis fastest, and what follows: packed data end with a checksum.
 
-    Raises:
-        Refused: If file or memory cannot hold what the header claims, or there is less or more.
+    Refused if file or memory cannot hold what the header claims, or there is less or more.
     """
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
         raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
     size, there = math.prod(shape) * dtype.itemsize, file.stat().st_size
     if size > LARGEST_BYTES or size + 2 * math.prod(shape) > (main_memory() or math.inf):
-        raise Refused(
-            "too_large", f"{file.name} claims {size / 1e9:.1f} GB, a scan or memory has less"
-        )
+        what = f"claims {size / 1e9:.1f} GB, a scan or memory has less"
+        raise Refused("too_large", f"{file.name} {what}")
     if size > there * largest_ratio:
         raise Refused("truncated", f"{file.name} has {there} bytes, its header claims {size}")
     content, there = np.empty(size, np.uint8), 0  # writable, which torch expects
     with reading(file):
-        while chunk := stream.read(min(CHUNK_BYTES, size - there)):
+        while chunk := stream.read(min(2**18, size - there)):
             content[there : there + len(chunk)] = np.frombuffer(chunk, np.uint8)
             there += len(chunk)
         tail = len(stream.read(LARGEST_TAIL))
