@@ -21,9 +21,7 @@ def doctor(cfg: DictConfig) -> None:
     print(as_json(findings) if cfg.json else "\n".join(as_lines(findings)))
     broken = [one.name for one in findings if one.status == BROKEN]
     if broken:
-        raise Incomplete(
-            f"broken: {', '.join(broken)}; the lines above say what to do"
-        )
+        raise Incomplete(f"broken: {', '.join(broken)}; the lines above say what to do")
 
 
 main = command(doctor)

@@ -80,7 +80,9 @@ def test_a_refused_series_raises_after_the_rest_was_prepared(dicom: Path, tmp_pa
     assert len(list(Path("root/cases").glob("*_image.nii.gz"))) == 1
 
 
-def test_a_call_leaves_arguments_logging_and_environment_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_leaves_arguments_logging_and_environment_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
     argv, handlers, filters = sys.argv[:], logging.getLogger().handlers[:], warnings.filters[:]
     out = pancseg.run("phantom", *PHANTOM, {"out": Path("phantoms"), "patients": 1})

@@ -1,4 +1,1 @@
-"""DICOM: series found and read as volumes, SEG and RTSTRUCT as label maps.
-
-The only package that knows DICOM and its LPS coordinates; images leave it as RAS.
-"""
+"""DICOM and its LPS coordinates: series as volumes, SEG and RTSTRUCT as label maps, in RAS."""

@@ -28,30 +28,20 @@ EMPTY = "empty_file: 0 bytes"
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """Attributes of a file, or of a series that shares them; empty where they were removed.
-
-    Attributes:
-        uid: SeriesInstanceUID.
-        kind: ``image``, ``seg`` or ``rtstruct``.
-        is_phantom: Whether QualityControlImage says that it shows no patient.
-        refers_to: SeriesInstanceUIDs of the images that a label was drawn on.
-        manufacturer: siemens, ge, philips, canon, other or unknown.
-        contrast: yes, no or unknown.
-        problem: Reason code and sentence if it cannot be used.
-    """
+    """Attributes of a file, or of a series that shares them; empty where they were removed."""
 
     files: tuple[Path, ...]
-    uid: str = ""
+    uid: str = ""  # SeriesInstanceUID
     patient_id: str = ""
     modality: str = ""
     study_uid: str = ""
     frame_of_reference_uid: str = ""
-    kind: str = ""
-    is_phantom: bool = False
-    refers_to: tuple[str, ...] = ()
-    manufacturer: str = "unknown"
-    contrast: str = "unknown"
-    problem: str = ""
+    kind: str = ""  # image, seg or rtstruct
+    is_phantom: bool = False  # QualityControlImage says that it shows no patient
+    refers_to: tuple[str, ...] = ()  # SeriesInstanceUIDs of the images that a label was drawn on
+    manufacturer: str = "unknown"  # siemens, ge, philips, canon, other or unknown
+    contrast: str = "unknown"  # yes, no or unknown
+    problem: str = ""  # reason code and sentence if it cannot be used
     is_damaged: bool = False
 
 
@@ -65,9 +55,8 @@ def read_header(path: Path) -> Header:
             start = file.read(132)
         with quiet():
             check_inflated_size(path)
-            return describe(
-                path, read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
-            )
+            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            return describe(path, dataset)
     except OSError as error:
         problem = f"unreadable: {error.strerror}"
     except Refused as refused:

@@ -66,11 +66,7 @@ def parsing(file: Path) -> Iterator[None]:
 
 
 def brief(error: Exception) -> str:
-    r"""The first line of an error, without a path; do not use it for errors that quote headers.
-
-    >>> brief(ValueError("too short: 3 bytes\nmore"))
-    'too short: 3 bytes'
-    """
+    """The first line of an error, without a path; do not use it for errors that quote headers."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = [line.strip() for line in text.strip().splitlines()]
     if len(lines) > 1 and lines[0].endswith(":"):
@@ -157,24 +153,24 @@ def check_pixels(dataset: Dataset, file: Path) -> None:
             raise Refused("truncated", f"{file.name} has {what}")
     elif syntax not in DECODERS:
         name = syntax if syntax.is_valid else "that is no UID"
-        sentence = f"{file.name} has a transfer syntax {name}, for which there is no decoder"
-        raise Refused("undecodable", f"{sentence}; {CONVERT}")
+        what = f"{file.name} has a transfer syntax {name}, which nothing decodes"
+        raise Refused("undecodable", f"{what}; {CONVERT}")
 
 
 def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
     """Decode the stored values of slices of a file, each ``(rows, columns)``."""
     decoder, count = decoder_of(dataset), int(dataset.get("NumberOfFrames") or 1)
     for n, plane in enumerate(planes):
-        size = plane.rows, plane.columns
+        size = plane.rows, plane.columns, 1
         try:
             with quiet():
                 if n == 0 and decoder not in ("", "pydicom"):
                     frames = generate_frames(dataset.PixelData, number_of_frames=count)
-                    if {codestream_size(frame) for frame in frames} != {(*size, 1)}:
+                    if {codestream_size(frame) for frame in frames} != {size}:
                         raise ValueError("size of a codestream, which decoders allocate unchecked")
                 values = pixel_array(dataset, index=plane.frame, decoding_plugin=decoder)
-            if values.shape != size:
-                raise ValueError("size of a frame")
+            if values.shape != size[:2]:
+                raise ValueError("other shape than the header's")
         except Exception as error:  # decoders raise nearly any
             sentence = f"{plane.file.name} has damaged pixels, or not Rows x Columns of them"
             raise Refused("undecodable", f"{sentence}; export it again, or {CONVERT}") from error
@@ -206,7 +202,8 @@ class HUVolume:
 
     def put(self, k: int, stored: NDArray[Any], slope: float, intercept: float) -> None:
         """Set slice k from stored values ``(rows, columns)``."""
-        if slope.is_integer() and intercept.is_integer():  # floating point takes longer to compute
+        is_whole = stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
+        if is_whole:  # floating point takes longer to compute
             ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
             if min(ends) >= INT16.min and max(ends) <= INT16.max:
                 scaled = stored if slope == 1 else np.multiply(stored, int(slope), dtype=np.int32)
@@ -219,11 +216,7 @@ class HUVolume:
 
 
 def smallest_type(values: NDArray[Any]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """int16 where that is lossless, else float32.
-
-    >>> smallest_type(np.float32([-1024, 40])).dtype, smallest_type(np.float32([0.5])).dtype
-    (dtype('int16'), dtype('float32'))
-    """
+    """int16 where that is lossless, else float32."""
     if values.dtype == np.int16:
         return values
     if values.min() >= INT16.min and values.max() <= INT16.max:

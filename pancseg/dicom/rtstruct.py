@@ -23,8 +23,7 @@ EDGES_AT_ONCE = 512  # bounds the memory that filling takes
 def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]) -> LabelMap:
     """Read an RTSTRUCT; an ROI without contours is an empty mask.
 
-    Raises:
-        Refused: If the file is damaged, holds no chosen ROI, or a contour is on no slice.
+    Refused if it is damaged, holds no chosen ROI, or a contour lies on no slice.
     """
     with parsing(file):
         dataset = read_dataset(file)
@@ -90,11 +89,7 @@ def closed_contours(
 
 
 def to_slice(points: Floats, stack: SliceStack, file: Path) -> tuple[int, Floats]:
-    """The slice that a contour lies on, and column and row of each point, pixels.
-
-    Raises:
-        Refused: If it lies between slices, is not parallel to them, or reaches beyond the image.
-    """
+    """The slice that a contour lies on, if it does, and column and row of each point, pixels."""
     heights_mm = (points - stack.corner_mm) @ stack.normal
     k = int(np.abs(stack.offsets_mm - heights_mm.mean()).argmin())
     distance_mm = float(np.abs(heights_mm - stack.offsets_mm[k]).max())
@@ -115,13 +110,10 @@ def to_slice(points: Floats, stack: SliceStack, file: Path) -> tuple[int, Floats
 def fill(contours: Iterable[Floats], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Fill closed contours of one slice by the even-odd rule: 1 where a pixel centre is inside.
 
-    Where all points of a contour are pixel centres, as traced by OpenCV, the pixels on it belong to
-    the mask; otherwise a centre on a contour belongs to the side of larger columns and rows, so
-    that neighbours share no pixel. Copies of a contour count once.
-
-    Args:
-        contours: Column and row of each point, ``(points, 2)``.
-        shape: Columns and rows.
+    Contours are column and row of each point, ``(points, 2)``; copies count once. Where all points
+    of a contour are pixel centres, as traced by OpenCV, the pixels on it belong to the mask;
+    otherwise a centre on it belongs to the side of larger columns and rows, so that neighbours
+    share no pixel.
 
     >>> fill([np.array([[1, 0], [3, 0], [3, 1.5], [1, 1.5]])], (5, 3)).T.tolist()
     [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]

@@ -28,8 +28,7 @@ class FramePlacement(NamedTuple):
 def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Structure]) -> LabelMap:
     """Read a SEG; slices without a frame are background.
 
-    Raises:
-        Refused: If it is damaged, holds no chosen segment, or its pixels are not the image's.
+    Refused if it is damaged, holds no chosen segment, or its pixels are not those of the image.
     """
     dataset = open_dicom(file)
     with parsing(file):

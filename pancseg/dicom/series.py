@@ -21,7 +21,6 @@ from pancseg.parallel import process_map, progress
 from pancseg.structures import LabelMap, Structure, encode_values
 
 BATCH = 200  # files that a process reads the headers of
-FEWEST_BATCHES = 10  # that are worth starting processes for
 AIR_HU = -1024
 Extent = NDArray[np.float64] | None
 """Sizes of the axes, sorted, then the lowest and the highest corner, RAS mm."""
@@ -86,7 +85,7 @@ def find_series(
 def read_headers(files: list[Path], processes: int) -> list[Header]:
     """Headers of files, by path."""
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-    processes = processes if len(batches) >= FEWEST_BATCHES else 0
+    processes = processes if len(batches) >= 10 else 0  # starting them takes seconds
     results = process_map(read_batch, batches, processes, died)
     shown = progress(results, "reading headers", f"x {BATCH} files", len(batches), delay_s=2.0)
     return sorted(chain.from_iterable(shown), key=lambda header: header.files)
@@ -162,8 +161,7 @@ def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
             each = replace(each, flags=("damaged_file",))
         if own and not each.problem:
             names = ", ".join(file.name for file in own[:3])
-            problem = f"damaged_slice: {names} of the series cannot be read"
-            each = replace(each, problem=problem)
+            each = replace(each, problem=f"damaged_slice: {names} of the series cannot be read")
         marked.append(each)
     return marked
 
@@ -187,10 +185,7 @@ def read_mask_series(
 def read_stack(
     files: tuple[Path, ...], repair: Repair
 ) -> tuple[SliceStack, NDArray[Any], tuple[str, ...]]:
-    """Slices in order, their HU ``(columns, rows, slices)``, and flags.
-
-    Each file is opened once; the headers of all are checked before anything is decoded.
-    """
+    """Slices in order, their HU ``(columns, rows, slices)``, and flags; each file is read once."""
     opened = {file: open_dicom(file) for file in files}
     planes = []
     for file, dataset in opened.items():

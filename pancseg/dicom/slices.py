@@ -28,7 +28,6 @@ MACRO_OF = {
     "FrameAcquisitionNumber": "FrameContentSequence",
 }
 Floats = NDArray[np.float64]
-FLIP_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LARGEST_SIDE = 8192  # pixels; a header that claims more is damaged
 MOST_FRAMES = 100_000  # a SEG of many structures with empty frames has tens of thousands
 FARTHEST_MM = 1e6  # from the scanner's isocentre
@@ -47,38 +46,25 @@ NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
 EQUAL = 1e-3  # mm, or direction cosines
 GRID_TOLERANCE = 0.1  # steps between a slice and the regular grid
 WIDEST_REPAIR = 4.5  # steps: up to three slices in a row are interpolated
-LINE_TOLERANCE = 0.02  # steps, and at least 0.1 mm, between a slice and the axis of the stack
-LEAN_TOLERANCE = 1.0  # pixels, and mm, between the last slice and the normal of the first
 
 
 @dataclass(frozen=True)
 class SlicePlane:
-    """A stored slice.
-
-    Attributes:
-        frame: Number in the file, from 0.
-        position_mm: Centre of the first pixel, LPS.
-        orientation: Unit vector along a row, then along a column, LPS.
-        spacing_mm: From row to row, then from column to column.
-        slope: HU per stored value.
-        intercept: HU of stored value 0.
-        acquisition_number: Text that slices of an acquisition share, as is the time.
-        is_hu: False where RescaleType of a CT names another unit.
-    """
+    """A stored slice."""
 
     file: Path
-    frame: int
+    frame: int  # number in the file, from 0
     rows: int
     columns: int
-    position_mm: tuple[float, ...]
-    orientation: tuple[float, ...]
-    spacing_mm: tuple[float, ...]
-    slope: float
-    intercept: float
+    position_mm: tuple[float, ...]  # centre of the first pixel, LPS
+    orientation: tuple[float, ...]  # unit vector along a row, then along a column, LPS
+    spacing_mm: tuple[float, ...]  # from row to row, then from column to column
+    slope: float  # HU per stored value
+    intercept: float  # HU of stored value 0
     frame_of_reference_uid: str
-    acquisition_number: str = ""
+    acquisition_number: str = ""  # text that slices of an acquisition share, empty if unknown
     acquisition_time: str = ""
-    is_hu: bool = True
+    is_hu: bool = True  # False where RescaleType of a CT names another unit
 
 
 @dataclass(frozen=True)
@@ -91,25 +77,15 @@ class Repair:
 
 @dataclass(frozen=True)
 class SliceStack:
-    """Slices of a series in order along their normal, and their regular grid.
+    """Slices of a series in order along their normal, and their regular grid."""
 
-    Attributes:
-        planes: Slice k of a stored volume is ``planes[k]``.
-        normal: Unit vector, LPS.
-        offsets_mm: ``(slices,)``, along the normal, from the first slice of the grid.
-        shifts_mm: ``(slices, 2)``, along rows and along columns, where a tilt is repaired; else 0.
-        steps: ``(slices,)``, place of each slice on the grid, in steps.
-        step_mm: Between slices of the grid.
-        repairs: What is repaired, with numbers.
-    """
-
-    planes: tuple[SlicePlane, ...]
-    normal: Floats
-    offsets_mm: Floats
-    shifts_mm: Floats
-    steps: Floats
-    step_mm: float
-    repairs: tuple[str, ...] = ()
+    planes: tuple[SlicePlane, ...]  # slice k of a stored volume is planes[k]
+    normal: Floats  # unit vector, LPS
+    offsets_mm: Floats  # (slices,), along the normal, from the first slice of the grid
+    shifts_mm: Floats  # (slices, 2), along rows and columns, where a tilt is repaired; else 0
+    steps: Floats  # (slices,), place of each slice on the grid, in steps
+    step_mm: float  # between slices of the grid
+    repairs: tuple[str, ...] = ()  # what is repaired, with numbers
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -122,12 +98,10 @@ class SliceStack:
         return np.array(self.planes[0].position_mm) - self.offsets_mm[0] * self.normal
 
     def to_image(self, stored: NDArray[Any], *, linear: bool, fill: float) -> nib.Nifti1Image:
-        """Resample a stored volume to the grid, slice 0 nearest the feet.
+        """Resample a stored volume ``(columns, rows, slices)`` to the grid, from the feet upwards.
 
-        Args:
-            stored: ``(columns, rows, slices)`` in the order of the planes.
-            linear: Interpolate linearly (HU), or by the nearest voxel (masks), where repaired.
-            fill: Value outside of the scanned volume.
+        Where it is repaired, values are interpolated linearly (HU) or by the nearest voxel (masks);
+        ``fill`` stands outside of the scanned volume.
         """
         corner_mm = self.corner_mm
         if self.shifts_mm.any():
@@ -144,7 +118,7 @@ class SliceStack:
         row, column = np.reshape(self.planes[0].orientation, (2, 3))
         row_mm, column_mm = self.planes[0].spacing_mm
         axes = np.column_stack([row * column_mm, column * row_mm, self.normal * self.step_mm])
-        return FLIP_LPS_TO_RAS @ nib.affines.from_matvec(axes, corner_mm)
+        return np.diag([-1, -1, 1, 1]) @ nib.affines.from_matvec(axes, corner_mm)
 
 
 def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
@@ -162,17 +136,15 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
     time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
     for n, levels in enumerate(levels_of(dataset, file)):
-        position_mm, orientation, spacing_mm, (slope,), (intercept,) = (
+        position_mm, axes, spacing_mm, (slope,), (intercept,) = (
             numbers(levels, keyword, file) for keyword in NUMBERS
         )
+        geometry = rows, columns, position_mm, axes, spacing_mm
+        acquisition = str(look_up(levels, "FrameAcquisitionNumber", number)), time
         unit = str(look_up(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
-        planes.append(
-            SlicePlane(
-                *(file, n, rows, columns, position_mm, orientation, spacing_mm, slope, intercept),
-                *(frame_uid, str(look_up(levels, "FrameAcquisitionNumber", number)), time, is_hu),
-            )
-        )
+        values = *geometry, slope, intercept, frame_uid, *acquisition, is_hu
+        planes.append(SlicePlane(file, n, *values))
     return planes
 
 
@@ -183,19 +155,15 @@ def levels_of(dataset: Dataset, file: Path) -> list[list[Dataset]]:
     if not frames and (count is None or int(count) == 1):
         return [[dataset]]
     if len(frames) != int(count or 0) or len(frames) > MOST_FRAMES:
-        sentence = f"{file.name} describes {len(frames)} frames, expected NumberOfFrames of them"
-        raise Refused("bad_frames", sentence)
+        raise Refused(
+            "bad_frames", f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
+        )
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     return [[frame, *shared, dataset] for frame in frames]
 
 
 def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
-    """A value from the innermost level that has it and is not empty.
-
-    >>> dataset = Dataset(); dataset.PixelSpacing = [2, 3]
-    >>> [float(value) for value in look_up([Dataset(), dataset], "PixelSpacing")]
-    [2.0, 3.0]
-    """
+    """A value from the innermost level where it is not empty."""
     for level in levels[:-1]:
         macro = level.get(MACRO_OF[keyword])
         if macro and macro[0].get(keyword) is not None:
@@ -223,17 +191,12 @@ def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
     if not rows or not columns:
         raise Refused("no_geometry", f"{file.name} has no Rows or no Columns")
     if max(rows, columns) > LARGEST_SIDE:
-        what = f"{rows} x {columns} pixels, at most {LARGEST_SIDE}"
-        raise Refused("too_large", f"{file.name} claims {what}")
+        raise Refused("too_large", f"{file.name} has a side above {LARGEST_SIDE} pixels")
     return int(rows), int(columns)
 
 
 def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
-    """Order planes along their normal and fit a regular grid.
-
-    Raises:
-        Refused: If they do not form one, naming every problem, and the repairs that would help.
-    """
+    """Fit a regular grid to planes, or refuse with all problems and the repairs that would help."""
     check_alike(planes)
     axes = np.reshape(planes[0].orientation, (2, 3))
     normal = np.cross(*axes)
@@ -250,13 +213,13 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     along, aside = offsets_mm - offsets_mm.mean(), asides_mm - asides_mm.mean(axis=0)
     slopes = along @ aside / (along @ along)  # of the axis through the slices
     beside_mm = np.linalg.norm(aside - np.outer(along, slopes), axis=1).max()
-    if beside_mm > max(LINE_TOLERANCE * step_mm, 0.1):
+    if beside_mm > max(0.02 * step_mm, 0.1):
         sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
         problems.append(Refused("shifted_slice", sentence))
     repairs, shifts_mm = [], np.zeros_like(asides_mm)
     slope = float(np.linalg.norm(slopes))
     degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
-    is_tilted = slope * offsets_mm[-1] > LEAN_TOLERANCE * max(1.0, *planes[0].spacing_mm)
+    is_tilted = slope * offsets_mm[-1] > max(1.0, *planes[0].spacing_mm)
     if is_tilted and repair.tilt:
         shifts_mm = asides_mm
         repairs.append(f"tilt of {degrees}")
@@ -297,8 +260,7 @@ def check_alike(planes: list[SlicePlane]) -> None:
         if spread > EQUAL:
             problems.append(Refused(code, f"{name} differ by up to {spread:g} between slices"))
     if (count := len({plane.frame_of_reference_uid for plane in planes})) > 1:
-        sentence = f"{count} FrameOfReferenceUIDs, expected one"
-        problems.append(Refused("mixed_frame_of_reference", sentence))
+        problems.append(Refused("mixed_frame_of_reference", f"{count} FrameOfReferenceUIDs, not 1"))
     refuse_if(problems)
 
 
@@ -322,9 +284,8 @@ def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> li
 def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
     """Fit a regular grid by least squares to slices, ascending along the normal.
 
-    Returns:
-        Start and step of the grid, mm; places of the slices on it, in steps, whole unless they are
-        uneven; and the problem if slices are missing or uneven.
+    Returns its start and step, mm; places of the slices on it, in steps, whole unless uneven; and
+    the problem if slices are missing or uneven.
 
     >>> start_mm, step_mm, steps, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
     >>> round(step_mm, 2), steps.tolist(), problem
@@ -356,11 +317,7 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
 
 
 def fill_gaps(stored: NDArray[Any], steps: Floats, *, linear: bool) -> NDArray[Any]:
-    """Interpolate slices ``(columns, rows, slices)`` at ``steps`` from 0 up to whole steps.
-
-    >>> fill_gaps(np.array([[[0, 10, 30]]]), np.array([0.0, 1.0, 3.0]), linear=True)
-    array([[[ 0, 10, 20, 30]]])
-    """
+    """Interpolate slices ``(columns, rows, slices)`` at ``steps`` from 0 up to whole steps."""
     whole = np.arange(int(np.floor(steps[-1] + 0.01)) + 1)
     above = np.clip(np.searchsorted(steps, whole - 1e-6), 1, len(steps) - 1)
     weights = np.clip((whole - steps[above - 1]) / (steps[above] - steps[above - 1]), 0, 1)
@@ -383,10 +340,7 @@ def straighten(
     size = tuple((np.array(stored.shape[:2]) + high - low).astype(int).tolist())
     straight = np.empty((*size, stored.shape[2]), stored.dtype, order="F")
     for k, shift in enumerate(shifts):
-        moved = ndimage.affine_transform(
-            *(stored[..., k].astype(np.float32), np.ones(2), low - shift, size),
-            order=1 if linear else 0,
-            cval=fill,
-        )
+        given = stored[..., k].astype(np.float32), np.ones(2), low - shift, size
+        moved = ndimage.affine_transform(*given, order=int(linear), cval=fill)
         straight[..., k] = np.rint(moved) if stored.dtype.kind in "iu" else moved
     return straight, low

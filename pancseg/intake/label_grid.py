@@ -7,54 +7,38 @@ from numpy.typing import NDArray
 from pancseg.errors import Refused
 from pancseg.geometry import Affine, describe_grid, oriented_like, same_grid, spacing_of
 
-WORLD_AXES = ("left-right", "back-front", "feet-head")
 MIN_FLIPPED_VOXELS = 4  # along a shorter axis, a flip is also a small shift
 
 
 def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | None:
-    """The first difference between two grids, or None if they agree within a tenth of a voxel.
-
-    Its code is ``label_size``, ``label_spacing``, ``label_direction``, ``label_flipped`` or
-    ``label_shifted``.
-
-    Args:
-        image: The image.
-        label: Oriented like the image, :func:`pancseg.geometry.oriented_like`.
-    """
+    """The first difference of a label, oriented like its image, of a tenth of a voxel or more."""
     affine, other = image.affine, label.affine
     if image.shape != label.shape:
-        return Refused(
-            "label_size",
-            f"label has {describe_grid(label.shape, other)}; "
-            f"image has {describe_grid(image.shape, affine)}",
-        )
+        own, expected = describe_grid(label.shape, other), describe_grid(image.shape, affine)
+        return Refused("label_size", f"label has {own}; image has {expected}")
     if same_grid(image.shape, affine, label.shape, other):
         return None
     spacing_mm, other_mm = np.array(spacing_of(affine)), np.array(spacing_of(other))
     tolerance_mm = spacing_mm.min() / 10
     steps = np.array(image.shape) - 1
     if (np.abs(other_mm - spacing_mm) * steps > tolerance_mm).any():
-        sizes = (" x ".join(f"{size:.4g}" for size in mm) for mm in (other_mm, spacing_mm))
-        return Refused("label_spacing", "label has voxels of {} mm, image of {} mm".format(*sizes))
+        own, expected = (
+            " x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (other_mm, spacing_mm)
+        )
+        return Refused("label_spacing", f"label has voxels of {own} mm, image of {expected} mm")
     axes, other_axes = affine[:3, :3] / spacing_mm, other[:3, :3] / other_mm
     if (np.linalg.norm(other_axes - axes, axis=0) * spacing_mm * steps > tolerance_mm).any():
         cosines = np.clip((axes * other_axes).sum(axis=0), -1, 1)
         degrees = np.degrees(np.arccos(cosines)).max()
         return Refused("label_direction", f"label's axes are {degrees:.2f} degrees off the image's")
-    flip = describe_flip(image.shape, affine, other)
-    if flip:
-        return Refused(
-            "label_flipped",
-            f"label {flip}: its affine has wrong signs, as where LPS is written as RAS; export it "
-            "again",
-        )
+    if flip := describe_flip(image.shape, affine, other):
+        reason = "its affine has wrong signs, as where LPS is written as RAS; export it again"
+        return Refused("label_flipped", f"label {flip}: {reason}")
     shift_mm = other[:3, 3] - affine[:3, 3] + (other - affine)[:3, :3] @ (steps / 2)
     shift_voxels = np.linalg.solve(affine[:3, :3], shift_mm)
     mm, voxels = (", ".join(f"{v + 0.0:.2f}" for v in shift) for shift in (shift_mm, shift_voxels))
-    return Refused(
-        "label_shifted",
-        f"label lies ({mm}) mm to the right, front and head of the image, ({voxels}) voxels",
-    )
+    where = f"({mm}) mm to the right, front and head of the image, ({voxels}) voxels"
+    return Refused("label_shifted", f"label lies {where}")
 
 
 def describe_flip(shape: tuple[int, ...], affine: Affine, other: Affine) -> str:
@@ -62,9 +46,6 @@ def describe_flip(shape: tuple[int, ...], affine: Affine, other: Affine) -> str:
 
     Oriented like the image, a label with a wrong sign in an axis begins where the image ends. With
     a wrong sign in its origin too (LPS written as RAS), its centre is the image's, negated.
-
-    >>> describe_flip((9, 9, 9), np.eye(4), nib.affines.from_matvec(np.eye(3), [8, 0, 0]))
-    'begins where the image ends, left-right'
     """
     size = np.array(shape)
     centre, other_centre = (nib.affines.apply_affine(a, (size - 1) / 2) for a in (affine, other))
@@ -74,25 +55,20 @@ def describe_flip(shape: tuple[int, ...], affine: Affine, other: Affine) -> str:
     displaced = np.abs(other_centre - centre) > tolerance_mm
     negated = np.abs(other_centre + centre) <= tolerance_mm
     if by_extent.any() and (voxels[~by_extent] <= 0.1).all():
-        flipped = [np.abs(affine[:3, axis]).argmax() for axis in np.flatnonzero(by_extent)]
+        flipped = np.abs(affine[:3, np.flatnonzero(by_extent)]).argmax(axis=0)
         how = "begins where the image ends"
     elif displaced.any() and negated[displaced].all():
-        flipped, how = list(np.flatnonzero(displaced)), "is mirrored at the scanner's origin"
+        flipped, how = np.flatnonzero(displaced), "is mirrored at the scanner's origin"
     else:
         return ""
-    return f"{how}, {' and '.join(WORLD_AXES[axis] for axis in flipped)}"
+    names = ("left-right", "back-front", "feet-head")
+    return f"{how}, {' and '.join(names[axis] for axis in flipped)}"
 
 
 def uncropped(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Pad a label that was cropped to its structure, as by 3D Slicer, to the grid of its image.
 
     Returned unchanged unless its voxels coincide with voxels of the image.
-
-    >>> image = nib.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([2.0, 2, 2, 1]))
-    >>> crop = nib.Nifti1Image(np.ones((1, 2, 1), np.uint8), image.affine)
-    >>> crop.affine[:3, 3] = [2, 0, 6]
-    >>> np.argwhere(uncropped(crop, image).dataobj).tolist()
-    [[1, 0, 3], [1, 1, 3]]
     """
     turned = oriented_like(label, image)
     shape = turned.shape

@@ -19,7 +19,7 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume, parsing, smallest_type
+from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume, parsing
 from pancseg.dicom.slices import FARTHEST_MM, LARGEST_RESCALE
 from pancseg.errors import Refused
 from pancseg.geometry import Affine, same_grid, slices_from_feet, spacing_of
@@ -40,11 +40,7 @@ NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio
     **dict.fromkeys(("gz", "gzip"), (igzip.open, DEFLATE_RATIO)),
     **dict.fromkeys(("bz2", "bzip2"), (bz2.open, 10**5)),
 }
-LARGEST_NRRD_HEADER = 2**21  # bytes
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
-LARGEST_COSINE = 0.01  # between two axes: half a degree
-MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's metre and micrometre
-LARGEST_IGNORED_SHARE = 0.01  # of the voxels
 
 
 class Volume(NamedTuple):
@@ -80,7 +76,7 @@ def stem_of(path: Path) -> str:
 
 def read_scan_file(path: Path) -> Scan:
     """Read a CT; refused without position in space, or if it is not one volume of numbers."""
-    volume = read_volume(path)
+    volume = (read_nifti if IS_NIFTI.search(path.name) else read_nrrd)(path)
     if volume.segments:
         raise Refused("not_a_volume", f"{path.name} holds segments, expected a scan")
     image = slices_from_feet(nib.Nifti1Image(volume.values, volume.affine))
@@ -97,24 +93,18 @@ def read_label_file(
 ) -> LabelMap:
     """Read a label map: by its values, or by the names of segments where an NRRD has them.
 
-    Args:
-        path: NIfTI or NRRD.
-        structures: Their labels are those of this file.
-        scan: Its image; an NRRD that was cropped to its structure is padded to this grid.
-        declared: Values that the source declares, chosen or not.
-        ignore: Value of voxels that were not labelled: they become background, with a flag.
-
-    Raises:
-        Refused: Like :func:`read_scan_file`; without background; with many ignored voxels.
+    An NRRD that was cropped to its structure is padded to the grid of its scan. Values in
+    ``declared`` are known to the source, chosen or not. Voxels of value ``ignore`` were not
+    labelled: they become background, with a flag, and many of them are refused.
     """
-    volume = read_volume(path)
+    is_nifti = IS_NIFTI.search(path.name)
+    volume = (read_nifti if is_nifti else read_nrrd)(path)
     codes, undeclared, ignored = encode(volume, structures, declared, ignore)
-    share = ignored / codes.size
-    if share > LARGEST_IGNORED_SHARE:
-        sentence = f"{path.name} has it on {share:.1%} of its voxels, expected at most 1%"
-        raise Refused("ignore_label", sentence)
+    if (share := ignored / codes.size) > 0.01:
+        what = f"has it on {share:.1%} of its voxels, expected at most 1%"
+        raise Refused("ignore_label", f"{path.name} {what}")
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
-    image = image if IS_NIFTI.search(path.name) else uncropped(image, scan.image)
+    image = image if is_nifti else uncropped(image, scan.image)
     return LabelMap(image, undeclared, ("ignore_label",) * bool(ignored))
 
 
@@ -163,11 +153,6 @@ def reading(file: Path) -> Iterator[None]:
             raise Refused("truncated", f"{file.name} ends within compressed data") from None
 
 
-def read_volume(file: Path) -> Volume:
-    """Read NIfTI or NRRD."""
-    return (read_nifti if IS_NIFTI.search(file.name) else read_nrrd)(file)
-
-
 def read_nifti(file: Path) -> Volume:
     """Read NIfTI, compressed or not, whatever its name."""
     with reading(file), file.open("rb") as opened:
@@ -201,7 +186,8 @@ def nifti_affines(header: Any, shape: Any, file: Path) -> tuple[Affine, Affine |
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
     if not has_sform and not has_qform:
         raise Refused("no_affine", f"{file.name} has neither sform nor qform, expected one")
-    to_mm = np.diag([MM_OF_UNIT.get(int(header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
+    mm_of_unit = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) % 8, 1.0)  # m, um, else mm
+    to_mm = np.diag([*[mm_of_unit] * 3, 1.0])
     with reading(file):
         affine = to_mm @ header.get_best_affine()
     check_affine(affine, file)
@@ -219,7 +205,7 @@ def check_affine(affine: Affine, file: Path) -> None:
         raise Refused("bad_affine", f"{file.name} has an affine that is not finite or invertible")
     axes = affine[:3, :3] / spacing_of(affine)
     cosine = np.abs(axes.T @ axes - np.eye(3)).max()
-    if cosine > LARGEST_COSINE:
+    if cosine > 0.01:  # half a degree
         degrees = 90 - np.degrees(np.arccos(min(cosine, 1)))
         raise Refused("bad_affine", f"{file.name} has axes {degrees:.1f} degrees off right angles")
 
@@ -228,7 +214,7 @@ def read_nrrd(file: Path) -> Volume:
     """Read NRRD, one volume or segments."""
     segments = []
     with reading(file), file.open("rb") as stream:
-        head, *rest = re.split(rb"(\n\r?\n)", stream.read(LARGEST_NRRD_HEADER), maxsplit=1)
+        head, *rest = re.split(rb"(\n\r?\n)", stream.read(2**21), maxsplit=1)
         # decoded here: pynrrd drops letters that are not ASCII
         header = nrrd.read_header(head.decode("utf-8", "replace").split("\n"))
         if {"data file", "datafile"} & header.keys():  # could name any file of this machine
@@ -309,12 +295,8 @@ def to_real(stored: NDArray[Any], slope: float, intercept: float, file: Path) ->
         return stored
     volume = HUVolume(stored.shape)
     with np.errstate(all="ignore"):  # overflow gives infinity
-        if stored.dtype.kind == "f":
-            is_scaled = (slope, intercept) != (1, 0)
-            volume.values = smallest_type(stored * slope + intercept if is_scaled else stored)
-        else:
-            for k in range(stored.shape[2]):  # float64 of all voxels would take gigabytes
-                volume.put(k, stored[..., k].T, slope, intercept)
+        for k in range(stored.shape[2]):  # float64 of all voxels would take gigabytes
+            volume.put(k, stored[..., k].T, slope, intercept)
     if not np.isfinite([volume.values.min(), volume.values.max()]).all():
         raise Refused("not_finite", f"{file.name} holds NaN or infinite values")
     return volume.values
