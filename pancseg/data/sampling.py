@@ -6,11 +6,13 @@ state, so that a resumed training continues with the samples that it would have 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler
@@ -116,9 +118,15 @@ class ShuffledDataset(VolumeDataset):
     def __getitem__(self, sample: int) -> Item:
         step, place = divmod(sample, self.batches.global_batch_size)
         epoch, batch = divmod(step, len(self.batches))
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.volumes))
+        order = epoch_order(self.seed, epoch, len(self.volumes))
         index = int(order[batch * self.batches.global_batch_size + place])
         return {**super().__getitem__(index), "step": step, "place": place}
+
+
+@lru_cache(2)  # drawn for each sample, 20,000 volumes would take longer than loading
+def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order of the volumes in an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 class PatchDataset(VolumeDataset):
