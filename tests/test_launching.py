@@ -97,7 +97,7 @@ def test_a_job_crosses_to_another_process_by_the_name_of_its_command() -> None:
 def test_the_commands_of_the_page_on_slurm_compose() -> None:
     page = (ROOT / "docs" / "slurm.md").read_text().replace("\\\n", " ")
     found = re.findall(r"^(?: {4}|srun )python -m pancseg\.(\w+) (.*)$", page, flags=re.MULTILINE)
-    assert len(found) == 6
+    assert len(found) == 7
     for name, line in found:
         words = [word for word in shlex.split(line) if word != "-m"]
         first = []

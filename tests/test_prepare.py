@@ -233,7 +233,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
     ended = command("train", f"data.root={root}", *SHALLOW)
     assert ended.code == 2
-    assert "was interrupted; run the same pancseg.prepare again" in ended.err
+    assert "is not complete; run the same pancseg.prepare again" in ended.err
     assert command("prepare", *words).code == 0
     prepare(some_dicom, tmp_path / "alone")
     assert contents(root) == contents(tmp_path / "alone")

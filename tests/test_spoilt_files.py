@@ -174,7 +174,7 @@ def test_a_truncated_scan_is_named_with_what_to_do(
     for path in (*root.glob("cases/*_image.nii.gz"), *root.glob("groups/*_image.nii.gz")):
         path.write_bytes(path.read_bytes()[:-400])
     ended = command("train", *smoke(root, tmp_path / "other"))
-    one_line(ended, 2, "_image.nii.gz: cannot be preprocessed", "delete it and", "anew")
+    one_line(ended, 2, "_image.nii.gz: cannot be preprocessed", "delete it and")
     ended = command("evaluate", f"checkpoint={best}", f"data.root={root}", "subset=test")
     one_line(ended, 1, "2 of 2 cases failed")
 

@@ -120,7 +120,7 @@ class VolumeCache:
     def load(self, storage: str, device: torch.device, step_bytes: int) -> None:
         """Copy all volumes to ``ram`` or ``gpu``; to RAM where they do not fit beside a step."""
         if storage == "gpu" and device.type == "cuda":
-            arrays = (array for e in self.entries for array in vars(self.open(e)).values())
+            arrays = (array for e in self.entries for array in self.open(e))
             needed = sum(array.nbytes for array in arrays if array is not None)
             room = max(0.0, (torch.cuda.mem_get_info(device)[0] - step_bytes) * GPU_SHARE)
             self.is_on_gpu = needed <= room
