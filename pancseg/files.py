@@ -152,7 +152,7 @@ def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) 
         PancsegError: If the file is not JSON or not ``what``.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
     except RecursionError:
         raise PancsegError(f"{path}: cannot be read as {what} (too deeply nested)") from None
     except (ValueError, OSError) as error:
