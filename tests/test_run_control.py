@@ -447,7 +447,9 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one_with_the_whole(
     prepared: Path, tmp_path: Path, sampling: list[str]
 ) -> None:
     alike = [*sampling, "model.norm=instance", "loss=dice_ce", "loss.batch=false", "optimizer=sgd"]
-    alike += ["hardware=cpu", "split.val=3", "split.test=0", "trainer.max_epochs=3"]
+    # with seed 0 a voxel at the threshold makes the hard Dice differ by 3e-4, nothing else
+    alike += ["hardware=cpu", "split.seed=1", "split.val=3", "split.test=0"]
+    alike += ["trainer.max_epochs=3"]
     for name, more in {
         "one": ["data.batch_size=2"],
         "two": ["data.batch_size=1", "hardware.devices=2", "trainer.strategy=ddp"],
@@ -461,6 +463,8 @@ def test_two_processes_with_half_the_batch_give_the_curve_of_one_with_the_whole(
     for one, two in zip(curves(tmp_path / "one"), curves(tmp_path / "two"), strict=True):
         numbers = [[float(value) for value in row.values()] for row in (one, two)]
         assert numbers[1] == pytest.approx(numbers[0], rel=1e-4)
+        for key in ("train/loss", "train/recipe_metric", "val/loss", "val/recipe_metric"):
+            assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-5), key
     both = [learnt(tmp_path / name)["state_dict"] for name in ("one", "two")]
     for key in (key for key in both[0] if key.startswith("network.")):
         torch.testing.assert_close(both[0][key], both[1][key], rtol=1e-3, atol=1e-5)
