@@ -345,7 +345,7 @@ class Preparation:
                 row.patient,
                 self.root / picture_path(row.case),
                 row.flags,
-                row.structures_ml or (f"{float(row.label_ml):.1f} ml" if row.label_ml else ""),
+                volume_text(row),
             )
             for row in sorted(rows, key=lambda row: row.case)
         ]
@@ -442,6 +442,18 @@ def skipped_row(skipped: SkippedFile) -> Row:
     slices = "" if skipped.slices is None else skipped.slices
     path = str(skipped.path)
     return Row("", "", path, skipped.kind, skipped.status, skipped.reason, slices=slices)
+
+
+def volume_text(row: Row) -> str:
+    r"""Volumes of a case for the contact sheet, with spaces at which no line breaks.
+
+    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 tumour=0.500"))
+    'pancreas\xa048.8\xa0ml tumour\xa00.5\xa0ml'
+    """
+    if not row.structures_ml:
+        return f"{float(row.label_ml):.1f} ml" if row.label_ml else ""
+    volumes = (part.split("=") for part in row.structures_ml.split())
+    return " ".join(f"{name}\xa0{float(ml):.1f}\xa0ml" for name, ml in volumes)
 
 
 def modified_s(path: Path) -> float:
