@@ -445,15 +445,15 @@ def skipped_row(skipped: SkippedFile) -> Row:
 
 
 def volume_text(row: Row) -> str:
-    r"""Volumes of a case for the contact sheet, with spaces at which no line breaks.
+    """Volumes of a case for the contact sheet; lines break at spaces.
 
-    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 tumour=0.500"))
-    'pancreas\xa048.8\xa0ml tumour\xa00.5\xa0ml'
+    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 duct=0.5"))
+    'pancreas:48.8ml duct:0.5ml'
     """
     if not row.structures_ml:
         return f"{float(row.label_ml):.1f} ml" if row.label_ml else ""
     volumes = (part.split("=") for part in row.structures_ml.split())
-    return " ".join(f"{name}\xa0{float(ml):.1f}\xa0ml" for name, ml in volumes)
+    return " ".join(f"{name}:{float(ml):.1f}ml" for name, ml in volumes)
 
 
 def modified_s(path: Path) -> float:
