@@ -34,13 +34,16 @@ def put(**values: Any) -> Callable[[list[Dataset]], None]:
     return damage
 
 
-def write_seg(file: Path, *, refers_to: str = "", frame: str = "", patient_id: str = "P-1") -> None:
+def write_seg(
+    file: Path, *, refers_to: str = "", frame: str = "", patient_id: str = "P-1", uid: str = ""
+) -> None:
     """A SEG that refers to a series."""
 
     def damage(dataset: Dataset) -> None:
         if refers_to:
             dataset.ReferencedSeriesSequence = [item(SeriesInstanceUID=refers_to)]
         dataset.FrameOfReferenceUID, dataset.PatientID = frame, patient_id
+        dataset.SeriesInstanceUID = uid or dataset.SeriesInstanceUID
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_segmentation(file, [Frame(np.ones((4, 3)), at(1))], damage=damage)
@@ -141,15 +144,15 @@ def test_a_label_of_another_patient_at_the_same_path_is_refused(images: Path, la
     ]
 
 
-@pytest.mark.parametrize("own", ["a.dcm", "b.dcm"])
+@pytest.mark.parametrize("own", ["1.5.1", "1.5.9"])  # labels are in the order of their UIDs
 def test_a_label_of_another_patient_leaves_the_image_to_its_own_label(
     images: Path, labels: Path, own: str
 ) -> None:
     write_series(images / "p1", damage=put(SeriesInstanceUID="1.2.3"))
-    write_seg(labels / own, refers_to="1.2.3")
-    write_seg(labels / ("b.dcm" if own == "a.dcm" else "a.dcm"), refers_to="1.2.3", patient_id="X")
+    write_seg(labels / "own.dcm", refers_to="1.2.3", uid=own)
+    write_seg(labels / "other.dcm", refers_to="1.2.3", uid="1.5.5", patient_id="X")
     contents = find(images, labels)
-    assert pairs(contents, images, labels) == [("p1", own)]
+    assert pairs(contents, images, labels) == [("p1", "own.dcm")]
     assert [reason for _, _, reason in skipped(contents)] == ["other_patient"]
 
 
