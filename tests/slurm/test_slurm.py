@@ -150,15 +150,17 @@ def test_a_job_of_a_sweep_may_be_several_processes_and_one_that_is_lost_is_told(
     assert "it ended without a result" in told["error"]
 
 
-def test_workers_at_one_root_and_one_batch_are_jobs_of_the_same_launcher(
+def test_shards_of_prepare_and_workers_of_predict_are_jobs_of_the_launcher(
     slurm: Slurm, dicom: Path, trained: Path, tmp_path: Path
 ) -> None:
     source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
     source += [*SHALLOW, "privacy=none", "processes=1", f"hydra.sweep.dir={tmp_path / 'jobs'}"]
     root, alone = tmp_path / "root", tmp_path / "alone"
-    ended = run(slurm, command("prepare", *LAUNCHER, *source, f"data.root={root}", "worker=0,1"))
+    shards = [f"data.root={root}", "shard=0/2,1/2"]
+    ended = run(slurm, command("prepare", *LAUNCHER, *source, *shards))
     assert ended.returncode == 0, ended.stderr
     assert "2 jobs sent to Slurm as" in ended.stdout
+    assert run_command("prepare", *source[:-1], f"data.root={root}") == 0
     assert run_command("prepare", *source[:-1], f"data.root={alone}") == 0
     assert contents(root) == contents(alone)
     scans = tmp_path / "scans"
