@@ -177,10 +177,10 @@ def write_raw(prepared: Path, split: dict[str, list[str]], raw: Path) -> None:
     for case in train:
         label = nib.Nifti1Image.from_filename(prepared / str(case.label))
         mask = (np.asanyarray(label.dataobj) > 0).astype(np.uint8)
-        nib.save(nib.Nifti1Image(mask, label.affine), raw / "labelsTr" / f"{case.case}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, label.affine), raw / "labelsTr" / f"{case.name}.nii.gz")
     for folder, cases in (("imagesTr", train), ("imagesTs", manifest.cases_of(split["test"]))):
         for case in cases:
-            shutil.copyfile(prepared / case.image, raw / folder / f"{case.case}_0000.nii.gz")
+            shutil.copyfile(prepared / case.image, raw / folder / f"{case.name}_0000.nii.gz")
     description = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, "pancreas": 1},
@@ -210,7 +210,7 @@ def score(prepared: Path, patients: Sequence[str], predicted: Path) -> dict[str,
     """Dice of each patient by the masks nnU-Net wrote."""
 
     def mask_of(case: Case) -> Any:
-        mask = nib.Nifti1Image.from_filename(predicted / f"{case.case}.nii.gz")
+        mask = nib.Nifti1Image.from_filename(predicted / f"{case.name}.nii.gz")
         return np.asanyarray(mask.dataobj) > 0
 
     return whole_case_dice(prepared, patients, mask_of)

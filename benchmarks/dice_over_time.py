@@ -78,7 +78,7 @@ def whole_case_dice(
         reference = np.asanyarray(label.dataobj) > 0
         found = score_case(mask_of(case), reference, label.affine, TOLERANCES_MM).dice
         if found is None:
-            raise SystemExit(f"{case.case}: its reference is empty; it has no Dice")
+            raise SystemExit(f"{case.name}: its reference is empty; it has no Dice")
         dice.append(found)
     names = [case.patient for case in cases]
     return dict(zip(sorted(set(names)), per_patient(names, dice), strict=True))

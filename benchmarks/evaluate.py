@@ -97,7 +97,7 @@ def main() -> None:
         nib.save(nib.Nifti1Image(drawn.astype(np.uint8), affine), root / label)
         facts: dict[str, Any] = dict.fromkeys(Case.__dataclass_fields__, "")
         case = Case(
-            **{**facts, "case": name, "patient": name, "image": "image.nii.gz", "label": label}
+            **{**facts, "name": name, "patient": name, "image": "image.nii.gz", "label": label}
         )
         began = time.perf_counter()
         image, reference = read_case(case, root)

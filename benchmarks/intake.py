@@ -35,8 +35,8 @@ def convert_pancseg(series: Path, out: Path) -> float:
     from pancseg.dicom.slices import Repair
     from pancseg.files import write_nifti
     from pancseg.geometry import spacing_of
-    from pancseg.intake.flags import Checks, voxel_flags
-    from pancseg.intake.paths import files_under
+    from pancseg.intake.checks import Checks, voxel_flags
+    from pancseg.intake.locate import files_under
 
     begun = time.perf_counter()
     (found,), _ = find_series(series, files_under(series)[0])

@@ -81,16 +81,15 @@ def clock(seconds: Seconds, name: str) -> Iterator[None]:
 
 def measure_sources(work: Path) -> Seconds:
     """As many DICOM series, each with a mask series, matched and made cases; no file is read."""
-    from pancseg.intake.dicom_source import add_cases
+    from pancseg.intake.cases import add_cases
     from pancseg.intake.match_labels import match_labels
-    from pancseg.intake.paths import LocatedSeries
-    from pancseg.intake.source import ReadOptions, SourceContents
+    from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
 
-    def series(n: int, kind: str) -> LocatedSeries:
+    def series(n: int, kind: str) -> SourceItem:
         folder = Path(f"/{kind}/p{n:06}")
         fields: dict[str, Any] = {"patient_id": f"P{n}", "study_uid": f"study{n}"}
         fields |= {"folder": folder, "path": folder, "key": folder.name, "names_patient": False}
-        return LocatedSeries(
+        return SourceItem(
             kind="image", uid=f"{kind}{n}", files=(folder / "0.dcm", folder / "1.dcm"), **fields
         )
 
@@ -117,8 +116,7 @@ def measure_prepare(work: Path) -> Seconds:
 
 def measure_manifest(work: Path) -> Seconds:
     """Manifest and table, read and written."""
-    from pancseg.data.intake_table import read_rows, rows_to_csv
-    from pancseg.data.manifest import MANIFEST, read_manifest
+    from pancseg.data.manifest import MANIFEST, read_manifest, read_rows, rows_to_csv
 
     seconds = Seconds()
     with clock(seconds, "manifest, read"):

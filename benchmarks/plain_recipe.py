@@ -44,7 +44,7 @@ TINY_SIZE, TINY_CHANNELS = (32, 32, 32), (4, 8, 8, 8, 8)  # for a trial of the s
 def training_groups(prepared: Path, patients: Sequence[str]) -> list[dict[str, str]]:
     """Paths of image and label of every labelled group of some patients."""
     manifest = json.loads((prepared / "manifest.json").read_text())
-    copies = {case["case"] for case in manifest["cases"] if case.get("duplicate_of")}
+    copies = {case["name"] for case in manifest["cases"] if case.get("duplicate_of")}
     groups = [
         {key: str(prepared / group[key]) for key in KEYS}
         for group in manifest["groups"]

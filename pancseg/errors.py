@@ -1,7 +1,11 @@
 """Errors that a user can meet, with the exit code that each ends a command with."""
 
 import errno
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeGuard
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -66,3 +70,40 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded
     )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom's log and warnings, which quote values of headers."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def parsing(file: Path) -> Iterator[None]:
+    """Refuse a file as ``unreadable`` on any error of a library, whose text may quote a header."""
+    try:
+        with quiet():
+            yield
+    except Refused:
+        raise
+    except Exception as error:  # damaged headers raise nearly any
+        what = error.strerror if isinstance(error, OSError) else None
+        what = what or f"it is damaged ({type(error).__name__}); export or copy it again"
+        raise Refused("unreadable", f"{file.name}: {what}") from error
+
+
+def brief(error: Exception) -> str:
+    """The first line of an error, without a path; do not use it for errors that quote headers."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = [line.strip() for line in text.strip().splitlines()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += f" {lines[1]}"
+    return (lines[0][:200] if lines else "") or type(error).__name__

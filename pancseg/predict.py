@@ -19,6 +19,7 @@ def predict(cfg: DictConfig) -> None:
         PancsegError: If it cannot start.
         Incomplete: If a scan was refused or failed; the others are done.
     """
+    from pancseg.applying.find_scans import find_scans
     from pancseg.applying.mask_flags import Doubts
     from pancseg.applying.output_folder import output_folder
     from pancseg.applying.scan_files import ScanFiles
@@ -28,8 +29,7 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.applying.telling import tell_each
     from pancseg.hardware import how_to_apply
     from pancseg.inference.postprocess import Wanted
-    from pancseg.intake.predict_input import find_scans
-    from pancseg.intake.source import ReadOptions
+    from pancseg.intake.types import ReadOptions
     from pancseg.parallel import cores, follow
 
     for key in ("checkpoint", "input", "output"):

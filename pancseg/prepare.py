@@ -10,8 +10,8 @@ from pancseg.command import command
 from pancseg.errors import Incomplete, PancsegError, printable
 
 if TYPE_CHECKING:
-    from pancseg.intake.pseudonyms import Names
-    from pancseg.intake.source import ReadOptions, SourceContents
+    from pancseg.intake.pseudonyms import Pseudonyms
+    from pancseg.intake.types import ReadOptions, SourceContents
     from pancseg.structures import Structure
 
 PATH_KEYS = ("images", "labels", "folder")  # keys of a source that are paths
@@ -24,14 +24,14 @@ def prepare(cfg: DictConfig) -> None:
         PancsegError: If nothing can be done.
         Incomplete: If some input was refused.
     """
-    problems = prepare_root(cfg)
+    problems = fill_prepared_folder(cfg)
     if problems:
         raise Incomplete(
             f"{len(problems)} refused, the rest is done; see {cfg.data.root}/intake.csv"
         )
 
 
-def prepare_root(cfg: DictConfig) -> list[str]:
+def fill_prepared_folder(cfg: DictConfig) -> list[str]:
     """Fill ``cfg.data.root`` from ``cfg.source``, or one shard of it.
 
     Returns:
@@ -43,15 +43,15 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     from hydra.utils import instantiate
 
     from pancseg.data.groups import GroupSettings
-    from pancseg.intake.convert import RootSettings
-    from pancseg.intake.flags import Checks
+    from pancseg.intake.checks import Checks
+    from pancseg.intake.convert import PrepareSettings
     from pancseg.intake.preparation import Preparation, Shard, check_root
-    from pancseg.intake.pseudonyms import make_names, remember
+    from pancseg.intake.pseudonyms import make_pseudonyms, store_names
     from pancseg.structures import parse_structures
 
     groups = GroupSettings(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
-    checks = Checks(**plain(cfg.checks))
-    structures = parse_structures(plain(cfg.structures), label_choice(cfg))
+    checks = Checks(**to_plain(cfg.checks))
+    structures = parse_structures(to_plain(cfg.structures), label_choice(cfg))
     if checks.volume_ml is not None and len(structures) > 1:
         keys = " or ".join(f"structures.{s.name}.volume_ml=" for s in structures)
         raise PancsegError(f"checks.volume_ml: there are {len(structures)} structures; give {keys}")
@@ -62,10 +62,13 @@ def prepare_root(cfg: DictConfig) -> list[str]:
     contents = instantiate(cfg.source, **paths, _partial_=True)(options=options)
     for warning in [*contents.warnings, *nothing_found(contents, paths)]:
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    names = make_names(cfg.privacy.names, Path(cfg.privacy.key_file or root.parent / "privacy.key"))
-    settings = {**vars(groups), **source_settings(cfg, paths, names, structures)}
-    preparation = Preparation(RootSettings(root, groups, checks, structures), settings, names)
-    remember(names, [case.patient for case in contents.cases])
+    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
+    pseudonyms = make_pseudonyms(cfg.privacy.names, key_file)
+    settings = {**vars(groups), **source_settings(cfg, paths, pseudonyms, structures)}
+    preparation = Preparation(
+        PrepareSettings(root, groups, checks, structures), settings, pseudonyms
+    )
+    store_names(pseudonyms, [case.patient for case in contents.cases])
     outcome = preparation.run(contents, options.processes, shard)
     # to the console alone: paths of input files stand in no log
     for line in [*outcome.lines, *(outcome.names if cfg.show_names else ())]:
@@ -79,7 +82,7 @@ def label_choice(cfg: DictConfig) -> list[int | str] | None:
     Raises:
         PancsegError: If it is no list.
     """
-    labels = plain(cfg.labels)
+    labels = to_plain(cfg.labels)
     if labels is not None and not (isinstance(labels, list) and labels):
         raise PancsegError(f"labels={labels}: expected null or a list, such as labels=[1,2]")
     return labels
@@ -92,7 +95,7 @@ def read_options(cfg: DictConfig, structures: tuple["Structure", ...]) -> "ReadO
         PancsegError: If a value cannot be used.
     """
     from pancseg.dicom.slices import Repair
-    from pancseg.intake.source import ReadOptions
+    from pancseg.intake.types import ReadOptions
     from pancseg.parallel import cores
 
     for key, rule in cfg.repair.items():
@@ -105,7 +108,7 @@ def read_options(cfg: DictConfig, structures: tuple["Structure", ...]) -> "ReadO
     return ReadOptions(structures, repair, processes)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A value of the configuration without OmegaConf's types."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
@@ -126,7 +129,7 @@ def existing_path(source: DictConfig, key: str) -> Path | None:
     Raises:
         PancsegError: If it is not given, or nothing matches it.
     """
-    from pancseg.intake.paths import expand_pattern, is_pattern
+    from pancseg.intake.locate import expand_pattern, is_pattern
 
     if OmegaConf.is_missing(source, key):
         extra = ", or source.labels=null to convert images alone" if key == "labels" else ""
@@ -174,7 +177,7 @@ def nothing_found(contents: "SourceContents", paths: dict[str, Path | None]) -> 
 def source_settings(
     cfg: DictConfig,
     paths: dict[str, Path | None],
-    names: "Names",
+    pseudonyms: "Pseudonyms",
     structures: tuple["Structure", ...],
 ) -> dict[str, Any]:
     """Settings that the manifest keeps; paths only as hashes, because they may name patients."""
@@ -182,12 +185,15 @@ def source_settings(
     settings: dict[str, Any] = {"source": str(source._target_).rpartition(".")[2]}
     for key in sorted(str(key) for key in source if key != "_target_"):
         path = paths.get(key)
-        settings[f"source.{key}"] = names.hash(str(path)) if path else source[key]
+        settings[f"source.{key}"] = pseudonyms.hash(str(path)) if path else source[key]
     if len(structures) == 1:
         settings |= {"labels": as_list(structures[0].labels), "structure": structures[0].name}
     else:
         settings |= {f"structures.{s.name}.labels": as_list(s.labels) for s in structures}
-    return settings | {"names": names.rule, **{f"repair.{k}": v for k, v in cfg.repair.items()}}
+    return settings | {
+        "names": pseudonyms.key_id,
+        **{f"repair.{k}": v for k, v in cfg.repair.items()},
+    }
 
 
 def as_list(labels: tuple[int | str, ...] | None) -> list[int | str] | None:

@@ -55,12 +55,12 @@ class LabelMap:
 
     Attributes:
         image: uint8 codes of structures, on the label's own grid, slice 0 nearest the feet.
-        undeclared: Values that are neither chosen nor declared.
+        unknown_values: Values that are neither chosen nor declared.
         flags: Flags of ``intake.csv``.
     """
 
     image: nib.Nifti1Image
-    undeclared: tuple[str, ...] = ()
+    unknown_values: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
 
@@ -179,8 +179,8 @@ def encode_values(
         Refused: If no voxel is background, or a label is a name.
 
     >>> organ = Structure("pancreas", (1, 2), "", "organ", (15, 300), (1,))
-    >>> codes, undeclared = encode_values(np.array([0, 1, 2, 7]), [organ])
-    >>> codes.tolist(), undeclared
+    >>> codes, unknown_values = encode_values(np.array([0, 1, 2, 7]), [organ])
+    >>> codes.tolist(), unknown_values
     ([0, 1, 1, 0], ())
     """
     if values.dtype.kind == "f":

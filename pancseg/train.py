@@ -51,7 +51,7 @@ def train_one(cfg: DictConfig) -> float | None:
         KeyboardInterrupt: After Ctrl-C, with the last checkpoint saved.
     """
     from pancseg.inference.checkpoint import open_checkpoint
-    from pancseg.prepare import prepare_root
+    from pancseg.prepare import fill_prepared_folder
     from pancseg.training.assembly import make_segmenter, set_up_data
     from pancseg.training.preview import draw_preview
     from pancseg.training.process import set_up_process
@@ -62,7 +62,7 @@ def train_one(cfg: DictConfig) -> float | None:
     set_up_process(cfg.seed)
     checkpoint = checkpoint_to_go_on_with(cfg)
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
-    data = set_up_data(cfg, partial(prepare_root, cfg) if cfg.get("source") else None)
+    data = set_up_data(cfg, partial(fill_prepared_folder, cfg) if cfg.get("source") else None)
     segmenter = make_segmenter(cfg, data)
     if cfg.preview:
         path = Path(run_path("preview.png"))

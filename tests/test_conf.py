@@ -19,7 +19,7 @@ from pancseg.data.splits import make_split
 from pancseg.dicom.slices import Repair
 from pancseg.hardware import Machine
 from pancseg.inference.postprocess import Wanted
-from pancseg.intake.flags import Checks
+from pancseg.intake.checks import Checks
 from pancseg.learning.augmentation.numbers import Augmentation
 from pancseg.learning.building import build
 from pancseg.learning.deep_supervision import deep_supervision_loss

@@ -9,20 +9,20 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 from scipy import ndimage
 
-from pancseg.intake import contact_sheet
+from pancseg.data.manifest import Row
 from pancseg.intake.contact_sheet import (
     COLOURS,
     FRAME,
     GAP,
     HEADER,
     SIDE,
-    Tile,
     draw_contact_sheet,
+    picture_path,
+    text_lines,
     thumbnail,
     write_thumbnail,
 )
 
-NO_PICTURE = Path("no-picture.png")
 WARNING = (255, 179, 71)
 
 
@@ -106,8 +106,11 @@ def test_a_thumbnail_comes_back_from_its_file_and_equal_ones_are_equal_files(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def tiles(count: int, picture: Path = NO_PICTURE, flags: str = "") -> list[Tile]:
-    return [Tile(f"case-{n}", f"patient-{n}", picture, flags, "20.5 ml") for n in range(count)]
+def rows(count: int, flags: str = "") -> list[Row]:
+    return [
+        Row(f"patient-{n}", f"case-{n}", "", "image", "kept", flags=flags, label_ml=20.5)
+        for n in range(count)
+    ]
 
 
 def names(pages: list[Path]) -> list[str]:
@@ -117,10 +120,10 @@ def names(pages: list[Path]) -> list[str]:
 def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path: Path) -> None:
     other = tmp_path / "intake_notes.png"
     other.touch()
-    assert names(draw_contact_sheet(tmp_path, tiles(81))) == [
+    assert names(draw_contact_sheet(tmp_path, rows(81))) == [
         *("intake.png", "intake_2.png", "intake_3.png")
     ]
-    assert names(draw_contact_sheet(tmp_path, tiles(40))) == ["intake.png"]
+    assert names(draw_contact_sheet(tmp_path, rows(40))) == ["intake.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["intake.png", "intake_notes.png"]
     assert draw_contact_sheet(tmp_path, []) == []
     assert list(tmp_path.iterdir()) == [other]
@@ -128,9 +131,8 @@ def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path: Path) -
 
 def test_a_picture_keeps_its_pixels_and_a_missing_one_is_said(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-    write_thumbnail(tmp_path / "one.png", pixels)
-    cases = tiles(1, tmp_path / "one.png") + tiles(1) + tiles(1, tmp_path / "gone.png")
-    (page,) = draw_contact_sheet(tmp_path, cases)
+    write_thumbnail(tmp_path / picture_path("case-0"), pixels)
+    (page,) = draw_contact_sheet(tmp_path, rows(3))
     sheet = np.asarray(Image.open(page).convert("RGB"))
     np.testing.assert_array_equal(sheet[HEADER : HEADER + SIDE, GAP : GAP + SIDE], pixels)
     second = sheet[HEADER : HEADER + SIDE, 2 * GAP + SIDE : 2 * GAP + 2 * SIDE]
@@ -146,7 +148,7 @@ def test_a_picture_keeps_its_pixels_and_a_missing_one_is_said(tmp_path: Path) ->
 def test_a_frame_marks_what_to_look_at_but_not_what_somebody_chose(
     flags: str, framed: bool, tmp_path: Path
 ) -> None:
-    (page,) = draw_contact_sheet(tmp_path, tiles(1, flags=flags))
+    (page,) = draw_contact_sheet(tmp_path, rows(1, flags=flags))
     sheet = np.asarray(Image.open(page).convert("RGB"))
     left = sheet[HEADER + SIDE // 2, GAP - FRAME // 2 + 1]
     assert (tuple(left.tolist()) == WARNING) == framed
@@ -155,52 +157,31 @@ def test_a_frame_marks_what_to_look_at_but_not_what_somebody_chose(
 
 
 def test_equal_tiles_give_equal_bytes(tmp_path: Path) -> None:
-    (page,) = draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
+    (page,) = draw_contact_sheet(tmp_path, rows(3, flags="label_cut"))
     before = page.read_bytes()
     page.unlink()
-    draw_contact_sheet(tmp_path, tiles(3, flags="label_cut"))
+    draw_contact_sheet(tmp_path, rows(3, flags="label_cut"))
     assert page.read_bytes() == before
 
 
-def test_volumes_of_several_structures_are_written_in_full(tmp_path: Path) -> None:
-    tile = Tile("case", "patient", NO_PICTURE, "phantom", "pancreas=82.100 tumour=4.500")
-    assert [line for line, _ in tile.lines()] == ["pancreas=82.100 tumour=4.500", "phantom"]
-    many = Tile("case", "patient", NO_PICTURE, "label_volume:pancreas label_cut phantom", "20.5 ml")
-    assert [line for line, _ in many.lines()] == ["label_volume:pancreas", "label_cut", "phantom"]
+def test_volumes_of_several_structures_are_written_in_full() -> None:
+    row = Row("patient", "case", "", "image", "kept", flags="phantom")
+    row.structures_ml = "pancreas=82.100 tumour=4.500"
+    assert [line for line, _ in text_lines(row)] == ["pancreas:82.1ml tumour:4.5ml", "phantom"]
+    row.structures_ml, row.flags = "", "label_volume:pancreas label_cut phantom"
+    assert [line for line, _ in text_lines(row)] == [
+        "label_volume:pancreas",
+        "label_cut",
+        "phantom",
+    ]
 
 
 def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path: Path) -> None:
     """Nothing is drawn into the gap between two tiles; no warning for letters the font lacks."""
     strange = "漢字$x_1$\n\udcff" + 50 * "long-"
-    tile = Tile(strange, strange, NO_PICTURE, " ".join(["label_outside_body"] * 9), 50 * "ml ")
-    (page,) = draw_contact_sheet(tmp_path, [tile, tile])
+    flags, volumes = " ".join(["label_outside_body"] * 9), 50 * "organ=20.5 "
+    row = Row(strange, strange, "", "image", "kept", flags=flags, structures_ml=volumes)
+    (page,) = draw_contact_sheet(tmp_path, [row, row])
     sheet = np.asarray(Image.open(page).convert("RGB")).astype(int)
     between = sheet[HEADER + SIDE + FRAME :, GAP + SIDE + 1 : 2 * GAP + SIDE - 1]
     assert np.abs(between - sheet[-1, -1]).max() == 0
-
-
-def test_an_added_case_leaves_the_pages_before_it_undrawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[str] = []
-
-    def draw(tiles: list[Tile], title: str, number: str) -> Image.Image:
-        """Replaces drawing, which takes a second."""
-        drawn.append(number)
-        return Image.new("L", (1, 1))
-
-    write_thumbnail(tmp_path / "one.png", np.zeros((SIDE, SIDE, 3), np.uint8))
-    monkeypatch.setattr(contact_sheet, "draw_page", draw)
-    cases = tiles(81, tmp_path / "one.png")
-    draw_contact_sheet(tmp_path, cases)
-    assert drawn == ["page 1 of 3", "page 2", "page 3"]
-    drawn.clear()
-    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
-    assert drawn == ["page 1 of 3", "page 3"]  # the first says how many cases there are
-    drawn.clear()
-    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
-    assert drawn == []
-    write_thumbnail(tmp_path / "one.png", np.ones((SIDE, SIDE, 3), np.uint8))
-    (tmp_path / "intake_2.png").write_bytes(b"cut short")
-    draw_contact_sheet(tmp_path, [*cases, *tiles(1)])
-    assert drawn == ["page 1 of 3", "page 2", "page 3"]

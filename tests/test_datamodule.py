@@ -39,7 +39,7 @@ def copied(root: Path, tmp_path: Path) -> Path:
 def edited(root: Path, **cases: dict[str, Any]) -> None:
     """Change fields of cases, by their names."""
     manifest = read_manifest(root)
-    manifest.cases = [replace(case, **cases.get(case.case, {})) for case in manifest.cases]
+    manifest.cases = [replace(case, **cases.get(case.name, {})) for case in manifest.cases]
     manifest.write(root)
 
 
@@ -67,7 +67,7 @@ def test_batches_of_all_subsets_have_the_documented_content(
 
 def test_training_draws_each_group_once_and_other_subsets_keep_the_order(root: Path) -> None:
     data = data_module(root)
-    groups = {subset: [entry.group for entry in data.entries(subset)] for subset in SUBSETS}
+    groups = {subset: [entry.name for entry in data.entries(subset)] for subset in SUBSETS}
     assert [len(found) for found in groups.values()] == [9, 3, 6]
     assert len(names_of(data.train_dataloader())) == 8  # a last batch of one is left out
     assert set(names_of(data.train_dataloader())) < set(groups["train"])
@@ -238,7 +238,9 @@ def test_a_checkpoint_holds_the_split_the_fingerprint_and_the_profile(root: Path
     assert data_module(root).fingerprint == state["fingerprint"]
 
 
-@pytest.mark.parametrize("shared", [{"person": "P"}, {"study": "S"}, {"pixels": "scan"}])
+@pytest.mark.parametrize(
+    "shared", [{"patient_id_hash": "P"}, {"study_hash": "S"}, {"voxel_hash": "scan"}]
+)
 def test_names_of_one_person_are_never_in_two_subsets(copied: Path, shared: dict[str, str]) -> None:
     split = data_module(copied).split
     first, second = split.train[0], split.test[0]
@@ -252,7 +254,7 @@ def test_names_of_one_person_are_never_in_two_subsets(copied: Path, shared: dict
 
 
 def test_unlabelled_and_duplicate_cases_are_not_in_the_split(copied: Path) -> None:
-    edited(copied, a={"label": None}, b={"duplicate_of": "c", "pixels": "pixels c"})
+    edited(copied, a={"label": None}, b={"duplicate_of": "c", "voxel_hash": "pixels c"})
     split = data_module(copied).split
     assert sorted(split.train + split.val + split.test) == list("cdef")
 

@@ -24,7 +24,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pancseg.intake.flags import FLAGS
+from pancseg.intake.checks import FLAGS
 from tests.conftest import Command
 from tests.tiny_dicom import AXIAL, decimals, make_slice, write_series
 from tests.tiny_labels import (

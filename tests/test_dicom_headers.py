@@ -8,7 +8,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
-from pancseg.dicom.headers import Header, read_header
+from pancseg.dicom.series import Header, read_header
 from tests.tiny_dicom import put, write_series
 from tests.tiny_labels import Frame, at, write_segmentation
 
@@ -26,7 +26,7 @@ def test_attributes_are_read_stripped(tmp_path: Path) -> None:
     damage = put(QualityControlImage="YES", StudyInstanceUID="1.5", FrameOfReferenceUID="1.6")
     header = header_of(tmp_path, damage, series_uid="1.4", patient_id=" P-2 ")
     assert (header.uid, header.study_uid, header.frame_of_reference_uid) == ("1.4", "1.5", "1.6")
-    assert (header.patient_id, header.modality, header.kind) == ("P-2", "CT", "image")
+    assert (header.patient_id, header.modality, header.format) == ("P-2", "CT", "image")
     assert header.is_phantom
     assert code_of(header) == ("", False)
 
@@ -180,4 +180,4 @@ def test_a_seg_refers_to_series(tmp_path: Path) -> None:
 
     file = write_segmentation(tmp_path / "x.dcm", [Frame([[1]], at(1))], damage=refer)
     header = read_header(file)
-    assert (header.kind, header.refers_to) == ("seg", ("1.8", "1.9"))
+    assert (header.format, header.refers_to) == ("seg", ("1.8", "1.9"))

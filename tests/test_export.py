@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.inferers import SlidingWindowInferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pancseg import load_segmenter
+from pancseg.applying.scan_segmenter import load_segmenter
 from pancseg.data.groups import covering_starts
 from pancseg.exporting.exportable import open_exportable
 from pancseg.exporting.model_card import model_card

@@ -10,13 +10,13 @@ import pytest
 
 from pancseg.data.manifest import Case
 from pancseg.errors import PancsegError, Refused
-from pancseg.intake.flags import (
+from pancseg.intake.checks import (
     FLAGS,
     Checks,
     check_image,
+    cross_case_flags,
     duplicates_of,
-    in_order,
-    root_flags,
+    sort_flags,
     voxel_flags,
 )
 from pancseg.structures import Structure
@@ -232,7 +232,7 @@ def test_several_flags_are_in_the_order_of_the_table() -> None:
     assert flags(body() - 1024, codes) == [
         *("hu_implausible", "label_outside_body", "label_volume", "label_cut")
     ]
-    assert in_order(reversed(FLAGS)) == list(FLAGS)
+    assert sort_flags(reversed(FLAGS)) == list(FLAGS)
 
 
 def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
@@ -277,27 +277,37 @@ def stacked(folder: Path) -> np.ndarray:
 def case(name: str, **values: Any) -> Case:
     fields = {
         **{"patient": name, "image": "i", "label": "l", "shape": [4, 4, 4], "label_voxels": 3},
-        **{"spacing_mm": [1.0, 1.0, 2.0], "structure_voxels": {}, "identity": name, "source": ""},
-        **{"image_sha256": "", "label_sha256": "", "phantom": False, "pixels": name},
+        **{
+            "spacing_mm": [1.0, 1.0, 2.0],
+            "structure_voxels": {},
+            "input_hash": name,
+            "input_state": "",
+        },
+        **{"image_sha256": "", "label_sha256": "", "phantom": False, "voxel_hash": name},
     }
-    return Case(case=name, **{**fields, **values})
+    return Case(name=name, **{**fields, **values})
 
 
 def test_cases_of_equal_voxels_are_duplicates_of_the_first() -> None:
-    cases = [case("b", pixels="x"), case("a", pixels="x"), case("c"), case("d", pixels="")]
+    cases = [
+        case("b", voxel_hash="x"),
+        case("a", voxel_hash="x"),
+        case("c"),
+        case("d", voxel_hash=""),
+    ]
     assert duplicates_of(cases) == {"a": "b"}
-    assert root_flags(cases, {"a": "b"}, 2.5) == {n: ["duplicate_pixels"] for n in "ab"}
+    assert cross_case_flags(cases, {"a": "b"}, 2.5) == {n: ["duplicate_pixels"] for n in "ab"}
 
 
-@pytest.mark.parametrize("key", ["person", "study"])
+@pytest.mark.parametrize("key", ["patient_id_hash", "study_hash"])
 def test_two_names_of_a_person_are_flagged(key: str) -> None:
     cases = [case("visit1", **{key: "X"}), case("visit2", **{key: "X"}), case("z", **{key: "Z"})]
-    assert root_flags(cases, {}, 2.5) == {"visit1": ["two_names"], "visit2": ["two_names"]}
+    assert cross_case_flags(cases, {}, 2.5) == {"visit1": ["two_names"], "visit2": ["two_names"]}
 
 
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:
     usual = [case(str(n)) for n in range(4)]
     thick = case("thick", spacing_mm=[1.0, 1.0, 6.0])
-    assert root_flags([*usual, thick], {}, 2.5) == {"thick": ["spacing_outlier"]}
-    assert root_flags([*usual, thick], {}, 3.5) == {}
-    assert root_flags([*usual[1:], thick], {}, 2.5) == {}
+    assert cross_case_flags([*usual, thick], {}, 2.5) == {"thick": ["spacing_outlier"]}
+    assert cross_case_flags([*usual, thick], {}, 3.5) == {}
+    assert cross_case_flags([*usual[1:], thick], {}, 2.5) == {}

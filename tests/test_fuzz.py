@@ -30,7 +30,7 @@ from pancseg.dicom.segmentation import read_segmentation
 from pancseg.dicom.series import find_series, read_mask_series, read_series, series_extent
 from pancseg.dicom.slices import Repair
 from pancseg.errors import Refused
-from pancseg.intake.source import Scan
+from pancseg.intake.types import Scan
 from pancseg.intake.volume_files import is_volume_file, read_label_file, read_scan_file
 from pancseg.structures import LabelMap
 from tests.tiny_dicom import write_series
@@ -105,9 +105,9 @@ def read_label(file: Path, scan: Scan) -> LabelMap:
     series, _ = find_series(file.parent, [file])
     if not series or scan.stack is None:
         raise Refused("skipped", "by its header")
-    if series[0].kind == "image":
+    if series[0].format == "image":
         return read_mask_series((file,), Repair(), structures())
-    read = read_segmentation if series[0].kind == "seg" else read_rtstruct
+    read = read_segmentation if series[0].format == "seg" else read_rtstruct
     return read(file, scan.stack, structures())
 
 

@@ -150,10 +150,10 @@ def edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 ENTRIES: list[tuple[str, str, Any]] = [
-    ("cases", "case", "a\\..\\b"),
-    ("cases", "case", "a\nb"),
-    ("cases", "case", ""),
-    ("cases", "case", "x" * 5000),
+    ("cases", "name", "a\\..\\b"),
+    ("cases", "name", "a\nb"),
+    ("cases", "name", ""),
+    ("cases", "name", "x" * 5000),
     ("cases", "image", None),
     ("cases", "label", "C:\\secret.nii.gz"),
     ("cases", "shape", [10**30, 1, 1]),
@@ -179,7 +179,7 @@ def test_a_manifest_cannot_name_files_outside_its_folder_or_hold_impossible_numb
 def test_each_command_ends_with_one_line_where_a_manifest_leads_elsewhere(
     name: str, root: Path, dicom: Path, trained: Path, tmp_path: Path, command: Command
 ) -> None:
-    edit(root, lambda manifest: manifest["cases"][0].__setitem__("case", "../../../escaped"))
+    edit(root, lambda manifest: manifest["cases"][0].__setitem__("name", "../../../escaped"))
     before = {path for path in tmp_path.rglob("*") if "run" not in path.parts}
     words = {
         "prepare": [

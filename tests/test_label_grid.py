@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pancseg.geometry import oriented_like
-from pancseg.intake.label_grid import grid_problem, uncropped
+from pancseg.intake.checks import grid_problem
+from pancseg.intake.volume_files import uncropped
 
 GRID = np.array([[-0.8, 0, 0, 90.0], [0, -0.8, 0, 70.0], [0, 0, 2.5, -300.0], [0, 0, 0, 1]])
 SHAPE = (50, 40, 30)

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pancseg.applying.find_scans import case_names, find_scans
 from pancseg.data.groups import GroupSettings
-from pancseg.data.intake_table import Row
-from pancseg.data.manifest import Case, Group
+from pancseg.data.manifest import Case, Group, Row
 from pancseg.data.splits import Split, make_split, persons_of
-from pancseg.intake.convert import Result, RootSettings
-from pancseg.intake.dicom_source import add_cases
-from pancseg.intake.flags import Checks
+from pancseg.intake.cases import add_cases
+from pancseg.intake.checks import Checks
+from pancseg.intake.convert import PrepareSettings, Result
 from pancseg.intake.match_labels import match_labels
-from pancseg.intake.paths import LocatedSeries
-from pancseg.intake.predict_input import case_names, find_scans
 from pancseg.intake.preparation import Preparation
-from pancseg.intake.pseudonyms import make_names
-from pancseg.intake.source import ReadOptions, SourceContents
+from pancseg.intake.pseudonyms import make_pseudonyms
+from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
 from pancseg.scoring import statistics
 from tests.tiny_root import STRUCTURES, case_of
 
@@ -60,33 +58,35 @@ def check_linear(work: Callable[[int], object], patients: int, few: int = 4) -> 
 
 def case(n: int) -> Case:
     """A case with its own study and PatientID."""
-    return case_of(f"p{n:06}", study=f"study{n}", person=f"person{n}", identity=f"identity{n}")
+    return case_of(
+        f"p{n:06}", study_hash=f"study{n}", patient_id_hash=f"person{n}", input_hash=f"identity{n}"
+    )
 
 
 def groups_of(case: Case) -> list[Group]:
     """Four groups of a case."""
-    names = {start: f"{case.case}_{start:04}" for start in (0, 8, 16, 24)}
+    names = {start: f"{case.name}_{start:04}" for start in (0, 8, 16, 24)}
     return [
-        Group(name, case.case, case.patient, start, f"{name}_i", f"{name}_l", 2, "sha256", "sha256")
+        Group(name, case.name, case.patient, start, f"{name}_i", f"{name}_l", 2, "sha256", "sha256")
         for start, name in names.items()
     ]
 
 
 def result(n: int, is_duplicate: bool) -> Result:
     """Result of a conversion; a duplicate has the voxels of case 1."""
-    own = replace(case(n), pixels=case(1 if is_duplicate else n).pixels)
-    rows = [Row(own.patient, own.case, f"/{kind}/{n}", kind, "kept") for kind in ("image", "label")]
-    return Result(own.identity, own.case, "", rows, own, groups_of(own))
+    own = replace(case(n), voxel_hash=case(1 if is_duplicate else n).voxel_hash)
+    rows = [Row(own.patient, own.name, f"/{kind}/{n}", kind, "kept") for kind in ("image", "label")]
+    return Result(own.input_hash, own.name, "", rows, own, groups_of(own))
 
 
 def merge(root: Path, patients: int) -> Preparation:
     """Merge patients; then a half of them again, every fifth of which has become a duplicate."""
     checks = Checks(refuse=["duplicate_pixels"])
-    settings = RootSettings(root, GroupSettings(8, "shift", False), checks, STRUCTURES)
-    preparation = Preparation(settings, {"depth": 8}, make_names("none", root))
+    settings = PrepareSettings(root, GroupSettings(8, "shift", False), checks, STRUCTURES)
+    preparation = Preparation(settings, {"depth": 8}, make_pseudonyms("none", root))
     for step in (1, 2):
         results = [result(n, n % 10 == 0 and step == 2) for n in range(0, patients, step)]
-        jobs: Any = [SimpleNamespace(identity=each.identity) for each in results]
+        jobs: Any = [SimpleNamespace(input_hash=each.input_hash) for each in results]
         preparation.merge(jobs, results)
     for path in root.iterdir():
         path.unlink()
@@ -109,13 +109,13 @@ def test_merging_results_of_which_some_are_refused_is_linear(tmp_path: Path) -> 
 def match(patients: int) -> SourceContents:
     """Match labels with images of the same relative path; every second image has a problem."""
 
-    def series(n: int, kind: str) -> LocatedSeries:
+    def series(n: int, kind: str) -> SourceItem:
         folder = Path(f"/{kind}/p{n}")
         problem = "unreadable: damaged" if kind == "images" and n % 2 == 0 else ""
         fields: dict[str, Any] = {"uid": f"{kind}{n}", "patient_id": f"P{n}", "problem": problem}
         fields |= {"folder": folder, "path": folder, "files": (folder / "1.dcm",)}
         fields |= {"key": folder.name, "names_patient": False, "study_uid": f"study{n}"}
-        return LocatedSeries(kind="image", **fields)
+        return SourceItem(format="image", **fields)
 
     contents = SourceContents()
     images, masks = ([series(n, kind) for n in range(patients)] for kind in ("images", "labels"))

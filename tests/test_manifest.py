@@ -14,7 +14,7 @@ def test_a_manifest_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     manifest = write_root(tmp_path, "abc")
     assert read_manifest(tmp_path) == manifest
     lines = (tmp_path / "manifest.json").read_text().splitlines()
-    assert sum('"identity"' in line for line in lines) == 3  # an entry is a line
+    assert sum('"input_hash"' in line for line in lines) == 3  # an entry is a line
     Manifest({}).write(tmp_path)
     assert read_manifest(tmp_path) == Manifest({})
 
@@ -32,7 +32,7 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) 
 @pytest.mark.parametrize(
     ("entries", "key", "value"),
     [
-        ("cases", "case", "../../escaped"),
+        ("cases", "name", "../../escaped"),
         ("cases", "patient", ".."),
         ("cases", "image", "/secret.nii.gz"),
         ("groups", "label", "groups/../../secret.nii.gz"),
@@ -60,8 +60,9 @@ def test_an_entry_that_was_edited_is_refused_by_name(
 
 def test_patients_linked_by_others_are_one_person() -> None:
     cases = [
-        case_of("a", study="S1"), case_of("b", study="S1"),
-        case_of("b-2", patient="b", study="S2"), case_of("c", study="S2"), case_of("d", study="S3"),
+        case_of("a", study_hash="S1"), case_of("b", study_hash="S1"),
+        case_of("b-2", patient="b", study_hash="S2"), case_of("c", study_hash="S2"),
+        case_of("d", study_hash="S3"),
     ]  # fmt: skip
     assert same_person(cases) == {"a": "a", "b": "a", "c": "a", "d": "d"}
 
@@ -73,5 +74,9 @@ def test_an_identifier_that_all_patients_share_does_not_make_them_one_person() -
 
 
 def test_the_name_of_an_established_case_is_preferred() -> None:
-    cases = [case_of("a", study="S1"), case_of("m", study="S1", established=True), case_of("z")]
+    cases = [
+        case_of("a", study_hash="S1"),
+        case_of("m", study_hash="S1", prepared_before=True),
+        case_of("z"),
+    ]
     assert same_person(cases) == {"a": "m", "m": "m", "z": "z"}

@@ -11,7 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from pancseg import load_segmenter
+from pancseg.applying.scan_segmenter import load_segmenter
 from pancseg.dicom.rtstruct import read_rtstruct
 from pancseg.dicom.segmentation import read_segmentation
 from pancseg.dicom.series import SeriesVolume, read_series

@@ -10,10 +10,9 @@ import pytest
 from pydicom.dataset import Dataset
 
 from pancseg.dicom import series as dicom_series
-from pancseg.intake.dicom_source import find_dicom
 from pancseg.intake.match_labels import match_labels
-from pancseg.intake.paths import LocatedSeries
-from pancseg.intake.source import SourceContents
+from pancseg.intake.sources import find_dicom
+from pancseg.intake.types import SourceContents, SourceItem
 from tests.source_contents import options, pairs, skipped
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, item, write_segmentation
@@ -278,12 +277,12 @@ def test_labels_are_matched_with_thousands_of_images_without_comparing_each_pair
         "pancseg.intake.match_labels.may_belong", lambda a, b: compared.append(b) or True
     )
 
-    def located(n: int, kind: str) -> LocatedSeries:
+    def located(n: int, kind: str) -> SourceItem:
         folder = Path(f"/{kind}/p{n}")
-        return LocatedSeries(
+        return SourceItem(
             uid=f"1.2.{kind}.{n}",
             patient_id=f"P-{n}",
-            kind="image",
+            format="image",
             folder=folder,
             files=(folder / "1.dcm",),
             path=folder,

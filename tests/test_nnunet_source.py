@@ -14,7 +14,7 @@ import pytest
 
 from pancseg.errors import PancsegError
 from pancseg.intake.nnunet_source import find_msd, find_nnunet
-from pancseg.intake.source import ReadOptions, SourceContents
+from pancseg.intake.types import ReadOptions, SourceContents
 from pancseg.structures import Label
 from tests.source_contents import codes_of, label_of, options, pairs, patients, skipped
 from tests.tiny_labels import write_nrrd
@@ -115,7 +115,7 @@ def test_structures_that_overlap_by_value_but_not_by_name_are_an_error(tmp_path:
 
 def test_values_that_dataset_json_does_not_declare_are_named(tmp_path: Path) -> None:
     [case] = find_nnunet(write_nnunet(tmp_path), options()).cases
-    assert label_of(case).undeclared == ("3",)
+    assert label_of(case).unknown_values == ("3",)
 
 
 @both
@@ -134,7 +134,7 @@ def test_the_ignore_label_is_background_and_flagged_or_refused(tmp_path: Path) -
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "labelsTr" / "p7.nii.gz")
     [case] = find_nnunet(tmp_path, options()).cases
     label = label_of(case)
-    assert (label.flags, label.undeclared) == (("ignore_label",), ())
+    assert (label.flags, label.unknown_values) == (("ignore_label",), ())
     assert np.count_nonzero(label.image.dataobj) == 6**3 - 2
 
 

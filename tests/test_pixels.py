@@ -25,8 +25,8 @@ from pydicom.uid import (
 )
 
 from pancseg.dicom import pixels
-from pancseg.dicom.pixels import brief, check_pixels, parsing
-from pancseg.errors import Refused
+from pancseg.dicom.pixels import check_pixels
+from pancseg.errors import Refused, brief, parsing
 from tests.tiny_dicom import find, make_slice, put, read, write_series
 
 PIXELS = np.random.default_rng(1).integers(-1000, 2000, (4, 64, 72))

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from pancseg import load_segmenter
+from pancseg.applying.scan_segmenter import load_segmenter
 from tests.conftest import Command, run_command
 
 COLUMNS = (

@@ -17,10 +17,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg import load_segmenter
 from pancseg.applying import batch
 from pancseg.applying.mask_flags import Doubts, mask_flags
 from pancseg.applying.scan_run import ScanRun
+from pancseg.applying.scan_segmenter import load_segmenter
 from pancseg.inference.trust import Trust
 from pancseg.sharing import Crew
 from tests.conftest import Command, run_command

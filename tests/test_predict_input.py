@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pancseg.applying.find_scans import case_names, find_scans
 from pancseg.errors import PancsegError
-from pancseg.intake.predict_input import case_names, find_scans
-from pancseg.intake.source import CaseSource, SourceContents
+from pancseg.intake.types import CaseSource, SourceContents
 from tests.source_contents import options, skipped
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import write_nrrd

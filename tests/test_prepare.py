@@ -25,8 +25,8 @@ from pancseg import files as file_writing
 from pancseg.data.manifest import read_manifest
 from pancseg.intake import convert as conversion
 from pancseg.intake import preparation
+from pancseg.intake.checks import FLAGS
 from pancseg.intake.convert import Job, Result
-from pancseg.intake.flags import FLAGS
 from tests.conftest import SHALLOW, Command, contents, prepare, run_command
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_segmentation
@@ -210,7 +210,7 @@ def test_a_case_that_became_shorter_or_refused_leaves_no_file_behind(
     entries = manifest["cases"] + manifest["groups"]
     named = {entry[role] for entry in entries for role in ("image", "label")}
     assert {str(path.relative_to(root)) for path in root.rglob("*.nii.gz")} == named
-    assert {case["case"] for case in manifest["cases"]} == {"phantom-3-000", "phantom-3-002"}
+    assert {case["name"] for case in manifest["cases"]} == {"phantom-3-000", "phantom-3-002"}
 
 
 def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
@@ -297,7 +297,7 @@ def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
             one.save_as(path)
     assert prepare(some_dicom, root) == 0
     cases = {
-        case["case"]: case for case in json.loads((root / "manifest.json").read_text())["cases"]
+        case["name"]: case for case in json.loads((root / "manifest.json").read_text())["cases"]
     }
     assert cases["somebody"]["duplicate_of"] == "phantom-3-002"
     assert cases["phantom-3-002"]["duplicate_of"] is None
@@ -305,7 +305,7 @@ def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(
     assert sorted(flagged) == ["phantom-3-002", "somebody"]
     assert "somebody" not in read_manifest(root).labelled_patients()
     assert prepare(some_dicom, root, "checks.refuse=[duplicate_pixels]") == 1
-    assert sorted(case.case for case in read_manifest(root).cases) == [
+    assert sorted(case.name for case in read_manifest(root).cases) == [
         f"phantom-3-00{n}" for n in range(3)
     ]
     capsys.readouterr()
@@ -791,7 +791,7 @@ def test_a_label_corrected_in_the_prepared_folder_is_taken_over(
     assert case.label_corrected
     assert label.read_bytes() == stored
     for group in read_manifest(root).groups:
-        if group.case == case.case:
+        if group.case == case.name:
             cut = np.asanyarray(nib.load(root / str(group.label)).dataobj)
             whole = np.asanyarray(nib.load(label).dataobj)
             first = group.first_slice
@@ -894,7 +894,7 @@ def test_several_structures_are_stored_as_codes_and_named_in_manifest_and_table(
     ]  # fmt: skip
     for case, row in zip(manifest.cases, rows_of(root), strict=True):
         stored = np.asanyarray(nib.load(root / str(case.label)).dataobj)
-        given = np.asanyarray(nib.load(data / "labels" / f"{case.case}.nii.gz").dataobj)
+        given = np.asanyarray(nib.load(data / "labels" / f"{case.name}.nii.gz").dataobj)
         np.testing.assert_array_equal(stored, given)
         tumour = int((given == 2).sum())
         assert case.structure_voxels == {

@@ -15,7 +15,7 @@ from pydicom import Dataset
 
 from pancseg.errors import PancsegError
 from pancseg.intake import pseudonyms
-from pancseg.intake.pseudonyms import make_names, read_key, remember, safe_name
+from pancseg.intake.pseudonyms import make_pseudonyms, read_key, safe_name, store_names
 from tests.conftest import run_command
 from tests.tiny_dicom import write_series
 
@@ -34,29 +34,29 @@ def key_file(tmp_path: Path) -> Path:
 
 
 def test_a_name_and_the_rule_depend_on_the_key_alone(key_file: Path) -> None:
-    first, again = make_names("pseudonym", key_file), make_names("pseudonym", key_file)
-    other = make_names("pseudonym", key_file.with_name("other.key"))
-    assert (first.of("P-1"), first.rule) == (again.of("P-1"), again.rule)
-    assert first.of("P-1") != other.of("P-1") and first.rule != other.rule
+    first, again = make_pseudonyms("pseudonym", key_file), make_pseudonyms("pseudonym", key_file)
+    other = make_pseudonyms("pseudonym", key_file.with_name("other.key"))
+    assert (first.name("P-1"), first.key_id) == (again.name("P-1"), again.key_id)
+    assert first.name("P-1") != other.name("P-1") and first.key_id != other.key_id
     key_file.write_text("00" * 32)
     # printf P-1 | openssl dgst -sha256 -mac HMAC -macopt hexkey:00...00
-    assert make_names("pseudonym", key_file).of("P-1") == "pbeb32a0c78"
+    assert make_pseudonyms("pseudonym", key_file).name("P-1") == "pbeb32a0c78"
 
 
 def test_a_pseudonym_is_a_letter_and_ten_digits_and_differs_between_patients(
     key_file: Path,
 ) -> None:
-    names = make_names("pseudonym", key_file)
-    given = {names.of(identity) for identity in IDENTITIES}
+    names = make_pseudonyms("pseudonym", key_file)
+    given = {names.name(identity) for identity in IDENTITIES}
     assert len(given) == len(IDENTITIES)
     assert all(re.fullmatch("p[0-9a-f]{10}", name) for name in given)
 
 
 def test_neither_identity_nor_key_is_part_of_a_name_or_of_the_rule(key_file: Path) -> None:
-    names = make_names("pseudonym", key_file)
+    names = make_pseudonyms("pseudonym", key_file)
     for identity in ("12345678", "DOE^JANE", "19670401"):
-        assert identity.lower() not in names.of(identity)
-    assert key_file.read_text()[:6] not in names.rule
+        assert identity.lower() not in names.name(identity)
+    assert key_file.read_text()[:6] not in names.key_id
 
 
 def test_the_key_is_created_once(key_file: Path) -> None:
@@ -88,16 +88,16 @@ def test_a_key_file_without_a_key_is_an_error_and_is_left_alone(
     key_file.parent.mkdir()
     key_file.write_bytes(content)
     with pytest.raises(PancsegError, match=r"privacy\.key: expected a key"):
-        make_names("pseudonym", key_file)
+        make_pseudonyms("pseudonym", key_file)
     assert key_file.read_bytes() == content
 
 
 def test_without_pseudonyms_the_patient_id_is_kept_and_nothing_is_written(tmp_path: Path) -> None:
-    names = make_names("none", tmp_path / "privacy.key")
-    remember(names, ["P-07"])
+    names = make_pseudonyms("none", tmp_path / "privacy.key")
+    store_names(names, ["P-07"])
     for identity in ("P-07", "case_12", "1.2.840"):
-        assert names.of(identity) == identity
-    assert names.rule == "none"
+        assert names.name(identity) == identity
+    assert names.key_id == "none"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,33 +146,33 @@ def test_no_patient_id_leaves_the_folder_or_breaks_a_name(tmp_path: Path, rule: 
 
 @on_posix
 def test_only_the_owner_may_read_key_and_table_and_the_table_only_grows(key_file: Path) -> None:
-    names = make_names("pseudonym", key_file)
-    remember(names, IDENTITIES[:5])
-    remember(names, IDENTITIES[3:])
+    names = make_pseudonyms("pseudonym", key_file)
+    store_names(names, IDENTITIES[:5])
+    store_names(names, IDENTITIES[3:])
     table = key_file.with_name("privacy.key.names.csv")
     for file in (key_file, table):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    expected = {names.of(identity): identity for identity in IDENTITIES}
+    expected = {names.name(identity): identity for identity in IDENTITIES}
     assert pseudonyms.read_table(table) == expected
 
 
 def test_the_table_can_be_read_back_whatever_an_identity_holds(key_file: Path) -> None:
     csv.field_size_limit(131_072)  # Python's default
     for identity in IDENTITIES:
-        remember(make_names("pseudonym", key_file), [identity])
-    names = make_names("pseudonym", key_file)
+        store_names(make_pseudonyms("pseudonym", key_file), [identity])
+    names = make_pseudonyms("pseudonym", key_file)
     before = names.table.stat().st_mtime_ns
-    remember(names, IDENTITIES)
+    store_names(names, IDENTITIES)
     assert names.table.stat().st_mtime_ns == before
     assert csv.field_size_limit() == 131_072
 
 
 @pytest.mark.parametrize("text", ["patient;identity\np1;P-1\n", "P-1\nP-2\n"])
 def test_a_file_that_is_no_table_is_left_alone(key_file: Path, text: str) -> None:
-    names = make_names("pseudonym", key_file)
+    names = make_pseudonyms("pseudonym", key_file)
     names.table.write_text(text)
     with pytest.raises(PancsegError, match=r"names\.csv: no table of names"):
-        remember(names, ["P-2"])
+        store_names(names, ["P-2"])
     assert names.table.read_text() == text
 
 
@@ -180,16 +180,18 @@ def test_two_patients_of_one_pseudonym_are_refused_also_in_a_later_run(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pseudonyms, "DIGITS", 1)  # 16 names
-    names = make_names("pseudonym", key_file)
+    names = make_pseudonyms("pseudonym", key_file)
     first = "P-0"
-    other = next(text for n in range(1, 999) if names.of(text := f"P-{n}") == names.of(first))
-    remember(names, [first])
+    other = next(text for n in range(1, 999) if names.name(text := f"P-{n}") == names.name(first))
+    store_names(names, [first])
     before = names.table.read_text()
-    with pytest.raises(PancsegError, match=f"one pseudonym, {names.of(first)}, by chance"):
-        remember(names, [other])
+    with pytest.raises(PancsegError, match=f"one pseudonym, {names.name(first)}, by chance"):
+        store_names(names, [other])
     assert names.table.read_text() == before
     with pytest.raises(PancsegError, match="by chance"):
-        remember(make_names("pseudonym", key_file.with_name("another.key")), ["P-0", *IDENTITIES])
+        store_names(
+            make_pseudonyms("pseudonym", key_file.with_name("another.key")), ["P-0", *IDENTITIES]
+        )
 
 
 @on_posix
@@ -206,8 +208,8 @@ def test_files_that_another_user_created_in_advance_are_not_used(key_file: Path,
                 file.chmod(0o666)
             else:
                 file.symlink_to(victim)
-    names = make_names("pseudonym", key_file)
-    remember(names, ["P-1"])
+    names = make_pseudonyms("pseudonym", key_file)
+    store_names(names, ["P-1"])
     for file in (key_file, names.table):
         assert stat.S_IMODE(file.lstat().st_mode) == 0o600 and not file.is_symlink()
     assert victim.read_text() == "untouched"
@@ -274,20 +276,20 @@ def test_a_lock_that_another_process_holds_ends_in_one_line(
     monkeypatch.setattr(pseudonyms, "LOCK_TIMEOUT_S", 0.05)
     key_file.parent.mkdir()
     with FileLock(f"{key_file}.lock"), FileLock(f"{key_file}.names.csv.lock"):
-        names = make_names("pseudonym", key_file)  # a key is created without a lock
+        names = make_pseudonyms("pseudonym", key_file)  # a key is created without a lock
         with pytest.raises(PancsegError, match=r"names\.csv\.lock: held by another process"):
-            remember(names, ["P-1"])
-    remember(names, ["P-1"])
+            store_names(names, ["P-1"])
+    store_names(names, ["P-1"])
     with FileLock(f"{names.table}.lock"):
-        remember(names, ["P-1"])  # is in the table already
+        store_names(names, ["P-1"])  # is in the table already
 
 
 @on_posix
 def test_a_folder_that_cannot_be_written_serves_known_patients(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = make_names("pseudonym", key_file)
-    remember(names, ["P-1"])
+    names = make_pseudonyms("pseudonym", key_file)
+    store_names(names, ["P-1"])
     before = sorted(key_file.parent.iterdir())
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -295,5 +297,5 @@ def test_a_folder_that_cannot_be_written_serves_known_patients(
 
     for function in ("open", "link", "mkdir"):
         monkeypatch.setattr(pseudonyms.os, function, refuse)
-    remember(make_names("pseudonym", key_file), ["P-1"])
+    store_names(make_pseudonyms("pseudonym", key_file), ["P-1"])
     assert sorted(key_file.parent.iterdir()) == before

@@ -13,7 +13,7 @@ from pydicom.uid import generate_uid
 
 from pancseg.errors import PancsegError
 from pancseg.geometry import oriented_like
-from pancseg.intake.public_sources import find_ircadb, find_nih
+from pancseg.intake.sources import find_ircadb, find_nih
 from pancseg.structures import LabelMap
 from tests.source_contents import codes_of, options, patients, skipped
 from tests.tiny_dicom import write_series

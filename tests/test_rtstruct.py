@@ -22,7 +22,7 @@ from pancseg.dicom.rtstruct import EDGES_AT_ONCE, fill, read_rtstruct
 from pancseg.dicom.series import read_series
 from pancseg.dicom.slices import Repair
 from pancseg.errors import Refused
-from pancseg.intake.source import Scan
+from pancseg.intake.types import Scan
 from pancseg.output.dicom_rtstruct import write_rtstruct
 from pancseg.output.pixel_borders import pixel_borders
 from pancseg.structures import Label, LabelMap
@@ -65,7 +65,7 @@ def box(columns: range, rows: range, k: int) -> list[list[int]]:
 def read(file: Path, scan: Scan, *labels: Sequence[Label]) -> LabelMap:
     assert scan.stack is not None
     label = read_rtstruct(file, scan.stack, structures(*labels))
-    assert label.undeclared == ()
+    assert label.unknown_values == ()
     assert label.image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(label.image.affine, scan.image.affine)
     assert label.image.shape == scan.image.shape

@@ -144,9 +144,9 @@ def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own() -> None:
     cache = cache_of(*(volume((2, 2, 2)) for _ in range(20)))
     dataset = ShuffledDataset(cache, BatchSampler(20, 2), seed=5)
     names = [dataset[n]["name"] for n in range(40)]
-    assert sorted(names[:20]) == sorted(names[20:]) == sorted(case.case for case in cache.entries)
+    assert sorted(names[:20]) == sorted(names[20:]) == sorted(case.name for case in cache.entries)
     assert names[:20] != names[20:]
-    assert (dataset[3]["name"], dataset[3]["step"], dataset[3]["place"]) == (names[3], 1, 1)
+    assert (dataset[3]["name"], dataset[3]["step"], dataset[3]["batch_index"]) == (names[3], 1, 1)
     assert ShuffledDataset(cache, BatchSampler(20, 2), seed=6)[0]["name"] != names[0]
 
 

@@ -29,7 +29,7 @@ def test_statistics_equal_those_computed_by_hand() -> None:
     assert (found["width_mm"], found["height_mm"], found["length_mm"]) == (160, 120, 120)
     soft = [found[f"soft_{name}_hu"] for name in ("low", "middle", "high")]
     assert soft == [-100, -100, 60]
-    assert (found["bone_share"], found["noise_hu"], found["slice_mm"]) == (0, 0, 4)
+    assert (found["bone_share"], found["noise_hu"], found["max_spacing_mm"]) == (0, 0, 4)
     # RAS: x grows to the patient's right; the middle of the organs is 60 of 160 mm off
     assert found["organs_right"] == pytest.approx(60 / 160, abs=0.01)
     assert found["organs_front"] == pytest.approx(0, abs=1e-6)

@@ -19,7 +19,7 @@ from pancseg.dicom.segmentation import read_segmentation
 from pancseg.dicom.series import SeriesVolume, read_series
 from pancseg.dicom.slices import Repair
 from pancseg.errors import REASON_LENGTH, Refused
-from pancseg.intake.source import Scan
+from pancseg.intake.types import Scan
 from pancseg.structures import Label
 from tests.tiny_dicom import AXIAL
 from tests.tiny_labels import (
@@ -50,7 +50,7 @@ def scan(tmp_path: Path) -> Scan:
 def read(file: Path, scan: Scan | SeriesVolume, *labels: Sequence[Label] | None) -> nib.Nifti1Image:
     assert scan.stack is not None
     label = read_segmentation(file, scan.stack, structures(*labels))
-    assert (label.undeclared, label.flags) == ((), ())
+    assert (label.unknown_values, label.flags) == ((), ())
     assert label.image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(label.image.affine, scan.image.affine)
     assert label.image.shape == scan.image.shape

@@ -18,8 +18,8 @@ from pancseg.dicom.slices import (
     SlicePlane,
     SliceStack,
     build_stack,
-    levels_of,
-    look_up,
+    find_value,
+    functional_groups,
     planes_of,
 )
 from pancseg.errors import Refused
@@ -298,14 +298,16 @@ def test_attributes_of_a_frame_precede_shared_ones_and_those_the_file() -> None:
     dataset = item(NumberOfFrames=2, PixelSpacing=[9, 9])
     dataset.PerFrameFunctionalGroupsSequence = [measured(1, 2), Dataset()]
     dataset.SharedFunctionalGroupsSequence = [measured(3, 4)]
-    found = [look_up(levels, "PixelSpacing") for levels in levels_of(dataset, Path("x.dcm"))]
+    found = [
+        find_value(levels, "PixelSpacing") for levels in functional_groups(dataset, Path("x.dcm"))
+    ]
     assert found == [[1, 2], [3, 4]]
     dataset.PerFrameFunctionalGroupsSequence[0] = item(
         PixelMeasuresSequence=[item(SliceThickness=5)]
     )
-    assert look_up(levels_of(dataset, Path("x.dcm"))[0], "PixelSpacing") == [3, 4]
+    assert find_value(functional_groups(dataset, Path("x.dcm"))[0], "PixelSpacing") == [3, 4]
     dataset.SharedFunctionalGroupsSequence = [Dataset()]
-    assert look_up(levels_of(dataset, Path("x.dcm"))[1], "PixelSpacing") == [9, 9]
+    assert find_value(functional_groups(dataset, Path("x.dcm"))[1], "PixelSpacing") == [9, 9]
     frame = item(FrameContentSequence=[item(FrameAcquisitionNumber=4)])
     (plane, *_) = planes_of(frames_with(frame), Path("x.dcm"))
     assert plane.acquisition_number == "4"

@@ -161,8 +161,9 @@ def test_all_names_of_a_person_are_in_one_subset_and_count_once(rule: str) -> No
 
 def test_patients_of_one_study_patient_id_or_scan_are_one_person() -> None:
     cases = [
-        case_of("a", study="S"), case_of("b", study="S"), case_of("c", person="P"),
-        case_of("d", person="P"), case_of("e"), case_of("f", pixels="pixels e", duplicate_of="e"),
+        case_of("a", study_hash="S"), case_of("b", study_hash="S"),
+        case_of("c", patient_id_hash="P"), case_of("d", patient_id_hash="P"),
+        case_of("e"), case_of("f", voxel_hash="pixels e", duplicate_of="e"),
     ]  # fmt: skip
     assert persons_of(cases) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e", "f": "e"}
 

@@ -51,8 +51,8 @@ def test_a_part_is_stored_with_a_code_of_its_own_and_belongs_to_its_whole() -> N
 @pytest.mark.parametrize("factor", [1.0, 1.0000000002, 0.99999])
 def test_values_near_whole_numbers_are_those_numbers(factor: float) -> None:
     values = np.array([0, 1, 2, 7], np.float32) * np.float32(factor)
-    codes, undeclared = encode_values(values, parse(pancreas=[1, 2], tumour=[2]))
-    assert (codes.tolist(), undeclared) == ([0, 1, 2, 0], ())
+    codes, unknown_values = encode_values(values, parse(pancreas=[1, 2], tumour=[2]))
+    assert (codes.tolist(), unknown_values) == ([0, 1, 2, 0], ())
     assert encode_values(values, parse(pancreas=None), declared=[1, 2, 7])[1] == ()
 
 

@@ -15,7 +15,7 @@ import SimpleITK
 
 from pancseg.errors import Refused
 from pancseg.intake import volume_files
-from pancseg.intake.source import Scan
+from pancseg.intake.types import Scan
 from pancseg.intake.volume_files import (
     LARGEST_TAIL,
     is_volume_file,
@@ -309,7 +309,7 @@ def test_a_mask_is_1_wherever_a_value_is_not_0(tmp_path: Path, stored: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("labels", "declared", "chosen", "undeclared"),
+    ("labels", "declared", "chosen", "unknown_values"),
     [
         ((), (), [1, 2, 7], ("1", "2", "7")),
         ((1,), (), [1], ()),
@@ -322,13 +322,13 @@ def test_values_of_a_mask_are_chosen(
     labels: tuple[int, ...],
     declared: tuple[int, ...],
     chosen: list[int],
-    undeclared: tuple[str, ...],
+    unknown_values: tuple[str, ...],
 ) -> None:
     values = np.zeros((2, 3, 4))
     values[1, 1] = [0, 1, 2, 7]
     path = write(tmp_path / "mask.nii.gz", values, dtype="uint8")
     label = mask_of(path, *labels, declared=declared)
-    assert label.undeclared == undeclared
+    assert label.unknown_values == unknown_values
     assert np.unique(values[np.asarray(label.image.dataobj) == 1]).tolist() == chosen
 
 
@@ -354,7 +354,7 @@ def test_whole_labels_that_were_saved_through_floats_are_those_labels(
     label = mask_of(tmp_path / "mask.nii.gz", *labels, declared=(1, 2, 3))
     expected = np.isin(whole, labels) if labels else whole > 0
     np.testing.assert_array_equal(label.image.dataobj, expected)
-    assert label.undeclared == ()
+    assert label.unknown_values == ()
 
 
 @pytest.mark.parametrize("stored", ["uint8", "float32"])
@@ -364,7 +364,7 @@ def test_the_ignore_label_becomes_background_with_a_flag(tmp_path: Path, stored:
     path = write(tmp_path / "mask.nii.gz", values, dtype=stored)
     for labels in ((), (1, 3)):
         label = mask_of(path, *labels, declared=(1, 3), ignore=3)
-        assert (voxels(label.image), label.undeclared) == ([[0, 0, 0]], ())
+        assert (voxels(label.image), label.unknown_values) == ([[0, 0, 0]], ())
         assert label.flags == ("ignore_label",)
     assert mask_of(path, ignore=4).flags == ()
     values[2, 0, :2] = 3
@@ -755,8 +755,8 @@ def test_values_without_names_are_chosen_by_value(tmp_path: Path) -> None:
     values[0, 0, 0] = 1
     file = write_nrrd(tmp_path / "a.nrrd", values)
     mask = mask_of(file, 2)
-    assert (voxels(mask.image), mask.undeclared) == ([[1, 2, 3]], ())
-    assert mask_of(file).undeclared == ("1", "2")
+    assert (voxels(mask.image), mask.unknown_values) == ([[1, 2, 3]], ())
+    assert mask_of(file).unknown_values == ("1", "2")
     assert refusal(file, "pancreas").code == "no_such_structure"
 
 
@@ -767,7 +767,7 @@ def test_a_named_segment_is_chosen_by_name_or_value(
     values = DOT * 2
     values[0, 0, 0] = 1
     mask = mask_of(write_nrrd(tmp_path / "a.seg.nrrd", values, **SLICER), *labels)
-    assert (voxels(mask.image), mask.undeclared) == ([[1, 2, 3]], ())
+    assert (voxels(mask.image), mask.unknown_values) == ([[1, 2, 3]], ())
 
 
 def test_an_unclear_choice_is_refused_with_what_there_is(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pydicom.uid import (
 
 from pancseg.dicom.series import read_series
 from pancseg.dicom.slices import Repair
-from pancseg.intake.source import Scan
+from pancseg.intake.types import Scan
 from pancseg.structures import Label, Structure, parse_structures
 from tests.tiny_dicom import AXIAL, decimals, write_series
 

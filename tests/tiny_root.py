@@ -30,7 +30,7 @@ def case_of(name: str, **fields: Any) -> Case:
         *([*SHAPE], [*SPACING_MM], 100, {"pancreas": 100, "tumour": 10}),
         *(f"identity {name}", f"source {name}", f"i {name}", f"l {name}"),
         phantom=True,
-        pixels=f"pixels {name}",
+        voxel_hash=f"pixels {name}",
     )
     return replace(case, **fields)
 

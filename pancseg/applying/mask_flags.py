@@ -82,9 +82,9 @@ def mask_flags(
     longest = [own / seen for own, seen in zip(spacing_mm, network_spacing_mm, strict=True)]
     if max(longest) > doubts.spacing_factor:
         flags.add("spacing_unlike")
-    return in_order(flags)
+    return sort_flags(flags)
 
 
-def in_order(flags: Iterable[str]) -> list[str]:
+def sort_flags(flags: Iterable[str]) -> list[str]:
     """Flags of a mask, each once, in the order of their list."""
     return sorted(set(flags), key=list(MASK_FLAGS).index)

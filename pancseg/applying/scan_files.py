@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.applying.scan_segmenter import Segmented
-from pancseg.dicom.pixels import brief
 from pancseg.dicom.slices import SliceStack
-from pancseg.errors import Refused, lacks_room
+from pancseg.errors import Refused, brief, lacks_room
 from pancseg.files import write_nifti
 from pancseg.geometry import Affine, oriented_like
-from pancseg.intake.source import CaseSource, Scan
+from pancseg.intake.types import CaseSource, Scan
 from pancseg.output.dicom_rtstruct import write_rtstruct
 from pancseg.output.dicom_seg import write_seg
 from pancseg.output.prediction_table import Prediction

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pancseg.applying.scan_segmenter import Segmented
-from pancseg.dicom.pixels import brief
-from pancseg.errors import Refused, lacks_room
-from pancseg.intake.source import CaseSource, Scan
+from pancseg.errors import Refused, brief, lacks_room
+from pancseg.intake.types import CaseSource, Scan
 from pancseg.output.prediction_table import FAILED, REFUSED, Prediction
 
 log = logging.getLogger(__name__)

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pancseg.applying.mask_flags import Doubts, in_order, mask_flags
+from pancseg.applying.mask_flags import Doubts, mask_flags, sort_flags
 from pancseg.applying.scan_files import ScanFiles
 from pancseg.applying.scan_progress import Job, Progress
 from pancseg.applying.scan_segmenter import ScanSegmenter, Segmented
 from pancseg.errors import Incomplete
 from pancseg.geometry import bounding_box, spacing_of, voxel_ml
-from pancseg.intake.flags import Checks, voxel_flags
-from pancseg.intake.flags import in_order as in_image_order
-from pancseg.intake.source import CaseSource, Scan
+from pancseg.intake.checks import Checks, voxel_flags
+from pancseg.intake.checks import sort_flags as in_image_order
+from pancseg.intake.types import CaseSource, Scan
 from pancseg.output.prediction_table import DONE, Prediction
 
 IMAGE_CHECKS = Checks()
@@ -115,7 +115,7 @@ class ScanRun:
             network_spacing_mm=trained_mm,
             doubts=self.learnt_doubts,
         )
-        return [*in_image_order(of_image), *in_order([*of_mask, *unlike])]
+        return [*in_image_order(of_image), *sort_flags([*of_mask, *unlike])]
 
     @property
     def learnt_doubts(self) -> Doubts:

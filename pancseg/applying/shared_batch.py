@@ -11,11 +11,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from pancseg.applying.batch import segment_each
+from pancseg.applying.find_scans import case_names
 from pancseg.applying.scan_progress import Job
 from pancseg.applying.scan_run import ScanRun, input_of
 from pancseg.files import PARTIAL, write_json
-from pancseg.intake.predict_input import case_names
-from pancseg.intake.source import SourceContents
+from pancseg.intake.types import SourceContents
 from pancseg.output.prediction_table import (
     DONE,
     REFUSED,

@@ -11,7 +11,8 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import pixel_array
 
 from pancseg.checkup.findings import BROKEN, OK, Finding
-from pancseg.dicom.pixels import brief, decoder_of, quiet
+from pancseg.dicom.pixels import decoder_of
+from pancseg.errors import brief, quiet
 
 SAMPLES = {
     "lossless JPEG": (

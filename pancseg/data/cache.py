@@ -147,7 +147,7 @@ def files_of(root: Path, entry: Entry) -> dict[str, Path]:
 
 def arrays_of(entry: Entry) -> dict[str, str]:
     """Names of the cached arrays of a case or group."""
-    name = entry.group if isinstance(entry, Group) else entry.case
+    name = entry.name
     key = sha256((entry.image_sha256 + entry.label_sha256).encode()).hexdigest()[:16]
     return {array: f"{name}-{key}_{array}.npy" for array in ARRAYS[: 3 if entry.label else 1]}
 

@@ -49,7 +49,7 @@ class CTDataModule(pl.LightningDataModule):
 
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
     float32 0 or 1, "patient": (B,) int64, "name": list}``. Training batches are augmented, and
-    have their number ``step`` and the ``place`` of each sample in the batch of all processes.
+    have their number ``step`` and the ``batch_index`` of each sample in the batch of all processes.
     Other batches hold whole groups, or a whole case each with ``sampling=patches``.
     """
 
@@ -88,7 +88,7 @@ class CTDataModule(pl.LightningDataModule):
             raise PancsegError(f"data.batch_size={batch_size}: expected at least 1")
         if cache not in STORAGES:
             raise PancsegError(f"hardware.cache={cache}: expected one of {', '.join(STORAGES)}")
-        if depth is None and not self.sampling.of_patches:
+        if depth is None and not self.sampling.uses_patches:
             raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
         self.step_bytes = 0  # estimated memory of a training step on the device
         self.seen_before: set[str] = set()  # patients that initial weights were trained on
@@ -126,7 +126,7 @@ class CTDataModule(pl.LightningDataModule):
                 f"{self.root}: its preparation is not complete; run the same pancseg.prepare again"
             )
         prepared = manifest.settings.get("depth")
-        if prepared != depth and not self.sampling.of_patches:
+        if prepared != depth and not self.sampling.uses_patches:
             raise PancsegError(
                 f"{self.root} was prepared with groups of {prepared or 'no'} slices, data.depth is "
                 f"{depth}; give the data.root of such groups or prepare one"
@@ -140,7 +140,7 @@ class CTDataModule(pl.LightningDataModule):
         """Patients of the subsets."""
         patients, persons = self.manifest.labelled_patients(), persons_of(self.manifest.cases)
         split = make_split(patients, **self.hparams["split"], persons=persons)
-        if not self.sampling.of_patches and not self.manifest.groups_of(split.train):
+        if not self.sampling.uses_patches and not self.manifest.groups_of(split.train):
             raise PancsegError(
                 f"{self.root}: the {len(split.train)} training patients have no labelled group; "
                 "see intake.csv: data.tail=shift or pad keeps slices after the last whole group"
@@ -163,13 +163,13 @@ class CTDataModule(pl.LightningDataModule):
     def preprocessing(self) -> Preprocessing:
         """Arguments of the deterministic transforms."""
         orientation, window_hu = self.hparams["orientation"], tuple(self.hparams["window_hu"])
-        size = None if self.sampling.of_patches else self.plan.spatial_size
+        size = None if self.sampling.uses_patches else self.plan.spatial_size
         return Preprocessing(orientation, self.plan.spacing_mm, window_hu, size)
 
     @cached_property
     def augmenter(self) -> Augmenter:
         """Augmentation of training batches; nothing lies around a group."""
-        margin = {} if self.sampling.of_patches else {"margin_share": 0.0}
+        margin = {} if self.sampling.uses_patches else {"margin_share": 0.0}
         numbers = Augmentation(**{**(self.hparams["augment"] or {}), **margin})
         view = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
         return Augmenter(numbers, **view, size=self.plan.spatial_size)
@@ -192,7 +192,7 @@ class CTDataModule(pl.LightningDataModule):
 
     def entries(self, subset: str) -> list[Entry]:
         """Cases or groups of ``train``, ``val``, ``test`` or ``predict``."""
-        manifest, patches = self.manifest, self.sampling.of_patches
+        manifest, patches = self.manifest, self.sampling.uses_patches
         if subset == "predict":
             found = manifest.cases if patches else manifest.groups
             return [replace(entry, label=None, label_sha256="") for entry in found]
@@ -215,7 +215,7 @@ class CTDataModule(pl.LightningDataModule):
         volumes, sampling, seed = self.volumes("train"), self.sampling, self.hparams["seed"]
         batch_size, (rank, processes) = self.hparams["batch_size"], self.rank_and_processes()
         steps, needed = sampling.steps_per_epoch, batch_size * processes
-        per_epoch = steps * needed if sampling.of_patches else len(volumes)
+        per_epoch = steps * needed if sampling.uses_patches else len(volumes)
         if processes > 1 and per_epoch < needed:
             raise PancsegError(
                 f"{per_epoch} training groups for {processes} processes with "
@@ -223,7 +223,7 @@ class CTDataModule(pl.LightningDataModule):
             )
         batches = samples.BatchSampler(per_epoch, batch_size, self.position, rank, processes)
         dataset: samples.VolumeDataset = samples.ShuffledDataset(volumes, batches, seed)
-        if sampling.of_patches:
+        if sampling.uses_patches:
             size, margin = self.plan.spatial_size, self.augmenter.margin
             dataset = samples.PatchDataset(volumes, batches, seed, size, margin, sampling)
         return self.loader(dataset, batch_sampler=batches)
@@ -236,7 +236,7 @@ class CTDataModule(pl.LightningDataModule):
                 f"{len(volumes)} {subset} volumes for {processes} processes; give fewer devices"
             )
         own = replace(volumes, entries=volumes.entries[rank::processes])
-        batch_size = 1 if self.sampling.of_patches else self.hparams["batch_size"]
+        batch_size = 1 if self.sampling.uses_patches else self.hparams["batch_size"]
         return self.loader(samples.VolumeDataset(own), batch_size=batch_size)
 
     val_dataloader = partialmethod(whole_volumes, "val")
@@ -275,7 +275,7 @@ class CTDataModule(pl.LightningDataModule):
         """A training batch, augmented as a function of the seed and its step; float32."""
         seed = step_seed(self.hparams["seed"], int(batch["step"][0]))
         image, label = batch["image"].float(), batch["label"].float()
-        image, label = self.augmenter(image, label, seed, first=int(batch["place"][0]))
+        image, label = self.augmenter(image, label, seed, first=int(batch["batch_index"][0]))
         return {**batch, "image": image, "label": label}
 
 

@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler
 
 from pancseg.data.cache import VolumeCache
-from pancseg.data.manifest import Group
 from pancseg.errors import PancsegError
 
 KINDS = ("whole", "patches")
@@ -38,7 +37,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise PancsegError(f"sampling.kind={self.kind}: expected {' or '.join(KINDS)}")
-        if self.of_patches and self.steps_per_epoch < 1:
+        if self.uses_patches and self.steps_per_epoch < 1:
             raise PancsegError(
                 f"sampling.steps_per_epoch={self.steps_per_epoch}: expected 1 or more"
             )
@@ -47,7 +46,7 @@ class Sampling:
                 raise PancsegError(f"sampling.{name}={getattr(self, name)}: expected 0 to {high:g}")
 
     @property
-    def of_patches(self) -> bool:
+    def uses_patches(self) -> bool:
         """Whether samples are patches."""
         return self.kind == "patches"
 
@@ -101,7 +100,7 @@ class VolumeDataset(Dataset[Item]):
         item = {
             "image": crop(volume.image, start, size)[None],
             "patient": int.from_bytes(sha256(entry.patient.encode()).digest()[:7], "big"),
-            "name": entry.group if isinstance(entry, Group) else entry.case,
+            "name": entry.name,
         }
         if volume.label is not None:
             item["label"] = (crop(volume.label, start, size)[None] > 0).to(torch.uint8)
@@ -116,11 +115,11 @@ class ShuffledDataset(VolumeDataset):
         self.batches, self.seed = batches, seed
 
     def __getitem__(self, sample: int) -> Item:
-        step, place = divmod(sample, self.batches.global_batch_size)
+        step, batch_index = divmod(sample, self.batches.global_batch_size)
         epoch, batch = divmod(step, len(self.batches))
         order = epoch_order(self.seed, epoch, len(self.volumes))
-        index = int(order[batch * self.batches.global_batch_size + place])
-        return {**super().__getitem__(index), "step": step, "place": place}
+        index = int(order[batch * self.batches.global_batch_size + batch_index])
+        return {**super().__getitem__(index), "step": step, "batch_index": batch_index}
 
 
 @lru_cache(2)  # drawn for each sample, 20,000 volumes would take longer than loading
@@ -162,8 +161,12 @@ class PatchDataset(VolumeDataset):
             start = np.rint(random.uniform(0, 1, 3) * room).astype(int)
         # inside the volume, and centred on axes where the volume is smaller
         start = np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2)) - self.margin // 2
-        step, place = divmod(sample, self.batches.global_batch_size)
-        return {**self.item(index, start, self.size + self.margin), "step": step, "place": place}
+        step, batch_index = divmod(sample, self.batches.global_batch_size)
+        return {
+            **self.item(index, start, self.size + self.margin),
+            "step": step,
+            "batch_index": batch_index,
+        }
 
 
 def has_foreground(sample: int, share: float) -> bool:

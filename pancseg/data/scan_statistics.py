@@ -32,7 +32,7 @@ STATISTICS = {
     "height_mm": ("field_unlike", 20.0),  # of the body, back to front
     "organs_right": ("sides_unlike", 0.03),  # their centre from the body's, share of the width
     "organs_front": ("sides_unlike", 0.03),  # share of the height
-    "slice_mm": ("spacing_unlike", 0.75),  # largest spacing
+    "max_spacing_mm": ("spacing_unlike", 0.75),  # largest spacing
 }
 
 
@@ -62,7 +62,7 @@ def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
         "height_mm": height_mm,
         "organs_right": right * spacing_mm[0] / width_mm,
         "organs_front": front * spacing_mm[1] / height_mm,
-        "slice_mm": max(spacing_of(image.affine)),
+        "max_spacing_mm": max(spacing_of(image.affine)),
     }
     return {name: round(float(value), 4) for name, value in statistics.items()}
 

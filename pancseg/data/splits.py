@@ -41,7 +41,9 @@ class Split:
 def persons_of(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name of the person; patients who share a scan are one person."""
     cases = list(cases)
-    return same_person([*cases, *(replace(case, study=case.pixels, person="") for case in cases)])
+    return same_person(
+        [*cases, *(replace(case, study_hash=case.voxel_hash, patient_id_hash="") for case in cases)]
+    )
 
 
 def make_split(

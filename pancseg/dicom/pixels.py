@@ -1,11 +1,8 @@
 """DICOM files opened, checked against their headers, and decoded to HU."""
 
-import logging
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
 
 from pancseg.dicom.slices import MOST_FRAMES, SlicePlane, size_of
-from pancseg.errors import Refused
+from pancseg.errors import Refused, parsing, quiet
 
 INT16 = np.iinfo(np.int16)
 # pydicom itself would try GDCM first, which ends the process on some damaged files
@@ -35,43 +32,6 @@ LARGEST_BYTES = 4 * 2**30  # of decoded pixels in a file
 LARGEST_EXCESS = 64 * 2**20  # bytes that a deflated file may hold beside its pixels
 DEFLATE_RATIO = 1032  # at most, by deflate's format
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pydicom's log and warnings, which quote values of headers."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def parsing(file: Path) -> Iterator[None]:
-    """Refuse a file as ``unreadable`` on any error of a library, whose text may quote a header."""
-    try:
-        with quiet():
-            yield
-    except Refused:
-        raise
-    except Exception as error:  # damaged headers raise nearly any
-        what = error.strerror if isinstance(error, OSError) else None
-        what = what or f"it is damaged ({type(error).__name__}); export or copy it again"
-        raise Refused("unreadable", f"{file.name}: {what}") from error
-
-
-def brief(error: Exception) -> str:
-    """The first line of an error, without a path; do not use it for errors that quote headers."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = [line.strip() for line in text.strip().splitlines()]
-    if len(lines) > 1 and lines[0].endswith(":"):
-        lines[0] += f" {lines[1]}"
-    return (lines[0][:200] if lines else "") or type(error).__name__
 
 
 def open_dicom(file: Path) -> Dataset:

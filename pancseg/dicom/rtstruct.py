@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pancseg.dicom.pixels import parsing, read_dataset
+from pancseg.dicom.pixels import read_dataset
 from pancseg.dicom.segmentation import names_of_codes, off_grid
 from pancseg.dicom.slices import FARTHEST_MM, Floats, SliceStack
-from pancseg.errors import Refused
+from pancseg.errors import Refused, parsing
 from pancseg.structures import LabelMap, Structure, match_names
 
 OUTSIDE_PIXELS = 2.0  # that a contour may reach beyond the outermost pixel centres

@@ -8,12 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pancseg.dicom.pixels import decode_frames, open_dicom, parsing
-from pancseg.dicom.slices import SlicePlane, SliceStack, levels_of, look_up, planes_of
-from pancseg.errors import Refused
+from pancseg.dicom.pixels import decode_frames, open_dicom
+from pancseg.dicom.slices import (
+    GRID_TOLERANCE,
+    SlicePlane,
+    SliceStack,
+    find_value,
+    functional_groups,
+    planes_of,
+)
+from pancseg.errors import Refused, parsing
 from pancseg.structures import LabelMap, Structure, match_names
-
-GRID_TOLERANCE = 0.1  # of a pixel within a slice, of a step between slices
 
 
 class FramePlacement(NamedTuple):
@@ -75,7 +80,9 @@ def segments_of(
     if kind == "LABELMAP":
         names.pop(int(dataset.get("PixelPaddingValue") or 0), None)  # the background has a number
         return names, planes, [None] * len(planes)
-    numbers = [look_up(levels, "ReferencedSegmentNumber") for levels in levels_of(dataset, file)]
+    numbers = [
+        find_value(levels, "ReferencedSegmentNumber") for levels in functional_groups(dataset, file)
+    ]
     if None in numbers:
         raise Refused("bad_segments", f"{file.name} has frames without ReferencedSegmentNumber")
     return names, planes, [int(number) for number in numbers]

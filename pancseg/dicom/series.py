@@ -1,6 +1,8 @@
-"""Series of DICOM images: found among files, and read as volumes in space."""
+"""Series of DICOM images: found by their headers, and read as volumes in space."""
 
 import hashlib
+import re
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
@@ -12,13 +14,133 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
+from pydicom import Dataset, uid
 
-from pancseg.dicom.headers import EMPTY, Header, read_header
-from pancseg.dicom.pixels import HUVolume, decode_frames, open_dicom, parsing, read_dataset
+from pancseg.dicom.pixels import (
+    HUVolume,
+    check_inflated_size,
+    decode_frames,
+    open_dicom,
+    read_dataset,
+)
 from pancseg.dicom.slices import Repair, SlicePlane, SliceStack, build_stack, planes_of
-from pancseg.errors import Refused
+from pancseg.errors import Refused, parsing, quiet
 from pancseg.parallel import process_map, progress
 from pancseg.structures import LabelMap, Structure, encode_values
+
+KEYWORDS = [
+    *("SOPClassUID", "Modality", "ImageType", "QualityControlImage", "Rows", "Columns"),
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
+    *("ImagePositionPatient", "NumberOfFrames", "Manufacturer", "ContrastBolusAgent"),
+    *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
+]
+LONGEST_TEXT = 64  # characters that a value of these attributes may have
+IMAGE_CLASSES = (
+    *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
+    *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
+)
+LOCALIZER = re.compile(r"\b(LOCALIZER|SCOUT|SURVIEW|REF_SURVIEW)\b")  # in ImageType
+MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
+EMPTY = "empty_file: 0 bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """Attributes of a file, or of a series that shares them; empty where they were removed."""
+
+    files: tuple[Path, ...]
+    uid: str = ""  # SeriesInstanceUID
+    patient_id: str = ""
+    modality: str = ""
+    study_uid: str = ""
+    frame_of_reference_uid: str = ""
+    format: str = ""  # image, seg or rtstruct
+    is_phantom: bool = False  # QualityControlImage says that it shows no patient
+    refers_to: tuple[str, ...] = ()  # SeriesInstanceUIDs of the images that a label was drawn on
+    manufacturer: str = "unknown"  # siemens, ge, philips, canon, other or unknown
+    contrast: str = "unknown"  # yes, no or unknown
+    problem: str = ""  # reason code and sentence if it cannot be used
+    is_damaged: bool = False
+
+
+def read_header(path: Path) -> Header:
+    """Read the header of any file."""
+    is_damaged = True
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return Header(files=(path,), problem="not_a_file: a pipe, socket or device")
+        with path.open("rb") as file:
+            start = file.read(132)
+        with quiet():
+            check_inflated_size(path)
+            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            return describe(path, dataset)
+    except OSError as error:
+        problem = f"unreadable: {error.strerror}"
+    except Refused as refused:
+        problem = str(refused)
+    except Exception:  # damaged headers raise nearly any
+        if start[128:] == b"DICM":
+            problem = "unreadable: its header is damaged"
+        else:
+            problem = "not_dicom: not a DICOM file" if start else EMPTY
+            is_damaged = path.suffix.lower() == ".dcm"
+    return Header(files=(path,), problem=problem, is_damaged=is_damaged)
+
+
+def describe(path: Path, dataset: Dataset) -> Header:
+    """Header of a file that is DICOM."""
+
+    def text(keyword: str, item: Dataset = dataset) -> str:
+        value = item.get(keyword)
+        return "" if value is None else str(value).strip()[:LONGEST_TEXT]
+
+    modality, frame_uid = text("Modality"), text("FrameOfReferenceUID")
+    format_ = {"SEG": "seg", "RTSTRUCT": "rtstruct"}.get(modality, "image")
+    frames = dataset.get("ReferencedFrameOfReferenceSequence") or []
+    if format_ == "rtstruct" and not frame_uid and len(frames) == 1:
+        frame_uid = text("FrameOfReferenceUID", frames[0])
+    references = list(dataset.get("ReferencedSeriesSequence") or [])
+    for frame in frames:
+        for study in frame.get("RTReferencedStudySequence") or []:
+            references += study.get("RTReferencedSeriesSequence") or []
+    problem = why_not_an_image(dataset, text("SOPClassUID")) if format_ == "image" else ""
+    name = text("Manufacturer").casefold().replace("_", " ")
+    found = MANUFACTURER.search(name)
+    known = found[1].replace("toshiba", "canon") if found else "other"
+    contrast = "yes" if text("ContrastBolusAgent") else "no"
+    return Header(
+        files=(path,),
+        uid=text("SeriesInstanceUID"),
+        patient_id=text("PatientID"),
+        modality=modality,
+        study_uid=text("StudyInstanceUID"),
+        frame_of_reference_uid=frame_uid,
+        format=format_,
+        is_phantom=text("QualityControlImage") == "YES",
+        refers_to=tuple(sorted({text("SeriesInstanceUID", item) for item in references} - {""})),
+        manufacturer=known if name else "unknown",
+        contrast=contrast if "ContrastBolusAgent" in dataset else "unknown",
+        problem=problem,
+        is_damaged=problem.startswith("unreadable"),
+    )
+
+
+def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
+    """Reason code and sentence where a file holds no slice of a volume, else empty."""
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+        return "dicomdir: a table of contents; the files themselves are read"
+    if not dataset.get("Rows"):
+        if sop_class in ("", *IMAGE_CLASSES):
+            return "unreadable: an image without Rows, its header is damaged"
+        return "not_an_image: a DICOM object without pixels"
+    if LOCALIZER.search(str(dataset.get("ImageType"))):
+        return "localizer: a scout view, not a volume"
+    has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
+    if sop_class.startswith(uid.SecondaryCaptureImageStorage) and not has_position:
+        return "secondary_capture: a screen shot without position in space"
+    return ""
+
 
 BATCH = 200  # files that a process reads the headers of
 AIR_HU = -1024
@@ -61,10 +183,10 @@ def find_series(
     """
     parts: dict[Hashable, list[Header]] = defaultdict(list)
     for header in read_headers(list(files), processes):
-        is_alone = header.is_damaged or header.kind != "image"
+        is_alone = header.is_damaged or header.format != "image"
         patient_id = "" if header.uid else header.patient_id
-        kind = header.uid, header.modality, header.is_phantom, patient_id, header.problem
-        parts[header.files[0].parent, *kind, header.files if is_alone else ()].append(header)
+        key = header.uid, header.modality, header.is_phantom, patient_id, header.problem
+        parts[header.files[0].parent, *key, header.files if is_alone else ()].append(header)
     series, skipped, damaged = [], [], []
     for headers in join_folders(list(parts.values())):
         first, files = headers[0], tuple(header.files[0] for header in headers)
@@ -107,7 +229,7 @@ def join_folders(parts: list[list[Header]]) -> Iterator[list[Header]]:
     by_uid: dict[Hashable, list[list[Header]]] = defaultdict(list)
     for headers in parts:
         first = headers[0]
-        is_joined = first.uid and first.kind == "image" and not first.problem
+        is_joined = first.uid and first.format == "image" and not first.problem
         alone = () if is_joined else first
         by_uid[first.uid, first.modality, first.is_phantom, first.patient_id, alone].append(headers)
     for same in by_uid.values():
@@ -153,7 +275,7 @@ def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
     count = Counter(each.uid for each in series)
     marked = []
     for each in series:
-        folders = {file.parent for file in each.files} if each.kind == "image" else set()
+        folders = {file.parent for file in each.files} if each.format == "image" else set()
         own = named.get(each.uid, [])
         own = [file for file in own if count[each.uid] == 1 or file.parent in folders]
         near = set().union(*(beside.get(folder, ()) for folder in folders))
@@ -177,9 +299,9 @@ def read_mask_series(
 ) -> LabelMap:
     """Read a series of mask slices; refused like a series, or without background."""
     stack, values, flags = read_stack(files, repair)
-    codes, undeclared = encode_values(values, structures)
+    codes, unknown_values = encode_values(values, structures)
     flags = tuple(flag for flag in flags if flag != "rescale_type")
-    return LabelMap(stack.to_image(codes, linear=False, fill=0), undeclared, flags)
+    return LabelMap(stack.to_image(codes, linear=False, fill=0), unknown_values, flags)
 
 
 def read_stack(

@@ -44,8 +44,8 @@ NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
 }
 EQUAL = 1e-3  # mm, or direction cosines
-GRID_TOLERANCE = 0.1  # steps between a slice and the regular grid
-WIDEST_REPAIR = 4.5  # steps: up to three slices in a row are interpolated
+GRID_TOLERANCE = 0.1  # between a slice and a grid: of a pixel, and of the distance of slices
+WIDEST_REPAIR = 4.5  # spacings: up to three slices in a row are interpolated
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class SliceStack:
     normal: Floats  # unit vector, LPS
     offsets_mm: Floats  # (slices,), along the normal, from the first slice of the grid
     shifts_mm: Floats  # (slices, 2), along rows and columns, where a tilt is repaired; else 0
-    steps: Floats  # (slices,), place of each slice on the grid, in steps
+    grid_index: Floats  # (slices,), position of each slice on the grid
     step_mm: float  # between slices of the grid
     repairs: tuple[str, ...] = ()  # what is repaired, with numbers
 
@@ -109,8 +109,8 @@ class SliceStack:
             stored, moved = straighten(stored, self.shifts_mm / pixel_mm, linear=linear, fill=fill)
             axes = np.reshape(self.planes[0].orientation, (2, 3))
             corner_mm = corner_mm + moved * pixel_mm @ axes
-        if (np.diff(self.steps) != 1).any():
-            stored = fill_gaps(stored, self.steps, linear=linear)
+        if (np.diff(self.grid_index) != 1).any():
+            stored = fill_gaps(stored, self.grid_index, linear=linear)
         return slices_from_feet(nib.Nifti1Image(stored, self.affine_at(corner_mm)))
 
     def affine_at(self, corner_mm: Floats) -> Affine:
@@ -135,20 +135,20 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
     )
     time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
-    for n, levels in enumerate(levels_of(dataset, file)):
+    for n, levels in enumerate(functional_groups(dataset, file)):
         position_mm, axes, spacing_mm, (slope,), (intercept,) = (
-            numbers(levels, keyword, file) for keyword in NUMBERS
+            read_numbers(levels, keyword, file) for keyword in NUMBERS
         )
         geometry = rows, columns, position_mm, axes, spacing_mm
-        acquisition = str(look_up(levels, "FrameAcquisitionNumber", number)), time
-        unit = str(look_up(levels, "RescaleType", "")).strip().upper()
+        acquisition = str(find_value(levels, "FrameAcquisitionNumber", number)), time
+        unit = str(find_value(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
         values = *geometry, slope, intercept, frame_uid, *acquisition, is_hu
         planes.append(SlicePlane(file, n, *values))
     return planes
 
 
-def levels_of(dataset: Dataset, file: Path) -> list[list[Dataset]]:
+def functional_groups(dataset: Dataset, file: Path) -> list[list[Dataset]]:
     """For each frame, the data sets that describe it: its own, the shared one, the file's."""
     count = dataset.get("NumberOfFrames")
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -162,7 +162,7 @@ def levels_of(dataset: Dataset, file: Path) -> list[list[Dataset]]:
     return [[frame, *shared, dataset] for frame in frames]
 
 
-def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
+def find_value(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
     """A value from the innermost level where it is not empty."""
     for level in levels[:-1]:
         macro = level.get(MACRO_OF[keyword])
@@ -172,11 +172,11 @@ def look_up(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
     return default if value is None else value
 
 
-def numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...]:
+def read_numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...]:
     """Numbers of a slice; refused if they are not as expected."""
     count, default, expected, is_usable = NUMBERS[keyword]
     try:
-        values = np.atleast_1d(np.array(look_up(levels, keyword, default), dtype=float))
+        values = np.atleast_1d(np.array(find_value(levels, keyword, default), dtype=float))
     except (TypeError, ValueError):
         values = np.array([])
     if len(values) == count and (np.abs(values) < FARTHEST_MM).all() and is_usable(values):
@@ -203,25 +203,25 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     normal /= np.linalg.norm(normal)  # headers hold few decimals
     planes = sorted(planes, key=lambda plane: normal @ plane.position_mm)
     relative_mm = np.array([plane.position_mm for plane in planes]) - planes[0].position_mm
-    offsets_mm, asides_mm = relative_mm @ normal, relative_mm @ axes.T
+    offsets_mm, lateral_mm = relative_mm @ normal, relative_mm @ axes.T
     gaps_mm = np.diff(offsets_mm)
     problems = overlapping_acquisitions(planes, offsets_mm)
     if shared := int((gaps_mm < EQUAL).sum()):
         sentence = f"{shared + 1} slices or more share a position and differ in content"
         refuse_if([*problems, Refused("same_position", sentence)])
-    start_mm, step_mm, steps, gap_problem = fit_grid(offsets_mm)
-    along, aside = offsets_mm - offsets_mm.mean(), asides_mm - asides_mm.mean(axis=0)
-    slopes = along @ aside / (along @ along)  # of the axis through the slices
-    beside_mm = np.linalg.norm(aside - np.outer(along, slopes), axis=1).max()
+    start_mm, step_mm, grid_index, gap_problem = fit_grid(offsets_mm)
+    along, across = offsets_mm - offsets_mm.mean(), lateral_mm - lateral_mm.mean(axis=0)
+    slopes = along @ across / (along @ along)  # of the axis through the slices
+    beside_mm = np.linalg.norm(across - np.outer(along, slopes), axis=1).max()
     if beside_mm > max(0.02 * step_mm, 0.1):
         sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
         problems.append(Refused("shifted_slice", sentence))
-    repairs, shifts_mm = [], np.zeros_like(asides_mm)
+    repairs, shifts_mm = [], np.zeros_like(lateral_mm)
     slope = float(np.linalg.norm(slopes))
     degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
     is_tilted = slope * offsets_mm[-1] > max(1.0, *planes[0].spacing_mm)
     if is_tilted and repair.tilt:
-        shifts_mm = asides_mm
+        shifts_mm = lateral_mm
         repairs.append(f"tilt of {degrees}")
     elif is_tilted:
         sentence = f"slices are stacked at {degrees} to their normal"
@@ -232,8 +232,9 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     elif gap_problem:
         problems.append(gap_problem)
     refuse_if(problems)
+    offsets_mm = offsets_mm - start_mm
     return SliceStack(
-        *(tuple(planes), normal, offsets_mm - start_mm, shifts_mm, steps, step_mm, tuple(repairs))
+        tuple(planes), normal, offsets_mm, shifts_mm, grid_index, step_mm, tuple(repairs)
     )
 
 
@@ -284,24 +285,24 @@ def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> li
 def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
     """Fit a regular grid by least squares to slices, ascending along the normal.
 
-    Returns its start and step, mm; places of the slices on it, in steps, whole unless uneven; and
+    Returns its start and step, mm; positions of the slices on it, whole numbers unless uneven; and
     the problem if slices are missing or uneven.
 
-    >>> start_mm, step_mm, steps, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
-    >>> round(step_mm, 2), steps.tolist(), problem
+    >>> start_mm, step_mm, grid_index, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
+    >>> round(step_mm, 2), grid_index.tolist(), problem
     (1.26, [0.0, 1.0, 2.0, 3.0, 4.0], None)
     """
     gaps_mm = np.diff(offsets_mm)
     median_mm = float(np.median(gaps_mm))
     jumps = np.rint(gaps_mm / median_mm)
-    steps = np.concatenate([[0.0], np.cumsum(jumps)])
-    centred = steps - steps.mean()
+    grid_index = np.concatenate([[0.0], np.cumsum(jumps)])
+    centred = grid_index - grid_index.mean()
     step_mm = float(centred @ (offsets_mm - offsets_mm.mean()) / (centred @ centred))
-    start_mm = float(offsets_mm.mean() - step_mm * steps.mean())
-    away_mm = np.abs(offsets_mm - start_mm - step_mm * steps).max()
+    start_mm = float(offsets_mm.mean() - step_mm * grid_index.mean())
+    away_mm = np.abs(offsets_mm - start_mm - step_mm * grid_index).max()
     is_regular = jumps.min() >= 1 and away_mm <= GRID_TOLERANCE * step_mm
     if is_regular and jumps.max() == 1:
-        return start_mm, step_mm, steps, None
+        return start_mm, step_mm, grid_index, None
     repairs, limit = ["gaps"], ""
     if gaps_mm.max() > WIDEST_REPAIR * median_mm:
         repairs, limit = [], f"; above {WIDEST_REPAIR} spacings nothing is interpolated"
@@ -313,14 +314,16 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
     gaps = "1 gap" if len(wide) == 1 else f"{len(wide)} gaps, the first"
     sentence = f"{gaps} of {gaps_mm[wide[0]]:.1f} mm at slice {wide[0] + 1}, spacing is"
     problem = Refused("missing_slice", f"{sentence} {step_mm:.1f} mm{limit}", repairs=repairs)
-    return start_mm, step_mm, steps, problem
+    return start_mm, step_mm, grid_index, problem
 
 
-def fill_gaps(stored: NDArray[Any], steps: Floats, *, linear: bool) -> NDArray[Any]:
-    """Interpolate slices ``(columns, rows, slices)`` at ``steps`` from 0 up to whole steps."""
-    whole = np.arange(int(np.floor(steps[-1] + 0.01)) + 1)
-    above = np.clip(np.searchsorted(steps, whole - 1e-6), 1, len(steps) - 1)
-    weights = np.clip((whole - steps[above - 1]) / (steps[above] - steps[above - 1]), 0, 1)
+def fill_gaps(stored: NDArray[Any], grid_index: Floats, *, linear: bool) -> NDArray[Any]:
+    """Interpolate slices ``(columns, rows, slices)`` at positions ``grid_index`` from 0 up."""
+    whole = np.arange(int(np.floor(grid_index[-1] + 0.01)) + 1)
+    above = np.clip(np.searchsorted(grid_index, whole - 1e-6), 1, len(grid_index) - 1)
+    weights = np.clip(
+        (whole - grid_index[above - 1]) / (grid_index[above] - grid_index[above - 1]), 0, 1
+    )
     regular = np.empty((*stored.shape[:2], len(whole)), stored.dtype, order="F")
     for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
         weight = weight if linear else float(weight > 0.5)

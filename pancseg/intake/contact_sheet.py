@@ -5,9 +5,8 @@ Drawn by Pillow: matplotlib takes minutes for thousands of cases.
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -18,17 +17,16 @@ import numpy as np
 from nibabel import orientations
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
+from pancseg.data.manifest import Row
 from pancseg.files import replaced
 from pancseg.geometry import spacing_of
-from pancseg.intake.flags import FACTS
+from pancseg.intake.checks import INFO_FLAGS
 from pancseg.parallel import progress
 
 PAGE = re.compile(r"intake(_\d+)?\.png")
 COLUMNS, ROWS, MIN_COLUMNS = 8, 5, 3
-KEY = "Comment"  # PNG's keyword for text; holds a hash of everything on the page
 
 SIDE = 240  # pixels of a picture: a pancreas is some 60 of them long
 GAP, FRAME, HEADER, LINE, FONT_SIZE, OUTLINE_WIDTH = 14, 4, 50, 19, 14, 2  # pixels
@@ -40,116 +38,102 @@ BACKGROUND, TEXT, FAINT, WARNING, EMPTY = "#16181d", "#f2f2f2", "#9aa3b0", "#ffb
 RADIOLOGICAL = orientations.axcodes2ornt(("L", "P", "S"))  # the patient's right on the left
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A case on the sheet."""
-
-    case: str
-    patient: str
-    picture: Path  # thumbnail
-    flags: str
-    text: str  # volume, or those of several structures
-
-    def lines(self) -> list[tuple[str, str]]:
-        """Lines below the name with their colours: volumes of several structures, flags, facts."""
-        flags = self.flags.split()
-        parts = (
-            (TEXT, self.text if len(self.text) > TEXT_CHARACTERS else "", MAX_LINES),
-            (WARNING, " ".join(flag for flag in flags if flag not in FACTS), MAX_LINES),
-            (FAINT, " ".join(flag for flag in flags if flag in FACTS), 1),
-        )
-        return [
-            (shortened(line, CHARACTERS), colour)
-            for colour, text, most in parts
-            for line in wrap(text, CHARACTERS, max_lines=most, placeholder=" ...")
-        ]
-
-    @property
-    def is_flagged(self) -> bool:
-        """Whether a person should check the case."""
-        return not set(FACTS).issuperset(self.flags.split())
-
-
-def draw_contact_sheet(root: Path, tiles: list[Tile]) -> list[Path]:
+def draw_contact_sheet(root: Path, rows: Iterable[Row]) -> list[Path]:
     """Write ``intake.png``, ``intake_2.png`` and so on, and remove pages of a longer sheet.
 
-    An unchanged page is not drawn again. Only the first says how many cases there are, so that an
-    added case changes few pages.
+    Args:
+        root: Prepared folder.
+        rows: Of images in the intake table; they are drawn by case.
     """
-    size, paths = COLUMNS * ROWS, []
-    patients, flagged = len({t.patient for t in tiles}), sum(t.is_flagged for t in tiles)
-    counts = f" of {len(tiles)} ({patients} patient{'s' * (patients != 1)}), {flagged} flagged"
-    starts = range(0, len(tiles), size)
-    for n, start in enumerate(progress(starts, "drawing", "page", delay_s=2), start=1):
-        part = tiles[start : start + size]
-        title, number = f"cases {start + 1} to {start + len(part)}", f"page {n}"
-        if n == 1:
-            title, number = title + counts, f"{number} of {math.ceil(len(tiles) / size)}"
+    size, paths, rows = COLUMNS * ROWS, [], sorted(rows, key=lambda row: row.case)
+    patients, flagged = len({row.patient for row in rows}), sum(map(is_flagged, rows))
+    counts = f" of {len(rows)} ({patients} patient{'s' * (patients != 1)}), {flagged} flagged"
+    for n, start in enumerate(progress(range(0, len(rows), size), "drawing", "page", delay_s=2), 1):
+        part = rows[start : start + size]
+        title = f"cases {start + 1} to {start + len(part)}{counts if n == 1 else ''}"
         paths.append(root / ("intake.png" if n == 1 else f"intake_{n}.png"))
-        key = page_key(part, title, number)
-        if key != stored_key(paths[-1]):
-            info = PngInfo()
-            info.add_text(KEY, key)
-            with replaced(paths[-1]) as temporary:
-                page = draw_page(part, title, number)
-                page.save(temporary, format="PNG", pnginfo=info, compress_level=1)
+        with replaced(paths[-1]) as temporary:
+            page = draw_page(root, part, title, f"page {n} of {math.ceil(len(rows) / size)}")
+            page.save(temporary, format="PNG", compress_level=1)
     for path in set(root.glob("intake*.png")).difference(paths):
         if PAGE.fullmatch(path.name):
             path.unlink()
     return paths
 
 
-def page_key(tiles: list[Tile], title: str, number: str) -> str:
-    """Hash of everything on a page."""
-    drawn = [
-        (tile.case, tile.flags, tile.text, tile.picture.is_file() and tile.picture.read_bytes())
-        for tile in tiles
+def picture_path(case: str) -> str:
+    """Path of a case's thumbnail, relative to the prepared folder."""
+    return f"pictures/{case}.png"
+
+
+def is_flagged(row: Row) -> bool:
+    """Whether a person should check the case."""
+    return not set(INFO_FLAGS).issuperset(row.flags.split())
+
+
+def volume_text(row: Row) -> str:
+    """Volumes of a case; lines break at spaces.
+
+    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 duct=0.5"))
+    'pancreas:48.8ml duct:0.5ml'
+    """
+    if not row.structures_ml:
+        return f"{float(row.label_ml):.1f} ml" if row.label_ml else ""
+    volumes = (part.split("=") for part in row.structures_ml.split())
+    return " ".join(f"{name}:{float(ml):.1f}ml" for name, ml in volumes)
+
+
+def text_lines(row: Row) -> list[tuple[str, str]]:
+    """Lines below the name with their colours: volumes of several structures, flags."""
+    flags, volumes = row.flags.split(), volume_text(row)
+    parts = (
+        (TEXT, volumes if len(volumes) > TEXT_CHARACTERS else "", MAX_LINES),
+        (WARNING, " ".join(flag for flag in flags if flag not in INFO_FLAGS), MAX_LINES),
+        (FAINT, " ".join(flag for flag in flags if flag in INFO_FLAGS), 1),
+    )
+    return [
+        (shortened(line, CHARACTERS), colour)
+        for colour, text, most in parts
+        for line in wrap(text, CHARACTERS, max_lines=most, placeholder=" ...")
     ]
-    return sha256(repr((title, number, drawn)).encode()).hexdigest()
 
 
-def stored_key(path: Path) -> str | None:
-    """The key of a drawn page, if it can be read."""
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get(KEY)
-    except OSError:
-        return None
-
-
-def draw_page(tiles: list[Tile], title: str, number: str) -> Image.Image:
+def draw_page(root: Path, cases: list[Row], title: str, number: str) -> Image.Image:
     """Draw a page; thumbnails keep their pixels."""
-    columns = max(MIN_COLUMNS, min(COLUMNS, len(tiles)))
-    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    heights = [SIDE + LINE * (2 + max(len(tile.lines()) for tile in row)) for row in rows]
+    columns = max(MIN_COLUMNS, min(COLUMNS, len(cases)))
+    rows = [cases[i : i + columns] for i in range(0, len(cases), columns)]
+    heights = [SIDE + LINE * (2 + max(len(text_lines(case)) for case in row)) for row in rows]
     width = columns * (SIDE + GAP) + GAP
     page = Image.new("RGB", (width, sum(heights) + HEADER), BACKGROUND)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, TEXT, font(bold=True), anchor="la")
     draw.text((width - GAP, GAP), number, FAINT, font(), anchor="ra")
     for i, row in enumerate(rows):
-        for column, tile in enumerate(row):
-            draw_tile(page, tile, GAP + column * (SIDE + GAP), HEADER + sum(heights[:i]))
+        for column, case in enumerate(row):
+            left, top = GAP + column * (SIDE + GAP), HEADER + sum(heights[:i])
+            draw_tile(page, root, case, left, top)
     return page
 
 
-def draw_tile(page: Image.Image, tile: Tile, left: int, top: int) -> None:
+def draw_tile(page: Image.Image, root: Path, row: Row, left: int, top: int) -> None:
     """Draw a thumbnail with text below, and a frame where the case is flagged."""
     draw, right, bottom = ImageDraw.Draw(page), left + SIDE, top + SIDE
-    if tile.is_flagged:
+    if is_flagged(row):
         draw.rectangle((left - FRAME, top - FRAME, right + FRAME - 1, bottom + FRAME - 1), WARNING)
-    if tile.picture.is_file():
-        with Image.open(tile.picture) as picture:
+    thumbnail_file = root / picture_path(row.case)
+    if thumbnail_file.is_file():
+        with Image.open(thumbnail_file) as picture:
             page.paste(picture.convert("RGB"), (left, top))
     else:
         draw.rectangle((left, top, right - 1, bottom - 1), EMPTY)
         draw.text((left + SIDE // 2, top + SIDE // 2), "no picture", FAINT, font(), anchor="ma")
     y = bottom + LINE // 2
-    text = tile.text if len(tile.text) <= TEXT_CHARACTERS else ""
-    name = shortened(tile.case, CHARACTERS - len(text) - 1)
+    volumes = volume_text(row)
+    text = volumes if len(volumes) <= TEXT_CHARACTERS else ""
+    name = shortened(row.case, CHARACTERS - len(text) - 1)
     draw.text((left, y), name, TEXT, font(bold=True), anchor="la")
     draw.text((right, y), shortened(text, TEXT_CHARACTERS), TEXT, font(), anchor="ra")
-    for i, (line, colour) in enumerate(tile.lines(), start=1):
+    for i, (line, colour) in enumerate(text_lines(row), start=1):
         draw.text((left, y + LINE * i), line, colour, font(), anchor="la")
 
 

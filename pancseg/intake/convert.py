@@ -11,24 +11,21 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.data.groups import AIR_HU, GroupSettings, cut_group, plan_cut
-from pancseg.data.intake_table import Row
-from pancseg.data.manifest import Case, Group, parse_entries
+from pancseg.data.manifest import Case, Group, Row, parse_entries
 from pancseg.data.scan_statistics import scan_statistics
-from pancseg.dicom.pixels import brief
-from pancseg.errors import Incomplete, PancsegError, Refused
+from pancseg.errors import Incomplete, PancsegError, Refused, brief
 from pancseg.files import unpacked_sha256, write_json, write_nifti
 from pancseg.geometry import oriented_like, spacing_of, voxel_ml
-from pancseg.intake.contact_sheet import thumbnail, write_thumbnail
-from pancseg.intake.flags import Checks, check_image, in_order, voxel_flags
-from pancseg.intake.label_grid import grid_problem
-from pancseg.intake.source import IMAGE_REFUSED, CaseSource, Scan
+from pancseg.intake.checks import Checks, check_image, grid_problem, sort_flags, voxel_flags
+from pancseg.intake.contact_sheet import picture_path, thumbnail, write_thumbnail
+from pancseg.intake.types import IMAGE_REFUSED, CaseSource, Scan
 from pancseg.structures import LabelMap, Structure, region_mask
 
 RECORDS = ".records"  # folder of results that no manifest holds yet
 
 
 @dataclass(frozen=True)
-class RootSettings:
+class PrepareSettings:
     """A prepared folder, how its cases are cut and checked, and the structures of its labels."""
 
     root: Path
@@ -39,49 +36,30 @@ class RootSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """A case to convert in another process.
+    """A case to convert in another process; fields named as in ``Case`` have its meaning."""
 
-    Attributes:
-        settings: Of the prepared folder.
-        case_source: Input.
-        case: Name of the case.
-        patient: Pseudonym.
-        identity: Keyed hash by which the input is recognised.
-        source: Keyed hash of the input's state and of all settings.
-        hashes: Fields of the case that are keyed hashes of identifiers.
-        established: Whether the case was there before and is converted again.
-    """
-
-    settings: RootSettings
+    settings: PrepareSettings
     case_source: CaseSource
-    case: str
+    name: str
     patient: str
-    identity: str
-    source: str
-    hashes: dict[str, Any]
-    established: bool
+    input_hash: str
+    input_state: str
+    hashes: dict[str, Any]  # further keyed hashes that the case keeps
+    prepared_before: bool
 
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a job, of which it has ``identity``, ``source`` and the planned name.
+    """Result of a job; fields named as in ``Job`` have its meaning."""
 
-    Attributes:
-        rows: The image's row, then the label's.
-        case: None where it was refused.
-        groups: Of the case.
-        repairs: Values of ``repair`` that would have made the series usable.
-        names: Of structures in the label, where the choice among them failed; never stored.
-    """
-
-    identity: str
+    input_hash: str
     name: str
-    source: str
-    rows: list[Row]
-    case: Case | None = None
+    input_state: str
+    rows: list[Row]  # the image's, then the label's
+    case: Case | None = None  # None where it was refused
     groups: list[Group] = field(default_factory=list)
-    repairs: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
+    repairs: tuple[str, ...] = ()  # values of ``repair`` that would make the series usable
+    structure_names: tuple[str, ...] = ()  # in the label, where none could be chosen; never stored
 
 
 class ConversionError(Exception):
@@ -91,9 +69,7 @@ class ConversionError(Exception):
 def convert(job: Job) -> Result:
     """Convert a case, or take the result that an interrupted run recorded.
 
-    Raises:
-        Incomplete: If the folder cannot be written.
-        ConversionError: On a bug.
+    Raises ``Incomplete`` if the folder cannot be written, and ``ConversionError`` on a bug.
     """
     if recorded := read_record(job):
         return recorded
@@ -103,7 +79,7 @@ def convert(job: Job) -> Result:
         raise write_error(job.settings.root, error) from error
     except Exception as error:
         stack = "".join(traceback.format_tb(error.__traceback__))
-        raise ConversionError(f"{type(error).__name__} in case {job.case}\n{stack}") from None
+        raise ConversionError(f"{type(error).__name__} in case {job.name}\n{stack}") from None
     return record(job, result)
 
 
@@ -136,8 +112,7 @@ def read_and_write(job: Job) -> Result:
 def read_label(job: Job, scan: Scan) -> LabelMap | None:
     """The label on the grid of its scan; None for images without label.
 
-    Raises:
-        Refused: Saying that the label is at fault: the reason stands in the image's row.
+    A reason to refuse it names the label, because it stands in the image's row.
     """
     if job.case_source.read_label is None:
         return None
@@ -153,11 +128,7 @@ def read_label(job: Job, scan: Scan) -> LabelMap | None:
 
 
 def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
-    """All flags of a case that follow from itself, in the order of ``FLAGS``.
-
-    Raises:
-        Refused: If ``checks.refuse`` names one of them.
-    """
+    """All flags of a case that follow from itself; refused if ``checks.refuse`` names one."""
     checks, structures = job.settings.checks, job.settings.structures
     codes = None if label is None else np.asanyarray(label.image.dataobj)
     hu, spacing_mm = np.asanyarray(scan.image.dataobj), spacing_of(scan.image.affine)
@@ -168,14 +139,16 @@ def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
         *(("unlabelled",) if label is None else label.flags),
     ]
     conditions = {
-        "label_values": label is not None and label.undeclared,
+        "label_values": label is not None and label.unknown_values,
         "repaired": scan.stack is not None and scan.stack.repairs,
         "phantom": job.case_source.is_phantom,
     }
-    flags = in_order([*found, *(flag for flag, holds in conditions.items() if holds)])
+    flags = sort_flags([*found, *(flag for flag, holds in conditions.items() if holds)])
     for code in (flag.partition(":")[0] for flag in flags):
         if code in checks.refuse:
-            values = f" ({', '.join(label.undeclared)})" if label and label.undeclared else ""
+            values = (
+                f" ({', '.join(label.unknown_values)})" if label and label.unknown_values else ""
+            )
             raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
     return flags
 
@@ -187,9 +160,12 @@ def refusal(job: Job, refused: Refused) -> Result:
     if source.label_path:
         path = str(source.label_path)
         rows.append(Row(job.patient, "", path, "label", "refused", IMAGE_REFUSED))
-    return Result(
-        job.identity, job.case, job.source, rows, repairs=refused.repairs, names=refused.names
-    )
+    return result_of(job, rows, repairs=refused.repairs, structure_names=refused.names)
+
+
+def result_of(job: Job, rows: list[Row], **values: Any) -> Result:
+    """A result of a job."""
+    return Result(job.input_hash, job.name, job.input_state, rows, **values)
 
 
 def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -> Result:
@@ -197,35 +173,35 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
     image, source = scan.image, job.case_source
     label_image = None if label is None else label.image
     case = Case(
-        job.case,
+        job.name,
         job.patient,
-        **write_pair(job.settings.root, f"cases/{job.case}", image, label_image),
+        **write_pair(job.settings.root, f"cases/{job.name}", image, label_image),
         shape=list(image.shape),
         spacing_mm=[round(mm, 6) for mm in spacing_of(image.affine)],
         label_voxels=None,
         structure_voxels={},
-        identity=job.identity,
-        source=job.source,
+        input_hash=job.input_hash,
+        input_state=job.input_state,
         phantom=source.is_phantom,
-        pixels=voxel_hash(image),
+        voxel_hash=hash_voxels(image),
         **job.hashes,
         manufacturer=source.manufacturer,
         contrast=source.contrast,
-        established=job.established,
+        prepared_before=job.prepared_before,
         repairs=list(scan.stack.repairs) if scan.stack else [],
         statistics=scan_statistics(image),
     )
-    row = Row(job.patient, job.case, str(source.path), "image", "kept", flags=" ".join(flags))
+    row = Row(job.patient, job.name, str(source.path), "image", "kept", flags=" ".join(flags))
     case, groups = write_label_parts(job.settings, case, row, image, label_image)
     rows = [row]
     if source.label_path:
         path = str(source.label_path)
-        rows.append(Row(job.patient, job.case, path, "label", "kept", slices=image.shape[2]))
-    return Result(job.identity, job.case, job.source, rows, case, groups)
+        rows.append(Row(job.patient, job.name, path, "label", "kept", slices=image.shape[2]))
+    return result_of(job, rows, case=case, groups=groups)
 
 
 def write_label_parts(
-    settings: RootSettings,
+    settings: PrepareSettings,
     case: Case,
     row: Row,
     image: nib.Nifti1Image,
@@ -233,14 +209,11 @@ def write_label_parts(
 ) -> tuple[Case, list[Group]]:
     """Write everything that depends on the label: groups, counts, and the picture last.
 
-    The image's row is completed in place.
-
-    Returns:
-        The case with its counts, and its groups.
+    Returns the case with its counts, and its groups; the image's row is completed in place.
     """
     codes = None if label is None else np.asanyarray(label.dataobj)
     groups, empty, tail = write_groups(settings, case, image, label)
-    write_thumbnail(settings.root / picture_path(case.case), thumbnail(image, codes))
+    write_thumbnail(settings.root / picture_path(case.name), thumbnail(image, codes))
     row.slices = image.shape[2]
     row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = case.spacing_mm
     row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
@@ -255,12 +228,11 @@ def write_label_parts(
 
 
 def write_groups(
-    settings: RootSettings, case: Case, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+    settings: PrepareSettings, case: Case, image: nib.Nifti1Image, label: nib.Nifti1Image | None
 ) -> tuple[list[Group], int, int]:
     """Write the groups of a case, without the empty ones unless they are kept.
 
-    Returns:
-        The groups, how many groups were empty, and how many were incomplete and left out.
+    Returns the groups, how many were empty, and how many were incomplete and left out.
     """
     depth = settings.groups.depth
     if depth is None:
@@ -273,10 +245,10 @@ def write_groups(
         empty += voxels == 0
         if voxels == 0 and not settings.groups.keep_empty:
             continue
-        name = f"{case.case}_{start:04d}"
+        name = f"{case.name}_{start:04d}"
         cut_image = cut_group(image, start, depth, fill=AIR_HU)
         files = write_pair(settings.root, f"groups/{name}", cut_image, part)
-        groups.append(Group(name, case.case, case.patient, start, label_voxels=voxels, **files))
+        groups.append(Group(name, case.name, case.patient, start, label_voxels=voxels, **files))
     return groups, empty, cut.left_out
 
 
@@ -293,14 +265,12 @@ def write_pair(
     }
 
 
-def apply_corrected_label(settings: RootSettings, case: Case, row: Row) -> tuple[Case, list[Group]]:
+def apply_corrected_label(
+    settings: PrepareSettings, case: Case, row: Row
+) -> tuple[Case, list[Group]]:
     """Take over a label file that was corrected by hand: groups, picture, counts and flags.
 
-    The image's row is changed in place.
-
-    Raises:
-        Refused: If the file is no label map of this case.
-        OSError: If the groups cannot be written.
+    The image's row is changed in place; the file is refused if it is no label map of this case.
     """
     root = settings.root
     path = root / str(case.label)
@@ -322,7 +292,7 @@ def apply_corrected_label(settings: RootSettings, case: Case, row: Row) -> tuple
     if refusing := [f for f in flags if f.partition(":")[0] in settings.checks.refuse]:
         raise Refused(refusing[0].partition(":")[0], "checks.refuse names it")
     kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
-    row.flags = " ".join(in_order({*kept, *flags}))
+    row.flags = " ".join(sort_flags({*kept, *flags}))
     case = replace(case, label_sha256=digest, label_corrected=True)
     corrected = nib.Nifti1Image(codes, image.affine)
     return write_label_parts(settings, case, row, image, corrected)
@@ -331,9 +301,9 @@ def apply_corrected_label(settings: RootSettings, case: Case, row: Row) -> tuple
 def record(job: Job, result: Result) -> Result:
     """Store a result until the manifest holds it; without paths, which may name patients."""
     rows = [replace(row, path="") for row in result.rows]
-    value = asdict(replace(result, rows=rows, names=()))
+    value = asdict(replace(result, rows=rows, structure_names=()))
     try:
-        write_json(job.settings.root / RECORDS / f"{result.identity}.json", value)
+        write_json(job.settings.root / RECORDS / f"{result.input_hash}.json", value)
     except OSError as error:
         raise write_error(job.settings.root, error) from error
     return result
@@ -341,37 +311,30 @@ def record(job: Job, result: Result) -> Result:
 
 def read_record(job: Job) -> Result | None:
     """The stored result of this very job, if all its files are there."""
+    root, source = job.settings.root, job.case_source
+    paths = {"image": str(source.path), "label": str(source.label_path)}
     try:
-        value = json.loads(
-            (job.settings.root / RECORDS / f"{job.identity}.json").read_text("utf-8")
-        )
-        paths = {"image": job.case_source.path, "label": job.case_source.label_path}
-        rows = [Row(**{**row, "path": str(paths[row["kind"]])}) for row in value["rows"]]
-        [case] = parse_entries(Case, [value["case"]], "case") if value["case"] else [None]
+        value = json.loads((root / RECORDS / f"{job.input_hash}.json").read_text("utf-8"))
+        rows = [Row(**{**row, "path": paths[row["kind"]]}) for row in value["rows"]]
+        cases = parse_entries(Case, [value["case"]] if value["case"] else [], "case")
         groups = parse_entries(Group, value["groups"], "groups")
-        result = Result(
-            *(job.identity, value["name"], value["source"], rows, case, groups),
-            repairs=tuple(value["repairs"]),
-        )
+        is_same = (value["name"], value["input_state"]) == (job.name, job.input_state)
+        repairs = tuple(value["repairs"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    if (result.name, result.source) != (job.case, job.source):
+    files = [root / file for case in cases for file in case_files(case, groups)]
+    if not is_same or not all(file.is_file() for file in files):
         return None
-    files = case_files(case, groups) if case else []
-    return result if all((job.settings.root / file).is_file() for file in files) else None
+    case = cases[0] if cases else None
+    return result_of(job, rows, case=case, groups=groups, repairs=repairs)
 
 
 def case_files(case: Case, groups: list[Group]) -> list[str]:
     """All files of a case and its groups, relative to the root."""
-    files = [case.image, case.label, picture_path(case.case)]
+    files = [case.image, case.label, picture_path(case.name)]
     for group in groups:
         files += [group.image, group.label]
     return [file for file in files if file]
-
-
-def picture_path(case: str) -> str:
-    """Path of a case's picture, relative to the root."""
-    return f"pictures/{case}.png"
 
 
 def write_error(root: Path, error: OSError, kind: type[PancsegError] = Incomplete) -> PancsegError:
@@ -382,7 +345,7 @@ def write_error(root: Path, error: OSError, kind: type[PancsegError] = Incomplet
     )
 
 
-def voxel_hash(image: nib.Nifti1Image) -> str:
+def hash_voxels(image: nib.Nifti1Image) -> str:
     """Hash of the voxels in canonical orientation, the same for a scan as DICOM and as NIfTI."""
     values = np.asanyarray(nib.as_closest_canonical(image).dataobj)
     digest = hashlib.sha256(str(values.shape).encode())

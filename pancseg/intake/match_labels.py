@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import PurePosixPath
 
 from pancseg.dicom.series import Extent, Series, same_extent, series_extent
-from pancseg.intake.paths import LocatedSeries
+from pancseg.intake.types import SourceItem
 
 REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series and frame of reference
 
@@ -16,16 +16,16 @@ REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series an
 class Match:
     """A label with its image, or with a problem: reason code and sentence."""
 
-    label: LocatedSeries
-    image: LocatedSeries | None = None
+    label: SourceItem
+    image: SourceItem | None = None
     problem: str = ""
 
 
-Index = dict[tuple[str, str], list[LocatedSeries]]
+Index = dict[tuple[str, str], list[SourceItem]]
 """Images by kind and value of the evidence that may match them."""
 
 
-def match_labels(labels: list[LocatedSeries], images: list[LocatedSeries]) -> list[Match]:
+def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Match]:
     """Find the image of each label.
 
     The first of these that some image fulfils decides: the SeriesInstanceUID that the label refers
@@ -44,20 +44,20 @@ def match_labels(labels: list[LocatedSeries], images: list[LocatedSeries]) -> li
         index["only", image.key] += [image] if len(images) == 1 else []
     extent = cache(lambda series: series_extent(series.files))
     matches = [match_label(label, index, extent) for label in labels]
-    claims: dict[LocatedSeries | None, list[Match]] = defaultdict(list)
+    claims: dict[SourceItem | None, list[Match]] = defaultdict(list)
     for match in matches:
         claims[None if match.problem else match.image].append(match)
     return [match if match.problem else resolve(match, claims[match.image]) for match in matches]
 
 
-def match_label(label: LocatedSeries, index: Index, extent: Callable[[Series], Extent]) -> Match:
+def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Extent]) -> Match:
     """Find the image of a label."""
 
-    def find(kind: str, *values: str) -> list[LocatedSeries]:
+    def find(kind: str, *values: str) -> list[SourceItem]:
         images = (image for value in values if value for image in index.get((kind, value), ()))
         return [image for image in images if may_belong(label, image)]
 
-    def prefer(condition: Callable[[LocatedSeries], bool]) -> list[LocatedSeries]:
+    def prefer(condition: Callable[[SourceItem], bool]) -> list[SourceItem]:
         return [image for image in found if condition(image)] or found
 
     found = (
@@ -69,7 +69,7 @@ def match_label(label: LocatedSeries, index: Index, extent: Callable[[Series], E
     above = (find("path", str(key)) for key in PurePosixPath(label.key).parents[:-1])
     found = found or next(filter(None, above), find("only", "."))
     found = prefer(lambda image: image.patient_id == label.patient_id)
-    if label.kind == "image" and len(found) > 1:
+    if label.format == "image" and len(found) > 1:
         found = prefer(lambda image: same_extent(extent(label), extent(image)))
     found = prefer(lambda image: image.key == label.key)
     if not found:
@@ -83,7 +83,7 @@ def match_label(label: LocatedSeries, index: Index, extent: Callable[[Series], E
     return Match(label, found[0], reason)
 
 
-def may_belong(label: LocatedSeries, image: LocatedSeries) -> bool:
+def may_belong(label: SourceItem, image: SourceItem) -> bool:
     """Whether neither a pattern nor the label itself names another image.
 
     The frame of reference of mask slices proves nothing: many tools write a new one.
@@ -91,7 +91,7 @@ def may_belong(label: LocatedSeries, image: LocatedSeries) -> bool:
     is_below = f"{label.key}/".startswith(f"{image.key}/")
     if label.names_patient and image.names_patient and not is_below:
         return False
-    if label.kind not in REFERRING or image.uid in label.refers_to:
+    if label.format not in REFERRING or image.uid in label.refers_to:
         return True
     frames = label.frame_of_reference_uid, image.frame_of_reference_uid
     return frames[0] == frames[1] != "" or not (label.refers_to or differ(*frames))

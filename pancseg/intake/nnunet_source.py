@@ -8,10 +8,10 @@ from typing import Any
 
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
-from pancseg.intake.dicom_source import add_cases
-from pancseg.intake.nifti_source import OTHER_CHANNEL, match_files, warn_of_parts
-from pancseg.intake.paths import LocatedSeries, files_under, locate_file, locate_files
-from pancseg.intake.source import ReadOptions, SkippedFile, SourceContents
+from pancseg.intake.cases import add_cases
+from pancseg.intake.locate import files_under, locate_files, volume_item
+from pancseg.intake.sources import OTHER_CHANNEL, match_files, warn_of_parts
+from pancseg.intake.types import ReadOptions, SkippedFile, SourceContents, SourceItem
 from pancseg.intake.volume_files import is_volume_file, read_label_file, without_suffix
 from pancseg.structures import Structure, parse_structures
 
@@ -128,7 +128,7 @@ def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Stru
 
 def listed_files(
     listed: Any, file: Path, contents: SourceContents
-) -> tuple[list[LocatedSeries], list[LocatedSeries]]:
+) -> tuple[list[SourceItem], list[SourceItem]]:
     """Images and labels of ``{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}``.
 
     Paths are relative to the folder of the file; rows of other channels are added.
@@ -136,8 +136,8 @@ def listed_files(
     Raises:
         PancsegError: If the list has another form, or names files outside of the folder.
     """
-    images: list[LocatedSeries] = []
-    labels: list[LocatedSeries] = []
+    images: list[SourceItem] = []
+    labels: list[SourceItem] = []
     folder = Path(os.path.normpath(file.parent))
     try:
         for key, entry in listed.items():
@@ -150,7 +150,7 @@ def listed_files(
             ]
             for path, located in ((image, images), (label, labels)):
                 files, rows = files_under(path)
-                located += [locate_file(file, key) for file in files]
+                located += [volume_item(file, key) for file in files]
                 contents.skipped += rows
     except (AttributeError, KeyError, TypeError, ValueError):
         expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'

@@ -9,28 +9,43 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pancseg.data.intake_table import Row, read_rows, rows_to_csv, write_rows
-from pancseg.data.manifest import Case, Group, Manifest, has_manifest, read_manifest
+from pancseg.data.manifest import (
+    Case,
+    Group,
+    Manifest,
+    Row,
+    has_manifest,
+    read_manifest,
+    read_rows,
+    rows_to_csv,
+    write_rows,
+)
 from pancseg.errors import Incomplete, PancsegError, Refused
 from pancseg.files import PARTIAL, unpacked_sha256
-from pancseg.intake.contact_sheet import Tile, draw_contact_sheet
+from pancseg.intake.checks import (
+    CROSS_CASE_FLAGS,
+    FLAGS,
+    INFO_FLAGS,
+    cross_case_flags,
+    duplicates_of,
+    sort_flags,
+)
+from pancseg.intake.contact_sheet import draw_contact_sheet, picture_path
 from pancseg.intake.convert import (
     RECORDS,
     ConversionError,
     Job,
+    PrepareSettings,
     Result,
-    RootSettings,
     apply_corrected_label,
     case_files,
     convert,
     crashed,
-    picture_path,
     read_record,
     write_error,
 )
-from pancseg.intake.flags import FACTS, FLAGS, ROOT_FLAGS, duplicates_of, in_order, root_flags
-from pancseg.intake.pseudonyms import Names
-from pancseg.intake.source import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
+from pancseg.intake.pseudonyms import Pseudonyms
+from pancseg.intake.types import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
 from pancseg.parallel import process_map, progress
 
 OUTPUT_FOLDERS = ("cases", "groups", "pictures")
@@ -58,9 +73,9 @@ class Shard:
             raise PancsegError(f"shard={text}: expected i/n with i from 0 to n - 1, such as 0/4")
         return cls(int(index), int(count))
 
-    def has(self, identity: str) -> bool:
+    def has(self, input_hash: str) -> bool:
         """Whether a case belongs to this shard."""
-        return int(identity[:12], 16) % self.count == self.index
+        return int(input_hash[:12], 16) % self.count == self.index
 
 
 @dataclass
@@ -82,23 +97,25 @@ class Preparation:
     """A prepared folder and the settings it is filled with.
 
     Args:
-        root_settings: The folder, and how cases are cut and checked.
-        settings: Everything that must be equal whenever something is added to it.
-        names: Pseudonyms.
+        settings: The folder, and how cases are cut and checked.
+        manifest_settings: Everything that must be equal whenever something is added to it.
+        pseudonyms: Names of patients.
 
     Raises:
         PancsegError: If the folder was prepared with other settings.
     """
 
-    def __init__(self, root_settings: RootSettings, settings: dict[str, Any], names: Names) -> None:
-        root = root_settings.root
-        manifest = read_manifest(root) if has_manifest(root) else Manifest(settings)
-        check_settings(root, manifest.settings, settings)
-        self.root_settings, self.root, self.names = root_settings, root, names
-        manifest = replace(manifest, structures=root_settings.structures)
-        self.manifest, self.was_complete = manifest, manifest.complete
-        self.cases = {case.identity: case for case in manifest.cases}
-        self.groups: dict[str, list[Group]] = {case.case: [] for case in manifest.cases}
+    def __init__(
+        self, settings: PrepareSettings, manifest_settings: dict[str, Any], pseudonyms: Pseudonyms
+    ) -> None:
+        root = settings.root
+        manifest = read_manifest(root) if has_manifest(root) else Manifest(manifest_settings)
+        check_settings(root, manifest.settings, manifest_settings)
+        self.settings, self.root, self.pseudonyms = settings, root, pseudonyms
+        self.manifest = replace(manifest, structures=settings.structures)
+        self.was_complete = manifest.complete
+        self.cases = {case.input_hash: case for case in manifest.cases}
+        self.groups: dict[str, list[Group]] = {case.name: [] for case in manifest.cases}
         for group in manifest.groups:
             self.groups[group.case].append(group)
         self.rows = {row.key: row for row in read_rows(root)}
@@ -109,10 +126,7 @@ class Preparation:
     def run(self, contents: SourceContents, processes: int, shard: Shard | None = None) -> Outcome:
         """Convert what is missing; without a shard, then merge everything into the manifest.
 
-        Args:
-            contents: Of the source.
-            processes: That convert, with one scan in memory each.
-            shard: Converts its part alone, and leaves records that a later merge takes up.
+        A shard leaves records that a later merge takes up. Each process holds one scan in memory.
 
         Raises:
             PancsegError: If the same is running on this machine, or the disk is too small.
@@ -120,14 +134,14 @@ class Preparation:
         """
         with lock(self.root, shard):
             corrected = self.corrected_cases()
-            jobs = self.plan(contents, {case.identity for case in corrected})
-            own = [job for job in jobs if shard is None or shard.has(job.identity)]
+            jobs = self.plan(contents, {case.input_hash for case in corrected})
+            own = [job for job in jobs if shard is None or shard.has(job.input_hash)]
             check_disk(self.root, [job.case_source for job in own if not read_record(job)])
             changed = bool(jobs) or not self.was_complete
             if shard is None:
                 table = rows_to_csv(self.rows.values())
                 self.update_rows(contents)
-                corrected = [case for case in corrected if case.identity in self.cases]
+                corrected = [case for case in corrected if case.input_hash in self.cases]
                 changed |= bool(corrected) or rows_to_csv(self.rows.values()) != table
             results = []
             if changed:
@@ -147,32 +161,43 @@ class Preparation:
         Names are given before anything is read, in the order of the source: the patient's name
         for its first case, with a number for each further case. Every shard plans the same.
         """
-        taken = {case.case.casefold() for case in self.cases.values()}
+        taken = {case.name.casefold() for case in self.cases.values()}
         jobs: dict[str, Job] = {}
         for source in contents.cases:
-            identity = self.names.hash(source.identity or str(source.path))
-            patient, known = self.names.of(source.patient), self.cases.get(identity)
-            if identity in jobs:
+            input_hash = self.pseudonyms.hash(source.input_key or str(source.path))
+            if input_hash in jobs:
                 continue
-            name = known.case if known else free_name(patient, taken)
+            patient, known = self.pseudonyms.name(source.patient), self.cases.get(input_hash)
+            name = known.name if known else free_name(patient, taken)
             taken.add(name.casefold())
-            uids = {"study": source.study_uid, "person": source.patient_id}
-            uids["series"] = source.series_uid
+            identifiers = {
+                "study_hash": source.study_uid,
+                "series_hash": source.series_uid,
+                "patient_id_hash": source.patient_id,
+            }
             job = Job(
-                *(self.root_settings, source, name, patient, identity, self.state_of(source)),
-                {key: self.names.hash(uid) if uid else "" for key, uid in uids.items()},
-                established=bool(known and known.established),
+                self.settings,
+                source,
+                name,
+                patient,
+                input_hash,
+                self.state_of(source),
+                {
+                    key: self.pseudonyms.hash(text) if text else ""
+                    for key, text in identifiers.items()
+                },
+                prepared_before=bool(known and known.prepared_before),
             )
             if known and self.is_prepared(known, job):
                 continue
-            is_corrected = known and (known.label_corrected or identity in corrected)
+            is_corrected = known and (known.label_corrected or input_hash in corrected)
             if known and is_corrected and (self.root / str(known.label)).is_file():
                 self.corrections.append(
                     f"{known.label}: was corrected by hand, its source has changed since; the "
                     "correction is kept (delete the file to convert the source again)"
                 )
                 continue
-            jobs[identity] = job
+            jobs[input_hash] = job
         return list(jobs.values())
 
     def state_of(self, source: CaseSource) -> str:
@@ -180,7 +205,7 @@ class Preparation:
 
         Empty where a file is gone.
         """
-        settings = replace(self.root_settings, root=Path())
+        settings = replace(self.settings, root=Path())
         parts = [str(source.label_path), *source.flags, f"{settings} {self.manifest.settings}"]
         try:
             for file in source.files:
@@ -188,15 +213,15 @@ class Preparation:
                 parts.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
         except OSError:
             return ""
-        return self.names.hash("\n".join(sorted(parts)))
+        return self.pseudonyms.hash("\n".join(sorted(parts)))
 
     def is_prepared(self, case: Case, job: Job) -> bool:
         """Whether a case was made from this very input, and all its files are there."""
         return (
-            case.source == job.source != ""
+            case.input_state == job.input_state != ""
             and (str(job.case_source.path), "image") in self.rows
             and all(
-                (self.root / file).is_file() for file in case_files(case, self.groups[case.case])
+                (self.root / file).is_file() for file in case_files(case, self.groups[case.name])
             )
         )
 
@@ -208,10 +233,10 @@ class Preparation:
         """
         skipped = {row.key: row for row in map(skipped_row, contents.skipped)}
         gone = {row.case for key, row in self.rows.items() if key in skipped and key[1] == "image"}
-        self.remove([case for case in self.cases.values() if case.case in gone])
+        self.remove([case for case in self.cases.values() if case.name in gone])
         present = {(str(source.path), "image") for source in contents.cases}
         present |= {(str(source.label_path), "label") for source in contents.cases}
-        kept = {case.case for case in self.cases.values()}
+        kept = {case.name for case in self.cases.values()}
         rows = {k: row for k, row in self.rows.items() if row.case in kept or k in present}
         self.rows = rows | skipped
 
@@ -223,7 +248,7 @@ class Preparation:
         """
         corrected = []
         for case in self.cases.values():
-            path, picture = self.root / str(case.label), self.root / picture_path(case.case)
+            path, picture = self.root / str(case.label), self.root / picture_path(case.name)
             if case.label is None or not (path.is_file() and picture.is_file()):
                 continue
             if self.was_complete and modified_s(path) < modified_s(picture):
@@ -239,16 +264,16 @@ class Preparation:
         """Take over corrected labels: groups, counts and flags of their cases."""
         images = {row.case: row for row in self.rows.values() if row.kind == "image"}
         for case in cases:
-            row = images.get(case.case) or Row(case.patient, case.case, "", "image", "kept")
+            row = images.get(case.name) or Row(case.patient, case.name, "", "image", "kept")
             try:
-                changed, groups = apply_corrected_label(self.root_settings, case, row)
+                changed, groups = apply_corrected_label(self.settings, case, row)
             except Refused as refused:
                 self.problems.append(f"{self.root / str(case.label)}: was changed; {refused}")
                 continue
             except OSError as error:
                 raise write_error(self.root, error) from error
-            self.removed_files.update(case_files(case, self.groups[case.case]))
-            self.cases[case.identity], self.groups[case.case] = changed, groups
+            self.removed_files.update(case_files(case, self.groups[case.name]))
+            self.cases[case.input_hash], self.groups[case.name] = changed, groups
             self.rows[row.key] = row
             self.corrections.append(f"{case.label}: corrected by hand, taken over")
 
@@ -266,24 +291,25 @@ class Preparation:
 
     def merge(self, jobs: list[Job], results: list[Result]) -> None:
         """Enter results in the order of the jobs, compare all cases, and write everything."""
-        by_identity = {result.identity: result for result in results}
-        self.remove([self.cases[job.identity] for job in jobs if job.identity in self.cases])
+        by_hash = {result.input_hash: result for result in results}
+        self.remove([self.cases[job.input_hash] for job in jobs if job.input_hash in self.cases])
         for job in jobs:
-            result = by_identity[job.identity]
+            result = by_hash[job.input_hash]
             if result.case:
-                self.cases[result.identity] = result.case
-                self.groups[result.case.case] = result.groups
+                self.cases[result.input_hash] = result.case
+                self.groups[result.case.name] = result.groups
             self.rows |= {row.key: row for row in result.rows}
         self.compare_cases()
         try:
             named = {
                 file
                 for case in self.cases.values()
-                for file in case_files(case, self.groups[case.case])
+                for file in case_files(case, self.groups[case.name])
             }
             for file in self.removed_files - named:
                 (self.root / file).unlink(missing_ok=True)
-            draw_contact_sheet(self.root, self.tiles())
+            images = [row for row in self.rows.values() if row.case and row.kind == "image"]
+            draw_contact_sheet(self.root, images)
             write_rows(self.root, self.rows.values())
         except OSError as error:
             raise write_error(self.root, error) from error
@@ -299,27 +325,27 @@ class Preparation:
         """
         rows = {row.case: row for row in self.rows.values() if row.case and row.kind == "image"}
         for case in self.cases.values():
-            if case.case not in rows:  # the table was lost
-                rows[case.case] = row = Row(case.patient, case.case, "", "image", "kept")
+            if case.name not in rows:  # the table was lost
+                rows[case.name] = row = Row(case.patient, case.name, "", "image", "kept")
                 self.rows[row.key] = row
         ordered = sorted(
-            self.cases.values(), key=lambda case: (not case.established, rows[case.case].path)
+            self.cases.values(), key=lambda case: (not case.prepared_before, rows[case.name].path)
         )
-        checks, copies = self.root_settings.checks, duplicates_of(ordered)
-        found = root_flags(ordered, copies, checks.spacing_factor)
+        checks, copies = self.settings.checks, duplicates_of(ordered)
+        found = cross_case_flags(ordered, copies, checks.spacing_factor)
         refused: dict[str, str] = {}
         for case in ordered:
-            row, flags, original = rows[case.case], found.get(case.case, []), copies.get(case.case)
-            own = [flag for flag in row.flags.split() if flag not in ROOT_FLAGS]
-            row.flags = " ".join(in_order([*own, *flags]))
-            self.cases[case.identity] = replace(
-                case, established=original is None, duplicate_of=original
+            row, flags, original = rows[case.name], found.get(case.name, []), copies.get(case.name)
+            own = [flag for flag in row.flags.split() if flag not in CROSS_CASE_FLAGS]
+            row.flags = " ".join(sort_flags([*own, *flags]))
+            self.cases[case.input_hash] = replace(
+                case, prepared_before=original is None, duplicate_of=original
             )
             refusing = [flag for flag in flags if flag in checks.refuse]
             if refusing and not (refusing == ["duplicate_pixels"] and original is None):
                 detail = f"its voxels are those of case {original}" if original else "see flags"
-                refused[case.case] = f"{refusing[0]}: {detail}, and checks.refuse names it"
-        for row in self.remove([case for case in ordered if case.case in refused]):
+                refused[case.name] = f"{refusing[0]}: {detail}, and checks.refuse names it"
+        for row in self.remove([case for case in ordered if case.name in refused]):
             reason = refused[row.case] if row.kind == "image" else IMAGE_REFUSED
             row = Row(row.patient, "", row.path, row.kind, "refused", reason, row.flags, row.slices)
             self.rows[row.key] = row
@@ -328,27 +354,13 @@ class Preparation:
         """Remove cases and return their rows; files are deleted at the end of the merge."""
         names = set()
         for case in cases:
-            self.removed_files.update(case_files(case, self.groups.pop(case.case)))
-            del self.cases[case.identity]
-            names.add(case.case)
+            self.removed_files.update(case_files(case, self.groups.pop(case.name)))
+            del self.cases[case.input_hash]
+            names.add(case.name)
         rows = [row for row in self.rows.values() if row.case in names]
         for row in rows:
             del self.rows[row.key]
         return rows
-
-    def tiles(self) -> list[Tile]:
-        """Tiles of the contact sheet, by case."""
-        rows = [row for row in self.rows.values() if row.case and row.kind == "image"]
-        return [
-            Tile(
-                row.case,
-                row.patient,
-                self.root / picture_path(row.case),
-                row.flags,
-                volume_text(row),
-            )
-            for row in sorted(rows, key=lambda row: row.case)
-        ]
 
     def write(self, manifest: Manifest) -> None:
         """Write a manifest."""
@@ -364,9 +376,9 @@ class Preparation:
         reasons = sorted(f"{r.path}: {r.reason}" for r in refused if r.reason != IMAGE_REFUSED)
         problems = [*reasons, *self.problems]
         flags = [{f.partition(":")[0] for f in row.flags.split()} for row in images if row.case]
-        kept, added = len(self.cases), sum(r.identity in self.cases for r in results)
+        kept, added = len(self.cases), sum(r.input_hash in self.cases for r in results)
         unlabelled = sum(case.label is None for case in self.cases.values())
-        flagged = sum(bool(names.difference(FACTS)) for names in flags)
+        flagged = sum(bool(names.difference(INFO_FLAGS)) for names in flags)
         summary = (
             f"{self.root}: kept {kept} of {kept + sum(r.kind == 'image' for r in refused)} cases "
             f"({added} new, {unlabelled} unlabelled, {flagged} flagged), "
@@ -375,7 +387,7 @@ class Preparation:
         meanings = []
         for flag, meaning in FLAGS.items():
             count = sum(flag in names for names in flags)
-            if count and flag not in FACTS:
+            if count and flag not in INFO_FLAGS:
                 meanings.append(f"flagged {flag}, {count} case{'s' * (count != 1)}: {meaning}")
         sheet = f"look at {self.root / 'intake.png'}"
         advice = [*repair_lines(results), *meanings, *self.corrections, sheet]
@@ -383,7 +395,7 @@ class Preparation:
 
     def describe_groups(self, images: list[Row]) -> str:
         """Numbers of groups in words."""
-        settings = self.root_settings.groups
+        settings = self.settings.groups
         if settings.depth is None:
             return "no groups"
         empty = sum(int(row.groups_empty or 0) for row in images)
@@ -422,7 +434,9 @@ def repair_lines(results: list[Result]) -> list[str]:
 
 def name_lines(results: list[Result]) -> list[str]:
     """Names of the structures of labels in which none could be chosen."""
-    return [f"{r.rows[-1].path}: {', '.join(r.names)}" for r in results if r.names]
+    return [
+        f"{r.rows[-1].path}: {', '.join(r.structure_names)}" for r in results if r.structure_names
+    ]
 
 
 def free_name(patient: str, taken: set[str]) -> str:
@@ -442,18 +456,6 @@ def skipped_row(skipped: SkippedFile) -> Row:
     slices = "" if skipped.slices is None else skipped.slices
     path = str(skipped.path)
     return Row("", "", path, skipped.kind, skipped.status, skipped.reason, slices=slices)
-
-
-def volume_text(row: Row) -> str:
-    """Volumes of a case for the contact sheet; lines break at spaces.
-
-    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 duct=0.5"))
-    'pancreas:48.8ml duct:0.5ml'
-    """
-    if not row.structures_ml:
-        return f"{float(row.label_ml):.1f} ml" if row.label_ml else ""
-    volumes = (part.split("=") for part in row.structures_ml.split())
-    return " ".join(f"{name}:{float(ml):.1f}ml" for name, ml in volumes)
 
 
 def modified_s(path: Path) -> float:

@@ -23,45 +23,48 @@ DIGITS = 10  # hexadecimal: two of 10,000 patients have one name with a probabil
 LOCK_TIMEOUT_S = 30
 
 
-class Names(NamedTuple):
+class Pseudonyms(NamedTuple):
     """Naming of patients at a site."""
 
-    of: Callable[[str], str]  # name of an identity
+    name: Callable[[str], str]  # pseudonym of an identity
     hash: Callable[[str], str]  # keyed hash of any text
-    rule: str  # differs between keys, without revealing them
-    table: Path | None = None  # file with the identity of each name; None for rule "none"
+    key_id: str  # differs between keys, without revealing them
+    table: Path | None = None  # file with the identity of each name; None where IDs are kept
 
 
-def make_names(rule: str, key_file: Path) -> Names:
+def make_pseudonyms(rule: str, key_file: Path) -> Pseudonyms:
     """Naming by ``pseudonym``, or by ``none``: the PatientID as a safe file name."""
     if rule == "none":
-        return Names(safe_name, partial(digest, b""), "none")
+        return Pseudonyms(safe_name, partial(keyed_hash, b""), "none")
     key = read_key(key_file)
-    rule = "pseudonym-" + digest(key, "")[:8]
-    table = key_file.with_name(key_file.name + ".names.csv")
-    return Names(lambda text: "p" + digest(key, text)[:DIGITS], partial(digest, key), rule, table)
+    return Pseudonyms(
+        lambda text: "p" + keyed_hash(key, text)[:DIGITS],
+        partial(keyed_hash, key),
+        f"pseudonym-{keyed_hash(key, '')[:8]}",
+        key_file.with_name(key_file.name + ".names.csv"),
+    )
 
 
-def remember(names: Names, identities: Iterable[str]) -> None:
+def store_names(pseudonyms: Pseudonyms, identities: Iterable[str]) -> None:
     """Add patients to the table of names; raise PancsegError if two would have one name."""
-    new = {(names.of(identity), identity) for identity in identities}
-    if names.table is None or new <= read_table(names.table).items():
+    path, new = pseudonyms.table, {(pseudonyms.name(text), text) for text in identities}
+    if path is None or new <= read_table(path).items():
         return  # without the lock, which a read-only folder does not allow
     try:
-        with FileLock(f"{names.table}.lock", timeout=LOCK_TIMEOUT_S):
-            table = read_table(names.table)
+        with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S):
+            table = read_table(path)
             for name, identity in new:
                 if table.setdefault(name, identity) != identity:
                     raise PancsegError(
-                        f"{names.table}: two patients have one pseudonym, {name}, by chance; "
+                        f"{path}: two patients have one pseudonym, {name}, by chance; "
                         "prepare with another privacy.key_file"
                     )
             text = io.StringIO()
             writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # identities may hold line ends
             writer.writerows([("patient", "identity"), *sorted(table.items())])
-            write_secret(names.table, text.getvalue())
+            write_secret(path, text.getvalue())
     except Timeout:
-        raise PancsegError(f"{names.table}.lock: held by another process; end it") from None
+        raise PancsegError(f"{path}.lock: held by another process; end it") from None
 
 
 def read_table(path: Path) -> dict[str, str]:
@@ -78,7 +81,7 @@ def read_table(path: Path) -> dict[str, str]:
         csv.field_size_limit(limit)
 
 
-def digest(key: bytes, text: str) -> str:
+def keyed_hash(key: bytes, text: str) -> str:
     """Keyed hash, HMAC-SHA256 (RFC 2104), hexadecimal."""
     return hmac.new(key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 

@@ -19,12 +19,11 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume, parsing
+from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume
 from pancseg.dicom.slices import FARTHEST_MM, LARGEST_RESCALE
-from pancseg.errors import Refused
-from pancseg.geometry import Affine, same_grid, slices_from_feet, spacing_of
-from pancseg.intake.label_grid import uncropped
-from pancseg.intake.source import Scan
+from pancseg.errors import Refused, parsing
+from pancseg.geometry import Affine, oriented_like, same_grid, slices_from_feet, spacing_of
+from pancseg.intake.types import Scan
 from pancseg.parallel import main_memory
 from pancseg.structures import LabelMap, Structure, encode_values, match_names
 
@@ -99,19 +98,19 @@ def read_label_file(
     """
     is_nifti = IS_NIFTI.search(path.name)
     volume = (read_nifti if is_nifti else read_nrrd)(path)
-    codes, undeclared, ignored = encode(volume, structures, declared, ignore)
+    codes, unknown_values, ignored = encode(volume, structures, declared, ignore)
     if (share := ignored / codes.size) > 0.01:
         what = f"has it on {share:.1%} of its voxels, expected at most 1%"
         raise Refused("ignore_label", f"{path.name} {what}")
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
     image = image if is_nifti else uncropped(image, scan.image)
-    return LabelMap(image, undeclared, ("ignore_label",) * bool(ignored))
+    return LabelMap(image, unknown_values, ("ignore_label",) * bool(ignored))
 
 
 def encode(
     volume: Volume, structures: Sequence[Structure], declared: Iterable[int], ignore: int | None
 ) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
-    """Structure codes ``(x, y, z)``, undeclared values, and number of ignored voxels."""
+    """Structure codes ``(x, y, z)``, unknown_values values, and number of ignored voxels."""
     if volume.segments:
         return encode_segments(volume, structures), (), 0
     values = volume.values
@@ -120,13 +119,13 @@ def encode(
     whole = np.rint(distinct)
     labels = np.where(np.abs(distinct - whole) <= volume.rounding, whole, distinct)
     is_ignored = whole == (np.nan if ignore is None else ignore)
-    code_of, undeclared = encode_values(np.where(is_ignored, 0, labels), structures, declared)
+    code_of, unknown_values = encode_values(np.where(is_ignored, 0, labels), structures, declared)
     codes, ignored = np.empty(values.shape, np.uint8, order="F"), 0
     for k in slices:
         index = np.searchsorted(distinct, values[..., k])
         codes[..., k] = code_of[index]
         ignored += int(np.count_nonzero(is_ignored[index]))
-    return codes, undeclared, ignored
+    return codes, unknown_values, ignored
 
 
 def encode_segments(volume: Volume, structures: Sequence[Structure]) -> NDArray[np.uint8]:
@@ -300,3 +299,21 @@ def to_real(stored: NDArray[Any], slope: float, intercept: float, file: Path) ->
     if not np.isfinite([volume.values.min(), volume.values.max()]).all():
         raise Refused("not_finite", f"{file.name} holds NaN or infinite values")
     return volume.values
+
+
+def uncropped(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Pad a label that was cropped to its structure, as by 3D Slicer, to the grid of its image.
+
+    Returned unchanged unless its voxels coincide with voxels of the image.
+    """
+    turned = oriented_like(label, image)
+    shape = turned.shape
+    first = np.rint(np.linalg.solve(image.affine, turned.affine)[:3, 3]).astype(int)
+    if shape == image.shape or (first < 0).any() or (first + shape > image.shape).any():
+        return label
+    box = tuple(slice(start, start + size) for start, size in zip(first, shape, strict=True))
+    if not same_grid(shape, turned.affine, shape, image.slicer[box].affine):
+        return label
+    codes: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
+    codes[box] = np.asanyarray(turned.dataobj)
+    return nib.Nifti1Image(codes, image.affine)

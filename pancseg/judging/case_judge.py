@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.data.manifest import Case
-from pancseg.dicom.pixels import brief
-from pancseg.errors import Incomplete, lacks_room
+from pancseg.errors import Incomplete, brief, lacks_room
 from pancseg.files import write_json, write_nifti
 from pancseg.geometry import bounding_box, spacing_of
 from pancseg.inference.mask_finding import find_mask
@@ -61,7 +60,7 @@ class CaseJudge:
         Raises:
             Incomplete: If nothing more can be written.
         """
-        named = {"patient": case.patient, "case": case.case}
+        named = {"patient": case.patient, "case": case.name}
         fold = {"fold": judging[0].fold} if len(judging) == 1 else {"fold": None}
         files = (self.mask_of(case), self.picture_of(case), self.view_of(case))
         try:
@@ -74,7 +73,7 @@ class CaseJudge:
                 ) from error
             for old in files:
                 old.unlink(missing_ok=True)  # of an earlier scoring
-            log.debug("%s", case.case, exc_info=True)
+            log.debug("%s", case.name, exc_info=True)
             told = brief(error).replace(str(self.root), "...")  # no place of data in a report
             reason = f"{FAILED}: {type(error).__name__}: {told}"
             scores = Scores.nothing(self.tolerances_mm, reason)
@@ -118,21 +117,21 @@ class CaseJudge:
     ) -> None:
         """Write the picture of a case, and what the report scrolls through."""
         dice = "no reference" if scores.dice is None else f"Dice {scores.dice:.3f}"
-        title = f"{case.case} ({self.note}): {dice}"
+        title = f"{case.name} ({self.note}): {dice}"
         draw_case(self.picture_of(case), image, prediction, reference, title)
         write_json(self.view_of(case), make_view(image, prediction, reference))
 
     def mask_of(self, case: Case) -> Path:
         """Where a case's mask is written."""
-        return self.folder / f"{case.case}_prediction.nii.gz"
+        return self.folder / f"{case.name}_prediction.nii.gz"
 
     def picture_of(self, case: Case) -> Path:
         """Where a case's picture is written."""
-        return self.folder / f"{case.case}.png"
+        return self.folder / f"{case.name}.png"
 
     def view_of(self, case: Case) -> Path:
         """Where a case's slices for the report are written."""
-        return self.folder / "views" / f"{case.case}.json"
+        return self.folder / "views" / f"{case.name}.json"
 
 
 def read_case(case: Case, root: Path) -> tuple[nib.Nifti1Image, NDArray[np.bool_]]:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pancseg.data.cache import change_since_prepared
-from pancseg.data.intake_table import read_rows
-from pancseg.data.manifest import Case, read_manifest
+from pancseg.data.manifest import Case, read_manifest, read_rows
 from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 from pancseg.inference.members import Member, are_held_out
 from pancseg.inference.postprocess import Postprocess
-from pancseg.intake.flags import FACTS
+from pancseg.intake.checks import INFO_FLAGS
 
 log = logging.getLogger(__name__)
 GEOMETRY = "whole cases on their own grid, {} put together by mean probability"
@@ -88,8 +87,8 @@ def note_of(about: dict[str, Any]) -> str:
 def flags_of(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:
     """Flags that intake raised on cases, by case; facts that somebody chose are none."""
     rows = [row for row in read_rows(root) if row.kind == "image"]
-    raised = {row.case: [one for one in row.flags.split() if one not in FACTS] for row in rows}
-    return {case.case: raised[case.case] for case in cases if raised.get(case.case)}
+    raised = {row.case: [one for one in row.flags.split() if one not in INFO_FLAGS] for row in rows}
+    return {case.name: raised[case.name] for case in cases if raised.get(case.name)}
 
 
 def changed_of(cases: Sequence[Case], root: Path) -> list[str]:
@@ -102,7 +101,7 @@ def changed_of(cases: Sequence[Case], root: Path) -> list[str]:
             continue  # its row will say that it cannot be read
         if warning:
             log.warning(warning)
-            changed.append(case.case)
+            changed.append(case.name)
     return changed
 
 

@@ -17,8 +17,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from pancseg import __version__
-from pancseg.dicom.pixels import quiet
 from pancseg.dicom.slices import SlicePlane, SliceStack
+from pancseg.errors import quiet
 from pancseg.files import replaced
 from pancseg.output.dicom_sources import frames_of, sources_of
 from pancseg.output.pixel_borders import Floats, pixel_borders

@@ -9,9 +9,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from pancseg import __version__
-from pancseg.dicom.pixels import quiet
 from pancseg.dicom.slices import SliceStack
-from pancseg.errors import Refused
+from pancseg.errors import Refused, quiet
 from pancseg.files import replaced
 from pancseg.output.dicom_sources import frames_of, sources_of
 

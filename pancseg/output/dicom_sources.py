@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 
-from pancseg.dicom.pixels import has_no_preamble, name_syntax, parsing, quiet
+from pancseg.dicom.pixels import has_no_preamble, name_syntax
 from pancseg.dicom.slices import SliceStack
-from pancseg.errors import Refused
+from pancseg.errors import Refused, parsing, quiet
 from pancseg.geometry import oriented_like
 
 NEEDED = ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")

@@ -47,7 +47,7 @@ def title_of(name: str, data: CTDataModule) -> str:
 
 def counts_of(data: CTDataModule) -> dict[str, dict[str, int]]:
     """Patients of each subset, and its groups, or its cases with patches."""
-    unit = "cases" if data.sampling.of_patches else "groups"
+    unit = "cases" if data.sampling.uses_patches else "groups"
     return {
         subset: {"patients": len(getattr(data.split, subset)), unit: len(data.entries(subset))}
         for subset in SUBSETS
@@ -66,7 +66,7 @@ def grid_of(data: CTDataModule) -> str:
         " x ".join(f"{value:g}" for value in values)
         for values in (data.plan.spatial_size, data.plan.spacing_mm)
     )
-    if data.sampling.of_patches:
+    if data.sampling.uses_patches:
         return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
     return f"voxels summed over a patient's groups, on the network's grid of {size}"
 

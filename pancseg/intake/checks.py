@@ -1,21 +1,29 @@
-"""Flags of ``intake.csv``: what a person should check in a case, and the tests that raise them."""
+"""Checks of a case: the flags of ``intake.csv``, and the grid of a label against its image's."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from pancseg.data.manifest import Case, same_person
 from pancseg.errors import PancsegError, Refused
-from pancseg.geometry import bounding_box, second_component_voxels
+from pancseg.geometry import (
+    Affine,
+    bounding_box,
+    describe_grid,
+    same_grid,
+    second_component_voxels,
+    spacing_of,
+)
 from pancseg.structures import Structure, region_mask
 
 Voxels = NDArray[Any]
-FACTS = ("unlabelled", "phantom")  # properties of a data set, not problems of a case
-ROOT_FLAGS = ("duplicate_pixels", "two_names", "spacing_outlier")  # follow from other cases
+INFO_FLAGS = ("unlabelled", "phantom")  # properties of a data set, not problems of a case
+CROSS_CASE_FLAGS = ("duplicate_pixels", "two_names", "spacing_outlier")  # follow from other cases
 FLAGS = {
     "hu_not_applied": "No fat and no air: values are not HU; convert the series again from DICOM.",
     "hu_windowed": "Values were clipped to a display window; convert it again from DICOM.",
@@ -55,7 +63,7 @@ SAMPLED_PIXELS, MAX_STEP = 64, 4  # along an axis of a sampled slice, at least; 
 FAT_BELOW = -30  # fat, lung and air; every CT has some
 SOFT_TISSUE_HU = (-150, 250)
 BODY_ABOVE = -300  # lung and air lie below; fat and partial volumes above
-AIR_HU = (-1200, -700)
+AIR_RANGE_HU = (-1200, -700)
 WINDOW_HU = (-900, 1000)  # clipping beyond, as to -1024..3071, loses nothing
 CONTENT_HU = (-1000, 1000)  # padding and metal do not help to compare slices
 
@@ -91,7 +99,7 @@ class Checks:
                 raise PancsegError(f"checks.{name}={list(limits)}: expected two, the lower first")
 
 
-def in_order(flags: Iterable[str]) -> list[str]:
+def sort_flags(flags: Iterable[str]) -> list[str]:
     """Flags without repetition, in the order of ``FLAGS``."""
     names = list(FLAGS)
     return sorted(set(flags), key=lambda flag: (names.index(flag.partition(":")[0]), flag))
@@ -128,7 +136,7 @@ def voxel_flags(
         flags.add("slice_order")
     if codes is not None:
         flags |= label_flags(hu, codes, float(np.prod(spacing_mm)) / 1000, checks, structures)
-    return in_order(flags - {""})
+    return sort_flags(flags - {""})
 
 
 def sample_slices(hu: Voxels) -> Voxels:
@@ -152,8 +160,8 @@ def hu_flag(hu: Voxels, sample: Voxels, hu_range: Sequence[float]) -> str:
     soft_tissue = (sample > SOFT_TISSUE_HU[0]) & (sample < SOFT_TISSUE_HU[1])
     # a wrong slope displaces air most; padding of one value is not air
     dark = sample[(sample < BODY_ABOVE) & (sample > low)]
-    air = (dark > AIR_HU[0]) & (dark < AIR_HU[1])
-    if low < AIR_HU[0] and np.mean(sample == low) > MIN_PADDING:
+    air = (dark > AIR_RANGE_HU[0]) & (dark < AIR_RANGE_HU[1])
+    if low < AIR_RANGE_HU[0] and np.mean(sample == low) > MIN_PADDING:
         low = hu.min(where=hu > low, initial=high)
     if (
         not hu_range[0] <= low <= high <= hu_range[1]
@@ -222,11 +230,13 @@ def label_flags(
 def duplicates_of(cases: Iterable[Case]) -> dict[str, str]:
     """Cases with the voxels of an earlier case, each with the first such case."""
     first: dict[str, str] = {}
-    originals = {case.case: first.setdefault(case.pixels or case.case, case.case) for case in cases}
+    originals = {
+        case.name: first.setdefault(case.voxel_hash or case.name, case.name) for case in cases
+    }
     return {case: original for case, original in originals.items() if case != original}
 
 
-def root_flags(
+def cross_case_flags(
     cases: Sequence[Case], duplicates: dict[str, str], spacing_factor: float
 ) -> dict[str, list[str]]:
     """Flags that follow from a comparison of all cases of a prepared folder, by case."""
@@ -237,11 +247,69 @@ def root_flags(
     shared = {person for patient, person in person_of.items() if patient != person}
     for case in cases:
         if person_of[case.patient] in shared:
-            flags[case.case].append("two_names")
+            flags[case.name].append("two_names")
     if len(cases) >= MIN_CASES_FOR_MEDIAN:
         spacing_mm = np.array([case.spacing_mm for case in cases])
         ratios = np.abs(np.log(spacing_mm / np.median(spacing_mm, axis=0))).max(axis=1)
         for case, ratio in zip(cases, ratios, strict=True):
             if ratio > np.log(spacing_factor):
-                flags[case.case].append("spacing_outlier")
+                flags[case.name].append("spacing_outlier")
     return dict(flags)
+
+
+MIN_FLIPPED_VOXELS = 4  # along a shorter axis, a flip is also a small shift
+
+
+def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | None:
+    """The first difference of a label, oriented like its image, of a tenth of a voxel or more."""
+    affine, other = image.affine, label.affine
+    if image.shape != label.shape:
+        own, expected = describe_grid(label.shape, other), describe_grid(image.shape, affine)
+        return Refused("label_size", f"label has {own}; image has {expected}")
+    if same_grid(image.shape, affine, label.shape, other):
+        return None
+    spacing_mm, other_mm = np.array(spacing_of(affine)), np.array(spacing_of(other))
+    tolerance_mm = spacing_mm.min() / 10
+    steps = np.array(image.shape) - 1
+    if (np.abs(other_mm - spacing_mm) * steps > tolerance_mm).any():
+        own, expected = (
+            " x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (other_mm, spacing_mm)
+        )
+        return Refused("label_spacing", f"label has voxels of {own} mm, image of {expected} mm")
+    axes, other_axes = affine[:3, :3] / spacing_mm, other[:3, :3] / other_mm
+    if (np.linalg.norm(other_axes - axes, axis=0) * spacing_mm * steps > tolerance_mm).any():
+        cosines = np.clip((axes * other_axes).sum(axis=0), -1, 1)
+        degrees = np.degrees(np.arccos(cosines)).max()
+        return Refused("label_direction", f"label's axes are {degrees:.2f} degrees off the image's")
+    if flip := describe_flip(image.shape, affine, other):
+        reason = "its affine has wrong signs, as where LPS is written as RAS; export it again"
+        return Refused("label_flipped", f"label {flip}: {reason}")
+    shift_mm = other[:3, 3] - affine[:3, 3] + (other - affine)[:3, :3] @ (steps / 2)
+    shift_voxels = np.linalg.solve(affine[:3, :3], shift_mm)
+    mm, voxels = (", ".join(f"{v + 0.0:.2f}" for v in shift) for shift in (shift_mm, shift_voxels))
+    where = f"({mm}) mm to the right, front and head of the image, ({voxels}) voxels"
+    return Refused("label_shifted", f"label lies {where}")
+
+
+def describe_flip(shape: tuple[int, ...], affine: Affine, other: Affine) -> str:
+    """Describe a grid of equal axes that is displaced by a wrong sign in its affine, else "".
+
+    Oriented like the image, a label with a wrong sign in an axis begins where the image ends. With
+    a wrong sign in its origin too (LPS written as RAS), its centre is the image's, negated.
+    """
+    size = np.array(shape)
+    centre, other_centre = (nib.affines.apply_affine(a, (size - 1) / 2) for a in (affine, other))
+    tolerance_mm = min(spacing_of(affine)) / 10
+    voxels = np.abs(np.linalg.solve(affine[:3, :3], other_centre - centre))
+    by_extent = (np.abs(voxels - (size - 1)) <= 1) & (size >= MIN_FLIPPED_VOXELS)
+    displaced = np.abs(other_centre - centre) > tolerance_mm
+    negated = np.abs(other_centre + centre) <= tolerance_mm
+    if by_extent.any() and (voxels[~by_extent] <= 0.1).all():
+        flipped = np.abs(affine[:3, np.flatnonzero(by_extent)]).argmax(axis=0)
+        how = "begins where the image ends"
+    elif displaced.any() and negated[displaced].all():
+        flipped, how = np.flatnonzero(displaced), "is mirrored at the scanner's origin"
+    else:
+        return ""
+    names = ("left-right", "back-front", "feet-head")
+    return f"{how}, {' and '.join(names[axis] for axis in flipped)}"

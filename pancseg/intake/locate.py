@@ -1,19 +1,17 @@
-"""Files and series of a source, in folders at any depth or by patterns such as ``DIR/*/CT``."""
+"""Find series and files, in folders at any depth or by patterns such as ``DIR/*/CT``."""
 
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pancseg.data.intake_table import TABLE
-from pancseg.data.manifest import MANIFEST
-from pancseg.dicom.series import Series, find_series
+from pancseg.data.manifest import MANIFEST, TABLE
+from pancseg.dicom.series import find_series
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
-from pancseg.intake.source import ReadOptions, SkippedFile, SourceContents
+from pancseg.intake.types import ReadOptions, SkippedFile, SourceContents, SourceItem
 from pancseg.intake.volume_files import is_volume_file, stem_of, unread_format
 
 WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
@@ -23,25 +21,9 @@ SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECAS
 OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocatedSeries(Series):
-    """A series, or a file of the kind ``file``, of a source; its folder is absolute.
-
-    Attributes:
-        path: In the table: the folder, or the first file where other series lie in the folder.
-        key: Text that the path rule compares: what a pattern's wildcards match, relative folder,
-            for files also their stem.
-        names_patient: Whether the key names the patient, as under patterns and of files.
-    """
-
-    path: Path
-    key: str
-    names_patient: bool
-
-
 def locate_series(
     path: Path, options: ReadOptions, contents: SourceContents, without: Collection[Path] = ()
-) -> list[LocatedSeries]:
+) -> list[SourceItem]:
     """Series that a path or pattern names; rows of other files, except some, are added."""
     located = []
     for pattern_key, match, files in search(path, contents):
@@ -51,42 +33,42 @@ def locate_series(
         contents.skipped += [
             SkippedFile(row.path, "other", row.status, row.reason, row.count) for row in skipped
         ]
-        in_folder = Counter(each.folder for each in series if each.kind == "image")
+        in_folder = Counter(each.folder for each in series if each.format == "image")
         for each in series:
             own: dict[str, Any] = vars(each) | {"folder": (folder := root / each.folder)}
-            has_folder = each.kind == "image" and in_folder[each.folder] == 1
+            has_folder = each.format == "image" and in_folder[each.folder] == 1
             own |= {"path": folder if has_folder else each.files[0]}
             key = pattern_key or each.folder.as_posix()
-            located.append(LocatedSeries(**own, key=key, names_patient=bool(pattern_key)))
+            located.append(SourceItem(**own, key=key, names_patient=bool(pattern_key)))
     return located
 
 
 def locate_files(
-    path: Path, kind: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
-) -> list[LocatedSeries]:
+    path: Path, role: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
+) -> list[SourceItem]:
     """NIfTI and NRRD files that a path or pattern names; rows of what is not read are added.
 
-    The kind, ``image`` or ``label``, is that of rows of unread formats; without, there are none.
+    Unread formats get rows of the kind ``role``, ``image`` or ``label``; an empty role, none.
     """
     located = []
     for pattern_key, match, files in search(path, contents):
         for file in files:
-            if reason := kind and unread_format(file):
-                contents.skipped.append(SkippedFile(file, kind, "refused", reason))
-            elif is_volume_file(file) and not (kind == "image" and ".seg." in file.name.lower()):
+            if reason := role and unread_format(file):
+                contents.skipped.append(SkippedFile(file, role, "refused", reason))
+            elif is_volume_file(file) and not (role == "image" and ".seg." in file.name.lower()):
                 if file == match:  # the text of * in ct.nii* names nobody
                     key = SUFFIX.sub("", pattern_key) or stem(file)
                 else:
                     folder = Path(pattern_key) / file.parent.relative_to(match)
                     key = (folder / stem(file)).as_posix()
-                located.append(locate_file(file, key))
+                located.append(volume_item(file, key))
     return located
 
 
-def locate_file(file: Path, key: str) -> LocatedSeries:
+def volume_item(file: Path, key: str) -> SourceItem:
     """An image or label file."""
     place: dict[str, Any] = {"folder": file.parent, "path": file, "files": (file,)}
-    return LocatedSeries(kind="file", key=key, names_patient=True, **place)
+    return SourceItem(format="file", key=key, names_patient=True, **place)
 
 
 def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pancseg.errors import PancsegError
-from pancseg.intake.dicom_source import add_cases, find_dicom
-from pancseg.intake.paths import locate_files
-from pancseg.intake.source import CaseSource, ReadOptions, SourceContents
+from pancseg.intake.cases import add_cases
+from pancseg.intake.locate import locate_files
+from pancseg.intake.sources import find_dicom
+from pancseg.intake.types import CaseSource, ReadOptions, SourceContents
 from pancseg.intake.volume_files import without_suffix
 
 IS_LABEL = re.compile(r"[_\-.](label|lbl|seg|mask)$", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Values that a source of scans and its readers return."""
+"""Values that pass between the sources, the readers and the conversion."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel as nib
 
+from pancseg.dicom.series import Series
 from pancseg.dicom.slices import Repair, SliceStack
 from pancseg.geometry import Affine
 from pancseg.structures import LabelMap, Structure
@@ -65,7 +66,7 @@ class CaseSource:
         read_image: Returns the scan.
         read_label: Returns the label map of a scan; None for images without label.
         label_path: Folder or file of the label.
-        identity: Text by which the same input is recognised in a later run.
+        input_key: Text by which the same input is recognised in a later run.
         study_uid: StudyInstanceUID, or empty.
         series_uid: SeriesInstanceUID, or empty.
         patient_id: PatientID, or empty.
@@ -82,7 +83,7 @@ class CaseSource:
     read_image: ImageReader
     read_label: LabelReader | None = None
     label_path: Path | None = None
-    identity: str = ""
+    input_key: str = ""
     study_uid: str = ""
     series_uid: str = ""
     patient_id: str = ""
@@ -111,3 +112,19 @@ class SourceContents:
     cases: list[CaseSource] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceItem(Series):
+    """A series, or a file of the format ``file``, of a source; its folder is absolute.
+
+    Attributes:
+        path: In the table: the folder, or the first file where other series lie in the folder.
+        key: Text that the path rule compares: what a pattern's wildcards match, relative folder,
+            for files also their stem.
+        names_patient: Whether the key names the patient, as under patterns and of files.
+    """
+
+    path: Path
+    key: str
+    names_patient: bool

@@ -1,0 +1,284 @@
+"""Sources of scans and labels: ``dicom``, ``nifti``, ``ircadb`` and ``nih``."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pancseg.errors import PancsegError
+from pancseg.geometry import oriented_like, same_grid, spacing_of
+from pancseg.intake.cases import add_cases, skip
+from pancseg.intake.locate import is_pattern, locate_files, locate_series
+from pancseg.intake.match_labels import REFERRING, Match, match_labels
+from pancseg.intake.types import (
+    LabelReader,
+    ReadOptions,
+    Scan,
+    SkippedFile,
+    SourceContents,
+    SourceItem,
+)
+from pancseg.structures import LabelMap
+
+NOT_CT = "not_ct: Modality is not CT"
+EXPECTED_CT = "expected CT; source.modality=any takes it"
+
+
+def find_dicom(
+    images: Path, labels: Path | None, modality: str, options: ReadOptions
+) -> SourceContents:
+    """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels.
+
+    Paths may be patterns. Labels may be None, or the same path for SEG and RTSTRUCT among the
+    images; the modality may be ``any``.
+
+    Raises:
+        PancsegError: If images and labels are one folder that holds neither SEG nor RTSTRUCT.
+    """
+    contents = SourceContents()
+    located = locate_both(images, labels, options, contents)
+    scans, drawn = sort_out_scans(contents, *located, modality)
+    if labels is not None and labels.is_file() and len(drawn) == len(scans) == 1:
+        matches = [Match(drawn[0], scans[0])]  # whatever the file is named
+    else:
+        matches = match_labels(drawn, scans)
+    add_cases(contents, scans, None if labels is None else matches, options)
+    if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
+        contents.warnings.append(
+            f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
+            "that no split can hold any of them out; if they are several, name them by patterns, "
+            "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
+        )
+    return contents
+
+
+def locate_both(
+    images: Path, labels: Path | None, options: ReadOptions, contents: SourceContents
+) -> tuple[list[SourceItem], list[SourceItem]]:
+    """Series of images; and files and series of labels.
+
+    Raises:
+        PancsegError: If both are one folder that holds neither SEG nor RTSTRUCT.
+    """
+    if labels is None or images.resolve() != labels.resolve():
+        drawn = locate_files(labels, "", contents) if labels else []
+        label_files = {label.path for label in drawn}
+        found = locate_series(images, options, contents, label_files)
+        drawn += locate_series(labels, options, contents, label_files) if labels else []
+        return found, drawn
+    found = locate_series(images, options, contents)
+    if drawn := [each for each in found if each.format in REFERRING]:
+        return found, drawn
+    raise PancsegError(
+        f"source.images={images}: is also source.labels, and holds no DICOM SEG or RTSTRUCT; give "
+        "the folder of the labels"
+    )
+
+
+def sort_out_scans(
+    contents: SourceContents, found: list[SourceItem], labels: list[SourceItem], modality: str
+) -> tuple[list[SourceItem], list[SourceItem]]:
+    """Scans of a modality, or of ``any``, among series; and labels. Rows of others are added.
+
+    Where the folder of images contains that of labels or the other way round, files of both belong
+    to the inner one. Alone in its folder, a series that is no scan is refused, because somebody
+    expects it to be read; beside a scan it is dropped, because archives put it there.
+    """
+    image_files = {file for image in found for file in image.files}
+    label_files = {file for label in labels for file in label.files}
+    if len(image_files) < len(label_files):
+        labels = [label for label in labels if image_files.isdisjoint(label.files)]
+    else:
+        found = [image for image in found if label_files.isdisjoint(image.files)]
+    is_scan = {
+        each: each.format == "image" and modality in ("any", each.modality) for each in found
+    }
+    scans = [each for each in found if is_scan[each]]
+    folders = {scan.folder for scan in scans}
+    for each in (each for each in found if not is_scan[each]):
+        if each.format != "image":
+            skip(contents, each, "label", "dropped", f"label_among_images: {each.format.upper()}")
+        elif each.folder in folders:
+            skip(contents, each, "other", "dropped", NOT_CT)
+        else:
+            skip(contents, each, "image", "refused", f"{NOT_CT}, {EXPECTED_CT}")
+    return scans, labels
+
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
+OTHER_CHANNEL = "other_channel: only channel 0000 is read"
+
+
+def find_nifti_pairs(
+    images: Path, labels: Path | None, patient: str | None, options: ReadOptions
+) -> SourceContents:
+    """Images with labels of the same key, which also names the patient.
+
+    The key is the relative path and stem, or the text that the wildcards of a pattern match. A
+    regular expression with a group named ``patient`` finds the patient in it. Labels may be None.
+
+    Raises:
+        PancsegError: If the paths do not fit together, or the expression finds no patient.
+    """
+    if labels and images.resolve() == labels.resolve():
+        raise PancsegError(f"source.images={images}: is also source.labels; give their own folder")
+    if labels and is_pattern(images) != is_pattern(labels):
+        name, path = ("labels", labels) if is_pattern(images) else ("images", images)
+        raise PancsegError(
+            f"source.{name}={path}: is no pattern, but the other path is; give two patterns, such "
+            "as DIR/*/ct.nii.gz and DIR/*/pancreas.nii.gz, or two folders"
+        )
+    contents = SourceContents()
+    drawn = locate_files(labels, "label", contents) if labels else []
+    label_files = {file for label in drawn for file in label.files}
+    scans = locate_files(images, "image", contents)
+    scans = [scan for scan in scans if label_files.isdisjoint(scan.files)]
+    if labels and labels.is_file() and images.is_file():
+        matches = [Match(label, scan) for label in drawn for scan in scans]
+    else:
+        scans, matches = match_files(scans, drawn, contents)
+    add_cases(contents, scans, matches if labels else None, options)
+    if patient is None:
+        warn_of_parts(contents)
+    else:
+        contents.cases = [
+            replace(case, patient=search_patient(case.patient, patient)) for case in contents.cases
+        ]
+    return contents
+
+
+def match_files(
+    images: list[SourceItem], labels: list[SourceItem], contents: SourceContents
+) -> tuple[list[SourceItem], list[Match]]:
+    """Match labels with images of the same key, refuse several images of one key.
+
+    ``p7_0000`` is the first channel of the image of a label ``p7``, unless a label has exactly its
+    name; rows of its other channels are added.
+    """
+    label_keys, image_keys = ({each.key for each in located} for located in (labels, images))
+    kept = []
+    for image in images:
+        match = CHANNEL.fullmatch(image.key)
+        if match and image.key not in label_keys and match[1] in label_keys - image_keys:
+            if match[2] != "0000":
+                contents.skipped.append(SkippedFile(image.path, "other", "dropped", OTHER_CHANNEL))
+                continue
+            image = replace(image, key=match[1])
+        kept.append(image)
+    count = Counter(image.key for image in kept)
+    for n, image in enumerate(kept):
+        if count[image.key] > 1:
+            problem = f"ambiguous_image: {count[image.key]} images are named {image.key}; keep one"
+            kept[n] = replace(image, problem=problem)
+    return kept, match_labels(labels, kept)
+
+
+def search_patient(key: str, pattern: str) -> str:
+    r"""The patient of a key.
+
+    >>> search_patient("a/liver_3_07", r"liver_(?P<patient>\d+)")
+    '3'
+
+    Raises:
+        PancsegError: If the expression has no such group or does not match.
+    """
+    try:
+        match = re.search(pattern, key)
+        if match and match["patient"]:
+            return match["patient"]
+        problem = f"does not match {key}"
+    except (re.error, IndexError) as error:
+        problem = str(error)
+    raise PancsegError(
+        f"source.patient={pattern}: {problem}; expected a regular expression with a group named "
+        "patient that matches every image, such as (?P<patient>[^_]+)"
+    )
+
+
+def warn_of_parts(contents: SourceContents) -> None:
+    """Warn where names of patients differ in nothing but the last of two numbers or more."""
+    first: dict[str, str] = {}
+    for key in (case.patient for case in contents.cases):
+        base = re.sub(r"\d+(?=\D*$)", "#", key) if re.search(r"\d\D+\d", key) else key
+        if first.setdefault(base, key) != key:
+            contents.warnings.append(
+                f"{first[base]} and {key} look like parts of one patient, but count as two, so "
+                "that one may be trained on and the other tested on; if they are one, give "
+                "source.patient, such as '(?P<patient>.+)_\\d+$'"
+            )
+            return
+
+
+NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
+NIH_SPACING_TOLERANCE = 0.01  # of the spacing
+
+
+def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContents:
+    """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``.
+
+    Its PatientIDs are empty, each mask series has another StudyInstanceUID and there is no
+    FrameOfReferenceUID: the path matches labels and names the patient.
+
+    Raises:
+        PancsegError: If there is no such folder, it is still packed, or lacks the organ.
+    """
+    if not any(folder.glob("*/PATIENT_DICOM")):
+        advice = "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
+        if any(folder.glob("*/PATIENT_DICOM.zip")):
+            advice = "unpack PATIENT_DICOM.zip and MASKS_DICOM.zip in each folder"
+        raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
+    organs = {path.name for path in folder.glob("*/MASKS_DICOM/*")}
+    if organ not in organs:
+        there = ", ".join(sorted(organs)) or "nothing"
+        raise PancsegError(f"source.organ={organ}: nobody has a mask of it; there are {there}")
+    images, labels = folder / "*" / "PATIENT_DICOM", folder / "*" / "MASKS_DICOM" / organ
+    return find_dicom(images, labels, "CT", options)
+
+
+def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceContents:
+    """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``, or alone."""
+    contents = SourceContents()
+    located = locate_both(images, labels, options, contents)
+    scans, drawn = sort_out_scans(contents, *located, "CT")
+    scans, drawn = numbered(scans, "image", contents), numbered(drawn, "label", contents)
+    add_cases(contents, scans, match_labels(drawn, scans) if labels else None, options)
+    contents.cases = [
+        replace(case, read_label=case.read_label and partial(read_nih_label, case.read_label))
+        for case in contents.cases
+    ]
+    return contents
+
+
+def numbered(located: list[SourceItem], kind: str, contents: SourceContents) -> list[SourceItem]:
+    """Series and files with their number as key, which names the patient; others become rows."""
+    kept = []
+    for each in located:
+        found = NIH_NUMBER.findall(f"{each.path} {each.patient_id}")
+        if found:
+            key = f"PANCREAS_{int(found[-1]):04}"
+            kept.append(replace(each, key=key, names_patient=True))
+        else:
+            reason = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
+            skip(contents, each, kind, "refused", reason)
+    return kept
+
+
+def read_nih_label(read_label: LabelReader, scan: Scan) -> LabelMap:
+    """Read a label; where only its origin differs from that of the scan, use the scan's.
+
+    The affines of these files have the right directions, and often a wrong origin.
+    """
+    label, image = read_label(scan), scan.image
+    turned = oriented_like(label.image, image)
+    if same_grid(turned.shape, turned.affine, image.shape, image.affine):
+        return replace(label, image=turned)
+    apart_mm = np.linalg.norm(turned.affine[:3, :3] - image.affine[:3, :3], axis=0)
+    near_mm = NIH_SPACING_TOLERANCE * np.array(spacing_of(image.affine))
+    if turned.shape != image.shape or (apart_mm > near_mm).any():
+        return label
+    placed = nib.Nifti1Image(np.asanyarray(turned.dataobj), image.affine)
+    return replace(label, image=placed, flags=(*label.flags, "label_placed_by_axes"))
