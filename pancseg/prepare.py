@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pancseg.intake.types import ReadOptions, SourceContents
     from pancseg.structures import Structure
 
+OUTPUT_FOLDERS = ("cases", "groups", "pictures")
 PATH_KEYS = ("images", "labels", "folder")  # keys of a source that are paths
 
 
@@ -45,7 +46,7 @@ def fill_prepared_folder(cfg: DictConfig) -> list[str]:
     from pancseg.data.groups import GroupSettings
     from pancseg.intake.checks import Checks
     from pancseg.intake.convert import PrepareSettings
-    from pancseg.intake.preparation import Preparation, Shard, check_root
+    from pancseg.intake.preparation import Preparation, Shard
     from pancseg.intake.pseudonyms import make_pseudonyms, store_names
     from pancseg.structures import parse_structures
 
@@ -146,6 +147,22 @@ def existing_path(source: DictConfig, key: str) -> Path | None:
     if not path.exists():
         raise PancsegError(f"source.{key}={path}: no such file or folder")
     return path.resolve()  # one spelling, so that a case is recognised again
+
+
+def check_root(root: Path, sources: list[Path]) -> None:
+    """Check that a folder is a prepared one, or free to become one, and no source lies in it."""
+    from pancseg.data.manifest import has_manifest
+
+    for source in sources:
+        if source.resolve().is_relative_to(root.resolve()):
+            raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
+    folders = [name for name in OUTPUT_FOLDERS if (root / name).is_dir()]
+    filled = [name for name in folders if any((root / name).iterdir())]
+    if filled and not has_manifest(root):
+        raise PancsegError(
+            f"{root}: holds {filled[0]}/ but no manifest.json, so it is not a prepared folder; "
+            "give another data.root"
+        )
 
 
 def nothing_found(contents: "SourceContents", paths: dict[str, Path | None]) -> list[str]:

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from pancseg.data import datamodule
 from pancseg.data.datamodule import CTDataModule
 from pancseg.data.manifest import read_manifest
 from pancseg.data.splits import SUBSETS
@@ -313,32 +311,28 @@ def test_an_unprepared_folder_is_prepared_once(tmp_path: Path) -> None:
     assert data.split.train
 
 
-@pytest.fixture
-def later_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This is the second of several processes, as torchrun or Slurm start them."""
-    monkeypatch.setattr(rank_zero_only, "rank", 1)
-    monkeypatch.setattr(datamodule, "FIRST_PROCESS_WAIT_S", 3)
-
-
-@pytest.mark.usefixtures("later_rank")
-def test_another_process_than_the_first_waits_for_the_end_of_preparation(tmp_path: Path) -> None:
+def test_of_several_processes_one_prepares_and_the_others_wait(tmp_path: Path) -> None:
     root, calls = tmp_path / "root", []
-    data = data_module(root, prepare=lambda: calls.append(1))
-    waiting = threading.Thread(target=data.prepare_data, daemon=True)
-    waiting.start()
-    waiting.join(0.5)
-    assert waiting.is_alive()
-    write_root(root)
-    waiting.join(10)
-    assert not waiting.is_alive()
-    assert calls == []
+    started, may_end = threading.Event(), threading.Event()
 
+    def prepare() -> None:
+        calls.append(1)
+        started.set()
+        may_end.wait(60)
+        write_root(root)
 
-@pytest.mark.usefixtures("later_rank")
-def test_another_process_ends_where_the_first_did_not_prepare(tmp_path: Path) -> None:
-    data = data_module(tmp_path / "root", prepare=lambda: None)
-    with pytest.raises(PancsegError, match="was not prepared by the first process"):
-        data.prepare_data()
+    modules = [data_module(root, prepare=prepare) for _ in range(3)]
+    threads = [threading.Thread(target=data.prepare_data, daemon=True) for data in modules]
+    for thread in threads:
+        thread.start()
+    assert started.wait(60)
+    threads[0].join(0.5)
+    assert all(thread.is_alive() for thread in threads)
+    may_end.set()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert calls == [1]
 
 
 def test_processes_share_subsets_and_too_many_are_refused(

@@ -51,7 +51,7 @@ def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Man
         files = write_pair(root, f"cases/{name}", image, label)
         case = replace(case_of(name), statistics=scan_statistics(image), **files)
         manifest.cases.append(case)
-        for start in plan_cut(SHAPE[2], DEPTH, "shift").starts if groups else ():
+        for start in plan_cut(SHAPE[2], DEPTH, "shift")[0] if groups else ():
             cut = (cut_group(image, start, DEPTH, AIR_HU), cut_group(label, start, DEPTH, 0))
             files = write_pair(root, f"groups/{name}_{start:04}", *cut)
             voxels = int(np.count_nonzero(cut[1].dataobj))

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -41,7 +40,6 @@ SUBSETS_OF_STAGE: dict[str | None, tuple[str, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-FIRST_PROCESS_WAIT_S = 300
 
 
 class CTDataModule(pl.LightningDataModule):
@@ -95,27 +93,24 @@ class CTDataModule(pl.LightningDataModule):
         self.caches: dict[str, VolumeCache] = {}
 
     def prepare_data(self) -> None:
-        """Prepare the root in the first process; the others wait."""
-        lock = FileLock(self.root.with_name(f".{self.root.name}.lock"))
-        for _ in range(FIRST_PROCESS_WAIT_S):
-            if not self.prepare or (has_manifest(self.root) and read_manifest(self.root).complete):
-                return
+        """Prepare the root where it is not; of several processes one prepares, the others wait."""
+        if self.prepare and not self.is_prepared():
             check_writable(self.root.parent, "data.root")
-            with lock:  # held while the first process prepares
-                if is_first_process():
+            with FileLock(self.root.with_name(f".{self.root.name}.lock")):
+                if not self.is_prepared():
                     log.info("%s is not prepared yet: preparing it", self.root)
                     self.prepare()
-                    return
-            time.sleep(1)
-        raise PancsegError(f"{self.root}: was not prepared by the first process; see its messages")
+
+    def is_prepared(self) -> bool:
+        """Whether the root is prepared, and its preparation was not interrupted."""
+        return has_manifest(self.root) and read_manifest(self.root).complete
 
     def setup(self, stage: str | None = None) -> None:
         """Preprocess the volumes of a stage, and remove old ones of other settings."""
-        for subset in SUBSETS_OF_STAGE[stage]:
-            folder = self.volumes(subset).folder
+        caches = [self.volumes(subset) for subset in SUBSETS_OF_STAGE[stage]]
         if is_first_process():
             with suppress(OSError):
-                evict(folder, self.hparams["cache_gb"])
+                evict(caches[0].folder, self.hparams["cache_gb"])
 
     @cached_property
     def manifest(self) -> Manifest:

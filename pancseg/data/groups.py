@@ -26,33 +26,25 @@ class GroupSettings:
             raise PancsegError(f"data.tail={self.tail}: expected one of {', '.join(TAILS)}")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """First slices of the groups of a case, and the number of incomplete groups left out."""
-
-    starts: list[int]
-    left_out: int
-
-
-def plan_cut(slices: int, depth: int, tail: str) -> Cut:
-    """Plan the groups of a case.
+def plan_cut(slices: int, depth: int, tail: str) -> tuple[list[int], int]:
+    """First slices of the groups of a case, and the number of incomplete groups left out.
 
     The slices after the last whole group are left out (``drop``), become a group that ends with
     the last slice if the case has at least ``depth`` (``shift``), or are filled with air (``pad``).
     """
     starts = list(range(0, slices - depth + 1, depth))
     if slices % depth == 0:
-        return Cut(starts, 0)
+        return starts, 0
     if tail == "pad":
-        return Cut([*starts, len(starts) * depth], 0)
+        return [*starts, len(starts) * depth], 0
     if tail == "shift" and slices >= depth:
-        return Cut([*starts, slices - depth], 0)
-    return Cut(starts, 1)
+        return [*starts, slices - depth], 0
+    return starts, 1
 
 
 def covering_starts(slices: int, depth: int) -> list[int]:
     """First slices of groups that cover all slices; a case shorter than ``depth`` has one group."""
-    return plan_cut(slices, depth, "shift").starts or [0]
+    return plan_cut(slices, depth, "shift")[0] or [0]
 
 
 def cut_group(image: nib.Nifti1Image, first_slice: int, depth: int, fill: int) -> nib.Nifti1Image:

@@ -128,11 +128,7 @@ def has_manifest(root: Path) -> bool:
 
 
 def read_manifest(root: Path) -> Manifest:
-    """Read the manifest of a prepared folder.
-
-    Raises:
-        PancsegError: If there is none, or it is not one that this version reads.
-    """
+    """Read the manifest of a prepared folder; PancsegError if this version cannot."""
     path = root / MANIFEST
     if not has_manifest(root):
         raise PancsegError(
@@ -292,11 +288,6 @@ def read_rows(root: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         return [Row(**row) for row in reader] if reader.fieldnames == COLUMNS else []
-
-
-def write_rows(root: Path, rows: Iterable[Row]) -> None:
-    """Write the table, ordered by path."""
-    write_text(root / TABLE, rows_to_csv(rows))
 
 
 def rows_to_csv(rows: Iterable[Row]) -> str:

@@ -45,17 +45,12 @@ def open_dicom(file: Path) -> Dataset:
 def read_dataset(file: Path, **options: Any) -> Dataset:
     """Read a file with or without preamble by ``pydicom.dcmread``."""
     dataset = pydicom.dcmread(file, force=has_no_preamble(file), **options)
-    name_syntax(dataset)
-    return dataset
-
-
-def name_syntax(dataset: Dataset) -> None:
-    """Set a missing transfer syntax to that which was found on reading."""
-    if dataset.file_meta.get("TransferSyntaxUID") is None:
+    if dataset.file_meta.get("TransferSyntaxUID") is None:  # the one found on reading
         is_implicit, is_little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
         syntax = uid.ImplicitVRLittleEndian if is_implicit else explicit
         dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset
 
 
 def has_no_preamble(file: Path) -> bool:

@@ -237,9 +237,9 @@ def write_groups(
     depth = settings.groups.depth
     if depth is None:
         return [], 0, 0
-    cut = plan_cut(image.shape[2], depth, settings.groups.tail)
+    starts, left_out = plan_cut(image.shape[2], depth, settings.groups.tail)
     groups, empty = [], 0
-    for start in cut.starts:
+    for start in starts:
         part = None if label is None else cut_group(label, start, depth, fill=0)
         voxels = None if part is None else int(np.count_nonzero(part.dataobj))
         empty += voxels == 0
@@ -249,7 +249,7 @@ def write_groups(
         cut_image = cut_group(image, start, depth, fill=AIR_HU)
         files = write_pair(settings.root, f"groups/{name}", cut_image, part)
         groups.append(Group(name, case.name, case.patient, start, label_voxels=voxels, **files))
-    return groups, empty, cut.left_out
+    return groups, empty, left_out
 
 
 def write_pair(

@@ -59,11 +59,7 @@ find_msd = find_nnunet
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """Read dataset.json and check that it describes CT in a format that is read.
-
-    Raises:
-        PancsegError: If it does not.
-    """
+    """Read dataset.json; PancsegError unless it describes CT in a format that is read."""
     if not file.is_file():
         below = sorted(path.parent.name for path in file.parent.glob("*/dataset.json"))
         advice = f"give one of its folders: {', '.join(below[:8])}" if below else "expected there"
@@ -81,15 +77,12 @@ def read_description(file: Path) -> dict[str, Any]:
 
 
 def label_values(described: dict[str, Any], file: Path) -> Values:
-    """Values of labels without the background.
+    """Values of labels without the background; PancsegError if there are none.
 
     New files hold ``{"pancreas": 1, "whole": [1, 2]}``, old ones ``{"1": "pancreas"}``.
 
     >>> label_values({"labels": {"0": "background", "1": "pancreas"}}, Path())
     {'pancreas': (1,)}
-
-    Raises:
-        PancsegError: If the description holds neither.
     """
     try:
         entries = described["labels"].items()
@@ -106,8 +99,7 @@ def label_values(described: dict[str, Any], file: Path) -> Values:
 def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Structure, ...]:
     """Structures with the values of their labels in place of names.
 
-    Raises:
-        PancsegError: If a name is unknown, or by value a structure is part of another, by name not.
+    PancsegError if a name is unknown, or by value a structure is part of another, by name not.
     """
     known = {name.strip().casefold(): group for name, group in values.items()}
     there = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
@@ -131,10 +123,7 @@ def listed_files(
 ) -> tuple[list[SourceItem], list[SourceItem]]:
     """Images and labels of ``{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}``.
 
-    Paths are relative to the folder of the file; rows of other channels are added.
-
-    Raises:
-        PancsegError: If the list has another form, or names files outside of the folder.
+    Paths are relative to the folder of the file, and lie in it. Rows of other channels are added.
     """
     images: list[SourceItem] = []
     labels: list[SourceItem] = []

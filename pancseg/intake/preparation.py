@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pancseg.data.manifest import (
+    TABLE,
     Case,
     Group,
     Manifest,
@@ -18,10 +19,9 @@ from pancseg.data.manifest import (
     read_manifest,
     read_rows,
     rows_to_csv,
-    write_rows,
 )
 from pancseg.errors import Incomplete, PancsegError, Refused
-from pancseg.files import PARTIAL, unpacked_sha256
+from pancseg.files import PARTIAL, unpacked_sha256, write_text
 from pancseg.intake.checks import (
     CROSS_CASE_FLAGS,
     FLAGS,
@@ -48,7 +48,6 @@ from pancseg.intake.pseudonyms import Pseudonyms
 from pancseg.intake.types import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
 from pancseg.parallel import process_map, progress
 
-OUTPUT_FOLDERS = ("cases", "groups", "pictures")
 LOG = "prepare.log"
 MOST_LINES = 20  # refusals on the console; intake.csv holds all
 BYTES_OUT_PER_BYTE_IN = 2.5  # cases and groups, packed, against uncompressed DICOM
@@ -80,17 +79,11 @@ class Shard:
 
 @dataclass
 class Outcome:
-    """What a preparation did, for the console.
+    """What a preparation did, for the console."""
 
-    Attributes:
-        lines: Summary, refused input, and advice.
-        problems: A line for each refused image, label or file.
-        names: A line for each label in which no structure could be chosen.
-    """
-
-    lines: list[str]
-    problems: list[str]
-    names: list[str]
+    lines: list[str]  # summary, refused input, and advice
+    problems: list[str]  # a line for each refused image, label or file
+    names: list[str]  # a line for each label in which no structure could be chosen
 
 
 class Preparation:
@@ -310,7 +303,7 @@ class Preparation:
                 (self.root / file).unlink(missing_ok=True)
             images = [row for row in self.rows.values() if row.case and row.kind == "image"]
             draw_contact_sheet(self.root, images)
-            write_rows(self.root, self.rows.values())
+            write_text(self.root / TABLE, rows_to_csv(self.rows.values()))
         except OSError as error:
             raise write_error(self.root, error) from error
         cases = list(self.cases.values())
@@ -379,10 +372,21 @@ class Preparation:
         kept, added = len(self.cases), sum(r.input_hash in self.cases for r in results)
         unlabelled = sum(case.label is None for case in self.cases.values())
         flagged = sum(bool(names.difference(INFO_FLAGS)) for names in flags)
+        groups, depth = "no groups", self.settings.groups.depth
+        if depth is not None:
+            empty, tails = (
+                sum(int(getattr(row, key) or 0) for row in images)
+                for key in ("groups_empty", "groups_tail")
+            )
+            groups = (
+                f"{sum(map(len, self.groups.values()))} groups of {depth} ({empty} empty groups "
+                f"{'kept' if self.settings.groups.keep_empty else 'dropped'}, {tails} incomplete "
+                "groups left out)"
+            )
         summary = (
             f"{self.root}: kept {kept} of {kept + sum(r.kind == 'image' for r in refused)} cases "
             f"({added} new, {unlabelled} unlabelled, {flagged} flagged), "
-            f"{self.describe_groups(images)}; refused {len(problems)}{':' * bool(problems)}"
+            f"{groups}; refused {len(problems)}{':' * bool(problems)}"
         )
         meanings = []
         for flag, meaning in FLAGS.items():
@@ -392,19 +396,6 @@ class Preparation:
         sheet = f"look at {self.root / 'intake.png'}"
         advice = [*repair_lines(results), *meanings, *self.corrections, sheet]
         return Outcome([summary, *refused_lines(problems), *advice], problems, name_lines(results))
-
-    def describe_groups(self, images: list[Row]) -> str:
-        """Numbers of groups in words."""
-        settings = self.settings.groups
-        if settings.depth is None:
-            return "no groups"
-        empty = sum(int(row.groups_empty or 0) for row in images)
-        tails = sum(int(row.groups_tail or 0) for row in images)
-        count = sum(map(len, self.groups.values()))
-        return (
-            f"{count} groups of {settings.depth} ({empty} empty groups "
-            f"{'kept' if settings.keep_empty else 'dropped'}, {tails} incomplete groups left out)"
-        )
 
 
 def shard_outcome(shard: Shard, results: list[Result]) -> Outcome:
@@ -486,11 +477,7 @@ def lock(root: Path, shard: Shard | None) -> Iterator[None]:
 
 
 def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Check that a folder is extended with the settings it was made with.
-
-    Raises:
-        PancsegError: Naming each setting that differs.
-    """
+    """Check that a folder is extended with the settings it was made with."""
     differing = [
         f"{key} (there {old.get(key)}, now {new.get(key)})"
         for key in sorted(old.keys() | new.keys())
@@ -500,20 +487,6 @@ def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None
         raise PancsegError(
             f"{root} was prepared with other settings: {', '.join(differing)}; give another "
             "data.root, or the settings it was prepared with"
-        )
-
-
-def check_root(root: Path, sources: list[Path]) -> None:
-    """Check that a folder is a prepared one, or free to become one, and no source lies in it."""
-    for source in sources:
-        if source.resolve().is_relative_to(root.resolve()):
-            raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
-    folders = [name for name in OUTPUT_FOLDERS if (root / name).is_dir()]
-    filled = [name for name in folders if any((root / name).iterdir())]
-    if filled and not has_manifest(root):
-        raise PancsegError(
-            f"{root}: holds {filled[0]}/ but no manifest.json, so it is not a prepared folder; "
-            "give another data.root"
         )
 
 

@@ -26,6 +26,10 @@ from pancseg.structures import LabelMap
 
 NOT_CT = "not_ct: Modality is not CT"
 EXPECTED_CT = "expected CT; source.modality=any takes it"
+OTHER_CHANNEL = "other_channel: only channel 0000 is read"
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
+NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
+NIH_SPACING_TOLERANCE = 0.01  # of the spacing
 
 
 def find_dicom(
@@ -41,12 +45,12 @@ def find_dicom(
     """
     contents = SourceContents()
     located = locate_both(images, labels, options, contents)
-    scans, drawn = sort_out_scans(contents, *located, modality)
-    if labels is not None and labels.is_file() and len(drawn) == len(scans) == 1:
-        matches = [Match(drawn[0], scans[0])]  # whatever the file is named
+    image_items, label_items = sort_out_images(contents, *located, modality)
+    if labels is not None and labels.is_file() and len(label_items) == len(image_items) == 1:
+        matches = [Match(label_items[0], image_items[0])]  # whatever the file is named
     else:
-        matches = match_labels(drawn, scans)
-    add_cases(contents, scans, None if labels is None else matches, options)
+        matches = match_labels(label_items, image_items)
+    add_cases(contents, image_items, None if labels is None else matches, options)
     if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
         contents.warnings.append(
             f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
@@ -59,30 +63,26 @@ def find_dicom(
 def locate_both(
     images: Path, labels: Path | None, options: ReadOptions, contents: SourceContents
 ) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Series of images; and files and series of labels.
-
-    Raises:
-        PancsegError: If both are one folder that holds neither SEG nor RTSTRUCT.
-    """
+    """Series of images; and files and series of labels."""
     if labels is None or images.resolve() != labels.resolve():
-        drawn = locate_files(labels, "", contents) if labels else []
-        label_files = {label.path for label in drawn}
+        label_items = locate_files(labels, "", contents) if labels else []
+        label_files = {label.path for label in label_items}
         found = locate_series(images, options, contents, label_files)
-        drawn += locate_series(labels, options, contents, label_files) if labels else []
-        return found, drawn
+        label_items += locate_series(labels, options, contents, label_files) if labels else []
+        return found, label_items
     found = locate_series(images, options, contents)
-    if drawn := [each for each in found if each.format in REFERRING]:
-        return found, drawn
+    if label_items := [each for each in found if each.format in REFERRING]:
+        return found, label_items
     raise PancsegError(
         f"source.images={images}: is also source.labels, and holds no DICOM SEG or RTSTRUCT; give "
         "the folder of the labels"
     )
 
 
-def sort_out_scans(
+def sort_out_images(
     contents: SourceContents, found: list[SourceItem], labels: list[SourceItem], modality: str
 ) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Scans of a modality, or of ``any``, among series; and labels. Rows of others are added.
+    """Images of a modality, or of ``any``, among series; and labels. Rows of others are added.
 
     Where the folder of images contains that of labels or the other way round, files of both belong
     to the inner one. Alone in its folder, a series that is no scan is refused, because somebody
@@ -97,8 +97,8 @@ def sort_out_scans(
     is_scan = {
         each: each.format == "image" and modality in ("any", each.modality) for each in found
     }
-    scans = [each for each in found if is_scan[each]]
-    folders = {scan.folder for scan in scans}
+    image_items = [each for each in found if is_scan[each]]
+    folders = {item.folder for item in image_items}
     for each in (each for each in found if not is_scan[each]):
         if each.format != "image":
             skip(contents, each, "label", "dropped", f"label_among_images: {each.format.upper()}")
@@ -106,11 +106,7 @@ def sort_out_scans(
             skip(contents, each, "other", "dropped", NOT_CT)
         else:
             skip(contents, each, "image", "refused", f"{NOT_CT}, {EXPECTED_CT}")
-    return scans, labels
-
-
-CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
-OTHER_CHANNEL = "other_channel: only channel 0000 is read"
+    return image_items, labels
 
 
 def find_nifti_pairs(
@@ -133,15 +129,15 @@ def find_nifti_pairs(
             "as DIR/*/ct.nii.gz and DIR/*/pancreas.nii.gz, or two folders"
         )
     contents = SourceContents()
-    drawn = locate_files(labels, "label", contents) if labels else []
-    label_files = {file for label in drawn for file in label.files}
-    scans = locate_files(images, "image", contents)
-    scans = [scan for scan in scans if label_files.isdisjoint(scan.files)]
+    label_items = locate_files(labels, "label", contents) if labels else []
+    label_files = {file for label in label_items for file in label.files}
+    image_items = locate_files(images, "image", contents)
+    image_items = [item for item in image_items if label_files.isdisjoint(item.files)]
     if labels and labels.is_file() and images.is_file():
-        matches = [Match(label, scan) for label in drawn for scan in scans]
+        matches = [Match(label, image) for label in label_items for image in image_items]
     else:
-        scans, matches = match_files(scans, drawn, contents)
-    add_cases(contents, scans, matches if labels else None, options)
+        image_items, matches = match_files(image_items, label_items, contents)
+    add_cases(contents, image_items, matches if labels else None, options)
     if patient is None:
         warn_of_parts(contents)
     else:
@@ -182,9 +178,6 @@ def search_patient(key: str, pattern: str) -> str:
 
     >>> search_patient("a/liver_3_07", r"liver_(?P<patient>\d+)")
     '3'
-
-    Raises:
-        PancsegError: If the expression has no such group or does not match.
     """
     try:
         match = re.search(pattern, key)
@@ -213,10 +206,6 @@ def warn_of_parts(contents: SourceContents) -> None:
             return
 
 
-NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
-NIH_SPACING_TOLERANCE = 0.01  # of the spacing
-
-
 def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContents:
     """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``.
 
@@ -243,9 +232,14 @@ def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceC
     """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``, or alone."""
     contents = SourceContents()
     located = locate_both(images, labels, options, contents)
-    scans, drawn = sort_out_scans(contents, *located, "CT")
-    scans, drawn = numbered(scans, "image", contents), numbered(drawn, "label", contents)
-    add_cases(contents, scans, match_labels(drawn, scans) if labels else None, options)
+    image_items, label_items = sort_out_images(contents, *located, "CT")
+    image_items, label_items = (
+        numbered(image_items, "image", contents),
+        numbered(label_items, "label", contents),
+    )
+    add_cases(
+        contents, image_items, match_labels(label_items, image_items) if labels else None, options
+    )
     contents.cases = [
         replace(case, read_label=case.read_label and partial(read_nih_label, case.read_label))
         for case in contents.cases

@@ -17,35 +17,21 @@ IMAGE_REFUSED = "image_refused: see the image's row"
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a root is read: the same for every case in it.
-
-    Attributes:
-        structures: What of a label is segmented.
-        repair: Irregular series that are resampled instead of refused.
-        processes: That read headers.
-    """
+    """How the scans and labels of a source are read."""
 
     structures: tuple[Structure, ...]
     repair: Repair = field(default_factory=Repair)
-    processes: int = 1
+    processes: int = 1  # that read headers
 
 
 @dataclass(frozen=True)
 class Scan:
-    """An image as read.
+    """An image as read."""
 
-    Attributes:
-        image: HU, slice 0 nearest the feet, int16 where that is lossless, else float32.
-        stack: Positions of the stored slices; None for NIfTI and NRRD.
-        file_affine: Of the array as stored in a NIfTI or NRRD file, RAS, mm; None for DICOM.
-        qform: Of a NIfTI file, where it differs from its sform.
-        flags: Flags of ``intake.csv``.
-    """
-
-    image: nib.Nifti1Image
-    stack: SliceStack | None = None
-    file_affine: Affine | None = None
-    qform: Affine | None = None
+    image: nib.Nifti1Image  # HU, slice 0 nearest the feet, int16 where lossless, else float32
+    stack: SliceStack | None = None  # positions of DICOM slices
+    file_affine: Affine | None = None  # RAS, mm, of the array as stored in a NIfTI or NRRD file
+    qform: Affine | None = None  # of a NIfTI file, where it differs from its sform
     flags: tuple[str, ...] = ()
 
 
@@ -58,40 +44,23 @@ class CaseSource:
     """An image, with its label if there is one, that may become a case.
 
     Readers are module functions bound by ``functools.partial``, because they are pickled.
-
-    Attributes:
-        path: Folder or file of the image, for the table.
-        patient: Identity of the patient, before the pseudonym.
-        files: Everything that is read, to notice changes and to count bytes.
-        read_image: Returns the scan.
-        read_label: Returns the label map of a scan; None for images without label.
-        label_path: Folder or file of the label.
-        input_key: Text by which the same input is recognised in a later run.
-        study_uid: StudyInstanceUID, or empty.
-        series_uid: SeriesInstanceUID, or empty.
-        patient_id: PatientID, or empty.
-        manufacturer: One of ``pancseg.data.manifest.MANUFACTURERS``.
-        contrast: ``yes``, ``no`` or ``unknown``.
-        is_phantom: Whether it is synthetic.
-        is_dicom: Whether the image is a DICOM series.
-        flags: Flags found before reading.
     """
 
-    path: Path
-    patient: str
-    files: tuple[Path, ...]
+    path: Path  # folder or file of the image, for the table
+    patient: str  # identity, before the pseudonym
+    files: tuple[Path, ...]  # everything that is read, to notice changes and to count bytes
     read_image: ImageReader
     read_label: LabelReader | None = None
     label_path: Path | None = None
-    input_key: str = ""
+    input_key: str = ""  # recognises the same input in a later run
     study_uid: str = ""
     series_uid: str = ""
     patient_id: str = ""
-    manufacturer: str = "unknown"
-    contrast: str = "unknown"
+    manufacturer: str = "unknown"  # one of MANUFACTURERS of pancseg.data.manifest
+    contrast: str = "unknown"  # yes, no or unknown
     is_phantom: bool = False
     is_dicom: bool = False
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # found before reading
 
 
 @dataclass(frozen=True)
@@ -116,15 +85,8 @@ class SourceContents:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceItem(Series):
-    """A series, or a file of the format ``file``, of a source; its folder is absolute.
+    """A series, or a file of the format ``file``, of a source; its folder is absolute."""
 
-    Attributes:
-        path: In the table: the folder, or the first file where other series lie in the folder.
-        key: Text that the path rule compares: what a pattern's wildcards match, relative folder,
-            for files also their stem.
-        names_patient: Whether the key names the patient, as under patterns and of files.
-    """
-
-    path: Path
-    key: str
-    names_patient: bool
+    path: Path  # in the table: the folder, or the first file where other series lie in the folder
+    key: str  # relative folder and stem of a file, or the text that wildcards of a pattern match
+    names_patient: bool  # whether the key does, as under patterns and of files

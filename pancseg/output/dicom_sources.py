@@ -4,12 +4,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 
-from pancseg.dicom.pixels import has_no_preamble, name_syntax
+from pancseg.dicom.pixels import read_dataset
 from pancseg.dicom.slices import SliceStack
 from pancseg.errors import Refused, parsing, quiet
 from pancseg.geometry import oriented_like
@@ -47,9 +46,7 @@ def header_of(file: Path) -> Dataset:
         Refused: If it cannot be read any more.
     """
     with parsing(file):
-        one = pydicom.dcmread(file, stop_before_pixels=True, force=has_no_preamble(file))
-        name_syntax(one)
-    return one
+        return read_dataset(file, stop_before_pixels=True)
 
 
 def completed(source: Dataset, what: str) -> Dataset:
