@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pancseg.learning.network_cost import cost_of
-from pancseg.learning.network_sizes import build_on_meta
+from pancseg.models.networks import build_on_meta, count_multiply_adds
 
 GROUPS, EPOCHS, BATCH = 257, 600, 2  # the recipe's
 MODEL = {
@@ -110,7 +109,7 @@ def ceilings() -> dict[str, float]:
 
 def table(rates: dict[str, float], limits: dict[str, float]) -> str:
     """Markdown: epochs of each arm, and its step beside the machine's ceilings."""
-    flop = 6 * BATCH * cost_of(MODEL, SIZE, BATCH).multiply_adds
+    flop = 6 * BATCH * count_multiply_adds(build_on_meta(MODEL), SIZE)
     moved = traffic_of_step()
     lines = [
         "| arm | steps/s | epoch of 257 groups s | 600 epochs h | times (a) | TFLOP/s | "

@@ -37,9 +37,10 @@ def convert_pancseg(series: Path, out: Path) -> float:
     from pancseg.geometry import spacing_of
     from pancseg.intake.checks import Checks, voxel_flags
     from pancseg.intake.locate import files_under
+    from pancseg.intake.types import SourceContents
 
     begun = time.perf_counter()
-    (found,), _ = find_series(series, files_under(series)[0])
+    (found,), _ = find_series(series, files_under(series, SourceContents()))
     image = read_series(found.files, Repair()).image
     voxel_flags(np.asanyarray(image.dataobj), None, spacing_of(image.affine), Checks(), ())
     write_nifti(out / "pancseg.nii.gz", image)

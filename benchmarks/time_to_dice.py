@@ -199,7 +199,7 @@ class PlainNetwork:
         self.network.to(device)
         return self
 
-    def evidence(self, image: Any) -> Any:
+    def window_foreground_logit(self, image: Any) -> Any:
         """Logit of pancreas, ``(B, 1, H, W, D)``."""
         return self.network(image).float()[:, 1:]
 

@@ -129,7 +129,7 @@ def train_here(overrides: Sequence[str], out: str, warmup: int) -> None:
     import hydra
     from omegaconf import open_dict
 
-    from pancseg.configuration import conf_folder, register_resolvers
+    from pancseg.config import conf_folder, register_resolvers
     from pancseg.train import train
 
     register_resolvers()

@@ -23,10 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
-from pancseg.command import Task, guarded, is_job_error
-from pancseg.configuration import conf_folder, run_path
+from pancseg.cli import Job, Task, is_job_error, one_line, own_error
+from pancseg.config import conf_folder, run_path
 from pancseg.errors import PancsegError
-from pancseg.explanation import one_line, own_error
 
 WRITES: dict[str, Callable[[DictConfig], Any]] = {
     "phantom": lambda cfg: cfg.out,
@@ -66,17 +65,16 @@ def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
             f"{flags[0]}: flags belong on the command line; from Python, call run once for each job"
         )
     folders: list[Path] = []
-    failed: list[Exception] = []
     door = import_module(f"pancseg.{command}")
-    task = noting(getattr(door, command), command, folders)
+    job = Job(noting(getattr(door, command), command, folders), command)
     main = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
     with as_program(command, words), noted_sweep(folders):
-        door.main.get_ready()
+        door.main.register()
         try:
-            main(guarded(task, command, failed))()
+            main(job)()
         except Exception as error:
-            failed.append(error)
-        for own in map(own_error, failed):
+            job.failed.append(error)
+        for own in map(own_error, job.failed):
             if is_job_error(own):
                 raise own
             raise PancsegError(one_line(own, command)) from own

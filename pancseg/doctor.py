@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import Incomplete
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import Incomplete, PancsegError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         Incomplete: If a case failed; the others are scored.
     """
     from pancseg.files import check_writable
-    from pancseg.hardware import how_to_apply
+    from pancseg.hardware import device_settings
     from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
     from pancseg.inference.postprocess import Wanted
     from pancseg.judging import scoring_facts as facts
@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     check_request(cfg)
     wanted = Wanted(**cfg.postprocess)
     path = Path(cfg.checkpoint)
-    members = open_members(path, **how_to_apply(cfg.hardware))
+    members = open_members(path, **device_settings(cfg.hardware))
     facts.check_own(members)
     judges = judges_of(members, cfg.subset)
     if absent := missing_folds(members, path):

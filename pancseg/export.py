@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Affines, grids, bounding boxes and connected components.
+"""Affines, grids, bounding boxes and connected components; HU of air.
 
 Affines are RAS, in mm; arrays are ``(columns, rows, slices)``.
 """
@@ -11,6 +11,7 @@ from nibabel import orientations
 from numpy.typing import NDArray
 from scipy import ndimage
 
+AIR_HU = -1024  # of voxels outside of a scan
 Affine = NDArray[np.float64]
 CONNECTIVITY_26 = np.ones((3, 3, 3), bool)
 """Structuring element: voxels that share a face, an edge or a corner are connected."""

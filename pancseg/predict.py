@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import Incomplete, PancsegError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.applying.scan_segmenter import is_auto, open_segmenter
     from pancseg.applying.shared_batch import batch_of
     from pancseg.applying.telling import tell_each
-    from pancseg.hardware import how_to_apply
+    from pancseg.hardware import device_settings
     from pancseg.inference.postprocess import Wanted
     from pancseg.intake.types import ReadOptions
     from pancseg.parallel import cores, follow
@@ -35,7 +35,7 @@ def predict(cfg: DictConfig) -> None:
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise PancsegError(f"{key} is not given; give a path")
-    applied = how_to_apply(cfg.hardware)
+    applied = device_settings(cfg.hardware)
     wanted = Wanted(**cfg.postprocess)
     if wanted.asks_validation:
         raise PancsegError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import Incomplete, PancsegError, printable
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from pancseg.command import command
+from pancseg.cli import command
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def report(cfg: DictConfig) -> None:
             "give run=RUN, or sweep=SWEEP, or runs=[RUN_A,RUN_B,...] to compare them"
         )
     if cfg.sweep is not None:
-        from pancseg.sweeping.sweep_report import report_sweep
+        from pancseg.reports.sweep_report import report_sweep
 
         log.info("%s", report_sweep(Path(cfg.sweep)))
         return

@@ -7,7 +7,7 @@ import subprocess
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pancseg.configuration import is_of_a_run
+from pancseg.config import is_of_a_run
 from pancseg.stopping import SIGNALS
 
 ANSWER_S = 30  # that scontrol is waited for
@@ -35,7 +35,7 @@ def of_checkpoint(word: str) -> bool:
     return word.lstrip("+").startswith("ckpt_path=")
 
 
-def run_again(signum: int) -> str:
+def requeue(signum: int) -> str:
     """Have this job run again, if it is one of Slurm's and was not cancelled.
 
     After SIGUSR1 and SIGUSR2, which come ahead of a time limit or of preemption. After SIGTERM

@@ -1,123 +1,102 @@
-"""``python -m pancseg.train``: a prepared folder becomes a trained network."""
+"""``python -m pancseg.train``: train a network on a prepared folder."""
 
 import logging
+import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from pancseg.command import command, is_sweep_job
-from pancseg.configuration import LAST, run_path
+from pancseg.cli import command
+from pancseg.config import LAST, SPLITS, SUMMARY, is_sweep_job, run_path
 
 log = logging.getLogger(__name__)
-SPLITS = "splits.json"
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Train what the configuration describes; a job of a sweep that was done is not done again.
-
-    Returns:
-        ``val/dice`` of the best checkpoint, for a sweeper; None without validation.
-
-    Raises:
-        PancsegError: If it cannot start, or another training is at work in the folder.
-        KeyboardInterrupt: After Ctrl-C, with the last checkpoint saved.
-    """
-    if not is_sweep_job():
-        return train_alone(cfg)
-    from pancseg.sweeping.job import do_once
-
-    return do_once(cfg, train_alone)
-
-
-def train_alone(cfg: DictConfig) -> float | None:
-    """Train, with the run's folder held against other trainings."""
-    from pancseg.training.process import is_first
-    from pancseg.training.run_lock import held_run
-
-    with held_run(Path(run_path()), is_first() and not cfg.trainer.fast_dev_run):
-        return train_one(cfg)
-
-
-def train_one(cfg: DictConfig) -> float | None:
-    """Train once.
+    """Train, in a folder that no other training uses; skip a job of a sweep that is done.
 
     Returns:
         ``val/dice`` of the best checkpoint, for a sweeper; None without validation.
 
     Raises:
         PancsegError: If it cannot start.
-        KeyboardInterrupt: After Ctrl-C, with the last checkpoint saved.
+        KeyboardInterrupt: After Ctrl-C; ``last.ckpt`` is of the last whole epoch.
     """
+    from pancseg.data.datamodule import is_first_process
+    from pancseg.training.run_lock import locked_run
+    from pancseg.training.sweeps import train_job
+
+    with locked_run(Path(run_path()), is_first_process() and not cfg.trainer.fast_dev_run):
+        return train_job(cfg, train_run) if is_sweep_job() else train_run(cfg)
+
+
+def train_run(cfg: DictConfig) -> float | None:
+    """Train; see :func:`train`."""
     from pancseg.inference.checkpoint import open_checkpoint
     from pancseg.prepare import fill_prepared_folder
-    from pancseg.training.assembly import make_segmenter, set_up_data
-    from pancseg.training.preview import draw_preview
-    from pancseg.training.process import set_up_process
-    from pancseg.training.resuming import checkpoint_to_go_on_with
-    from pancseg.training.start_checks import check_start
+    from pancseg.training import checkpoints, setup
 
-    check_start(cfg)
-    set_up_process(cfg.seed)
-    checkpoint = checkpoint_to_go_on_with(cfg)
+    setup.check_start(cfg)
+    setup.set_up_process(cfg.seed)
+    checkpoint = checkpoints.resume_checkpoint(cfg)
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
-    data = set_up_data(cfg, partial(fill_prepared_folder, cfg) if cfg.get("source") else None)
-    segmenter = make_segmenter(cfg, data)
+    data = setup.build_data(cfg, partial(fill_prepared_folder, cfg) if cfg.get("source") else None)
+    segmenter = setup.build_segmenter(cfg, data)
     if cfg.preview:
-        path = Path(run_path("preview.png"))
-        draw_preview(path, data, f"{cfg.name}: samples as the network sees them")
-        log.info("%s", path)
+        title = f"{cfg.name}: samples as the network gets them"
+        setup.draw_preview(Path(run_path("preview.png")), data, title)
+        log.info("%s", run_path("preview.png"))
         return None
-    return fit_and_tell(cfg, data, segmenter, checkpoint, earlier)
-
-
-def fit_and_tell(
-    cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None, earlier: Any
-) -> float | None:
-    """Train what was put together, and write down what came of it.
-
-    Args:
-        cfg: Of the training.
-        data: The data module, set up.
-        segmenter: What learns.
-        checkpoint: To go on from.
-        earlier: What it holds.
-    """
-    from pancseg.files import write_json
-    from pancseg.tracking.going_on import give_a_best
-    from pancseg.tracking.summary import describe_run, log_hyperparameters
-    from pancseg.training.assembly import fit, make_trainer, watch_training
-    from pancseg.training.resuming import check_earlier
-
-    trainer = make_trainer(cfg)
     if earlier:
-        check_earlier(earlier, segmenter, data, cfg.ema_decay)
+        checkpoints.check_resumed(cfg, earlier, segmenter, data)
+    return fit(cfg, data, segmenter, checkpoint)
+
+
+def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> float | None:
+    """Fit, and write ``splits.json`` before and ``summary.json`` after it."""
+    from pancseg.files import write_json
+    from pancseg.training import callbacks, setup, summary
+    from pancseg.training.checkpoints import ensure_best_checkpoint
+
+    monitor = setup.monitored_metric(data)
+    built = callbacks.build_callbacks(cfg, monitor)
+    trainer = setup.build_trainer(cfg, built, is_validated=monitor is not None)
+    is_writing = trainer.is_global_zero and not cfg.trainer.fast_dev_run
     splits = Path(run_path(SPLITS))
-    keeps = trainer.is_global_zero and not trainer.fast_dev_run
-    if keeps and not (earlier and splits.exists()):
-        write_json(splits, data.split.as_dict())
-    report = watch_training(cfg, trainer, data)
-    fit(trainer, segmenter, data, checkpoint)
-    if trainer.fast_dev_run:
+    if is_writing and not (checkpoint and splits.exists()):
+        write_json(splits, asdict(data.split))
+    report = next(callback for callback in built if isinstance(callback, callbacks.EpochReport))
+    report.title = summary.title_of(cfg.name, data)
+    log.info(report.title)
+    log.info(setup.describe_model(cfg, data.plan))
+    with setup.fit_errors(data):
+        trainer.fit(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if cfg.trainer.fast_dev_run:
         return None
-    summary = describe_run(cfg, trainer, segmenter, data, report.rows)
-    if keeps:
-        give_a_best(Path(run_path(LAST)))
-        write_json(Path(run_path("summary.json")), summary)
-        log_hyperparameters(trainer, cfg, data.plan, summary)
+    result = summary.describe_run(cfg, trainer, segmenter, data, report)
+    if is_writing:
+        ensure_best_checkpoint(Path(run_path(LAST)))
+        write_json(Path(run_path(SUMMARY)), result)
+        summary.log_hyperparameters(trainer, cfg, data.plan, result)
         log.info("%s", run_path())
-    return summary["best_dice"]
+    return result["best_dice"]
 
 
-def know_searches() -> None:
-    """Make ``hydra/sweeper=optuna`` known to Hydra: any experiment may name it."""
-    from pancseg.sweeping.optuna_sweeper import register
+def register_sweeper() -> None:
+    """Make ``hydra/sweeper=optuna`` known to Hydra, which takes plugins of one namespace alone."""
+    from hydra.core.plugins import Plugins
 
-    register()
+    from pancseg.training import sweeps
+
+    Plugins.instance().register(sweeps.OptunaSweeper)  # imports hydra_plugins, if one is installed
+    for name in ("hydra_plugins", "hydra_plugins.pancseg"):
+        sys.modules.setdefault(name, sweeps)
 
 
-main = command(train, know_searches)
+main = command(train, register_sweeper)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ["prepare", "train", "evaluate", "predict", "report", "export", "phantom", "doctor"]
 MAY_IMPORT = {
     "dicom": {"dicom"},
-    "data": {"data", "learning"},
+    "data": {"data", "models"},
+    "models": {"models"},
     "intake": {"intake", "dicom", "data"},
 }
 """Subpackages that a subpackage may import; base files are free to all."""

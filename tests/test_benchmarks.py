@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from pancseg.configuration import conf_folder, register_resolvers
+from pancseg.config import conf_folder, register_resolvers
 from pancseg.data.manifest import read_manifest
 from tests.conftest import run_command
 
@@ -110,7 +110,7 @@ def test_the_plain_script_is_judged_by_the_sigmoid_that_its_loss_taught_it(tmp_p
     image = torch.rand(1, 1, 32, 32, 32)
     with torch.no_grad():
         expected = 1 / (1 + torch.exp(-network(image)[:, 1]))
-        found = judged.to("cpu").evidence(image)[:, 0].sigmoid()
+        found = judged.to("cpu").window_foreground_logit(image)[:, 0].sigmoid()
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

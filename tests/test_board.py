@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pancseg.tracking.board import THRESHOLDS, count_by_probability, curve
+from pancseg.training.tensorboard import THRESHOLDS, count_by_probability, precision_recall
 from tests.conftest import Command, smoke
 
 
@@ -76,7 +76,9 @@ def test_the_precision_recall_curve_is_there(events: EventAccumulator) -> None:
 def test_precision_and_recall_are_those_of_the_voxels() -> None:
     probability = torch.tensor([0.1, 0.4, 0.6, 0.9])
     counts = count_by_probability(probability, torch.tensor([False, True, False, True]))
-    true_positive, false_positive, true_negative, false_negative, precision, recall = curve(counts)
+    true_positive, false_positive, true_negative, false_negative, precision, recall = (
+        precision_recall(counts)
+    )
     half = THRESHOLDS // 2
     assert (true_positive[half], false_positive[half]) == (1, 1)
     assert (true_negative[half], false_negative[half]) == (1, 1)
@@ -88,7 +90,7 @@ def test_any_other_logger_is_named_by_its_target(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
     target = "_target_:pytorch_lightning.loggers.CSVLogger"
-    logger = f"trainer.logger=[{{{target},save_dir:{tmp_path / 'csv'},name:runs,version:one}}]"
+    logger = f"+logger.csv={{{target},save_dir:{tmp_path / 'csv'},name:runs,version:one}}"
     ended = command("train", *smoke(prepared, tmp_path / "run", logger))
     assert ended.code == 0, ended.err
     written = (tmp_path / "csv" / "runs" / "one" / "metrics.csv").read_text()

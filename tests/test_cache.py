@@ -159,7 +159,7 @@ def test_several_processes_make_the_same_volumes_as_one(cache: VolumeCache) -> N
 def test_loaded_volumes_equal_those_on_disk(cache: VolumeCache, where: str) -> None:
     cache.fill()
     on_disk = list(cache)
-    cache.load(where, torch.device("cpu"), 0)
+    cache.load(where, torch.device("cpu"))
     assert not cache.is_on_gpu
     for volume, expected in zip(cache, on_disk, strict=True):
         assert isinstance(volume.image, torch.Tensor)
@@ -167,15 +167,16 @@ def test_loaded_volumes_equal_those_on_disk(cache: VolumeCache, where: str) -> N
             np.testing.assert_array_equal(array, other)
 
 
-@pytest.mark.parametrize(("step_bytes", "fits"), [(0, True), (900_000, True), (999_000, False)])
-def test_volumes_are_loaded_to_the_gpu_where_they_fit_beside_a_step(
-    cache: VolumeCache, step_bytes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("more", "fits"), [(3, True), (-3, False)])
+def test_volumes_are_loaded_to_the_gpu_if_they_fit_in_two_fifths_of_its_free_memory(
+    cache: VolumeCache, more: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache.fill()  # 3 * 4096 voxels of 3 bytes are 36,864
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 2_000_000))
+    cache.fill()
+    free = int(2.5 * sum(array.nbytes for volume in cache for array in volume)) + more
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     targets = []
     monkeypatch.setattr(cache_module, "copied", lambda volume, device: targets.append(device.type))
-    cache.load("gpu", torch.device("cuda"), step_bytes)
+    cache.load("gpu", torch.device("cuda"))
     assert cache.is_on_gpu is fits
     assert targets == ["cuda" if fits else "cpu"] * 3
 

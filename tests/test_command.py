@@ -13,9 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from pancseg import explanation
-from pancseg.command import end_bars, pass_over_full_disks
-from pancseg.explanation import one_line
+from pancseg import cli
+from pancseg.cli import close_progress_bars, one_line, print_thread_error
 from tests.conftest import SHALLOW, UNMEASURED, Command, smoke
 from tests.tiny_dicom import write_series
 
@@ -93,7 +92,7 @@ def test_a_folder_of_another_depth_is_told(
 def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explanation, "ON_WINDOWS", True)
+    monkeypatch.setattr(cli, "ON_WINDOWS", True)
     value = "C:\\Users\\Jäger (2)"
     ended = command("prepare", f"source.images={value}", "source.labels=null")
     assert f"\"source.images='{value}'\" source.labels=null" in ended.err
@@ -202,7 +201,7 @@ def test_an_error_stands_on_a_line_of_its_own_below_a_bar(
 ) -> None:
     bar = tqdm(total=3)
     bar.update(1)
-    end_bars()
+    close_progress_bars()
     print("told", file=sys.stderr)
     assert capfd.readouterr().err.endswith("\ntold\n")
 
@@ -214,7 +213,7 @@ def test_a_thread_that_found_the_disk_full_leaves_the_word_to_the_command(
     def write() -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(threading, "excepthook", pass_over_full_disks)
+    monkeypatch.setattr(threading, "excepthook", print_thread_error)
     thread = threading.Thread(target=write)
     thread.start()
     thread.join()

@@ -13,17 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from pancseg.applying.mask_flags import Doubts
-from pancseg.configuration import conf_folder, register_resolvers
+from pancseg.config import conf_folder, register_resolvers
 from pancseg.data.sampling import Sampling
 from pancseg.data.splits import make_split
 from pancseg.dicom.slices import Repair
 from pancseg.hardware import Machine
 from pancseg.inference.postprocess import Wanted
 from pancseg.intake.checks import Checks
-from pancseg.learning.augmentation.numbers import Augmentation
-from pancseg.learning.building import build
-from pancseg.learning.deep_supervision import deep_supervision_loss
-from pancseg.learning.schedule import Schedule
+from pancseg.models.augmentation import Augmentation
+from pancseg.models.losses import deep_supervision_loss
+from pancseg.models.networks import build
 from pancseg.structures import parse_structures
 
 CONF = conf_folder()
@@ -105,12 +104,8 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
         )
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
-        chosen = {"devices", "batch_size", "channels_last", "compile", "fused"}
+        chosen = {"devices", "channels_last", "compile", "benchmark", "fused"}
         assert set(composed("train", f"hardware={name}").hardware) == machine | chosen
-    for name in options("schedule"):
-        assert set(composed("train", f"schedule={name}").schedule) == set(
-            inspect.signature(Schedule).parameters
-        )
     cfg = composed("prepare")
     assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
     assert set(cfg.repair) == set(inspect.signature(Repair).parameters)

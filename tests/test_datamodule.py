@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +127,19 @@ def test_neither_workers_nor_storage_change_a_batch(
 
 
 @BOTH
-def test_a_batch_depends_on_the_seed_and_on_its_number_alone(
+def test_a_batch_depends_on_the_seed_the_epoch_and_its_number_alone(
     root: Path, monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any]
 ) -> None:
-    def images_from(done: int, **changes: Any) -> list[torch.Tensor]:
+    def images_of(epoch: int, **changes: Any) -> list[torch.Tensor]:
         data = data_module(root, sampling=sampling, augment=NOISE, **changes)
-        length = len(data.train_dataloader())
-        monkeypatch.setattr(data, "position", lambda: (done, done % length))
+        monkeypatch.setattr(data, "epoch", lambda: epoch)
         return [data.augment_batch(batch)["image"] for batch in data.train_dataloader()]
 
-    whole, second, other_seed = images_from(0), images_from(1), images_from(0, seed=1)
-    assert all(torch.equal(*pair) for pair in zip(whole[1:], second, strict=True))
-    assert not any(torch.equal(*pair) for pair in zip(whole, other_seed, strict=True))
-    next_epoch = images_from(len(whole))
-    assert not any(torch.equal(*pair) for pair in zip(whole, next_epoch, strict=True))
+    first, again, other_seed = images_of(0), images_of(0), images_of(0, seed=1)
+    assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(first, other_seed, strict=True))
+    next_epoch = images_of(1)
+    assert not any(torch.equal(*pair) for pair in zip(first, next_epoch, strict=True))
 
 
 class Recorder(pl.LightningModule):
@@ -190,7 +189,7 @@ def test_a_trainer_is_given_augmented_batches_in_training_alone(
     quiet_trainer().fit(module, datamodule=data)
     quiet_trainer().test(module, datamodule=plain, verbose=False)
     quiet_trainer().predict(module, datamodule=plain, return_predictions=False)
-    steps = [int(batch["step"][0]) for batch in module.batches["train"]]
+    steps = [batch["step"] for batch in module.batches["train"]]
     assert steps == list(range(len(steps)))
     assert len(steps) == 2 * len(data.train_dataloader())
     first = next(iter(plain.train_dataloader()))
@@ -229,7 +228,7 @@ def test_settings_of_preparation_are_those_of_the_folder(root: Path) -> None:
 def test_a_checkpoint_holds_the_split_the_fingerprint_and_the_profile(root: Path) -> None:
     data = data_module(root)
     state = data.state_dict()
-    assert state["split"] == data.split.as_dict()
+    assert state["split"] == asdict(data.split)
     assert state["profile"]["n"] == 3
     assert state["seen_before"] == []
     assert data_module(root, window_hu=[0, 100]).fingerprint != state["fingerprint"]

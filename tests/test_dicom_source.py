@@ -42,7 +42,7 @@ def put(**values: Any) -> Callable[[list[Dataset]], None]:
 
 
 def identities(contents: SourceContents) -> list[str]:
-    return [case.identity for case in contents.cases]
+    return [case.input_key for case in contents.cases]
 
 
 def test_a_case_reads_its_image_and_its_mask_series_in_other_processes_too(

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from docs.site_parts import hooks
 from pancseg.applying.mask_flags import MASK_FLAGS
-from pancseg.configuration import conf_folder, register_resolvers
+from pancseg.config import conf_folder, register_resolvers
 from pancseg.intake.checks import FLAGS
 from pancseg.output.score_words import TITLES
 from tests.documented import PAGES, ROOT, Typed, blocks_of, commands_of

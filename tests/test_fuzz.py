@@ -30,7 +30,7 @@ from pancseg.dicom.segmentation import read_segmentation
 from pancseg.dicom.series import find_series, read_mask_series, read_series, series_extent
 from pancseg.dicom.slices import Repair
 from pancseg.errors import Refused
-from pancseg.intake.types import Scan
+from pancseg.intake.types import ReadOptions, Scan
 from pancseg.intake.volume_files import is_volume_file, read_label_file, read_scan_file
 from pancseg.structures import LabelMap
 from tests.tiny_dicom import write_series
@@ -101,7 +101,7 @@ def read_scan(folder: Path) -> Scan:
 def read_label(file: Path, scan: Scan) -> LabelMap:
     """The label in a file."""
     if is_volume_file(file):
-        return read_label_file(file, structures(), scan)
+        return read_label_file(file, ReadOptions(structures()), scan)
     series, _ = find_series(file.parent, [file])
     if not series or scan.stack is None:
         raise Refused("skipped", "by its header")

@@ -4,8 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.data.groups import AIR_HU, GroupSettings, covering_starts, cut_group, plan_cut
+from pancseg.data.groups import GroupSettings, covering_starts, cut_group, plan_cut
 from pancseg.errors import PancsegError
+from pancseg.geometry import AIR_HU
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from torch import nn
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
 from pancseg.inference.initial_weights import open_weights
-from pancseg.learning.building import build, check_loads_nothing, find_class
-from pancseg.tracking.going_on import BestCheckpoint
+from pancseg.models.networks import build, check_loads_nothing, find_class
+from pancseg.training.checkpoints import BestCheckpoint
 from tests.bounded import within
 from tests.conftest import Command
 
@@ -106,7 +106,7 @@ TARGETS = {
         "monai.networks.nets.resnet.get_pretrained_resnet_medicalnet",
         "torch.optim.swa_utils.torch.load", "pancseg.train.train", "pancseg.files.write_text",
         "pancseg.exporting.whole_scan.load_network", "pancseg.exporting.whole_scan.ExportedNetwork",
-        "pancseg.learning.building.importlib.import_module", "pancseg..os.system", "pancseg.\0.x",
+        "pancseg.models.networks.importlib.import_module", "pancseg..os.system", "pancseg.\0.x",
         "monai.networks.nets.UNet.__init__", ["os.system"], None, {"_target_": "os.system"},
     ],
     "loss": [

@@ -64,12 +64,12 @@ FORBIDDEN = {
 KNOWN = {
     "torch.load": {"inference/archive.py"},
     "import_module": {
-        "learning/building.py",
+        "models/networks.py",
         # names of our own
-        "api.py", "command.py", "hydra_names.py", "checkup/examination.py", "checkup/software.py",
+        "api.py", "cli.py", "checkup/examination.py", "checkup/software.py",
     },
     # Slurm's programs and nvidia-smi, with words of our own
-    "subprocess.run": {"launching.py", "requeue.py", "checkup/gpu.py"},
+    "subprocess.run": {"requeue.py", "checkup/gpu.py"},
     # of what the user typed, never of a file's
     "instantiate": {"prepare.py", "training/assembly.py"},
     "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program
@@ -192,7 +192,7 @@ def test_each_command_ends_with_one_line_where_a_manifest_leads_elsewhere(
     ended = command(name, *words[name], f"data.root={root}")
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert "cases[0].case is '../../../escaped'" in ended.err
+    assert "cases[0].name is '../../../escaped'" in ended.err
     after = {path for path in tmp_path.rglob("*") if "run" not in path.parts}
     assert {path.name for path in after - before} <= {".lock"}
 

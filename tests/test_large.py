@@ -76,7 +76,7 @@ def result(n: int, is_duplicate: bool) -> Result:
     """Result of a conversion; a duplicate has the voxels of case 1."""
     own = replace(case(n), voxel_hash=case(1 if is_duplicate else n).voxel_hash)
     rows = [Row(own.patient, own.name, f"/{kind}/{n}", kind, "kept") for kind in ("image", "label")]
-    return Result(own.input_hash, own.name, "", rows, own, groups_of(own))
+    return Result(own.input_hash, rows, own, groups_of(own))
 
 
 def merge(root: Path, patients: int) -> Preparation:

@@ -68,7 +68,7 @@ def test_patients_linked_by_others_are_one_person() -> None:
 
 
 def test_an_identifier_that_all_patients_share_does_not_make_them_one_person() -> None:
-    cases = [case_of(name, study="1.2.3", person="ANON") for name in "abc"]
+    cases = [case_of(name, study_hash="S1", patient_id_hash="ANON") for name in "abc"]
     assert same_person(cases) == {"a": "a", "b": "b", "c": "c"}
     assert same_person(cases[:2]) == {"a": "a", "b": "a"}
 

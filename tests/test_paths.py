@@ -19,18 +19,19 @@ def touch(*paths: Path) -> None:
 
 def rows(root: Path) -> list[tuple[str, str, str]]:
     """Name, status and reason code of what is not read."""
-    return [(r.path.name, r.status, r.reason.partition(":")[0]) for r in files_under(root)[1]]
+    files_under(root, contents := SourceContents())
+    return [(r.path.name, r.status, r.reason.partition(":")[0]) for r in contents.skipped]
 
 
 def names(root: Path) -> list[str]:
-    return [path.relative_to(root).as_posix() for path in files_under(root)[0]]
+    return [path.relative_to(root).as_posix() for path in files_under(root, SourceContents())]
 
 
 def test_files_are_found_at_any_depth_in_order(tmp_path: Path) -> None:
     touch(tmp_path / "b", tmp_path / "a" / "c" / "d", tmp_path / "a" / "e")
     assert (names(tmp_path), rows(tmp_path)) == (["a/c/d", "a/e", "b"], [])
-    assert files_under(tmp_path / "b") == ([tmp_path / "b"], [])
-    assert files_under(tmp_path / "missing") == ([], [])
+    assert files_under(tmp_path / "b", SourceContents()) == [tmp_path / "b"]
+    assert names(tmp_path / "missing") == rows(tmp_path / "missing") == rows(tmp_path / "b") == []
 
 
 def test_pipes_sockets_devices_and_broken_links_become_rows(tmp_path: Path) -> None:

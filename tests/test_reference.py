@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from docs.site_parts import conf_pages, notebook_pages
-from pancseg.configuration import conf_folder, register_resolvers
+from pancseg.config import conf_folder, register_resolvers
 
 CONF = conf_folder()
 ROW = re.compile(r"^\| `([^`]+)` \| (?:`([^`]*)`)? ?\| (.*) \|$", re.MULTILINE)

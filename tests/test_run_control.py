@@ -1,8 +1,10 @@
 """Going on, stopping and beginning: a run that was killed equals one that was not."""
 
 import csv
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,33 +15,32 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
 from pancseg.errors import Incomplete
 from pancseg.inference import initial_weights
 from pancseg.inference.initial_weights import begin_with, open_weights
-from pancseg.learning import memory_advice
-from pancseg.learning.building import build
-from pancseg.learning.segmenter import Segmenter
-from pancseg.tracking.going_on import BestCheckpoint, Patience
-from pancseg.tracking.keep_last import KeepLast
+from pancseg.models.networks import build
+from pancseg.models.segmenter import Segmenter
+from pancseg.training.callbacks import Patience
+from pancseg.training.checkpoints import BestCheckpoint
 from tests.conftest import Command, run_command, smoke
 
 PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
 EVERYTHING = [
-    *PATCHES, "augment=light", "schedule=cosine", "schedule.warmup_steps=2", "ema_decay=0.9",
-    "trainer.max_epochs=3",
+    *PATCHES, "augment=light", "scheduler=cosine", "ema_decay=0.9", "trainer.max_epochs=3",
 ]  # fmt: skip
 KILLED = """
-import os, sys
-from pancseg.tracking.keep_last import KeepLast
-saves, save = [], KeepLast.save
-def save_and_die(self, trainer):
-    save(self, trainer)
+import os
+from pancseg.training.checkpoints import AtomicCheckpointIO
+saves, save = [], AtomicCheckpointIO.save_checkpoint
+def save_and_die(self, checkpoint, path, storage_options=None):
+    save(self, checkpoint, path, storage_options)
     saves.append(1)
     if len(saves) == int(os.environ["DIE_AFTER"]):
         os.kill(os.getpid(), 9)
-KeepLast.save = save_and_die
+AtomicCheckpointIO.save_checkpoint = save_and_die
 from pancseg.train import main
 main()
 """
@@ -90,16 +91,15 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("moments", "workers"), [((1, 4, 1), 0), ((3, 2, 5), 2), ((5, 1, 3, 1), 0)]
-)
-def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
-    prepared: Path, undisturbed: Path, tmp_path: Path, moments: tuple[int, ...], workers: int
+@pytest.mark.parametrize(("saves", "workers"), [((1, 2), 0), ((3, 1), 2)])
+def test_a_run_killed_after_any_checkpoint_ends_as_one_that_was_not(
+    prepared: Path, undisturbed: Path, tmp_path: Path, saves: tuple[int, ...], workers: int
 ) -> None:
-    words = smoke(prepared, tmp_path, *EVERYTHING, "save_every_s=0", "ckpt_path=last")
+    """An epoch writes best.ckpt if it is the best, then last.ckpt."""
+    words = smoke(prepared, tmp_path, *EVERYTHING, "ckpt_path=last")
     words.append(f"data.num_workers={workers}")
-    for saves in moments:
-        killed_after(saves, words)
+    for count in saves:
+        killed_after(count, words)
     assert run_command("train", *words) == 0
     assert_same(tmp_path, undisturbed)
 
@@ -111,7 +111,7 @@ def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(
     """Moments of the whole process: start, then steps, saving and validation."""
     longer = [*EVERYTHING, "trainer.max_epochs=40", "model=unet", "data.batch_size=1"]
     assert run_command("train", *smoke(prepared, tmp_path / "whole", *longer)) == 0
-    words = smoke(prepared, tmp_path / "killed", *longer, "save_every_s=0.3", "ckpt_path=last")
+    words = smoke(prepared, tmp_path / "killed", *longer, "ckpt_path=last")
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     moments, reached = random.Random(0), []
     for attempt in range(10):
@@ -153,7 +153,7 @@ def written_at(path: Path) -> int:
 def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
     prepared: Path, undisturbed: Path, tmp_path: Path, precision: str
 ) -> None:
-    constant = [*EVERYTHING, "schedule=constant", "schedule.warmup_steps=0"]
+    constant = [*EVERYTHING, "scheduler=constant"]
     constant.append(f"hardware.precision={precision}")
     for folder, parts in (("at_once", [3]), ("in_parts", [1, 3])):
         for epochs in parts:
@@ -166,7 +166,7 @@ def test_a_finished_run_that_is_extended_equals_one_that_was_always_as_long(
 def test_a_run_that_goes_on_to_more_steps_equals_one_that_took_them_at_once(
     prepared: Path, tmp_path: Path
 ) -> None:
-    constant = [*EVERYTHING, "schedule=constant", "schedule.warmup_steps=0"]
+    constant = [*EVERYTHING, "scheduler=constant"]
     constant += ["trainer.max_epochs=-1", "trainer.enable_progress_bar=false"]
     for folder, parts in (("at_once", [12]), ("in_parts", [8, 12])):
         for steps in parts:
@@ -203,24 +203,6 @@ def test_gradients_are_gathered_over_several_batches(prepared: Path, tmp_path: P
     assert [row["step"] for row in curves(tmp_path)] == ["2"]
 
 
-def test_before_a_long_validation_there_is_a_checkpoint_of_the_steps_before(tmp_path: Path) -> None:
-    class Trainer:
-        def __init__(self, done: int) -> None:
-            self.accumulate_grad_batches, self.num_training_batches = 1, 10
-            batches = SimpleNamespace(
-                current=SimpleNamespace(processed=done), is_last_batch=done == 10
-            )
-            self.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
-            self.strategy = SimpleNamespace(broadcast=lambda value: value)
-
-    saver, saved = KeepLast(str(tmp_path / "last.ckpt"), every_s=60), []
-    saver.save = saved.append  # type: ignore[assignment, method-assign]
-    saver.validation_s = 120.0
-    for done in range(1, 11):
-        saver.on_train_batch_end(Trainer(done))  # type: ignore[arg-type]
-    assert [one.fit_loop.epoch_loop.batch_progress.current.processed for one in saved] == [9]
-
-
 def test_processes_started_elsewhere_are_told_to_name_one_folder(
     prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +218,6 @@ def test_the_averaged_weights_are_what_is_saved_and_validated(undisturbed: Path)
     content = torch.load(undisturbed / "checkpoints" / "last.ckpt", weights_only=True)
     name = next(key for key in content["state_dict"] if key.startswith("network."))
     assert not torch.equal(content["state_dict"][name], content["current_model_state"][name])
-    assert content["averaging_state"]["n_averaged"] == 12
 
 
 def test_a_run_of_averaged_weights_does_not_go_on_from_the_mean_as_if_it_were_current(
@@ -306,13 +287,14 @@ def test_training_stops_where_validation_gets_no_better(
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_cases(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
-    wild = ["optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=20", "save_every_s=0"]
+    wild = ["optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=20"]
     ended = command("train", *smoke(prepared, tmp_path / "run", *wild))
     assert ended.code == 1
-    assert "the loss is nan on phantom-3-00" in ended.err
+    assert "loss is nan" in ended.err
     assert "begin with them at a lower rate by init_from" in ended.err
-    for weight in learnt(tmp_path / "run")["state_dict"].values():
-        assert not isinstance(weight, Tensor) or weight.isfinite().all()
+    for path in (tmp_path / "run").rglob("*.ckpt"):
+        for weight in torch.load(path, weights_only=True)["state_dict"].values():
+            assert not isinstance(weight, Tensor) or weight.isfinite().all()
 
 
 def test_memory_that_runs_out_is_told_with_what_takes_less(
@@ -338,58 +320,83 @@ def test_a_time_in_another_form_is_refused_with_the_right_one(
     assert ended.err.count("\n") == 1
 
 
-def test_a_step_that_may_not_fit_is_warned_of_before_training(
-    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_advice, "available_memory", lambda accelerator: 4_500_000)
-    ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
-    assert ended.code == 0
-    assert "this machine has 4 MB; give data.batch_size=1" in ended.out
-
-
-def test_weights_are_not_saved_after_a_step_that_went_wrong(
+def test_a_step_that_fails_leaves_the_checkpoint_of_the_last_whole_epoch(
     prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = Segmenter.training_step
 
-    def wrong_at_last(self: Segmenter, batch: Any, index: int) -> Tensor:
-        if self.global_step == 2:
-            raise Incomplete("the loss is nan")
-        return step(self, batch, index)
+    def wrong_at(number: int, error: BaseException) -> Any:
+        def training_step(self: Segmenter, batch: Any, index: int) -> Tensor:
+            if self.global_step == number:
+                raise error
+            return step(self, batch, index)
 
-    monkeypatch.setattr(Segmenter, "training_step", wrong_at_last)
-    assert command("train", *smoke(prepared, tmp_path / "run")).code == 1
-    (saved,) = (tmp_path / "run").rglob("*.ckpt")  # of before the first step
-    assert torch.load(saved, weights_only=True)["global_step"] == 0
+        return training_step
 
-
-@pytest.mark.slow
-def test_a_run_that_is_gone_on_with_before_its_first_step_equals_one_that_was_not(
-    prepared: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    words = smoke(prepared, tmp_path, *EVERYTHING, "save_every_s=0", "ckpt_path=last")
-    killed_after(1, words)
-    assert learnt(tmp_path)["global_step"] == 0
-    assert run_command("train", *words) == 0
-    assert_same(tmp_path, undisturbed)
+    words = smoke(prepared, tmp_path, *EVERYTHING)
+    monkeypatch.setattr(Segmenter, "training_step", wrong_at(2, Incomplete("the loss is nan")))
+    assert command("train", *words).code == 1
+    assert not [*tmp_path.rglob("*.ckpt")]  # no epoch was whole
+    monkeypatch.setattr(Segmenter, "training_step", wrong_at(6, KeyboardInterrupt()))
+    assert command("train", *words).code == 130
+    assert learnt(tmp_path)["global_step"] == 4
 
 
-def test_a_validation_that_is_interrupted_saves_current_and_averaged_weights_as_what_they_are(
+def end_at_step(monkeypatch: pytest.MonkeyPatch, last: int) -> None:
+    """Let ``trainer.max_time`` be reached after so many steps."""
+
+    def check(self: Timer, trainer: Any) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.global_step >= last
+
+    monkeypatch.setattr(Timer, "_check_time_remaining", check)
+
+
+def test_a_training_that_time_ends_in_its_first_epoch_validates_once_and_keeps_it(
     prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validated = {}
+    end_at_step(monkeypatch, 2)
+    words = smoke(prepared, tmp_path, *EVERYTHING, "trainer.max_time=00:01:00:00")
+    assert command("train", *words).code == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["partial"], summary["epochs"]) == (True, 1)
+    assert [row["step"] for row in curves(tmp_path)] == ["2"]
+    assert curves(tmp_path)[0]["val/dice"]
+    assert learnt(tmp_path)["global_step"] == 2
+    assert (tmp_path / "checkpoints" / "best.ckpt").is_file()
 
-    def interrupted(self: Segmenter, batch: Any, index: int) -> None:
-        validated.update({name: one.clone() for name, one in self.network.state_dict().items()})
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(Segmenter, "validation_step", interrupted)
-    averaged = [*EVERYTHING, "ckpt_path=null"]
-    assert command("train", *smoke(prepared, tmp_path / "run", *averaged)).code == 130
-    content = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    name = next(name for name in validated if name.endswith("weight"))
-    assert torch.equal(content["state_dict"][f"network.{name}"], validated[name])
-    assert not torch.equal(content["current_model_state"][f"network.{name}"], validated[name])
+def test_of_an_epoch_that_time_ends_later_nothing_is_kept(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_at_step(monkeypatch, 6)
+    words = smoke(prepared, tmp_path / "cut", *EVERYTHING, "trainer.max_time=00:01:00:00")
+    assert command("train", *words).code == 0
+    assert [row["step"] for row in curves(tmp_path / "cut")] == ["4"]
+    assert learnt(tmp_path / "cut")["global_step"] == 4
+    summary = json.loads((tmp_path / "cut" / "summary.json").read_text())
+    assert (summary["partial"], summary["epochs"]) == (False, 1)
+    end_at_step(monkeypatch, 1000)
+    assert command("train", *words, "ckpt_path=last").code == 0
+    assert command("train", *smoke(prepared, tmp_path / "whole", *EVERYTHING)).code == 0
+    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("trainer.max_epochs=2", "trainer.max_epochs=2, ckpt_path has 3"),
+        ("trainer.max_steps=8", "trainer.max_steps=8, ckpt_path has 12"),
+        ("trainer.max_time=00:00:00:00", "trainer.max_time=00:00:00:00, ckpt_path has 0 s"),
+    ],
+)
+def test_a_resumed_training_says_that_its_limit_is_reached_already(
+    prepared: Path, undisturbed: Path, tmp_path: Path, command: Command, limit: str, says: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    ended = command("train", *smoke(prepared, run, *EVERYTHING, limit, "ckpt_path=last"))
+    assert ended.code == 0
+    assert f"nothing is left to train: {says}; give more to go on" in ended.out
 
 
 def test_gradients_are_clipped_in_mixed_precision_too(
@@ -410,10 +417,7 @@ def test_a_run_that_ends_before_it_validates_has_a_best_checkpoint_all_the_same(
 
 
 def test_the_best_of_a_run_that_was_moved_stays_the_best(tmp_path: Path) -> None:
-    def made(folder: str) -> BestCheckpoint:
-        return BestCheckpoint(str(tmp_path / folder))
-
-    before, after = made("a"), made("b")
+    before, after = (BestCheckpoint(str(tmp_path / folder)) for folder in ("a", "b"))
     path = str(tmp_path / "a" / "best.ckpt")
     before.best_k_models, before.kth_best_model_path = {path: torch.tensor(0.8)}, path
     before.best_model_path, before.best_model_score = path, torch.tensor(0.8)
@@ -424,7 +428,20 @@ def test_the_best_of_a_run_that_was_moved_stays_the_best(tmp_path: Path) -> None
     assert after.best_model_score == pytest.approx(0.8)
 
 
-def test_patience_is_what_is_asked_for_now() -> None:
+def test_of_equal_dice_the_lower_loss_is_the_best(tmp_path: Path) -> None:
+    best = BestCheckpoint(str(tmp_path))
+    best.best_k_models, best.kth_best_model_path = {"x": torch.tensor(0.0)}, "x"
+    best.best_loss = 0.5
+    strategy = SimpleNamespace(reduce_boolean_decision=bool)
+    decisions = []
+    for dice, loss in ((0.0, 0.6), (0.0, 0.4), (0.0, 0.4), (0.1, 0.9)):
+        metrics = {"val/loss": torch.tensor(loss)}
+        trainer: Any = SimpleNamespace(callback_metrics=metrics, strategy=strategy)
+        decisions.append(best.check_monitor_top_k(trainer, torch.tensor(dice)))
+    assert decisions == [False, True, False, True]
+
+
+def test_patience_is_the_one_that_is_configured_now() -> None:
     before, after = Patience(2), Patience(50)
     before.wait_count = 2
     after.load_state_dict(before.state_dict())

@@ -1,19 +1,16 @@
 """A run's folder: one training at a time, and what it says where there is no room."""
 
-import errno
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 
-from pancseg.configuration import TRAINING_LOCK
+from pancseg.config import TRAINING_LOCK
 from pancseg.errors import Incomplete, PancsegError
-from pancseg.tracking.keep_last import KeepLast, WholeFiles
-from pancseg.training.run_lock import held_run
+from pancseg.training.checkpoints import AtomicCheckpointIO
+from pancseg.training.run_lock import locked_run
 from tests.conftest import Command, contents, smoke
 
 
@@ -36,12 +33,15 @@ def test_a_second_training_is_refused_in_one_line_and_leaves_the_first_ones_file
 
 
 def test_processes_that_train_together_are_let_in_and_others_are_not(tmp_path: Path) -> None:
-    with held_run(tmp_path, is_writing=True):
-        with held_run(tmp_path, is_writing=False):
+    with locked_run(tmp_path, is_writing=True):
+        with locked_run(tmp_path, is_writing=False):
             pass
-        with pytest.raises(PancsegError, match=r"another pancseg\.train"), held_run(tmp_path, True):
+        with (
+            pytest.raises(PancsegError, match=r"another pancseg\.train"),
+            locked_run(tmp_path, True),
+        ):
             pass
-    with held_run(tmp_path, is_writing=True):
+    with locked_run(tmp_path, is_writing=True):
         pass
 
 
@@ -60,19 +60,16 @@ def test_a_checkpoint_that_finds_no_room_says_how_to_go_on(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(told, match=r"ckpt_path=last" if told is Incomplete else says):
-        WholeFiles().save_checkpoint({}, tmp_path / "last.ckpt")
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("error", "saves"), [(OSError(errno.ENOSPC, "full"), 0), (KeyboardInterrupt(), 1)]
-)
-def test_after_a_failed_write_the_last_checkpoint_stays_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, saves: int
-) -> None:
-    saved: list[Any] = []
-    keep = KeepLast(str(tmp_path / "last.ckpt"), every_s=1e9)
-    monkeypatch.setattr(keep, "save", saved.append)
-    trainer: Any = SimpleNamespace(world_size=1, global_step=5)
-    keep.on_exception(trainer, None, error)  # type: ignore[arg-type]
-    assert len(saved) == saves
+def test_what_killed_writes_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".partial-0123-last.ckpt").touch()
+        (folder / "last.ckpt").touch()
+    with locked_run(tmp_path):
+        pass
+    assert not [*tmp_path.rglob(".partial-*")]
+    assert len([*tmp_path.rglob("last.ckpt")]) == 2

@@ -10,8 +10,7 @@ from torch import nn
 
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
-from pancseg.learning.patient_dice import PatientDice, count_voxels
-from pancseg.learning.segmenter import Segmenter
+from pancseg.models.segmenter import Segmenter
 
 LOSS = {
     "_target_": "monai.losses.DiceLoss", "to_onehot_y": True, "sigmoid": True, "squared_pred": True,
@@ -20,31 +19,6 @@ NET = {
     "_target_": "monai.networks.nets.UNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 2,
     "channels": [2, 2], "strides": [2], "norm": "instance",
 }  # fmt: skip
-
-
-def row(*values: int) -> torch.Tensor:
-    return torch.tensor(values).reshape(1, 1, -1, 1, 1)
-
-
-def test_voxels_are_summed_over_a_patients_groups_before_the_ratio() -> None:
-    dice = PatientDice()
-    dice.update(count_voxels(row(1, 1, 0, 0), row(1, 1, 1, 1)), torch.tensor([7]))  # 2 of 2 and 4
-    dice.update(count_voxels(row(1, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([7]))  # 0 of 1 and 0
-    dice.update(count_voxels(row(1, 0, 0, 0), row(1, 0, 0, 0)), torch.tensor([9]))  # 1
-    assert dice.compute().item() == pytest.approx((4 / 7 + 1) / 2)
-
-
-def test_an_empty_prediction_of_a_patient_with_a_pancreas_counts_0() -> None:
-    dice = PatientDice()
-    dice.update(count_voxels(row(0, 0, 0, 0), row(1, 1, 0, 0)), torch.tensor([1]))
-    dice.update(count_voxels(row(0, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([2]))  # takes no part
-    assert dice.compute().item() == 0
-
-
-def test_no_pancreas_on_either_side_gives_no_dice_rather_than_0_or_1() -> None:
-    dice = PatientDice()
-    dice.update(count_voxels(row(0, 0, 0, 0), row(0, 0, 0, 0)), torch.tensor([2]))
-    assert torch.isnan(dice.compute())
 
 
 class Always(nn.Module):

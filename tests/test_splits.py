@@ -279,7 +279,7 @@ def test_runs_with_one_test_set_are_scored_as_an_ensemble(
 
     from pancseg.inference.members import look_together, open_members
 
-    members = open_members(seeds, device="cpu", channels_last=True, precision=figures["arithmetic"])
+    members = open_members(seeds, device="cpu", precision=figures["arithmetic"])
     row = rows_of(seeds)[0]
     image = nib.load(prepared / "cases" / f"{row['case']}_image.nii.gz")
     each = [member.network.probability(image) for member in members]

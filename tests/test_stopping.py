@@ -13,10 +13,9 @@ import pytest
 from pancseg.applying.scan_run import ScanRun
 from pancseg.intake import convert
 from pancseg.judging.case_judge import CaseJudge
-from pancseg.learning.segmenter import Segmenter
-from pancseg.requeue import run_again
-from pancseg.stopping import SIGNALS, watch
-from pancseg.tracking import signal_stop
+from pancseg.models.segmenter import Segmenter
+from pancseg.requeue import requeue
+from pancseg.stopping import SIGNALS, stop_on_signals
 from tests.conftest import Command, prepare, run_command, smoke
 from tests.test_run_control import EVERYTHING, PATCHES, assert_same, curves, learnt
 
@@ -43,17 +42,12 @@ def signal_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, signu
     patch.setattr(owner, name, signalled)
 
 
-@pytest.mark.row("a signal in a step or a validation of `train`", "143 or 138, saved, went on")
+@pytest.mark.row("a signal in a step or a validation of `train`", "143 or 138, went on")
 @pytest.mark.parametrize(
-    ("part", "call", "signum", "patience_s", "reached"),
-    [
-        ("training_step", 2, TERM, 10, 2),  # the step is finished
-        ("training_step", 4, USR1, 10, 4),  # the last of an epoch: with its validation
-        ("validation_step", 2, TERM, 10, 8),
-        ("validation_step", 2, TERM, -1, 0),  # too long to be waited for
-    ],
+    ("part", "call", "signum", "reached"),
+    [("training_step", 6, TERM, 4), ("training_step", 9, USR1, 8), ("validation_step", 3, TERM, 4)],
 )
-def test_a_training_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(
+def test_a_training_that_gets_a_signal_goes_on_from_the_last_whole_epoch(
     prepared: Path,
     undisturbed: Path,
     tmp_path: Path,
@@ -62,33 +56,21 @@ def test_a_training_that_gets_a_signal_saves_and_goes_on_as_if_it_had_not(
     part: str,
     call: int,
     signum: signal.Signals,
-    patience_s: float,
     reached: int,
 ) -> None:
     words = smoke(prepared, tmp_path, *EVERYTHING, "ckpt_path=last")
-    monkeypatch.setattr(signal_stop, "VALIDATION_S", patience_s)
     with monkeypatch.context() as patch:
         signal_at(patch, Segmenter, part, call, signum)
         ended = command("train", *words)
-    last = tmp_path / "checkpoints" / "last.ckpt"
     assert ended.code == 128 + signum
     assert ended.err == (
-        f"pancseg.train: stopped by {signum.name}; to go on after step {reached}, run it again "
-        f"with ckpt_path={last}\n"
+        f"pancseg.train: stopped by {signum.name}; give ckpt_path=last to go on from the last "
+        "whole epoch\n"
     )
     assert learnt(tmp_path)["global_step"] == reached
     assert signal.getsignal(signum) is signal.SIG_DFL
     assert run_command("train", *words) == 0
     assert_same(tmp_path, undisturbed)
-
-
-def test_a_signal_in_the_last_epochs_validation_lets_the_training_end(
-    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    signal_at(monkeypatch, Segmenter, "validation_step", 1, TERM)
-    ended = command("train", *smoke(prepared, tmp_path, "trainer.max_epochs=1"))
-    assert (ended.code, ended.err) == (0, "")
-    assert (tmp_path / "summary.json").is_file()
 
 
 def test_a_preparation_keeps_what_it_has_and_goes_on(
@@ -98,7 +80,7 @@ def test_a_preparation_keeps_what_it_has_and_goes_on(
         signal_at(patch, convert, "record", 3, TERM)
         assert prepare(dicom, tmp_path / "root") == 143
     assert capfd.readouterr().err.splitlines()[-1] == (
-        "pancseg.prepare: stopped by SIGTERM, with what was reached saved; run it again"
+        "pancseg.prepare: stopped by SIGTERM; run the same command again to go on"
     )
     assert len(list((tmp_path / "root" / "cases").glob("*_image.nii.gz"))) == 3
     assert prepare(dicom, tmp_path / "root") == 0
@@ -140,14 +122,14 @@ def test_slurm_is_asked_to_run_a_job_again_where_it_does_not_by_itself(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    assert run_again(signum) == ""
+    assert requeue(signum) == ""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    with watch:  # puts the handlers back
-        assert run_again(signum) == says
+    with stop_on_signals():  # puts the handlers back
+        assert requeue(signum) == says
     asked = (tmp_path / "asked").read_text().splitlines()
     assert ("requeue 7" in asked) is bool(says)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert run_again(signum) == ""
+    assert requeue(signum) == ""
 
 
 def test_a_job_that_slurm_started_again_goes_on_by_itself(
@@ -214,7 +196,7 @@ def test_processes_that_load_outlive_a_signal_to_all(
     _, said = training.communicate(timeout=60)
     assert training.returncode == 128 + signum
     assert said.count("\n") == 1
-    assert f"stopped by {signum.name}; to go on after step" in said
+    assert f"stopped by {signum.name}; give ckpt_path=last to go on" in said
 
 
 def of_two(prepared: Path, run: Path) -> list[str]:
@@ -234,25 +216,31 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.row("SIGTERM to one of two processes of a training", "143, both ended, saved, went on")
+@pytest.mark.row("SIGTERM to one of two processes of a training", "both ended, went on")
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_of_two_processes_gets_a_signal_and_both_end_saved(
+def test_one_of_two_processes_gets_a_signal_and_both_end(
     prepared: Path, whole: Path, tmp_path: Path, rank: int
 ) -> None:
     training = start(of_two(prepared, tmp_path))
     wait_for_epochs(tmp_path, training, 2)
-    time.sleep(0.1)  # into an epoch, not between two
-    os.kill(child_of(training.pid) if rank else training.pid, TERM)
-    _, said = training.communicate(timeout=60)
-    assert training.returncode == 143, said
-    assert said.count("\n") == 1
-    reached = learnt(tmp_path)["global_step"]
-    assert f"stopped by SIGTERM; to go on after step {reached}, run it again with" in said
-    assert 8 <= reached < 32
+    child = child_of(training.pid)
+    os.kill(child if rank else training.pid, TERM)
+    _, said = training.communicate(timeout=120)
+    assert training.returncode != 0, said
+    wait_for_end(child)
+    assert learnt(tmp_path)["global_step"] >= 8
     again = start(of_two(prepared, tmp_path))
     assert (again.communicate(timeout=120), again.returncode) == ((None, ""), 0)
     assert_same(tmp_path, whole)
+
+
+def wait_for_end(pid: int) -> None:
+    for _ in range(1200):
+        if not Path(f"/proc/{pid}").exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the other process goes on")
 
 
 def child_of(pid: int) -> int:

@@ -1,22 +1,25 @@
-"""Sweeps: what was done stays done, what failed is written down, and the rest goes on."""
+"""Grids: finished jobs are skipped, a failed one does not stop the others; reports of sweeps."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+import yaml
 
 from tests.conftest import Command, run_command, smoke
+
+GRID = "optimizer.weight_decay=0.0,-1.0"  # torch refuses the second
+KEYS = ["job", "optimizer.weight_decay", "val/dice", "best epoch", "epochs", "seconds", "status"]
 
 
 def words(root: Path, *more: str) -> list[str]:
     """Arguments of a sweep whose jobs take a second."""
     given = [word for word in smoke(root, root) if not word.startswith("hydra.run.dir")]
     return ["-m", *given, "trainer.max_epochs=1", *more]
-
-
-GRID = "optimizer.weight_decay=0.0,-1.0"  # torch refuses the second
 
 
 @pytest.fixture(scope="module")
@@ -27,146 +30,148 @@ def grid(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sweep
 
 
-def copied(sweep: Path, to: Path) -> str:
-    shutil.copytree(sweep, to)
-    return f"hydra.sweep.dir={to}"
+@pytest.fixture
+def again(grid: Path, tmp_path: Path) -> Path:
+    """A copy of the grid."""
+    return shutil.copytree(grid, tmp_path / "again")
 
 
-def test_a_failed_job_is_written_down_and_the_other_is_done(grid: Path) -> None:
-    assert json.loads((grid / "0" / "summary.json").read_text())["ended"] == "trained"
-    assert not (grid / "0" / "failed.json").exists()
-    failure = json.loads((grid / "1" / "failed.json").read_text())
-    assert "Invalid weight_decay value: -1.0" in failure["error"]
-    assert set(failure) == {"error", "when"}
-    assert not (grid / "1" / "summary.json").exists()
-
-
-def test_the_same_sweep_again_does_only_what_is_missing(
-    grid: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+def test_the_same_grid_again_skips_the_finished_job_and_shows_the_failed_one(
+    again: Path, prepared: Path, command: Command
 ) -> None:
-    where = copied(grid, tmp_path / "again")
-    before = (tmp_path / "again" / "0" / "metrics.csv").stat().st_mtime_ns
-    failed = (tmp_path / "again" / "1" / "failed.json").stat().st_mtime_ns
-    ended = command("train", *words(prepared, GRID, where))
+    table = again / "0" / "metrics.csv"
+    before = table.stat().st_mtime_ns
+    assert not (again / "1" / "summary.json").exists()
+    ended = command("train", *words(prepared, GRID, f"hydra.sweep.dir={again}"))
     assert ended.code == 1
-    assert "0: already done, val/dice" in ended.out
-    assert (tmp_path / "again" / "0" / "metrics.csv").stat().st_mtime_ns == before
-    assert (tmp_path / "again" / "1" / "failed.json").stat().st_mtime_ns > failed
-
-    import torch
-
-    adam = torch.optim.Adam.__init__
-    monkeypatch.setattr(  # what was refused is mended
-        torch.optim.Adam, "__init__",
-        lambda self, *a, weight_decay, **k: adam(self, *a, weight_decay=abs(weight_decay), **k),
-    )  # fmt: skip
-    assert command("train", *words(prepared, GRID, where)).code == 0
-    assert not (tmp_path / "again" / "1" / "failed.json").exists()
-    assert (tmp_path / "again" / "1" / "summary.json").is_file()
+    assert f"{again}/0: already done, val/dice" in ended.out
+    assert table.stat().st_mtime_ns == before
+    lines = ended.err.splitlines()
+    assert "job 1 failed: torch.optim.Adam: Invalid weight_decay value: -1.0" in lines
+    assert lines[-1] == "pancseg.train: torch.optim.Adam: Invalid weight_decay value: -1.0"
 
 
-def test_a_job_that_was_stopped_goes_on_where_it_was(
-    grid: Path, prepared: Path, tmp_path: Path, command: Command
+def test_a_job_that_was_stopped_resumes_from_its_last_checkpoint(
+    again: Path, prepared: Path, command: Command
 ) -> None:
-    where = copied(grid, tmp_path / "stopped")
-    job = tmp_path / "stopped" / "0"
-    told = json.loads((job / "summary.json").read_text())
-    (job / "summary.json").unlink()
-    row = (job / "metrics.csv").read_text()
-    ended = command("train", *words(prepared, GRID, where))
-    assert f"{job}: goes on" in ended.out
-    assert (job / "metrics.csv").read_text() == row  # the epoch was not trained again
-    assert json.loads((job / "summary.json").read_text())["best_dice"] == told["best_dice"]
+    score = json.loads((again / "0" / "summary.json").read_text())["best_dice"]
+    (again / "0" / "summary.json").unlink()
+    ended = command("train", *words(prepared, GRID, f"hydra.sweep.dir={again}"))
+    assert f"{again}/0: resumes from its last checkpoint" in ended.out
+    assert "epoch 1/1" not in ended.out
+    assert json.loads((again / "0" / "summary.json").read_text())["best_dice"] == score
 
 
-def test_a_folder_of_another_configuration_is_refused(
-    grid: Path, prepared: Path, tmp_path: Path, command: Command
+def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(
+    again: Path, prepared: Path, command: Command
 ) -> None:
-    where = copied(grid, tmp_path / "other")
-    before = (tmp_path / "other" / "0" / "summary.json").read_text()
-    ran = {p.name: p.read_text() for p in (tmp_path / "other" / "0" / ".hydra").iterdir()}
-    ended = command("train", *words(prepared, GRID, where, "seed=7"))
-    told = {p.name: p.read_text() for p in (tmp_path / "other" / "0" / ".hydra").iterdir()}
-    assert told == ran  # what ran, not what was refused
+    ran = {path: path.read_text() for path in (again / "0" / ".hydra").iterdir()}
+    where = f"hydra.sweep.dir={again}"
+    ended = command("train", *words(prepared, "optimizer.weight_decay=0.0", where, "seed=7"))
     assert ended.code == 1
     assert "0: holds a job with seed=0, this one has 7; give another hydra.sweep.dir" in ended.err
-    assert (tmp_path / "other" / "0" / "summary.json").read_text() == before
-    same = command("train", *words(prepared, GRID, where, "data.num_workers=0", "save_every_s=9"))
-    assert "0: already done" in same.out  # these change no result
+    assert {path: path.read_text() for path in (again / "0" / ".hydra").iterdir()} == ran
+    same = command("train", *words(prepared, GRID, where, "data.num_workers=0"))
+    assert "0: already done" in same.out  # this key changes no result
 
 
-def test_a_job_that_another_process_is_at_is_left_to_it(
-    grid: Path, prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    where = copied(grid, tmp_path / "taken")
-    job = tmp_path / "taken" / "0"
-    (job / "summary.json").unlink()
-    with FileLock(job / "job.lock"):
-        ended = command("train", *words(prepared, "optimizer.weight_decay=0.0", where))
-        assert f"{job}: another process is at it" in ended.out
-    assert not (job / "summary.json").exists()
+@pytest.mark.slow
+def test_a_job_on_two_devices_is_trained_by_two_processes(prepared: Path, tmp_path: Path) -> None:
+    more = ["hardware=cpu", "hardware.devices=2", "trainer.strategy=ddp", "data.batch_size=1"]
+    given = words(prepared, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    call = [sys.executable, "-m", "pancseg.train", *given]
+    ended = subprocess.run(call, capture_output=True, text=True, env={**os.environ}, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("sweep/[01]/summary.json"))) == 2
 
 
-def test_without_a_folder_the_same_command_finds_its_own_and_jobs_share_data_and_cache(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    (tmp_path / "data").mkdir()
-    shutil.copytree(prepared, tmp_path / "data" / "root", ignore=shutil.ignore_patterns("cache"))
-    given = [
-        "data.root=data/root" if word.startswith("data.root=") else word
-        for word in words(prepared, "seed=0,1")
-    ]
-    assert command("train", *given).code == 0
-    (sweep,) = Path("runs/smoke").iterdir()
-    made = {p: p.stat().st_mtime_ns for p in Path("data/root/cache").rglob("*") if p.is_file()}
-    assert made
-    assert not list(sweep.rglob("cache"))
-    again = command("train", *given, "data.num_workers=0")
-    assert again.out.count("already done") == 2
-    assert list(Path("runs/smoke").iterdir()) == [sweep]
-    for path, when in made.items():
-        assert path.stat().st_mtime_ns == when, path
-    assert command("train", *words(prepared, "seed=0,2", "preview=true")).code == 0
-    assert len(list(Path("runs/smoke").iterdir())) == 2
-
-
-def test_a_failure_names_no_path_of_input_files(tmp_path: Path, command: Command) -> None:
-    place = tmp_path / "Miller Hans"
-    source = ["source=nifti", f"source.images='{place}'", f"source.labels='{tmp_path}'"]
-    given = words(tmp_path / "none", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    ended = command("train", *given, *source)
-    assert ended.code == 1
-    assert "Miller" in ended.err  # the console may say it
-    told = (tmp_path / "sweep" / "0" / "failed.json").read_text()
-    assert "<source.images>" in told
-    assert "Miller" not in told
-    assert "Miller" not in (tmp_path / "sweep" / "0" / "train.log").read_text()
-
-
-def test_the_report_of_a_grid_shows_what_failed_and_why(
-    grid: Path, tmp_path: Path, command: Command
-) -> None:
-    copied(grid, tmp_path / "told")
-    ended = command("report", f"sweep={tmp_path / 'told'}")
+def test_the_report_of_a_grid_is_a_table_and_a_page(again: Path, command: Command) -> None:
+    ended = command("report", f"sweep={again}")
     assert ended.code == 0
-    assert "2 jobs: 1 done, 1 failed; best 0, val/dice" in ended.out
-    assert "\n1 failed: torch.optim.Adam: Invalid weight_decay value: -1.0\n" in ended.out
-    found = json.loads((tmp_path / "told" / "sweep.json").read_text())
+    assert "2 jobs: 1 done, 1 unfinished; best 0, val/dice" in ended.out
+    found = json.loads((again / "sweep.json").read_text())
     good, bad = found["jobs"]
-    assert (good["status"], good["optimizer.weight_decay"], good["error"]) == ("done", 0.0, "")
-    assert good["val/dice"] == json.loads((grid / "0" / "summary.json").read_text())["best_dice"]
-    assert (bad["status"], bad["optimizer.weight_decay"], bad["val/dice"]) == ("failed", -1.0, None)
-    assert "Invalid weight_decay" in bad["error"]
-    page = (tmp_path / "told" / "sweep.html").read_text()
-    table, below = page.split('id="failed"')
-    assert "Invalid weight_decay" not in table  # too long for a table that fits the window
-    assert '<th scope="row">1</th><td>torch.optim.Adam: Invalid weight_decay value: -1.0' in below
-    assert "it is not held out" in page
-    assert "PHANTOMS" in page
+    assert list(good) == KEYS
+    score = json.loads((again / "0" / "summary.json").read_text())["best_dice"]
+    assert (good["status"], good["optimizer.weight_decay"], good["val/dice"]) == ("done", 0, score)
+    assert (bad["status"], bad["optimizer.weight_decay"], bad["val/dice"]) == (
+        "unfinished",
+        -1,
+        None,
+    )
+    page = (again / "sweep.html").read_text()
+    assert "held out" in page and "PHANTOMS" in page
+    assert page.count("data:image/png;base64,") == 1  # one score: nothing to compare
+    assert (again / "sweep.csv").read_text().splitlines()[0] == ",".join(KEYS)
 
 
 def test_a_folder_that_holds_no_jobs_is_no_sweep(tmp_path: Path, command: Command) -> None:
     ended = command("report", f"sweep={tmp_path}")
     assert ended.code == 2
-    assert "is no folder of a sweep" in ended.err
+    assert "no folder in it holds a job's" in ended.err
     assert command("report", "run=a", "sweep=b").code == 2
+
+
+def jobs(sweep: Path, *each: list[str], dice: float = 0.5, name: str = "{}") -> Path:
+    """A sweep as a stranger may write it: overrides of its jobs, the last of which is the best."""
+    for n, overrides in enumerate(each):
+        folder = sweep / name.format(n)
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        summary = {"best_dice": dice + n / 100, "best_epoch": 1, "epochs": 2, "seconds": 3.0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return sweep
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "loss._target_=os.system", "model={_target_: os.system}", "hydra.run.dir=/tmp/x",
+        "hydra/sweeper=evil", "name=${oc.env:HOME}", "loss=../../x",
+        "optimizer.betas=[{_target_: a}]", "defaults=[evil]", "'${evil}'=1", "data.note='a ${b} c'",
+    ],
+)  # fmt: skip
+def test_a_hostile_override_is_not_made_an_experiment(
+    word: str, tmp_path: Path, command: Command
+) -> None:
+    sweep = jobs(tmp_path / "sweep", ["experiment=strong", "seed=1"], ["experiment=strong", word])
+    (sweep / "best_experiment.yaml").write_text("of an earlier report")
+    ended = command("report", f"sweep={sweep}")
+    if ended.code == 2:
+        assert "holds no overrides of Hydra" in ended.err
+    else:
+        assert ended.code == 0
+        assert not (sweep / "best_experiment.yaml").exists()
+
+
+def test_an_experiment_holds_what_varied_quoted_and_names_its_base(
+    tmp_path: Path, command: Command
+) -> None:
+    fixed = ["experiment=sweep_learning", "model._target_=os.system", "trainer.max_epochs=2"]
+    each = [[*fixed, f"name='{one}'", f"loss={one}", "optimizer.lr=0.01"] for one in "ab"]
+    each[1][-1] = "optimizer.lr=1e-3"
+    each[1][3] = "name='yes: {a}'"
+    sweep = jobs(tmp_path / "sweep", *each, name="{}\n_target_: evil [x] $^$ \x1b[31m")
+    ended = command("report", f"sweep={sweep}")
+    assert ended.code == 0, ended.err
+    assert "\x1b[31m" not in ended.out
+    assert yaml.safe_load((sweep / "best_experiment.yaml").read_text()) == {
+        "defaults": ["strong", {"override /loss": "b"}, "_self_"],
+        "name": "yes: {a}", "optimizer": {"lr": 0.001},
+    }  # fmt: skip
+
+
+def test_charts_of_four_jobs_show_importances_and_links_are_not_followed(
+    tmp_path: Path, command: Command
+) -> None:
+    each = [[f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"] for n in range(1, 5)]
+    sweep = jobs(tmp_path / "sweep", *each)
+    secret = jobs(tmp_path / "other", ["name=secret"], dice=0.9)
+    (sweep / "9").symlink_to(secret / "0")
+    assert command("report", f"sweep={sweep}").code == 0
+    found = json.loads((sweep / "sweep.json").read_text())
+    assert len(found["jobs"]) == 4 and found["best"] == "3"
+    assert sum(found["importances"].values()) == pytest.approx(1)
+    page = (sweep / "sweep.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "secret" not in page

@@ -81,7 +81,7 @@ def test_an_epochs_line_and_the_closing_line_read_as_the_recipes(
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert "train 3 patients" in lines[0]
-    assert lines[1].startswith("a step   0.0 M parameters, ")
+    assert lines[1].startswith("network  0.0 M parameters, ")
     assert lines[2].startswith("epoch 1/1 train loss 0.")
     assert " | val loss 0." in lines[2]
     assert " | best " in lines[2]

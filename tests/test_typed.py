@@ -92,7 +92,9 @@ def settle(world: World, here: Path) -> None:
 def short(name: str, words: tuple[str, ...]) -> list[str]:
     """The words, with others behind them by which the command takes seconds."""
     kept = [word for word in words if not ELSEWHERE.match(word)]
-    kept = ["hydra/launcher=basic" if word == "hydra/launcher=slurm" else word for word in kept]
+    kept = [
+        "hydra/launcher=basic" if word == "hydra/launcher=submitit_slurm" else word for word in kept
+    ]
     if name == "prepare" and not any(word.startswith("source") for word in kept):
         return [*kept, "source.images=IMAGES", "source.labels=LABELS"]  # a page has dots there
     if name == "phantom":

@@ -15,7 +15,7 @@ import SimpleITK
 
 from pancseg.errors import Refused
 from pancseg.intake import volume_files
-from pancseg.intake.types import Scan
+from pancseg.intake.types import ReadOptions, Scan
 from pancseg.intake.volume_files import (
     LARGEST_TAIL,
     is_volume_file,
@@ -71,7 +71,7 @@ def ct_of(path: Path) -> nib.Nifti1Image:
 
 
 def mask_of(path: Path, *labels: Label, **options: Any) -> LabelMap:
-    label = read_label_file(path, structures(labels or None), SCAN, **options)
+    label = read_label_file(path, ReadOptions(structures(labels or None), **options), SCAN)
     assert label.image.get_data_dtype() == np.uint8
     return label
 
@@ -334,7 +334,8 @@ def test_values_of_a_mask_are_chosen(
 
 def test_of_structures_that_share_a_value_the_later_one_has_it(tmp_path: Path) -> None:
     path = write(tmp_path / "mask.nii.gz", numbered(), dtype="uint8")
-    codes = read_label_file(path, structures((1, 2), (2,), (7,)), SCAN).image.dataobj
+    options = ReadOptions(structures((1, 2), (2,), (7,)))
+    codes = read_label_file(path, options, SCAN).image.dataobj
     assert np.asarray(codes).ravel()[:9].tolist() == [0, 1, 2, 0, 0, 0, 0, 3, 0]
 
 
@@ -914,7 +915,7 @@ def test_a_mask_that_slicer_cropped_is_put_on_the_whole_grid(tmp_path: Path) -> 
     origin = f"({-10 + 0.5},{-20 + 2 * 0.8},{30 + 3 * 2.5})"
     drawn = np.array([[[1], [0]], [[1], [1]]], np.uint8)
     file = write_nrrd(tmp_path / "a.nrrd", drawn, space_origin=origin)
-    image = read_label_file(file, structures((1,)), scan).image
+    image = read_label_file(file, ReadOptions(structures((1,))), scan).image
     assert voxels(image) == [[1, 2, 3], [2, 2, 3], [2, 3, 3]]
     np.testing.assert_array_equal(image.affine, affine)
 

@@ -19,7 +19,7 @@ from pancseg.inference.own_grid import OwnGrid, Piece
 from pancseg.inference.postprocess import Postprocess
 from pancseg.inference.whole_case import WholeCase
 from pancseg.inference.windows import Windows
-from pancseg.learning.segmenter import Segmenter
+from pancseg.models.segmenter import Segmenter
 
 NUMBERS = Preprocessing("RAS", (1.5, 1.5, 1.5), (-200.0, 200.0), (64, 64, 32))
 
@@ -36,7 +36,7 @@ class Bright:
     def to(self, device: str) -> "Bright":
         return self
 
-    def evidence(self, image: torch.Tensor) -> torch.Tensor:
+    def window_foreground_logit(self, image: torch.Tensor) -> torch.Tensor:
         self.asked += len(image)
         return torch.where(image > 0.75, 20.0, -20.0)
 
@@ -201,7 +201,7 @@ def test_mirror_images_count_alike() -> None:
     class LeftEdge(Bright):
         """Sure of the first plane that it is given, whichever that is."""
 
-        def evidence(self, image: torch.Tensor) -> torch.Tensor:
+        def window_foreground_logit(self, image: torch.Tensor) -> torch.Tensor:
             found = torch.zeros_like(image)
             found[:, :, 0] = 4.0
             return found
@@ -220,7 +220,7 @@ class Multiplying(Bright):
         super().__init__()
         self.seen: list[torch.dtype] = []
 
-    def evidence(self, image: torch.Tensor) -> torch.Tensor:
+    def window_foreground_logit(self, image: torch.Tensor) -> torch.Tensor:
         self.seen.append((image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)).dtype)
         return image.float()
 
@@ -242,10 +242,10 @@ def test_where_memory_runs_out_less_is_asked_for_and_said(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
 
     class Narrow(Bright):
-        def evidence(self, image: torch.Tensor) -> torch.Tensor:
+        def window_foreground_logit(self, image: torch.Tensor) -> torch.Tensor:
             if len(image) > 1:
                 raise torch.OutOfMemoryError
-            return super().evidence(image)
+            return super().window_foreground_logit(image)
 
     reader = Windows(cast(Segmenter, Narrow(VIEW)), "cuda")
     assert (reader.probability(torch.ones(40, 40, 40)) > 0.99).all()

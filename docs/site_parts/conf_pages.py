@@ -19,7 +19,7 @@ COMMANDS = {
     "export": "a network for those who have no pancseg",
     "phantom": "synthetic CT, to try everything on",
 }
-OF_HYDRA = ("launcher", "sweeper")  # Hydra's own groups for which there are choices
+OF_HYDRA = ("sweeper",)  # Hydra's own groups for which there are choices
 
 INTRODUCTION_OF_COMMANDS = """Made from `conf/` when this site is built. Every key is given as
 `key=value` on the command line; `python -m pancseg.train --cfg job` shows what would run, with all

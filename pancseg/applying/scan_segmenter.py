@@ -115,7 +115,6 @@ def open_segmenter(
     wanted: Wanted,
     *,
     device: str = "cpu",
-    channels_last: bool = False,
     precision: str = "32-true",
     mirrored: bool = False,
     coarse_to_fine: bool = False,
@@ -126,7 +125,6 @@ def open_segmenter(
         path: Checkpoint, or folder of runs; or a list of them.
         wanted: How masks are made; what is None is as it was chosen on validation.
         device: ``cpu`` or ``cuda``.
-        channels_last: Whether networks are arranged so.
         precision: Lightning's name of their arithmetic.
         mirrored: Whether they are shown mirror images, too.
         coarse_to_fine: Whether they look closely only where they see the organ from afar.
@@ -137,7 +135,6 @@ def open_segmenter(
     members = open_members(
         path,
         device=device,
-        channels_last=channels_last,
         precision=precision,
         mirrored=mirrored,
     )
@@ -178,7 +175,6 @@ def load_segmenter(
         paths,
         Wanted(),
         device=device,
-        channels_last=True,
         precision=precision or own,
         coarse_to_fine=is_auto(roi),
     )

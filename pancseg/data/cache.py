@@ -32,7 +32,9 @@ CACHE_FOLDER = re.compile("[0-9a-f]{16}")
 CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|label|foreground)\.npy")
 TIME_TOLERANCE_S = 1e-5  # not every file system keeps nanoseconds
 MIN_POOL_BYTES = 10**8  # of images; less is read faster than processes start
-GPU_SHARE = 0.8  # of the memory beside a training step; whole cases are validated in the rest
+# of the free memory, for the training volumes and then for the validation volumes: the third that
+# remains at least is for training steps and whole cases
+GPU_SHARE = 0.4
 USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
 
 
@@ -66,19 +68,14 @@ class VolumeCache:
         return Volume(*(open_memmap(self.folder / n, mode="r") for n in arrays_of(entry).values()))
 
     def fill(self, processes: int | None = None) -> None:
-        """Make volumes that are missing, truncated or of changed files; other runs wait.
-
-        Raises:
-            PancsegError: If the folder cannot be written, or a volume cannot be made.
-        """
+        """Make volumes that are missing, truncated or of changed files; else PancsegError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder.with_suffix(".lock")):
+            with FileLock(self.folder.with_suffix(".lock")):  # other runs wait
                 if self.folder not in USE_LOCKS:
                     is_in_use(self.folder)  # removes old files
-                    lock = FileLock(self.folder / f".use-{secrets.token_hex(6)}")
-                    USE_LOCKS[self.folder] = lock
-                    lock.acquire()  # until this process ends; also sets the folder's time
+                    USE_LOCKS[self.folder] = FileLock(self.folder / f".use-{secrets.token_hex(6)}")
+                    USE_LOCKS[self.folder].acquire()  # until the process ends; sets folder's time
                 self.make(self.missing(), processes)
         except OSError as error:
             if self.missing():  # a complete cache may be read-only
@@ -117,15 +114,15 @@ class VolumeCache:
             if warning:
                 log.warning(warning)
 
-    def load(self, storage: str, device: torch.device, step_bytes: int) -> None:
-        """Copy all volumes to ``ram`` or ``gpu``; to RAM where they do not fit beside a step."""
+    def load(self, storage: str, device: torch.device) -> None:
+        """Copy all volumes to ``ram`` or ``gpu``; to RAM if they exceed their share of the GPU."""
         if storage == "gpu" and device.type == "cuda":
-            arrays = (array for e in self.entries for array in self.open(e))
+            arrays = (array for entry in self.entries for array in self.open(entry))
             needed = sum(array.nbytes for array in arrays if array is not None)
-            room = max(0.0, (torch.cuda.mem_get_info(device)[0] - step_bytes) * GPU_SHARE)
-            self.is_on_gpu = needed <= room
+            available = torch.cuda.mem_get_info(device)[0] * GPU_SHARE
+            self.is_on_gpu = needed <= available
             if not self.is_on_gpu:
-                sizes = f"{needed / 1e9:.1f} GB of volumes, {room / 1e9:.1f} GB beside a step"
+                sizes = f"{needed / 1e9:.1f} GB of volumes, {available / 1e9:.1f} GB for them"
                 log.warning(f"hardware.cache=gpu: {sizes}; they are kept in ram")
         if storage != "disk":
             target = device if self.is_on_gpu else torch.device("cpu")
@@ -141,15 +138,15 @@ def copied(volume: Volume, device: torch.device) -> Volume:
 
 def files_of(root: Path, entry: Entry) -> dict[str, Path]:
     """``image`` and, if there is one, ``label`` of a case or group."""
-    files = {"image": entry.image, "label": entry.label}
-    return {key: root / file for key, file in files.items() if file}
+    label = {"label": root / entry.label} if entry.label else {}
+    return {"image": root / entry.image, **label}
 
 
 def arrays_of(entry: Entry) -> dict[str, str]:
     """Names of the cached arrays of a case or group."""
-    name = entry.name
     key = sha256((entry.image_sha256 + entry.label_sha256).encode()).hexdigest()[:16]
-    return {array: f"{name}-{key}_{array}.npy" for array in ARRAYS[: 3 if entry.label else 1]}
+    arrays = ARRAYS if entry.label else ("image",)
+    return {array: f"{entry.name}-{key}_{array}.npy" for array in arrays}
 
 
 def change_since_prepared(root: Path, entry: Entry) -> str | None:
@@ -220,7 +217,7 @@ def evict(used: Path, max_gb: float) -> None:
         for folder in used.parent.iterdir()
         if CACHE_FOLDER.fullmatch(folder.name) and not folder.is_symlink()
     }
-    gb = {folder: sum(f.stat().st_size for f in found) / 1e9 for folder, found in files.items()}
+    gb = {folder: sum(f.stat().st_size for f in files[folder]) / 1e9 for folder in files}
     for folder in sorted(gb.keys() - {used}, key=lambda folder: folder.stat().st_mtime):
         with suppress(OSError, Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
             if sum(gb.values()) > max_gb and not is_in_use(folder):

@@ -27,8 +27,7 @@ from pancseg.data.splits import SUBSETS, Split, make_split, persons_of
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.files import check_writable
-from pancseg.learning.augmentation.augmenter import Augmenter, step_seed
-from pancseg.learning.augmentation.numbers import Augmentation
+from pancseg.models.augmentation import Augmentation, Augmenter, step_seed
 from pancseg.parallel import ignore_signals
 
 log = logging.getLogger(__name__)
@@ -88,7 +87,6 @@ class CTDataModule(pl.LightningDataModule):
             raise PancsegError(f"hardware.cache={cache}: expected one of {', '.join(STORAGES)}")
         if depth is None and not self.sampling.uses_patches:
             raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
-        self.step_bytes = 0  # estimated memory of a training step on the device
         self.seen_before: set[str] = set()  # patients that initial weights were trained on
         self.caches: dict[str, VolumeCache] = {}
 
@@ -179,10 +177,10 @@ class CTDataModule(pl.LightningDataModule):
         """Content of checkpoints beside the hyperparameters."""
         scans = [case.statistics for case in self.manifest.cases_of(self.split.train)]
         return {
-            "split": self.split.as_dict(),
+            "split": asdict(self.split),
             "fingerprint": self.fingerprint,
             "seen_before": sorted(self.seen_before),
-            "profile": training_profile(scans).as_dict(),
+            "profile": asdict(training_profile(scans)),
         }
 
     def entries(self, subset: str) -> list[Entry]:
@@ -216,7 +214,7 @@ class CTDataModule(pl.LightningDataModule):
                 f"{per_epoch} training groups for {processes} processes with "
                 f"data.batch_size={batch_size}; give fewer devices"
             )
-        batches = samples.BatchSampler(per_epoch, batch_size, self.position, rank, processes)
+        batches = samples.BatchSampler(per_epoch, batch_size, self.epoch, rank, processes)
         dataset: samples.VolumeDataset = samples.ShuffledDataset(volumes, batches, seed)
         if sampling.uses_patches:
             size, margin = self.plan.spatial_size, self.augmenter.margin
@@ -241,24 +239,29 @@ class CTDataModule(pl.LightningDataModule):
     def loader(self, dataset: samples.VolumeDataset, **options: Any) -> DataLoader[Batch]:
         """Load volumes to their storage; from the GPU they are read without worker processes."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        dataset.volumes.load(self.hparams["cache"], device, self.step_bytes)
+        dataset.volumes.load(self.hparams["cache"], device)
         on_gpu = dataset.volumes.is_on_gpu
         workers = 0 if on_gpu else self.hparams["num_workers"]
         options |= {"num_workers": workers, "persistent_workers": workers > 0}
         pin_memory = self.hparams["pin_memory"] and not on_gpu
-        return DataLoader(dataset, pin_memory=pin_memory, worker_init_fn=ignore_signals, **options)
+        return DataLoader(
+            dataset,
+            pin_memory=pin_memory,
+            worker_init_fn=ignore_signals,
+            collate_fn=samples.collate,
+            **options,
+        )
 
     def rank_and_processes(self) -> tuple[int, int]:
         """Rank of this process among those that train together, and their number."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def position(self) -> tuple[int, int]:
-        """Batches trained on in all, and of the present epoch; both are in checkpoints."""
+    def epoch(self) -> int:
+        """Number of the present epoch, from 0; also while a resumed training is set up."""
         if self.trainer is None:
-            return 0, 0
-        loop: Any = self.trainer.fit_loop.epoch_loop
-        progress = loop.batch_progress
-        return progress.total.processed, progress.current.processed if loop.restarting else 0
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(progress.processed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Convert a batch to float32, and augment it in training; on its device."""
@@ -268,9 +271,9 @@ class CTDataModule(pl.LightningDataModule):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """A training batch, augmented as a function of the seed and its step; float32."""
-        seed = step_seed(self.hparams["seed"], int(batch["step"][0]))
+        seed = step_seed(self.hparams["seed"], batch["step"])
         image, label = batch["image"].float(), batch["label"].float()
-        image, label = self.augmenter(image, label, seed, first=int(batch["batch_index"][0]))
+        image, label = self.augmenter(image, label, seed, first=batch["batch_index"])
         return {**batch, "image": image, "label": label}
 
 

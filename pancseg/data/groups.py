@@ -8,7 +8,6 @@ import numpy as np
 from pancseg.errors import PancsegError
 
 TAILS = ("drop", "shift", "pad")
-AIR_HU = -1024
 
 
 @dataclass(frozen=True)

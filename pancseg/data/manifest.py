@@ -1,7 +1,6 @@
-"""Tables of a prepared folder: ``manifest.json`` and ``intake.csv``.
+"""Tables of a prepared folder: ``intake.csv``, and ``manifest.json`` of its cases and settings.
 
-The manifest holds cases, their groups, and the settings they were made with. It is read back with
-checks, because folders are copied and edited by hand.
+The manifest is read back with checks, because folders are copied and edited by hand.
 """
 
 import csv
@@ -10,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pancseg.errors import PancsegError
@@ -18,10 +17,10 @@ from pancseg.files import read_json, to_csv, write_text
 from pancseg.structures import Structure, structures_from_manifest
 
 MANIFEST = "manifest.json"
+TABLE = "intake.csv"
 SCHEMA = 2
 LIMITS = {"shape": (1, 2**20), "spacing_mm": (1e-3, 1e4)}
 MANUFACTURERS = ("siemens", "ge", "philips", "canon", "other", "unknown")
-CONTRASTS = ("yes", "no", "unknown")
 Entry = TypeVar("Entry")
 
 
@@ -47,11 +46,9 @@ class Case:
     series_hash: str = ""  # keyed, of SeriesInstanceUID
     patient_id_hash: str = ""  # keyed, of PatientID; ``patient`` may be the name of a folder
     manufacturer: str = "unknown"  # one of MANUFACTURERS
-    contrast: str = "unknown"  # contrast agent, one of CONTRASTS
+    contrast: str = "unknown"  # contrast agent: yes, no or unknown
     repairs: list[str] = field(default_factory=list)  # of the geometry, with numbers
-    prepared_before: bool = (
-        False  # was used after an earlier preparation: added duplicates give way
-    )
+    prepared_before: bool = False  # in an earlier run; duplicates added later give way to it
     duplicate_of: str | None = None  # a case with the same voxels, which is used instead
     label_corrected: bool = False  # by hand after preparation
     statistics: dict[str, float] = field(default_factory=dict)  # by scan_statistics
@@ -112,12 +109,10 @@ class Manifest:
             "complete": self.complete,
         }
         parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
-        lists: dict[str, list[Any]] = {
-            "cases": sorted(self.cases, key=lambda case: case.name),
-            "groups": sorted(self.groups, key=lambda group: group.name),
-        }
+        lists: dict[str, list[Any]] = {"cases": self.cases, "groups": self.groups}
         for key, entries in lists.items():
-            lines = ",\n".join(json.dumps(vars(entry), allow_nan=False) for entry in entries)
+            ordered = sorted(entries, key=lambda entry: entry.name)
+            lines = ",\n".join(json.dumps(vars(entry), allow_nan=False) for entry in ordered)
             parts.append(f'"{key}": [\n{lines}\n]')
         write_text(root / MANIFEST, "{\n" + ",\n".join(parts) + "\n}\n")
 
@@ -198,11 +193,13 @@ def matches(value: Any, hint: Any) -> bool:
 def is_allowed(key: str, value: Any) -> bool:
     """Whether a field's value is in range; files must stay inside the folder."""
     if key in ("image", "label"):
-        return value is None or is_inside(value)
+        return value is None or all(is_file_name(part) for part in value.split("/"))
     if key in ("name", "case", "patient"):
         return is_file_name(value)
-    low, high = LIMITS.get(key, (0, 0))
-    return not high or (len(value) == 3 and all(low <= number <= high for number in value))
+    if key in LIMITS:
+        low, high = LIMITS[key]
+        return len(value) == 3 and low <= min(value) <= max(value) <= high
+    return True
 
 
 def is_file_name(value: str) -> bool:
@@ -215,43 +212,32 @@ def is_file_name(value: str) -> bool:
     return is_plain and value.isprintable() and value.strip(".") != ""
 
 
-def is_inside(value: str) -> bool:
-    """Whether a path names a file below the folder it is relative to."""
-    return value == str(PurePosixPath(value)) and all(map(is_file_name, value.split("/")))
-
-
 def same_person(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name that stands for its person: they share a study or a PatientID.
 
     A value that all of three patients or more share is an anonymiser's, and says nothing. Names of
     prepared_before cases are preferred, so that adding cases renames nobody.
     """
-    cases = list(cases)
-    prepared_before = {case.patient for case in cases if case.prepared_before}
-    members_of: dict[tuple[str, str], set[str]] = defaultdict(set)
+    prepared_before: dict[str, bool] = defaultdict(bool)
+    sharing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for case in cases:
-        members_of["study", case.study_hash].add(case.patient)
-        members_of["patient", case.patient_id_hash].add(case.patient)
-    cluster = {case.patient: {case.patient} for case in cases}
-    for (_, value), members in members_of.items():
-        if value and not len(members) == len(cluster) > 2:
-            merged = set().union(*(cluster[patient] for patient in members))
-            cluster |= dict.fromkeys(merged, merged)
+        prepared_before[case.patient] |= case.prepared_before
+        sharing["study", case.study_hash].add(case.patient)
+        sharing["patient", case.patient_id_hash].add(case.patient)
+    names_of = {patient: {patient} for patient in prepared_before}  # of its person
+    for (_, value), patients in sharing.items():
+        if value and not len(patients) == len(names_of) > 2:
+            names = set().union(*(names_of[patient] for patient in patients))
+            names_of |= dict.fromkeys(names, names)
     return {
-        patient: min(names, key=lambda name: (name not in prepared_before, name))
-        for patient, names in cluster.items()
+        patient: min(names, key=lambda name: (not prepared_before[name], name))
+        for patient, names in names_of.items()
     }
-
-
-TABLE = "intake.csv"
 
 
 @dataclass
 class Row:
-    """A row; ``groups_kept``, ``groups_empty`` and ``groups_tail`` add up to all groups of a case.
-
-    A group that was shifted or padded counts as kept or empty.
-    """
+    """A row of ``intake.csv``; its three numbers of groups add up to all groups of a case."""
 
     patient: str
     case: str
@@ -261,7 +247,7 @@ class Row:
     reason: str = ""
     flags: str = ""
     slices: int | str = ""
-    groups_kept: int | str = ""
+    groups_kept: int | str = ""  # those shifted or padded count as kept or empty
     groups_empty: int | str = ""
     groups_tail: int | str = ""  # incomplete and left out
     spacing_x_mm: float | str = ""

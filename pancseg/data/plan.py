@@ -24,10 +24,8 @@ class Plan:
 
     def __str__(self) -> str:
         field_mm = np.multiply(self.spatial_size, self.spacing_mm).round()
-        voxels, spacing, field = (
-            " x ".join(f"{value:g}" for value in values)
-            for values in (self.spatial_size, self.spacing_mm, field_mm)
-        )
+        triples = (self.spatial_size, self.spacing_mm, field_mm)
+        voxels, spacing, field = (" x ".join(f"{n:g}" for n in triple) for triple in triples)
         return f"{voxels} voxels of {spacing} mm: {field} mm"
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from pancseg.data.cache import VolumeCache
 from pancseg.errors import PancsegError
@@ -37,10 +37,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise PancsegError(f"sampling.kind={self.kind}: expected {' or '.join(KINDS)}")
-        if self.uses_patches and self.steps_per_epoch < 1:
-            raise PancsegError(
-                f"sampling.steps_per_epoch={self.steps_per_epoch}: expected 1 or more"
-            )
+        steps = self.steps_per_epoch
+        if self.uses_patches and steps < 1:
+            raise PancsegError(f"sampling.steps_per_epoch={steps}: expected 1 or more")
         for name, high in (("foreground_share", 1.0), ("jitter", 0.5), ("overlap", 0.9)):
             if not 0 <= getattr(self, name) <= high:
                 raise PancsegError(f"sampling.{name}={getattr(self, name)}: expected 0 to {high:g}")
@@ -52,22 +51,22 @@ class Sampling:
 
 
 class BatchSampler(Sampler[list[int]]):
-    """Numbers of the samples of each batch, from the present position of the training."""
+    """Numbers of the samples of each batch of the present epoch."""
 
     def __init__(
         self,
         per_epoch: int,  # samples of all processes
         batch_size: int,  # of each process
-        position: Callable[[], tuple[int, int]] = lambda: (0, 0),  # batches in all, of this epoch
+        epoch: Callable[[], int] = lambda: 0,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.per_epoch, self.position, self.first = per_epoch, position, rank * batch_size
+        self.per_epoch, self.epoch, self.first = per_epoch, epoch, rank * batch_size
         self.batch_size, self.global_batch_size = batch_size, batch_size * processes
 
     def __getstate__(self) -> dict[str, Any]:
         """State for worker processes, which have no trainer."""
-        return {**vars(self), "position": None}
+        return {**vars(self), "epoch": None}
 
     def __len__(self) -> int:
         whole, rest = divmod(self.per_epoch, self.global_batch_size)
@@ -75,18 +74,18 @@ class BatchSampler(Sampler[list[int]]):
         return max(1, whole + (rest > 1 and self.batch_size == self.global_batch_size))
 
     def __iter__(self) -> Iterator[list[int]]:
-        done, of_epoch = self.position()
-        for batch in range(done, done - of_epoch + len(self)):
-            start = batch * self.global_batch_size
-            left = self.per_epoch - batch % len(self) * self.global_batch_size
+        first_batch = self.epoch() * len(self)
+        for batch in range(len(self)):
+            start = (first_batch + batch) * self.global_batch_size
+            left = self.per_epoch - batch * self.global_batch_size
             yield [start + i for i in range(self.first, self.first + self.batch_size) if i < left]
 
 
+@dataclass(eq=False)
 class VolumeDataset(Dataset[Item]):
     """Whole volumes in order."""
 
-    def __init__(self, volumes: VolumeCache) -> None:
-        self.volumes = volumes
+    volumes: VolumeCache
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -107,12 +106,12 @@ class VolumeDataset(Dataset[Item]):
         return item
 
 
+@dataclass(eq=False)
 class ShuffledDataset(VolumeDataset):
     """Whole volumes by sample number: each once an epoch, in another order each epoch."""
 
-    def __init__(self, volumes: VolumeCache, batches: BatchSampler, seed: int) -> None:
-        super().__init__(volumes)
-        self.batches, self.seed = batches, seed
+    batches: BatchSampler
+    seed: int
 
     def __getitem__(self, sample: int) -> Item:
         step, batch_index = divmod(sample, self.batches.global_batch_size)
@@ -128,50 +127,47 @@ def epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
+@dataclass(eq=False)
 class PatchDataset(VolumeDataset):
     """Patches by sample number."""
 
-    def __init__(
-        self,
-        volumes: VolumeCache,
-        batches: BatchSampler,
-        seed: int,
-        size: Sequence[int],  # voxels
-        margin: Sequence[int],  # additional voxels of both sides together, even numbers
-        sampling: Sampling,
-    ) -> None:
-        super().__init__(volumes)
-        self.batches, self.seed, self.sampling = batches, seed, sampling
-        self.size, self.margin = np.array(size), np.array(margin)
+    batches: BatchSampler
+    seed: int
+    size: Sequence[int]  # voxels
+    margin: Sequence[int]  # additional voxels of both sides together, even numbers
+    sampling: Sampling
+
+    def __post_init__(self) -> None:
+        volumes = self.volumes
         self.labelled = [i for i in range(len(volumes)) if len(volumes[i].foreground)]
 
     def __getitem__(self, sample: int) -> Item:
         random = np.random.default_rng((self.seed, sample))
-        is_foreground = has_foreground(sample, self.sampling.foreground_share)
+        share = self.sampling.foreground_share  # spread evenly: a batch may have a single sample
+        is_foreground = np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6))
         among = self.labelled if is_foreground and self.labelled else range(len(self.volumes))
         index = int(among[random.integers(len(among))])
-        volume = self.volumes[index]
-        room = np.subtract(volume.image.shape, self.size)
+        volume, size, margin = self.volumes[index], np.array(self.size), np.array(self.margin)
+        room = volume.image.shape - size
         if is_foreground and len(volume.foreground):
             voxel = volume.foreground[random.integers(len(volume.foreground))]
-            shift = random.uniform(-self.sampling.jitter, self.sampling.jitter, 3) * self.size
-            start = np.rint(voxel + shift - self.size / 2).astype(int)
-            start = start.clip(voxel - self.size + 1, voxel)  # the patch contains the voxel
+            shift = random.uniform(-self.sampling.jitter, self.sampling.jitter, 3) * size
+            start = np.rint(voxel + shift - size / 2).astype(int)
+            start = start.clip(voxel - size + 1, voxel)  # the patch contains the voxel
         else:
             start = np.rint(random.uniform(0, 1, 3) * room).astype(int)
         # inside the volume, and centred on axes where the volume is smaller
-        start = np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2)) - self.margin // 2
+        start = np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2))
+        item = self.item(index, start - margin // 2, size + margin)
         step, batch_index = divmod(sample, self.batches.global_batch_size)
-        return {
-            **self.item(index, start, self.size + self.margin),
-            "step": step,
-            "batch_index": batch_index,
-        }
+        return {**item, "step": step, "batch_index": batch_index}
 
 
-def has_foreground(sample: int, share: float) -> bool:
-    """Whether a sample is among the share with foreground; a batch may have a single sample."""
-    return bool(np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6)))
+def collate(items: list[Item]) -> Item:
+    """A batch; numbers of step and sample stay on the CPU, where seeds are made of them."""
+    numbers = {key: items[0][key] for key in ("step", "batch_index") if key in items[0]}
+    rest = [{k: v for k, v in item.items() if k not in numbers} for item in items]
+    return {**default_collate(rest), **numbers}
 
 
 def crop(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:

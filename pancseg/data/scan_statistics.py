@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import nibabel as nib
@@ -39,9 +39,8 @@ STATISTICS = {
 def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
     """Statistics of a scan in HU, with axes in any order; empty without a body."""
     scan = nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine)
-    steps = (max(1, round(SAMPLE_SPACING_MM / mm)) for mm in spacing_of(image.affine))
-    x, y, z = (slice(None, None, step) for step in steps)
-    sample = nib.as_closest_canonical(scan.slicer[x, y, z])
+    i, j, k = (max(1, round(SAMPLE_SPACING_MM / mm)) for mm in spacing_of(image.affine))
+    sample = nib.as_closest_canonical(scan.slicer[::i, ::j, ::k])
     hu, spacing_mm = np.array(sample.dataobj, np.float32), spacing_of(sample.affine)
     body, organs = hu > BODY_ABOVE_HU, (hu > ORGANS_HU[0]) & (hu < ORGANS_HU[1])
     soft = hu[(hu > SOFT_TISSUE_HU[0]) & (hu < SOFT_TISSUE_HU[1])]
@@ -69,8 +68,8 @@ def scan_statistics(image: nib.Nifti1Image) -> dict[str, float]:
 
 def centroid(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Centre of mass along the first two axes, voxels."""
-    sums = (mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2)))
-    return np.array([np.average(np.arange(len(counts)), weights=counts) for counts in sums])
+    counts = mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2))
+    return np.array([np.average(np.arange(len(count)), weights=count) for count in counts])
 
 
 def noise_hu(hu: NDArray[Any]) -> float:
@@ -90,10 +89,6 @@ class TrainingProfile:
     n: int
     mean: dict[str, float]
     sd: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
-        return asdict(self)
 
     def unlike(self, statistics: dict[str, float], limit: float) -> dict[str, str]:
         """Flags of statistics more than ``limit`` standard deviations from the mean."""
@@ -115,8 +110,6 @@ def training_profile(scans: Sequence[dict[str, float]]) -> TrainingProfile:
     """Profile of scans; those without statistics do not count."""
     scans = [statistics for statistics in scans if STATISTICS.keys() <= statistics.keys()]
     values = {name: [scan[name] for scan in scans] for name in (STATISTICS if scans else ())}
-    return TrainingProfile(
-        len(scans),
-        {name: round(float(np.mean(column)), 4) for name, column in values.items()},
-        {name: round(float(np.std(column)), 4) for name, column in values.items()},
-    )
+    mean = {name: round(float(np.mean(column)), 4) for name, column in values.items()}
+    sd = {name: round(float(np.std(column)), 4) for name, column in values.items()}
+    return TrainingProfile(len(scans), mean, sd)

@@ -5,7 +5,7 @@ influence. Adding k patients moves at most k others across each border between t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,6 @@ class Split:
         """Whether validation and test patients are kept out of training."""
         return self.rule != "same"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for ``splits.json`` and checkpoints."""
-        return asdict(self)
-
 
 def persons_of(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name of the person; patients who share a scan are one person."""
@@ -57,12 +53,9 @@ def make_split(
     path: str | None = None,
     persons: Mapping[str, str] | None = None,
 ) -> Split:
-    """Split labelled patients by a rule of ``conf/split``.
+    """Split labelled patients by a rule of ``conf/split``; PancsegError where it is not possible.
 
     All names of a person are in one subset, ranked by the name that ``persons`` gives.
-
-    Raises:
-        PancsegError: If there are too few patients, or the settings are not possible.
     """
     names, persons = sorted(set(patients)), persons or {}
     person_of = {name: persons.get(name, name) for name in names}
@@ -115,9 +108,8 @@ def nearest(size: float) -> int:
 def kfold(ranked: Sequence[str], folds: int, fold: int) -> Subsets:
     """Training, validation and test patients of a fold; sizes of folds differ by one at most."""
     if folds < 3 or not 0 <= fold < folds:
-        raise PancsegError(
-            f"split.fold={fold} of split.folds={folds}: expected 0 to folds - 1, 3 or more folds"
-        )
+        expected = "expected 0 to folds - 1, 3 or more folds"
+        raise PancsegError(f"split.fold={fold} of split.folds={folds}: {expected}")
     n = len(ranked)
     if n < folds:
         raise PancsegError(f"{n} labelled patients for {folds} folds; lower split.folds")
@@ -134,14 +126,13 @@ def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
     placed = [(subset, name) for subset in SUBSETS for name in lists[subset]]
     unknown = sorted({name for _, name in placed} - person_of.keys())
     if unknown:
-        raise PancsegError(
-            f"{path}: {len(unknown)} patients are not in the prepared folder, such as {unknown[0]}"
-        )
+        named = f"{len(unknown)} patients are not in the prepared folder, such as {unknown[0]}"
+        raise PancsegError(f"{path}: {named}")
     if not lists["train"]:
         raise PancsegError(f"{path}: no patient to train on")
-    first: dict[str, tuple[str, str]] = {}
+    first_of: dict[str, tuple[str, str]] = {}  # subset and name by person
     for subset, name in placed:
-        earlier, other = first.setdefault(person_of[name], (subset, name))
+        earlier, other = first_of.setdefault(person_of[name], (subset, name))
         if earlier != subset:
             same = "" if name == other else f" ({other} is the same person or has the same scan)"
             raise PancsegError(f"{path}: in both {earlier} and {subset}: {name}{same}")

@@ -30,7 +30,7 @@ DECODERS = {
 CONVERT = "convert it with gdcmconv --raw or dcmdjpeg"
 LARGEST_BYTES = 4 * 2**30  # of decoded pixels in a file
 LARGEST_EXCESS = 64 * 2**20  # bytes that a deflated file may hold beside its pixels
-DEFLATE_RATIO = 1032  # at most, by deflate's format
+DEFLATE_RATIO = 1032  # of the deflate format, at most
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
 
 
@@ -45,7 +45,7 @@ def open_dicom(file: Path) -> Dataset:
 def read_dataset(file: Path, **options: Any) -> Dataset:
     """Read a file with or without preamble by ``pydicom.dcmread``."""
     dataset = pydicom.dcmread(file, force=has_no_preamble(file), **options)
-    if dataset.file_meta.get("TransferSyntaxUID") is None:  # the one found on reading
+    if dataset.file_meta.get("TransferSyntaxUID") is None:  # pydicom guessed one
         is_implicit, is_little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
         syntax = uid.ImplicitVRLittleEndian if is_implicit else explicit
@@ -59,14 +59,15 @@ def has_no_preamble(file: Path) -> bool:
         return opened.read(2) in (b"\x02\x00", b"\x08\x00")  # group 2 or 8, little endian
 
 
-def check_inflated_size(file: Path) -> None:
+def check_deflated(file: Path) -> None:
     """Refuse a deflated file, which pydicom inflates as a whole, that is far above its pixels."""
     if file.stat().st_size * DEFLATE_RATIO <= LARGEST_EXCESS or has_no_preamble(file):
         return
     meta = read_file_meta_info(file)
     if meta.get("TransferSyntaxUID") != uid.DeflatedExplicitVRLittleEndian:
         return
-    inflater, begin = zlib.decompressobj(-zlib.MAX_WBITS), 144 + meta.FileMetaInformationGroupLength
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    begin = 144 + meta.FileMetaInformationGroupLength  # after preamble, DICM and that length
     start = inflater.decompress(file.read_bytes()[begin:], LARGEST_EXCESS)
     if packed := inflater.unconsumed_tail:
         header = pydicom.dcmread(BytesIO(start), stop_before_pixels=True, force=True)
@@ -90,26 +91,22 @@ def claimed_bytes(dataset: Dataset, file: Path) -> int:
 
 
 def check_pixels(dataset: Dataset, file: Path) -> None:
-    """Refuse pixel data that is less than claimed or cannot be decoded, before memory is allocated.
-
-    Bytes after the pixels are allowed (PS3.5 8.1.1).
-    """
+    """Refuse pixels that are less than claimed or cannot be decoded, before memory is allocated."""
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise Refused("float_pixels", f"{file.name} has floating point pixels, expected integers")
     if dataset.get("PixelData") is None:
         raise Refused("no_pixels", f"{file.name} has no pixel data")
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise Refused("colour", f"{file.name} has several values a pixel, expected one")
-    claimed, there = claimed_bytes(dataset, file), len(dataset.PixelData)
+    claimed, size = claimed_bytes(dataset, file), len(dataset.PixelData)
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax in uid.UncompressedTransferSyntaxes:
-        if there < claimed:
-            what = f"{there} bytes of pixels, its header claims {claimed}"
-            raise Refused("truncated", f"{file.name} has {what}")
-    elif syntax not in DECODERS:
+    if syntax not in (*uid.UncompressedTransferSyntaxes, *DECODERS):
         name = syntax if syntax.is_valid else "that is no UID"
-        what = f"{file.name} has a transfer syntax {name}, which nothing decodes"
-        raise Refused("undecodable", f"{what}; {CONVERT}")
+        sentence = f"{file.name} has a transfer syntax {name}, which nothing decodes"
+        raise Refused("undecodable", f"{sentence}; {CONVERT}")
+    if syntax not in DECODERS and size < claimed:  # bytes may follow the pixels (PS3.5 8.1.1)
+        sentence = f"{file.name} has {size} bytes of pixels, its header claims {claimed}"
+        raise Refused("truncated", sentence)
 
 
 def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
@@ -157,25 +154,14 @@ class HUVolume:
 
     def put(self, k: int, stored: NDArray[Any], slope: float, intercept: float) -> None:
         """Set slice k from stored values ``(rows, columns)``."""
-        is_whole = stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer()
-        if is_whole:  # floating point takes longer to compute
+        if stored.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
             ends = [int(end) * slope + intercept for end in (stored.min(), stored.max())]
-            if min(ends) >= INT16.min and max(ends) <= INT16.max:
+            if min(ends) >= INT16.min and max(ends) <= INT16.max:  # faster than floating point
                 scaled = stored if slope == 1 else np.multiply(stored, int(slope), dtype=np.int32)
                 self.values[..., k] = np.add(scaled, int(intercept), dtype=np.int32).T
                 return
-        hu = smallest_type(stored * np.float32(slope) + np.float32(intercept))
-        if hu.dtype == np.float32 and self.values.dtype == np.int16:
+        hu = stored * np.float32(slope) + np.float32(intercept)
+        is_int16 = hu.min() >= INT16.min and hu.max() <= INT16.max and (np.rint(hu) == hu).all()
+        if not is_int16 and self.values.dtype == np.int16:
             self.values = self.values.astype(np.float32, order="F")
         self.values[..., k] = hu.T
-
-
-def smallest_type(values: NDArray[Any]) -> NDArray[np.int16] | NDArray[np.float32]:
-    """int16 where that is lossless, else float32."""
-    if values.dtype == np.int16:
-        return values
-    if values.min() >= INT16.min and values.max() <= INT16.max:
-        whole = np.rint(values).astype(np.int16)
-        if np.array_equal(whole, values):
-            return whole
-    return values.astype(np.float32)

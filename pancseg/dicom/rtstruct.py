@@ -1,5 +1,6 @@
 """Read DICOM RTSTRUCT as label maps: contours are filled on the slices of their image."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]
     codes = np.zeros(stack.shape, np.uint8, order="F")
     slices: set[int] = set()
     for number, code in code_of.items():
-        outlines: dict[int, list[Floats]] = {}
+        outlines: dict[int, list[Floats]] = defaultdict(list)
         for points in contours[number]:
             k, pixels = to_slice(points, stack, file)
-            outlines.setdefault(k, []).append(pixels)
+            outlines[k].append(pixels)
         for k, on_slice in outlines.items():
             np.maximum(codes[..., k], code * fill(on_slice, codes.shape[:2]), out=codes[..., k])
         slices |= outlines.keys()
@@ -51,14 +52,13 @@ def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]
 
 def roi_names(dataset: Dataset) -> dict[int, tuple[str, ...]]:
     """For each ROI number its name, then codes and meanings of its observations."""
-    codes: dict[int, list[str]] = {}
+    codes: dict[int, list[str]] = defaultdict(list)
     for observation in dataset.get("RTROIObservationsSequence") or []:
-        found = names_of_codes(observation.get("RTROIIdentificationCodeSequence") or [])
-        codes.setdefault(int(observation.ReferencedROINumber), []).extend(found)
-    return {
-        (number := int(roi.ROINumber)): (str(roi.get("ROIName") or ""), *codes.get(number, ()))
-        for roi in dataset.get("StructureSetROISequence") or []
-    }
+        identification = observation.get("RTROIIdentificationCodeSequence") or []
+        codes[int(observation.ReferencedROINumber)] += names_of_codes(identification)
+    rois = dataset.get("StructureSetROISequence") or []
+    names = {int(roi.ROINumber): str(roi.get("ROIName") or "") for roi in rois}
+    return {number: (name, *codes[number]) for number, name in names.items()}
 
 
 def closed_contours(
@@ -72,7 +72,8 @@ def closed_contours(
     contours: dict[int, list[Floats]] = {number: [] for number in numbers}
     is_assumed = False
     for roi in dataset.get("ROIContourSequence") or []:
-        if (own := contours.get(int(roi.ReferencedROINumber))) is None:
+        number = int(roi.ReferencedROINumber)
+        if number not in contours:
             continue
         for contour in roi.get("ContourSequence") or []:
             kind, data = contour.get("ContourGeometricType"), contour.get_item("ContourData")
@@ -81,9 +82,12 @@ def closed_contours(
                 continue
             values = np.array(bytes(data.value).split(b"\\"), dtype=float)
             if len(values) % 3 or not (np.abs(values) < FARTHEST_MM).all():  # False for NaN
-                what = f"a contour of {len(values)} numbers, expected three a point, all finite and"
-                raise Refused("bad_contour", f"{file.name} has {what} below {FARTHEST_MM:g} mm")
-            own.append(values.reshape(-1, 3))
+                expected = f"three a point, all finite and below {FARTHEST_MM:g} mm"
+                sentence = (
+                    f"{file.name} has a contour of {len(values)} numbers, expected {expected}"
+                )
+                raise Refused("bad_contour", sentence)
+            contours[number].append(values.reshape(-1, 3))
             is_assumed |= not kind
     return contours, is_assumed
 
@@ -95,9 +99,9 @@ def to_slice(points: Floats, stack: SliceStack, file: Path) -> tuple[int, Floats
     distance_mm = float(np.abs(heights_mm - stack.offsets_mm[k]).max())
     limit_mm = OFF_SLICE_STEPS * stack.step_mm
     if distance_mm > limit_mm:
-        what = f"has a contour {distance_mm:.2f} mm from the nearest slice, expected at most"
-        what = f"{file.name} {what} {limit_mm:.2f} mm; it spans {np.ptp(heights_mm):.2f} mm"
-        raise Refused("contour_off_slice", f"{what}; give the series it was drawn on")
+        place = f"{distance_mm:.2f} mm from the nearest slice, expected at most {limit_mm:.2f} mm"
+        hint = f"it spans {np.ptp(heights_mm):.2f} mm; give the series it was drawn on"
+        raise Refused("contour_off_slice", f"{file.name} has a contour {place}; {hint}")
     plane = stack.planes[k]
     axes = np.reshape(plane.orientation, (2, 3))
     pixels = (points - plane.position_mm) @ axes.T / np.array(plane.spacing_mm[::-1])

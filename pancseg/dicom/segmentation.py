@@ -9,14 +9,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pancseg.dicom.pixels import decode_frames, open_dicom
-from pancseg.dicom.slices import (
-    GRID_TOLERANCE,
-    SlicePlane,
-    SliceStack,
-    find_value,
-    functional_groups,
-    planes_of,
-)
+from pancseg.dicom.slices import GRID_TOLERANCE, SlicePlane, SliceStack, planes_of
 from pancseg.errors import Refused, parsing
 from pancseg.structures import LabelMap, Structure, match_names
 
@@ -37,33 +30,28 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
     """
     dataset = open_dicom(file)
     with parsing(file):
-        names, planes, numbers = segments_of(dataset, file)
+        names, frames = segments_of(dataset, file)
         is_fractional = dataset.SegmentationType == "FRACTIONAL"
         threshold = float(dataset.MaximumFractionalValue) / 2 if is_fractional else 1
+    is_labelmap = dataset.SegmentationType == "LABELMAP"  # stored values are segment numbers
     matched = match_names(names, structures, "segment")
     code_of = {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
-    frames = [(p, n) for p, n in zip(planes, numbers, strict=True) if n is None or n in code_of]
-    placements = [place_frame(plane, stack) for plane, _ in frames]  # refuse before decoding
+    frames = [frame for frame in frames if is_labelmap or frame.segment_number in code_of]
+    placements = [place_frame(frame, stack) for frame in frames]  # refuse before decoding
     codes = np.zeros(stack.shape, np.uint8, order="F")
-    decoded = stored_values(dataset, [plane for plane, _ in frames])
-    for (_, number), placement, values in zip(frames, placements, decoded, strict=True):
-        if number is None:
-            masks = [(values == chosen, code) for chosen, code in code_of.items()]
-        else:
-            masks = [(values >= threshold, code_of[number])]
-        for mask, code in masks:
+    decoded = stored_values(dataset, frames)
+    for frame, placement, values in zip(frames, placements, decoded, strict=True):
+        for number in code_of if is_labelmap else (frame.segment_number,):
+            mask = values == number if is_labelmap else values >= threshold
             at = image_pixels(mask, placement, stack, file)
-            codes[at] = np.maximum(codes[at], code)
+            codes[at] = np.maximum(codes[at], code_of[number])
     return LabelMap(stack.to_image(codes, linear=False, fill=0))
 
 
 def segments_of(
     dataset: Dataset, file: Path
-) -> tuple[dict[int, tuple[str, ...]], list[SlicePlane], list[int | None]]:
-    """Names of each segment number, and the plane and segment number of each frame.
-
-    The number is None in a LABELMAP: its stored values are segment numbers.
-    """
+) -> tuple[dict[int, tuple[str, ...]], list[SlicePlane]]:
+    """Names of each segment number, and the frames."""
     kind, listed = dataset.get("SegmentationType"), dataset.get("SegmentSequence")
     largest = {"BINARY": 1, "LABELMAP": 1, "FRACTIONAL": dataset.get("MaximumFractionalValue")}
     if not largest.get(kind) or not listed:
@@ -76,16 +64,12 @@ def segments_of(
         )
         for segment in listed
     }
-    planes = planes_of(dataset, file)
+    frames = planes_of(dataset, file)
     if kind == "LABELMAP":
         names.pop(int(dataset.get("PixelPaddingValue") or 0), None)  # the background has a number
-        return names, planes, [None] * len(planes)
-    numbers = [
-        find_value(levels, "ReferencedSegmentNumber") for levels in functional_groups(dataset, file)
-    ]
-    if None in numbers:
+    elif any(frame.segment_number < 0 for frame in frames):
         raise Refused("bad_segments", f"{file.name} has frames without ReferencedSegmentNumber")
-    return names, planes, [int(number) for number in numbers]
+    return names, frames
 
 
 def names_of_codes(codes: Iterable[Dataset]) -> list[str]:
@@ -102,19 +86,19 @@ def place_frame(plane: SlicePlane, stack: SliceStack) -> FramePlacement:
     """
     height_mm = (np.array(plane.position_mm) - stack.corner_mm) @ stack.normal
     k = int(np.abs(stack.offsets_mm - height_mm).argmin())
-    (axes, spacing_mm), (own_axes, own_mm) = axes_of(stack.planes[k]), axes_of(plane)
-    cosines = own_axes @ axes.T  # [axis of the frame, axis of the slice]
+    (axes, spacing_mm), (frame_axes, frame_mm) = axes_of(stack.planes[k]), axes_of(plane)
+    cosines = frame_axes @ axes.T  # [axis of the frame, axis of the slice]
     expected_mm = spacing_mm[np.abs(cosines).argmax(axis=1)]
     steps = np.array([plane.columns, plane.rows]) - 1
     angles = np.arccos(np.abs(cosines).max(axis=1).clip(0, 1))
     pixel = axes @ (np.array(plane.position_mm) - stack.planes[k].position_mm) / spacing_mm
     first = np.rint(pixel)
-    if (angles * own_mm * steps).max() > GRID_TOLERANCE * spacing_mm.min():
+    if (angles * frame_mm * steps).max() > GRID_TOLERANCE * spacing_mm.min():
         turn = np.degrees(angles.max())
         raise off_grid(plane.file, f"is turned by {turn:.2f} degrees against the image")
-    if (np.abs(own_mm - expected_mm) * steps > GRID_TOLERANCE * expected_mm).any():
-        own, expected = (" x ".join(f"{size:.4f}" for size in mm) for mm in (own_mm, expected_mm))
-        raise off_grid(plane.file, f"has pixels of {own} mm, the image of {expected} mm")
+    if (np.abs(frame_mm - expected_mm) * steps > GRID_TOLERANCE * expected_mm).any():
+        size, expected = (" x ".join(f"{v:.4f}" for v in mm) for mm in (frame_mm, expected_mm))
+        raise off_grid(plane.file, f"has pixels of {size} mm, the image of {expected} mm")
     if np.abs(pixel - first).max() > GRID_TOLERANCE:
         shift_mm = np.linalg.norm((pixel - first) * spacing_mm)
         raise off_grid(plane.file, f"lies {shift_mm:.3f} mm beside the image's pixel centres")

@@ -16,32 +16,29 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
 
-from pancseg.dicom.pixels import (
-    HUVolume,
-    check_inflated_size,
-    decode_frames,
-    open_dicom,
-    read_dataset,
-)
+from pancseg.dicom.pixels import HUVolume, check_deflated, decode_frames, open_dicom, read_dataset
 from pancseg.dicom.slices import Repair, SlicePlane, SliceStack, build_stack, planes_of
 from pancseg.errors import Refused, parsing, quiet
+from pancseg.geometry import AIR_HU
 from pancseg.parallel import process_map, progress
 from pancseg.structures import LabelMap, Structure, encode_values
 
 KEYWORDS = [
-    *("SOPClassUID", "Modality", "ImageType", "QualityControlImage", "Rows", "Columns"),
-    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"),
-    *("ImagePositionPatient", "NumberOfFrames", "Manufacturer", "ContrastBolusAgent"),
-    *("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"),
-]
+    "SOPClassUID", "Modality", "ImageType", "QualityControlImage", "Rows", "Columns",
+    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
+    "ImagePositionPatient", "NumberOfFrames", "Manufacturer", "ContrastBolusAgent",
+    "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence",
+]  # fmt: skip
 LONGEST_TEXT = 64  # characters that a value of these attributes may have
 IMAGE_CLASSES = (
-    *(uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage),
-    *(uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage),
-)
+    uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage,
+    uid.MRImageStorage, uid.PositronEmissionTomographyImageStorage,
+)  # fmt: skip
 LOCALIZER = re.compile(r"\b(LOCALIZER|SCOUT|SURVIEW|REF_SURVIEW)\b")  # in ImageType
 MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
 EMPTY = "empty_file: 0 bytes"
+BATCH = 200  # files that a process reads the headers of
+Extent = NDArray[np.float64] | None  # sorted shape, lowest and highest corner of a grid, RAS mm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +69,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             start = file.read(132)
         with quiet():
-            check_inflated_size(path)
+            check_deflated(path)
             dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
             return describe(path, dataset)
     except OSError as error:
@@ -106,8 +103,8 @@ def describe(path: Path, dataset: Dataset) -> Header:
             references += study.get("RTReferencedSeriesSequence") or []
     problem = why_not_an_image(dataset, text("SOPClassUID")) if format_ == "image" else ""
     name = text("Manufacturer").casefold().replace("_", " ")
-    found = MANUFACTURER.search(name)
-    known = found[1].replace("toshiba", "canon") if found else "other"
+    known = MANUFACTURER.search(name)
+    manufacturer = known[1].replace("toshiba", "canon") if known else "other"
     contrast = "yes" if text("ContrastBolusAgent") else "no"
     return Header(
         files=(path,),
@@ -119,7 +116,7 @@ def describe(path: Path, dataset: Dataset) -> Header:
         format=format_,
         is_phantom=text("QualityControlImage") == "YES",
         refers_to=tuple(sorted({text("SeriesInstanceUID", item) for item in references} - {""})),
-        manufacturer=known if name else "unknown",
+        manufacturer=manufacturer if name else "unknown",
         contrast=contrast if "ContrastBolusAgent" in dataset else "unknown",
         problem=problem,
         is_damaged=problem.startswith("unreadable"),
@@ -140,12 +137,6 @@ def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
     if sop_class.startswith(uid.SecondaryCaptureImageStorage) and not has_position:
         return "secondary_capture: a screen shot without position in space"
     return ""
-
-
-BATCH = 200  # files that a process reads the headers of
-AIR_HU = -1024
-Extent = NDArray[np.float64] | None
-"""Sizes of the axes, sorted, then the lowest and the highest corner, RAS mm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,40 +168,32 @@ class SeriesVolume(NamedTuple):
 def find_series(
     root: Path, files: Iterable[Path], processes: int = 0
 ) -> tuple[list[Series], list[SkippedSeries]]:
-    """Group files under a folder into series, and those that belong to none.
-
-    Headers of thousands of files are read in several processes.
-    """
+    """Group files under a folder into series, and those that belong to none."""
+    files = list(files)
+    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+    processes = processes if len(batches) >= 10 else 0  # starting them takes seconds
+    results = process_map(read_batch, batches, processes, died)
+    shown = progress(results, "reading headers", f"x {BATCH} files", len(batches), delay_s=2.0)
     parts: dict[Hashable, list[Header]] = defaultdict(list)
-    for header in read_headers(list(files), processes):
+    for header in sorted(chain.from_iterable(shown), key=lambda header: header.files):
         is_alone = header.is_damaged or header.format != "image"
         patient_id = "" if header.uid else header.patient_id
         key = header.uid, header.modality, header.is_phantom, patient_id, header.problem
         parts[header.files[0].parent, *key, header.files if is_alone else ()].append(header)
     series, skipped, damaged = [], [], []
     for headers in join_folders(list(parts.values())):
-        first, files = headers[0], tuple(header.files[0] for header in headers)
+        first, slices = headers[0], tuple(header.files[0] for header in headers)
         if first.problem:
             status = "refused" if first.is_damaged else "dropped"
-            skipped.append(SkippedSeries(files[0], status, first.problem, len(files)))
+            skipped.append(SkippedSeries(slices[0], status, first.problem, len(slices)))
             damaged += [first] if first.is_damaged or first.problem == EMPTY else []
             continue
         patients = len({header.patient_id for header in headers})
         problem = f"mixed_patient: slices carry {patients} PatientIDs, expected one"
-        changed = {"folder": files[0].parent.relative_to(root), "files": files}
-        changed["problem"] = problem if patients > 1 else ""
-        series.append(Series(**vars(first) | changed))
+        attributes = vars(first) | {"files": slices, "problem": problem if patients > 1 else ""}
+        series.append(Series(**attributes, folder=slices[0].parent.relative_to(root)))
     series = mark_damaged(series, damaged)
-    return sorted(series, key=lambda each: (each.folder, each.uid, each.files)), skipped
-
-
-def read_headers(files: list[Path], processes: int) -> list[Header]:
-    """Headers of files, by path."""
-    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-    processes = processes if len(batches) >= 10 else 0  # starting them takes seconds
-    results = process_map(read_batch, batches, processes, died)
-    shown = progress(results, "reading headers", f"x {BATCH} files", len(batches), delay_s=2.0)
-    return sorted(chain.from_iterable(shown), key=lambda header: header.files)
+    return sorted(series, key=lambda item: (item.folder, item.uid, item.files)), skipped
 
 
 def read_batch(files: list[Path]) -> list[Header]:
@@ -229,14 +212,14 @@ def join_folders(parts: list[list[Header]]) -> Iterator[list[Header]]:
     by_uid: dict[Hashable, list[list[Header]]] = defaultdict(list)
     for headers in parts:
         first = headers[0]
+        key: Hashable = first.uid, first.modality, first.is_phantom, first.patient_id
         is_joined = first.uid and first.format == "image" and not first.problem
-        alone = () if is_joined else first
-        by_uid[first.uid, first.modality, first.is_phantom, first.patient_id, alone].append(headers)
-    for same in by_uid.values():
-        if len(same) > 1 and are_one_scan(same):
-            yield list(chain.from_iterable(same))
+        by_uid[key if is_joined else first].append(headers)
+    for same_uid in by_uid.values():
+        if len(same_uid) > 1 and are_one_scan(same_uid):
+            yield list(chain.from_iterable(same_uid))
         else:
-            yield from same
+            yield from same_uid
 
 
 def are_one_scan(parts: list[list[Header]]) -> bool:
@@ -264,27 +247,26 @@ def problem_of(planes: list[SlicePlane]) -> str:
 
 def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
     """Refuse series that damaged files name as theirs; flag those beside other damaged files."""
-    named: dict[str, list[Path]] = defaultdict(list)
-    beside: dict[Path, set[str | None]] = defaultdict(set)
+    slices: dict[str, list[Path]] = defaultdict(list)  # damaged, by SeriesInstanceUID
+    suffixes: dict[Path, set[str | None]] = defaultdict(set)  # of other damaged files, by folder
     for header in damaged:
         (file,) = header.files
         if header.uid:
-            named[header.uid].append(file)
+            slices[header.uid].append(file)
         else:  # an empty file of another suffix, such as READY, is no slice
-            beside[file.parent].add(None if header.is_damaged else file.suffix)
-    count = Counter(each.uid for each in series)
+            suffixes[file.parent].add(None if header.is_damaged else file.suffix)
+    count = Counter(item.uid for item in series)
     marked = []
-    for each in series:
-        folders = {file.parent for file in each.files} if each.format == "image" else set()
-        own = named.get(each.uid, [])
-        own = [file for file in own if count[each.uid] == 1 or file.parent in folders]
-        near = set().union(*(beside.get(folder, ()) for folder in folders))
-        if near & {None, each.files[0].suffix}:
-            each = replace(each, flags=("damaged_file",))
-        if own and not each.problem:
-            names = ", ".join(file.name for file in own[:3])
-            each = replace(each, problem=f"damaged_slice: {names} of the series cannot be read")
-        marked.append(each)
+    for item in series:
+        folders = {file.parent for file in item.files} if item.format == "image" else set()
+        is_alone = count[item.uid] == 1
+        files = [file for file in slices[item.uid] if is_alone or file.parent in folders]
+        if any(suffixes[folder] & {None, item.files[0].suffix} for folder in folders):
+            item = replace(item, flags=("damaged_file",))
+        if files and not item.problem:
+            names = ", ".join(file.name for file in files[:3])
+            item = replace(item, problem=f"damaged_slice: {names} of the series cannot be read")
+        marked.append(item)
     return marked
 
 
@@ -316,14 +298,13 @@ def read_stack(
     unique = without_copies(planes, lambda file: opened[file].PixelData)
     stack = build_stack(unique, repair)
     volume = HUVolume(stack.shape)
-    numbers_in: dict[Path, list[int]] = defaultdict(list)
+    slices_of: dict[Path, dict[int, SlicePlane]] = defaultdict(dict)
     for k, plane in enumerate(stack.planes):
-        numbers_in[plane.file].append(k)
-    for file, numbers in numbers_in.items():
-        dataset = opened.pop(file)  # one copy of a scan in memory is enough
-        frames = decode_frames(dataset, [stack.planes[k] for k in numbers])
-        for k, values in zip(numbers, frames, strict=True):
-            volume.put(k, values, stack.planes[k].slope, stack.planes[k].intercept)
+        slices_of[plane.file][k] = plane
+    for file, slices in slices_of.items():
+        frames = decode_frames(opened.pop(file), list(slices.values()))  # freed once decoded
+        for (k, plane), values in zip(slices.items(), frames, strict=True):
+            volume.put(k, values, plane.slope, plane.intercept)
     flags = ["duplicate_files"] * (len(unique) < len(planes))
     flags += ["rescale_type"] * (not all(plane.is_hu for plane in unique))
     return stack, volume.values, tuple(flags)

@@ -32,13 +32,18 @@ LARGEST_SIDE = 8192  # pixels; a header that claims more is damaged
 MOST_FRAMES = 100_000  # a SEG of many structures with empty frames has tens of thousands
 FARTHEST_MM = 1e6  # from the scanner's isocentre
 LARGEST_RESCALE = 1e6  # of slope and intercept
+
+
+def are_unit_vectors(orientation: Floats) -> bool:
+    """Whether two vectors have length 1 and are at right angles, as far as headers hold digits."""
+    axes = orientation.reshape(2, 3)
+    return bool(np.abs(axes @ axes.T - np.eye(2)).max() < 0.02)
+
+
 # numbers of a slice: their count, a default, what is expected of them, and whether they fulfil it
 NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
-    "ImageOrientationPatient": (
-        *(6, None, "two unit vectors at right angles"),
-        lambda v: np.abs((axes := v.reshape(2, 3)) @ axes.T - np.eye(2)).max() < 0.02,
-    ),
+    "ImageOrientationPatient": (6, None, "two unit vectors at right angles", are_unit_vectors),
     "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
     "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
     "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
@@ -65,6 +70,7 @@ class SlicePlane:
     acquisition_number: str = ""  # text that slices of an acquisition share, empty if unknown
     acquisition_time: str = ""
     is_hu: bool = True  # False where RescaleType of a CT names another unit
+    segment_number: int = -1  # of a frame of a SEG that holds one segment
 
 
 @dataclass(frozen=True)
@@ -139,25 +145,25 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
         position_mm, axes, spacing_mm, (slope,), (intercept,) = (
             read_numbers(levels, keyword, file) for keyword in NUMBERS
         )
-        geometry = rows, columns, position_mm, axes, spacing_mm
+        grid = rows, columns, position_mm, axes, spacing_mm
         acquisition = str(find_value(levels, "FrameAcquisitionNumber", number)), time
         unit = str(find_value(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
-        values = *geometry, slope, intercept, frame_uid, *acquisition, is_hu
+        segment = int(find_value(levels, "ReferencedSegmentNumber", -1))
+        values = *grid, slope, intercept, frame_uid, *acquisition, is_hu, segment
         planes.append(SlicePlane(file, n, *values))
     return planes
 
 
 def functional_groups(dataset: Dataset, file: Path) -> list[list[Dataset]]:
-    """For each frame, the data sets that describe it: its own, the shared one, the file's."""
+    """For each frame the data sets that describe it: per-frame and shared groups, and the file."""
     count = dataset.get("NumberOfFrames")
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if not frames and (count is None or int(count) == 1):
         return [[dataset]]
     if len(frames) != int(count or 0) or len(frames) > MOST_FRAMES:
-        raise Refused(
-            "bad_frames", f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
-        )
+        sentence = f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
+        raise Refused("bad_frames", sentence)
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     return [[frame, *shared, dataset] for frame in frames]
 
@@ -232,10 +238,9 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     elif gap_problem:
         problems.append(gap_problem)
     refuse_if(problems)
-    offsets_mm = offsets_mm - start_mm
-    return SliceStack(
-        tuple(planes), normal, offsets_mm, shifts_mm, grid_index, step_mm, tuple(repairs)
-    )
+    offsets_mm -= start_mm
+    stacked, repaired = tuple(planes), tuple(repairs)
+    return SliceStack(stacked, normal, offsets_mm, shifts_mm, grid_index, step_mm, repaired)
 
 
 def refuse_if(problems: list[Refused]) -> None:
@@ -320,14 +325,11 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
 def fill_gaps(stored: NDArray[Any], grid_index: Floats, *, linear: bool) -> NDArray[Any]:
     """Interpolate slices ``(columns, rows, slices)`` at positions ``grid_index`` from 0 up."""
     whole = np.arange(int(np.floor(grid_index[-1] + 0.01)) + 1)
-    above = np.clip(np.searchsorted(grid_index, whole - 1e-6), 1, len(grid_index) - 1)
-    weights = np.clip(
-        (whole - grid_index[above - 1]) / (grid_index[above] - grid_index[above - 1]), 0, 1
-    )
+    places = np.interp(whole, grid_index, np.arange(len(grid_index)))  # among the stored slices
     regular = np.empty((*stored.shape[:2], len(whole)), stored.dtype, order="F")
-    for k, (upper, weight) in enumerate(zip(above, weights, strict=True)):
-        weight = weight if linear else float(weight > 0.5)
-        mixed = (1 - weight) * stored[..., upper - 1] + weight * stored[..., upper]
+    for k, place in enumerate(places if linear else np.ceil(places - 0.5)):
+        lower, upper = int(np.floor(place)), int(np.ceil(place))
+        mixed = (upper - place) * stored[..., lower] + (1 - upper + place) * stored[..., upper]
         regular[..., k] = np.rint(mixed) if stored.dtype.kind in "iu" else mixed
     return regular
 
@@ -343,7 +345,7 @@ def straighten(
     size = tuple((np.array(stored.shape[:2]) + high - low).astype(int).tolist())
     straight = np.empty((*size, stored.shape[2]), stored.dtype, order="F")
     for k, shift in enumerate(shifts):
-        given = stored[..., k].astype(np.float32), np.ones(2), low - shift, size
-        moved = ndimage.affine_transform(*given, order=int(linear), cval=fill)
+        values, options = stored[..., k].astype(np.float32), {"order": int(linear), "cval": fill}
+        moved = ndimage.affine_transform(values, np.ones(2), low - shift, size, **options)
         straight[..., k] = np.rint(moved) if stored.dtype.kind in "iu" else moved
     return straight, low

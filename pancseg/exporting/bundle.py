@@ -13,7 +13,7 @@ from pancseg.exporting.exportable import Exportable
 from pancseg.exporting.processing import transforms_of
 from pancseg.exporting.program import check_same, program_of, quiet
 from pancseg.files import write_json
-from pancseg.learning.segmenter import WINDOWS
+from pancseg.models.segmenter import WINDOWS
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pancseg.data.groups import AIR_HU
 from pancseg.data.transforms import AXES, Preprocessing
 from pancseg.exporting.exportable import Exportable
+from pancseg.geometry import AIR_HU
 
 AXES_RULE = (
     "turned so that the last runs from feet to head, and turned back for the mask; axes that lean "

@@ -12,7 +12,7 @@ from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.inference.archive import load_tensors
 from pancseg.inference.checkpoint_content import check_content, check_network_fits
-from pancseg.learning.segmenter import Segmenter
+from pancseg.models.segmenter import Segmenter
 
 # of the machine, of an untrained network, or of validation only
 FREE = {"fused", "use_checkpoint", "prior", "overlap"}
@@ -41,6 +41,8 @@ class Trained:
     epoch: int
     fingerprint: str
     averaged: bool
+    step: int = 0  # optimizer steps
+    trained_s: float = 0.0  # seconds that count towards trainer.max_time
     seen_before: frozenset[str] = frozenset()
     profile: TrainingProfile | None = None
 
@@ -102,9 +104,17 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         int(content["epoch"]) + 1,
         state["fingerprint"],
         "current_model_state" in content,
+        int(content["global_step"]),
+        trained_seconds(content),
         frozenset(state.get("seen_before", ())),
         profile,
     )
+
+
+def trained_seconds(content: dict[str, Any]) -> float:
+    """Seconds of training that Lightning's timer has counted; 0 without ``trainer.max_time``."""
+    states = content.get("callbacks") or {}
+    return float(states.get("Timer", {}).get("time_elapsed", {}).get("train", 0.0))
 
 
 def rebuilt(content: dict[str, Any]) -> Segmenter:

@@ -10,8 +10,8 @@ from torch import nn
 from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
 from pancseg.files import is_mapping
-from pancseg.learning.augmentation.numbers import Augmentation
-from pancseg.learning.building import build
+from pancseg.models.augmentation import Augmentation
+from pancseg.models.networks import build
 
 LONGEST_AXIS = 4096  # voxels of a patch
 MOST_VOXELS = 2**28  # of a patch: 640 along each axis
@@ -36,6 +36,7 @@ def check_content(content: Any) -> None:
         "hyper_parameters": (content["hyper_parameters"], is_mapping),
         "state_dict": (content["state_dict"], is_mapping),
         "epoch": (content["epoch"], lambda v: is_whole(v, 0, 10**9)),
+        "global_step": (content["global_step"], lambda v: is_whole(v, 0, 10**12)),
     }
     check_each(told)
     check_each(

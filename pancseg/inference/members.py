@@ -7,8 +7,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 
-from pancseg.configuration import BEST
+from pancseg.config import BEST
 from pancseg.errors import PancsegError
 from pancseg.geometry import with_right_angles
 from pancseg.inference.checkpoint import Trained, open_checkpoint
@@ -53,7 +54,6 @@ def open_members(
     path: Path | Sequence[Path],
     *,
     device: str,
-    channels_last: bool,
     precision: str = "32-true",
     mirrored: bool = False,
 ) -> list[Member]:
@@ -62,7 +62,6 @@ def open_members(
     Args:
         path: A file, a run's folder, or a sweep's folder; or a list of them.
         device: ``cpu`` or ``cuda``.
-        channels_last: Whether networks are arranged so.
         precision: Lightning's name of their arithmetic.
         mirrored: Whether they are shown mirror images, too.
 
@@ -74,7 +73,7 @@ def open_members(
     members = []
     for checkpoint in dict.fromkeys(one for each in paths for one in checkpoints_of(each)):
         trained = open_checkpoint(checkpoint)
-        trained.segmenter.prepare_for(channels_last=channels_last, compiled=False)
+        trained.segmenter.prepare_for(torch.device(device).type)
         axes = mirror_axes(trained, checkpoint) if mirrored else ()
         members.append(Member(checkpoint, trained, device, axes, precision))
     return members

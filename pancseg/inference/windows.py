@@ -11,7 +11,7 @@ from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from pancseg.hardware import cpu_has_bf16
-from pancseg.learning.segmenter import Segmenter
+from pancseg.models.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # as Lightning names them
@@ -137,8 +137,8 @@ def evidence_unless_air(segmenter: Segmenter, half: torch.dtype | None, windows:
     busy = (windows > 0).flatten(1).any(dim=1)
     with torch.autocast(windows.device.type, half, enabled=half is not None):
         if busy.all():
-            return segmenter.evidence(windows)
+            return segmenter.window_foreground_logit(windows)
         evidence = torch.full_like(windows, AIR)
         if busy.any():
-            evidence[busy] = segmenter.evidence(windows[busy])
+            evidence[busy] = segmenter.window_foreground_logit(windows[busy])
     return evidence

@@ -1,7 +1,6 @@
 """Cases of a source: scans with their matched labels, their patients, and the rows of the rest."""
 
 from collections import Counter, defaultdict
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,27 +9,13 @@ from pancseg.dicom.segmentation import read_segmentation
 from pancseg.dicom.series import read_mask_series, read_series
 from pancseg.errors import Refused
 from pancseg.intake.match_labels import Match
-from pancseg.intake.types import (
-    IMAGE_REFUSED,
-    CaseSource,
-    ReadOptions,
-    Scan,
-    SkippedFile,
-    SourceContents,
-    SourceItem,
-)
+from pancseg.intake.types import CaseSource, ReadOptions, Scan, SourceContents, SourceItem
 from pancseg.intake.volume_files import read_label_file, read_scan_file, stem_of
 from pancseg.structures import LabelMap
 
+IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
 NO_LABEL = "no_label: no label belongs to this image"
-
-
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
-
-
-SAME_IN_CASE = ("study_uid", "patient_id", "manufacturer", "contrast", "is_phantom")
-
-
 MOST_NAMES = 20  # labels in a warning
 
 
@@ -40,52 +25,56 @@ def add_cases(
     matches: list[Match] | None,
     options: ReadOptions,
 ) -> None:
-    """Add cases, rows of images and labels that make none, and warnings.
-
-    Without matches every image is a case.
-    """
+    """Add cases, of every image where matches are None, rows of what makes none, and warnings."""
     by_image: dict[SourceItem, Match] = {}
-    for each in matches or ():
-        if each.image and (each.image not in by_image or not each.problem):
-            by_image[each.image] = each
+    for match in matches or ():
+        if match.image and (match.image not in by_image or not match.problem):
+            by_image[match.image] = match
     patients, input_keys = patients_of(images), input_keys_of(images)
     labelled = {patients[image] for image in by_image}
     for image in images:
-        match = by_image.get(image)
-        label_problem = (match.problem or match.label.problem) if match else ""
+        own = by_image.get(image)
+        label_problem = (own.problem or own.label.problem) if own else ""
         if problem := image.problem or label_problem:
-            skip(contents, image, "image", "refused", problem)
-        elif match or matches is None:
-            case = make_case(image, match.label if match else None, options)
-            contents.cases.append(
-                replace(case, patient=patients[image], input_key=input_keys[image])
-            )
+            contents.skip(image.path, "image", "refused", problem, len(image.files))
+        elif own or matches is None:
+            label = own.label if own else None
+            case = make_case(image, label, patients[image], input_keys[image], options)
+            contents.cases.append(case)
         elif patients[image] in labelled:
-            skip(contents, image, "image", "dropped", OTHER_SERIES)
+            contents.skip(image.path, "image", "dropped", OTHER_SERIES, len(image.files))
         else:
-            skip(contents, image, "image", "refused", NO_LABEL)
-    for each in matches or ():
-        image_reason = IMAGE_REFUSED if each.image and each.image.problem else ""
-        if problem := each.problem or each.label.problem or image_reason:
-            skip(contents, each.label, "label", "refused", problem)
+            contents.skip(image.path, "image", "refused", NO_LABEL, len(image.files))
+    for match in matches or ():
+        image_reason = IMAGE_REFUSED if match.image and match.image.problem else ""
+        if problem := match.problem or match.label.problem or image_reason:
+            files = match.label.files
+            contents.skip(match.label.path, "label", "refused", problem, len(files))
     contents.skipped = list(dict.fromkeys(contents.skipped))
-    contents.warnings += warn_of_structures(matches or [])
+    warn_of_structures(contents, matches or [])
 
 
-def make_case(image: SourceItem, label: SourceItem | None, options: ReadOptions) -> CaseSource:
-    """The case of an image and its label, if it has one; its patient is not set."""
+def make_case(
+    image: SourceItem, label: SourceItem | None, patient: str, input_key: str, options: ReadOptions
+) -> CaseSource:
+    """The case of an image and its label, if it has one."""
     label_files, label_flags = (label.files, label.flags) if label else ((), ())
     return CaseSource(
         path=image.path,
-        patient="",
+        patient=patient,
         files=image.files + label_files,
         read_image=partial(read_scan, image.format, image.files, options),
         read_label=partial(read_label, label.format, label_files, options) if label else None,
         label_path=label.path if label else None,
+        input_key=input_key,
+        study_uid=image.study_uid,
         series_uid=image.uid,
+        patient_id=image.patient_id,
+        manufacturer=image.manufacturer,
+        contrast=image.contrast,
+        is_phantom=image.is_phantom,
         is_dicom=image.format == "image",
         flags=tuple(dict.fromkeys(image.flags + label_flags)),
-        **{name: getattr(image, name) for name in SAME_IN_CASE},
     )
 
 
@@ -100,7 +89,7 @@ def read_scan(format_: str, files: tuple[Path, ...], options: ReadOptions) -> Sc
 def read_label(format_: str, files: tuple[Path, ...], options: ReadOptions, scan: Scan) -> LabelMap:
     """Read the label of a scan; raise ``Refused`` if it cannot be."""
     if format_ == "file":
-        return read_label_file(files[0], options.structures, scan)
+        return read_label_file(files[0], options, scan)
     if format_ == "image":
         return read_mask_series(files, options.repair, options.structures)
     if scan.stack is None:
@@ -141,26 +130,17 @@ def input_keys_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
     }
 
 
-def warn_of_structures(matches: list[Match]) -> list[str]:
-    """A warning where labels of different names belong to the same image."""
+def warn_of_structures(contents: SourceContents, matches: list[Match]) -> None:
+    """Warn where labels of different names belong to the same image."""
     names = defaultdict(set)
     for match in matches:
         if match.image:
             label = match.label
             name = label.folder.name if label.format == "image" else stem_of(label.path)
             names[match.image].add(name)
-    several = [shared for shared in names.values() if len(shared) > 1]
-    shown = ", ".join(sorted(set().union(*several))[:MOST_NAMES])
-    warning = (
-        f"images with several labels: {len(several)}; give the folder, or the files by a pattern, "
-        f"of one structure as source.labels: {shown}"
-    )
-    return [warning] if several else []
-
-
-def skip(
-    contents: SourceContents, located: SourceItem, kind: str, status: str, reason: str
-) -> None:
-    """Add the row of a series that makes no case."""
-    row = SkippedFile(located.path, kind, status, reason, len(located.files))
-    contents.skipped.append(row)
+    if several := [shared for shared in names.values() if len(shared) > 1]:
+        shown = ", ".join(sorted(set().union(*several))[:MOST_NAMES])
+        contents.warnings.append(
+            f"images with several labels: {len(several)}; give the folder, or the files by a "
+            f"pattern, of one structure as source.labels: {shown}"
+        )

@@ -11,20 +11,13 @@ from numpy.typing import NDArray
 
 from pancseg.data.manifest import Case, same_person
 from pancseg.errors import PancsegError, Refused
-from pancseg.geometry import (
-    Affine,
-    bounding_box,
-    describe_grid,
-    same_grid,
-    second_component_voxels,
-    spacing_of,
-)
+from pancseg.geometry import bounding_box, describe_grid, same_grid, second_component_voxels
 from pancseg.structures import Structure, region_mask
 
 Voxels = NDArray[Any]
 INFO_FLAGS = ("unlabelled", "phantom")  # properties of a data set, not problems of a case
 CROSS_CASE_FLAGS = ("duplicate_pixels", "two_names", "spacing_outlier")  # follow from other cases
-FLAGS = {
+FLAGS = {  # meaning and advice of each flag, in the order in which flags are written
     "hu_not_applied": "No fat and no air: values are not HU; convert the series again from DICOM.",
     "hu_windowed": "Values were clipped to a display window; convert it again from DICOM.",
     "hu_implausible": "Some values cannot be HU; check slope, intercept and padding.",
@@ -43,6 +36,7 @@ FLAGS = {
     "ignore_label": "Some voxels have nnU-Net's ignore label; they count as background.",
     "label_placed_by_axes": "The scan's origin replaced the label's; check the label's outline.",
     "label_outside_body": "Part of the label lies in air: it is shifted, mirrored or another's.",
+    # with several structures written as label_volume:<structure>
     "label_volume": "The volume is implausible for the structure; check what was labelled.",
     "label_pieces": "The label has a second large component; check whether it is a mistake.",
     "label_cut": "The label touches the first or last slice; the organ may be cut off.",
@@ -51,10 +45,6 @@ FLAGS = {
     "contour_type_assumed": "Contours without a type were read as closed; check the outline.",
     "phantom": "The scan is synthetic: results say nothing about patients.",
 }
-"""Meaning and advice of each flag, in the order in which flags are written.
-
-With several structures, ``label_volume`` is written as ``label_volume:<structure>``.
-"""
 
 MIN_VOXELS = 1000  # of a sample; fewer are not judged
 SAMPLED_PIXELS, MAX_STEP = 64, 4  # along an axis of a sampled slice, at least; of the sampling
@@ -76,6 +66,7 @@ MIN_CLIPPED, MIN_PADDING = (0.01, 0.001), 0.01  # at exactly the lowest and the 
 SWAP_RATIO = 1.07  # slices in order: at most 0.97; pure noise: 1.02; swapped: from 1.1
 ALTERNATING_SHARE = 0.8  # of slices more similar to the second next; every pair swapped: 0.5
 MIN_CASES_FOR_MEDIAN = 5
+MIN_FLIPPED_STEPS = 3  # between voxels; along a shorter axis, a flip is also a small shift
 
 
 @dataclass(frozen=True)
@@ -257,9 +248,6 @@ def cross_case_flags(
     return dict(flags)
 
 
-MIN_FLIPPED_VOXELS = 4  # along a shorter axis, a flip is also a small shift
-
-
 def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | None:
     """The first difference of a label, oriented like its image, of a tenth of a voxel or more."""
     affine, other = image.affine, label.affine
@@ -268,48 +256,33 @@ def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | No
         return Refused("label_size", f"label has {own}; image has {expected}")
     if same_grid(image.shape, affine, label.shape, other):
         return None
-    spacing_mm, other_mm = np.array(spacing_of(affine)), np.array(spacing_of(other))
+    spacing_mm, other_mm = (nib.affines.voxel_sizes(a) for a in (affine, other))
     tolerance_mm = spacing_mm.min() / 10
     steps = np.array(image.shape) - 1
     if (np.abs(other_mm - spacing_mm) * steps > tolerance_mm).any():
-        own, expected = (
-            " x ".join(f"{mm:.4g}" for mm in sizes) for sizes in (other_mm, spacing_mm)
-        )
+        own, expected = (" x ".join(f"{v:.4g}" for v in mm) for mm in (other_mm, spacing_mm))
         return Refused("label_spacing", f"label has voxels of {own} mm, image of {expected} mm")
     axes, other_axes = affine[:3, :3] / spacing_mm, other[:3, :3] / other_mm
     if (np.linalg.norm(other_axes - axes, axis=0) * spacing_mm * steps > tolerance_mm).any():
         cosines = np.clip((axes * other_axes).sum(axis=0), -1, 1)
         degrees = np.degrees(np.arccos(cosines)).max()
         return Refused("label_direction", f"label's axes are {degrees:.2f} degrees off the image's")
-    if flip := describe_flip(image.shape, affine, other):
-        reason = "its affine has wrong signs, as where LPS is written as RAS; export it again"
-        return Refused("label_flipped", f"label {flip}: {reason}")
+    centre_mm = nib.affines.apply_affine(affine, steps / 2)
     shift_mm = other[:3, 3] - affine[:3, 3] + (other - affine)[:3, :3] @ (steps / 2)
     shift_voxels = np.linalg.solve(affine[:3, :3], shift_mm)
-    mm, voxels = (", ".join(f"{v + 0.0:.2f}" for v in shift) for shift in (shift_mm, shift_voxels))
-    where = f"({mm}) mm to the right, front and head of the image, ({voxels}) voxels"
-    return Refused("label_shifted", f"label lies {where}")
-
-
-def describe_flip(shape: tuple[int, ...], affine: Affine, other: Affine) -> str:
-    """Describe a grid of equal axes that is displaced by a wrong sign in its affine, else "".
-
-    Oriented like the image, a label with a wrong sign in an axis begins where the image ends. With
-    a wrong sign in its origin too (LPS written as RAS), its centre is the image's, negated.
-    """
-    size = np.array(shape)
-    centre, other_centre = (nib.affines.apply_affine(a, (size - 1) / 2) for a in (affine, other))
-    tolerance_mm = min(spacing_of(affine)) / 10
-    voxels = np.abs(np.linalg.solve(affine[:3, :3], other_centre - centre))
-    by_extent = (np.abs(voxels - (size - 1)) <= 1) & (size >= MIN_FLIPPED_VOXELS)
-    displaced = np.abs(other_centre - centre) > tolerance_mm
-    negated = np.abs(other_centre + centre) <= tolerance_mm
-    if by_extent.any() and (voxels[~by_extent] <= 0.1).all():
-        flipped = np.abs(affine[:3, np.flatnonzero(by_extent)]).argmax(axis=0)
-        how = "begins where the image ends"
+    # a label with a wrong sign in an axis was reoriented, and now begins where the image ends
+    by_extent = (np.abs(np.abs(shift_voxels) - steps) <= 1) & (steps >= MIN_FLIPPED_STEPS)
+    # with a wrong sign in its origin too (LPS written as RAS), its centre is the image's, negated
+    displaced = np.abs(shift_mm) > tolerance_mm
+    negated = np.abs(2 * centre_mm + shift_mm) <= tolerance_mm
+    if by_extent.any() and (np.abs(shift_voxels[~by_extent]) <= 0.1).all():
+        flipped, how = np.abs(axes[:, by_extent]).argmax(axis=0), "begins where the image ends"
     elif displaced.any() and negated[displaced].all():
         flipped, how = np.flatnonzero(displaced), "is mirrored at the scanner's origin"
     else:
-        return ""
-    names = ("left-right", "back-front", "feet-head")
-    return f"{how}, {' and '.join(names[axis] for axis in flipped)}"
+        mm, voxels = (", ".join(f"{v + 0.0:.2f}" for v in s) for s in (shift_mm, shift_voxels))
+        where = f"({mm}) mm to the right, front and head of the image, ({voxels}) voxels"
+        return Refused("label_shifted", f"label lies {where}")
+    names = " and ".join(("left-right", "back-front", "feet-head")[axis] for axis in flipped)
+    reason = "its affine has wrong signs, as where LPS is written as RAS; export it again"
+    return Refused("label_flipped", f"label {how}, {names}: {reason}")

@@ -39,12 +39,7 @@ RADIOLOGICAL = orientations.axcodes2ornt(("L", "P", "S"))  # the patient's right
 
 
 def draw_contact_sheet(root: Path, rows: Iterable[Row]) -> list[Path]:
-    """Write ``intake.png``, ``intake_2.png`` and so on, and remove pages of a longer sheet.
-
-    Args:
-        root: Prepared folder.
-        rows: Of images in the intake table; they are drawn by case.
-    """
+    """Write pages with the rows of images, by case, and remove pages of a longer sheet."""
     size, paths, rows = COLUMNS * ROWS, [], sorted(rows, key=lambda row: row.case)
     patients, flagged = len({row.patient for row in rows}), sum(map(is_flagged, rows))
     counts = f" of {len(rows)} ({patients} patient{'s' * (patients != 1)}), {flagged} flagged"
@@ -127,8 +122,7 @@ def draw_tile(page: Image.Image, root: Path, row: Row, left: int, top: int) -> N
     else:
         draw.rectangle((left, top, right - 1, bottom - 1), EMPTY)
         draw.text((left + SIDE // 2, top + SIDE // 2), "no picture", FAINT, font(), anchor="ma")
-    y = bottom + LINE // 2
-    volumes = volume_text(row)
+    y, volumes = bottom + LINE // 2, volume_text(row)
     text = volumes if len(volumes) <= TEXT_CHARACTERS else ""
     name = shortened(row.case, CHARACTERS - len(text) - 1)
     draw.text((left, y), name, TEXT, font(bold=True), anchor="la")
@@ -165,18 +159,18 @@ def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.
     Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black. Each code has a colour.
     """
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
-    k, drawn = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
+    k, plane = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
     if codes is not None and codes.any():
         labels, _ = radiological(image, codes)
         k = int(np.count_nonzero(labels, axis=(0, 1)).argmax())
-        drawn = labels[..., k]
+        plane = labels[..., k]
     extent_mm = (hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1])
     width, height = (max(1, round(mm * SIDE / max(extent_mm))) for mm in extent_mm)
     grey = np.interp(hu[..., k].T, WINDOW_HU, (0, 255)).astype(np.uint8)
     slice_ = Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.repeat(padded(slice_)[..., None], 3, axis=2)
-    for code in np.unique(drawn[drawn > 0]):  # with later codes, which may be a part of it
-        outline = outline_of(np.greater_equal(drawn.T, code), (width, height))
+    for code in np.unique(plane[plane > 0]):  # with later codes, which may be a part of it
+        outline = outline_of(np.greater_equal(plane.T, code), (width, height))
         pixels[outline] = COLOURS[(int(code) - 1) % len(COLOURS)]
     return pixels
 

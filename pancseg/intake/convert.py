@@ -3,22 +3,25 @@
 import hashlib
 import json
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
+from nibabel import Nifti1Image, as_closest_canonical
 
-from pancseg.data.groups import AIR_HU, GroupSettings, cut_group, plan_cut
+from pancseg.data.groups import GroupSettings, cut_group, plan_cut
 from pancseg.data.manifest import Case, Group, Row, parse_entries
 from pancseg.data.scan_statistics import scan_statistics
 from pancseg.errors import Incomplete, PancsegError, Refused, brief
 from pancseg.files import unpacked_sha256, write_json, write_nifti
-from pancseg.geometry import oriented_like, spacing_of, voxel_ml
+from pancseg.geometry import AIR_HU, oriented_like, spacing_of, voxel_ml
+from pancseg.intake.cases import IMAGE_REFUSED
 from pancseg.intake.checks import Checks, check_image, grid_problem, sort_flags, voxel_flags
 from pancseg.intake.contact_sheet import picture_path, thumbnail, write_thumbnail
-from pancseg.intake.types import IMAGE_REFUSED, CaseSource, Scan
+from pancseg.intake.types import CaseSource, Scan
 from pancseg.structures import LabelMap, Structure, region_mask
 
 RECORDS = ".records"  # folder of results that no manifest holds yet
@@ -50,11 +53,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """Result of a job; fields named as in ``Job`` have its meaning."""
+    """Result of a job."""
 
-    input_hash: str
-    name: str
-    input_state: str
+    input_hash: str  # of the job
     rows: list[Row]  # the image's, then the label's
     case: Case | None = None  # None where it was refused
     groups: list[Group] = field(default_factory=list)
@@ -67,16 +68,14 @@ class ConversionError(Exception):
 
 
 def convert(job: Job) -> Result:
-    """Convert a case, or take the result that an interrupted run recorded.
-
-    Raises ``Incomplete`` if the folder cannot be written, and ``ConversionError`` on a bug.
-    """
+    """Convert a case, or take its record; Incomplete if writing fails, ConversionError on a bug."""
     if recorded := read_record(job):
         return recorded
     try:
-        result = read_and_write(job)
-    except OSError as error:
-        raise write_error(job.settings.root, error) from error
+        with writing(job.settings.root):
+            result = read_and_write(job)
+    except Incomplete:
+        raise
     except Exception as error:
         stack = "".join(traceback.format_tb(error.__traceback__))
         raise ConversionError(f"{type(error).__name__} in case {job.name}\n{stack}") from None
@@ -93,8 +92,6 @@ def read_and_write(job: Job) -> Result:
     """Convert a case."""
     try:
         scan = job.case_source.read_image()
-        if job.case_source.read_label is None:
-            check_image(np.asanyarray(scan.image.dataobj))
         label = read_label(job, scan)
         flags = case_flags(job, scan, label)
     except Refused as refused:
@@ -110,45 +107,44 @@ def read_and_write(job: Job) -> Result:
 
 
 def read_label(job: Job, scan: Scan) -> LabelMap | None:
-    """The label on the grid of its scan; None for images without label.
+    """The label on the grid of its scan; None without one, where an image of two values is refused.
 
     A reason to refuse it names the label, because it stands in the image's row.
     """
     if job.case_source.read_label is None:
+        check_image(np.asanyarray(scan.image.dataobj))
         return None
     try:
         label = job.case_source.read_label(scan)
     except Refused as error:
-        details = {"repairs": error.repairs, "names": error.names}
-        raise Refused(error.code, f"label: {error.sentence}", **details) from error
+        raise Refused(
+            error.code, f"label: {error.sentence}", repairs=error.repairs, names=error.names
+        ) from error
     image = oriented_like(label.image, scan.image)
     if problem := grid_problem(scan.image, image):
         raise problem
-    return replace(label, image=nib.Nifti1Image(np.asanyarray(image.dataobj), scan.image.affine))
+    return replace(label, image=Nifti1Image(np.asanyarray(image.dataobj), scan.image.affine))
 
 
 def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
     """All flags of a case that follow from itself; refused if ``checks.refuse`` names one."""
     checks, structures = job.settings.checks, job.settings.structures
     codes = None if label is None else np.asanyarray(label.image.dataobj)
+    unknown_values = () if label is None else label.unknown_values
     hu, spacing_mm = np.asanyarray(scan.image.dataobj), spacing_of(scan.image.affine)
-    found = [
-        *voxel_flags(hu, codes, spacing_mm, checks, structures),
-        *job.case_source.flags,
-        *scan.flags,
-        *(("unlabelled",) if label is None else label.flags),
-    ]
-    conditions = {
-        "label_values": label is not None and label.unknown_values,
-        "repaired": scan.stack is not None and scan.stack.repairs,
-        "phantom": job.case_source.is_phantom,
-    }
-    flags = sort_flags([*found, *(flag for flag, holds in conditions.items() if holds)])
+    flags = voxel_flags(hu, codes, spacing_mm, checks, structures)
+    flags += [*job.case_source.flags, *scan.flags]
+    flags += ["unlabelled"] if label is None else label.flags
+    if unknown_values:
+        flags.append("label_values")
+    if scan.stack and scan.stack.repairs:
+        flags.append("repaired")
+    if job.case_source.is_phantom:
+        flags.append("phantom")
+    flags = sort_flags(flags)
     for code in (flag.partition(":")[0] for flag in flags):
         if code in checks.refuse:
-            values = (
-                f" ({', '.join(label.unknown_values)})" if label and label.unknown_values else ""
-            )
+            values = f" ({', '.join(unknown_values)})" if unknown_values else ""
             raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
     return flags
 
@@ -158,14 +154,8 @@ def refusal(job: Job, refused: Refused) -> Result:
     source = job.case_source
     rows = [Row(job.patient, "", str(source.path), "image", "refused", str(refused))]
     if source.label_path:
-        path = str(source.label_path)
-        rows.append(Row(job.patient, "", path, "label", "refused", IMAGE_REFUSED))
-    return result_of(job, rows, repairs=refused.repairs, structure_names=refused.names)
-
-
-def result_of(job: Job, rows: list[Row], **values: Any) -> Result:
-    """A result of a job."""
-    return Result(job.input_hash, job.name, job.input_state, rows, **values)
+        rows.append(Row(job.patient, "", str(source.label_path), "label", "refused", IMAGE_REFUSED))
+    return Result(job.input_hash, rows, repairs=refused.repairs, structure_names=refused.names)
 
 
 def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -> Result:
@@ -197,15 +187,11 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
     if source.label_path:
         path = str(source.label_path)
         rows.append(Row(job.patient, job.name, path, "label", "kept", slices=image.shape[2]))
-    return result_of(job, rows, case=case, groups=groups)
+    return Result(job.input_hash, rows, case, groups)
 
 
 def write_label_parts(
-    settings: PrepareSettings,
-    case: Case,
-    row: Row,
-    image: nib.Nifti1Image,
-    label: nib.Nifti1Image | None,
+    settings: PrepareSettings, case: Case, row: Row, image: Nifti1Image, label: Nifti1Image | None
 ) -> tuple[Case, list[Group]]:
     """Write everything that depends on the label: groups, counts, and the picture last.
 
@@ -220,15 +206,15 @@ def write_label_parts(
     if codes is None:
         return case, groups
     ml, voxels = voxel_ml(image.affine), int(np.count_nonzero(codes))
-    each = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in settings.structures}
+    counts = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in settings.structures}
     row.label_voxels, row.label_ml = voxels, round(voxels * ml, 3)
-    if len(each) > 1:
-        row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in each.items())
-    return replace(case, label_voxels=voxels, structure_voxels=each), groups
+    if len(counts) > 1:
+        row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in counts.items())
+    return replace(case, label_voxels=voxels, structure_voxels=counts), groups
 
 
 def write_groups(
-    settings: PrepareSettings, case: Case, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+    settings: PrepareSettings, case: Case, image: Nifti1Image, label: Nifti1Image | None
 ) -> tuple[list[Group], int, int]:
     """Write the groups of a case, without the empty ones unless they are kept.
 
@@ -253,7 +239,7 @@ def write_groups(
 
 
 def write_pair(
-    root: Path, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image | None
+    root: Path, name: str, image: Nifti1Image, label: Nifti1Image | None
 ) -> dict[str, Any]:
     """Write an image and its label; return their paths and hashes as ``Case`` and ``Group`` do."""
     image_file, label_file = f"{name}_image.nii.gz", f"{name}_label.nii.gz"
@@ -265,47 +251,43 @@ def write_pair(
     }
 
 
-def apply_corrected_label(
-    settings: PrepareSettings, case: Case, row: Row
-) -> tuple[Case, list[Group]]:
+def apply_correction(settings: PrepareSettings, case: Case, row: Row) -> tuple[Case, list[Group]]:
     """Take over a label file that was corrected by hand: groups, picture, counts and flags.
 
     The image's row is changed in place; the file is refused if it is no label map of this case.
     """
-    root = settings.root
-    path = root / str(case.label)
+    path = settings.root / str(case.label)
     try:
-        image, label = (nib.Nifti1Image.from_filename(f) for f in (root / case.image, path))
+        image = Nifti1Image.from_filename(settings.root / case.image)
+        label = Nifti1Image.from_filename(path)
         codes, digest = np.asanyarray(label.dataobj), unpacked_sha256(path)
     except Exception as error:  # a damaged file raises nearly anything
         raise Refused("unreadable", brief(error)) from error
-    label = oriented_like(nib.Nifti1Image(codes, label.affine), image)
+    label = oriented_like(Nifti1Image(codes, label.affine), image)
     if problem := grid_problem(image, label):
         raise problem
-    codes, hu = np.asanyarray(label.dataobj), np.asanyarray(image.dataobj)
+    codes = np.asanyarray(label.dataobj)
     last = len(settings.structures)
     if codes.min() < 0 or codes.max() > last or (codes != np.rint(codes)).any():
         raise Refused("label_values", f"holds other values than whole numbers from 0 to {last}")
     codes = codes.astype(np.uint8)
-    spacing_mm = spacing_of(image.affine)
+    hu, spacing_mm = np.asanyarray(image.dataobj), spacing_of(image.affine)
     flags = voxel_flags(hu, codes, spacing_mm, settings.checks, settings.structures)
     if refusing := [f for f in flags if f.partition(":")[0] in settings.checks.refuse]:
         raise Refused(refusing[0].partition(":")[0], "checks.refuse names it")
     kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
     row.flags = " ".join(sort_flags({*kept, *flags}))
     case = replace(case, label_sha256=digest, label_corrected=True)
-    corrected = nib.Nifti1Image(codes, image.affine)
-    return write_label_parts(settings, case, row, image, corrected)
+    return write_label_parts(settings, case, row, image, Nifti1Image(codes, image.affine))
 
 
 def record(job: Job, result: Result) -> Result:
     """Store a result until the manifest holds it; without paths, which may name patients."""
     rows = [replace(row, path="") for row in result.rows]
     value = asdict(replace(result, rows=rows, structure_names=()))
-    try:
-        write_json(job.settings.root / RECORDS / f"{result.input_hash}.json", value)
-    except OSError as error:
-        raise write_error(job.settings.root, error) from error
+    value |= {"name": job.name, "input_state": job.input_state}
+    with writing(job.settings.root):
+        write_json(job.settings.root / RECORDS / f"{job.input_hash}.json", value)
     return result
 
 
@@ -326,7 +308,7 @@ def read_record(job: Job) -> Result | None:
     if not is_same or not all(file.is_file() for file in files):
         return None
     case = cases[0] if cases else None
-    return result_of(job, rows, case=case, groups=groups, repairs=repairs)
+    return Result(job.input_hash, rows, case, groups, repairs)
 
 
 def case_files(case: Case, groups: list[Group]) -> list[str]:
@@ -337,17 +319,21 @@ def case_files(case: Case, groups: list[Group]) -> list[str]:
     return [file for file in files if file]
 
 
-def write_error(root: Path, error: OSError, kind: type[PancsegError] = Incomplete) -> PancsegError:
-    """The error of a folder that is full or read-only; ``PancsegError`` before any work."""
-    return kind(
-        f"{root}: cannot be written ({brief(error)}); make room or change its permissions, then "
-        "run the same command again: it continues where it was"
-    )
+@contextmanager
+def writing(root: Path, error_type: type[PancsegError] = Incomplete) -> Iterator[None]:
+    """Explain the error of a folder that is full or read-only; ``PancsegError`` before any work."""
+    try:
+        yield
+    except OSError as error:
+        raise error_type(
+            f"{root}: cannot be written ({brief(error)}); make room or change its permissions, "
+            "then run the same command again: it continues where it was"
+        ) from error
 
 
-def hash_voxels(image: nib.Nifti1Image) -> str:
+def hash_voxels(image: Nifti1Image) -> str:
     """Hash of the voxels in canonical orientation, the same for a scan as DICOM and as NIfTI."""
-    values = np.asanyarray(nib.as_closest_canonical(image).dataobj)
+    values = np.asanyarray(as_closest_canonical(image).dataobj)
     digest = hashlib.sha256(str(values.shape).encode())
     for k in range(values.shape[2]):  # slice by slice, so that no whole scan is copied
         digest.update(np.ascontiguousarray(values[..., k].T).data)

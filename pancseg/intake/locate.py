@@ -3,15 +3,14 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from pancseg.data.manifest import MANIFEST, TABLE
 from pancseg.dicom.series import find_series
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
-from pancseg.intake.types import ReadOptions, SkippedFile, SourceContents, SourceItem
+from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
 from pancseg.intake.volume_files import is_volume_file, stem_of, unread_format
 
 WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
@@ -19,6 +18,9 @@ WILDCARD_GROUPS = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/
 MANIFEST_KEYS = {"schema", "settings", "cases"}
 SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
 OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
+RESOURCE_FORK = "resource_fork: macOS keeps it beside a file"
+NOT_A_FILE = "not_a_file: a broken link, pipe, socket or device"
+PREPARED = "prepared_folder: pancseg wrote it; it is no source"
 
 
 def locate_series(
@@ -30,16 +32,14 @@ def locate_series(
         root = match if match.is_dir() else match.parent
         rest = [file for file in files if file not in without]
         series, skipped = find_series(root, rest, options.processes)
-        contents.skipped += [
-            SkippedFile(row.path, "other", row.status, row.reason, row.count) for row in skipped
-        ]
-        in_folder = Counter(each.folder for each in series if each.format == "image")
-        for each in series:
-            own: dict[str, Any] = vars(each) | {"folder": (folder := root / each.folder)}
-            has_folder = each.format == "image" and in_folder[each.folder] == 1
-            own |= {"path": folder if has_folder else each.files[0]}
-            key = pattern_key or each.folder.as_posix()
-            located.append(SourceItem(**own, key=key, names_patient=bool(pattern_key)))
+        for row in skipped:
+            contents.skip(row.path, "other", row.status, row.reason, row.count)
+        count = Counter(item.folder for item in series if item.format == "image")
+        for item in series:
+            folder, key = root / item.folder, pattern_key or item.folder.as_posix()
+            has_folder = item.format == "image" and count[item.folder] == 1
+            place = {"folder": folder, "path": folder if has_folder else item.files[0], "key": key}
+            located.append(SourceItem(**vars(item) | place, names_patient=bool(pattern_key)))
     return located
 
 
@@ -54,7 +54,7 @@ def locate_files(
     for pattern_key, match, files in search(path, contents):
         for file in files:
             if reason := role and unread_format(file):
-                contents.skipped.append(SkippedFile(file, role, "refused", reason))
+                contents.skip(file, role, "refused", reason)
             elif is_volume_file(file) and not (role == "image" and ".seg." in file.name.lower()):
                 if file == match:  # the text of * in ct.nii* names nobody
                     key = SUFFIX.sub("", pattern_key) or stem(file)
@@ -67,8 +67,9 @@ def locate_files(
 
 def volume_item(file: Path, key: str) -> SourceItem:
     """An image or label file."""
-    place: dict[str, Any] = {"folder": file.parent, "path": file, "files": (file,)}
-    return SourceItem(format="file", key=key, names_patient=True, **place)
+    return SourceItem(
+        format="file", folder=file.parent, path=file, files=(file,), key=key, names_patient=True
+    )
 
 
 def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:
@@ -76,54 +77,50 @@ def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[P
 
     A file that several matches of a pattern contain belongs to the first.
     """
-    found, known = [], set()
+    located, known = [], set[Path]()
     for key, match in expand_pattern(path):
-        files, rows = files_under(match)
-        found.append((key, match, [file for file in files if file not in known]))
+        files = [file for file in files_under(match, contents) if file not in known]
         known.update(files)
-        contents.skipped += rows
-    return found
+        located.append((key, match, files))
+    return located
 
 
-def files_under(root: Path) -> tuple[list[Path], list[SkippedFile]]:
-    """Regular files below a folder, sorted, or the file itself; and rows of what is not read.
+def files_under(root: Path, contents: SourceContents) -> list[Path]:
+    """Regular files below a folder, sorted, or the file itself; rows of what is not read are added.
 
     Links to files are read. Links to folders are not followed: the folder is searched by its own
     path, or lies outside and gets a row. Prepared folders are not searched.
     """
-    files: list[Path] = []
-    skipped: list[SkippedFile] = []
-
-    def skip(path: Path | str, status: str, reason: str) -> None:
-        skipped.append(SkippedFile(Path(path), "other", status, reason))
 
     def skip_folder(error: OSError) -> None:
-        skip(error.filename, "refused", f"unreadable: cannot be listed ({error.strerror})")
+        reason = f"unreadable: cannot be listed ({error.strerror})"
+        contents.skip(Path(error.filename), "other", "refused", reason)
 
-    walk: Any = []
+    files: list[Path] = []
+    walk: Iterable[tuple[str, list[str], list[str]]] = ()
     if root.is_symlink() and contains(root, root.parent):
-        skip(root, "refused", OUTSIDE)
+        contents.skip(root, "other", "refused", OUTSIDE)
     elif root.is_dir():
         walk = os.walk(root, onerror=skip_folder)
     elif root.exists():
-        walk = [(root.parent, [], [root.name])]
+        walk = [(str(root.parent), [], [root.name])]
     for name, folders, names in walk:
         folder = Path(name)
         if {MANIFEST, TABLE} <= set(names) and is_prepared(folder):
-            skip(folder, "dropped", "prepared_folder: pancseg wrote it; it is no source")
+            contents.skip(folder, "other", "dropped", PREPARED)
             folders.clear()
             continue
         for path in map(folder.joinpath, folders):
             if path.is_symlink() and not contains(root, path):
-                skip(path, "refused", OUTSIDE)
+                contents.skip(path, "other", "refused", OUTSIDE)
         for path in map(folder.joinpath, names):
             if path.name.startswith("._"):
-                skip(path, "dropped", "resource_fork: macOS keeps it beside a file")
+                contents.skip(path, "other", "dropped", RESOURCE_FORK)
             elif os.path.isfile(path):  # noqa: PTH113, Path.is_file raises in a closed folder
                 files.append(path)
             else:
-                skip(path, "refused", "not_a_file: a broken link, pipe, socket or device")
-    return sorted(files), skipped
+                contents.skip(path, "other", "refused", NOT_A_FILE)
+    return sorted(files)
 
 
 def contains(folder: Path, path: Path) -> bool:
@@ -155,11 +152,9 @@ def expand_pattern(path: Path) -> list[tuple[str, Path]]:
         return [("", path)]
     fixed = next(n for n, part in enumerate(path.parts) if WILDCARD.search(part))
     root, pattern = Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
-    parts = [re.escape(part) for part in WILDCARD.split(pattern)]
-    parts[1::2] = [
-        WILDCARD_GROUPS.get(part) or f"({part.replace('[!', '[^')})"
-        for part in WILDCARD.findall(pattern)
-    ]
+    parts = WILDCARD.split(pattern)  # in turn texts and wildcards
+    parts[0::2] = [re.escape(text) for text in parts[0::2]]
+    parts[1::2] = [WILDCARD_GROUPS.get(w) or f"({w.replace('[!', '[^')})" for w in parts[1::2]]
     expression = re.compile("".join(parts))
     return sorted(
         ("/".join(filter(None, match.groups())), path)

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from pancseg.dicom.series import Extent, Series, same_extent, series_extent
 from pancseg.intake.types import SourceItem
 
+Index = dict[tuple[str, str], list[SourceItem]]  # images by kind and value of an attribute
 REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series and frame of reference
 
 
@@ -19,10 +20,6 @@ class Match:
     label: SourceItem
     image: SourceItem | None = None
     problem: str = ""
-
-
-Index = dict[tuple[str, str], list[SourceItem]]
-"""Images by kind and value of the evidence that may match them."""
 
 
 def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Match]:
@@ -58,29 +55,29 @@ def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Exte
         return [image for image in images if may_belong(label, image)]
 
     def prefer(condition: Callable[[SourceItem], bool]) -> list[SourceItem]:
-        return [image for image in found if condition(image)] or found
+        return [image for image in candidates if condition(image)] or candidates
 
-    found = (
+    candidates = (
         find("uid", *dict.fromkeys(label.refers_to))
         or find("frame", label.frame_of_reference_uid)
         or find("patient", label.patient_id)
         or find("path", label.key)
     )
     above = (find("path", str(key)) for key in PurePosixPath(label.key).parents[:-1])
-    found = found or next(filter(None, above), find("only", "."))
-    found = prefer(lambda image: image.patient_id == label.patient_id)
-    if label.format == "image" and len(found) > 1:
-        found = prefer(lambda image: same_extent(extent(label), extent(image)))
-    found = prefer(lambda image: image.key == label.key)
-    if not found:
+    candidates = candidates or next(filter(None, above), find("only", "."))
+    candidates = prefer(lambda image: image.patient_id == label.patient_id)
+    if label.format == "image" and len(candidates) > 1:
+        candidates = prefer(lambda image: same_extent(extent(label), extent(image)))
+    candidates = prefer(lambda image: image.key == label.key)
+    if not candidates:
         missing = "; the series that it refers to is not here" if label.refers_to else ""
         return Match(label, problem=f"no_image: no image belongs to this label{missing}")
-    if len(found) > 1:
-        reason = f"ambiguous_label: {len(found)} images fit this label equally well"
+    if len(candidates) > 1:
+        reason = f"ambiguous_label: {len(candidates)} images fit this label equally well"
         return Match(label, problem=reason)
-    is_other = differ(label.patient_id, found[0].patient_id)
+    is_other = differ(label.patient_id, candidates[0].patient_id)
     reason = "other_patient: image and label carry different PatientIDs" if is_other else ""
-    return Match(label, found[0], reason)
+    return Match(label, candidates[0], reason)
 
 
 def may_belong(label: SourceItem, image: SourceItem) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,41 @@ from pancseg.files import read_json
 from pancseg.intake.cases import add_cases
 from pancseg.intake.locate import files_under, locate_files, volume_item
 from pancseg.intake.sources import OTHER_CHANNEL, match_files, warn_of_parts
-from pancseg.intake.types import ReadOptions, SkippedFile, SourceContents, SourceItem
-from pancseg.intake.volume_files import is_volume_file, read_label_file, without_suffix
+from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
+from pancseg.intake.volume_files import is_volume_file, without_suffix
 from pancseg.structures import Structure, parse_structures
 
 TEST_FOLDERS = {"imagesTs": "image", "labelsTs": "label"}
 IGNORE = "ignore"  # nnU-Net's name of voxels that nobody labelled
-Values = dict[str, tuple[int, ...]]
-"""Values of a label map by the name of the label."""
+Values = dict[str, tuple[int, ...]]  # of a label map, by the name of the label
 
 
 def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
     """Raw data of nnU-Net, ``imagesTr/<id>_0000.nii.gz`` with ``labelsTr/<id>.nii.gz``.
 
     Names without channel, as in the Medical Segmentation Decathlon, are read too. Labels of
-    structures may be names in dataset.json.
-
-    Raises:
-        PancsegError: If there is no usable dataset.json, or channel 0 is no CT.
+    structures may be names in dataset.json. PancsegError if there is no usable dataset.json, or
+    channel 0 is no CT.
     """
-    file = folder / "dataset.json"
+    file, contents = folder / "dataset.json", SourceContents()
     described = read_description(file)
     values = label_values(described, file)
-    structures = with_values(options.structures, values)
-    contents = SourceContents()
+    options = replace(
+        options,
+        structures=with_values(options.structures, values),
+        declared=tuple({value for group in values.values() for value in group}),
+        ignore=values.get(IGNORE, (None,))[0],
+    )
     if "dataset" in described:
         images, labels = listed_files(described["dataset"], file, contents)
     else:
         images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
         labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
     add_cases(contents, *match_files(images, labels, contents), options)
-    declared = tuple({value for group in values.values() for value in group})
-    known = {"declared": declared, "ignore": values.get(IGNORE, (None,))[0]}
-    contents.cases = [
-        replace(case, read_label=partial(read_label_file, case.label_path, structures, **known))  # type: ignore[arg-type]
-        for case in contents.cases
-    ]
     for name, kind in TEST_FOLDERS.items():
         reason = f"test_{kind}: lies in {name}, which is not for training"
         for test in locate_files(folder / name, kind, contents):
-            contents.skipped.append(SkippedFile(test.path, kind, "dropped", reason))
+            contents.skip(test.path, kind, "dropped", reason)
     warn_of_parts(contents)
     return contents
 
@@ -102,19 +96,19 @@ def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Stru
     PancsegError if a name is unknown, or by value a structure is part of another, by name not.
     """
     known = {name.strip().casefold(): group for name, group in values.items()}
-    there = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
+    available = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
     changed = []
     for structure in structures:
         numbers: list[int] = []
         for label in structure.labels or ():
             name = str(label).strip().casefold()
             if name not in known and not name.isdigit():
-                raise PancsegError(f"label {label!r} is not in dataset.json, which has {there}")
+                raise PancsegError(f"label {label!r} is not in dataset.json, which has {available}")
             numbers += known.get(name) or [int(name)]
         changed.append(replace(structure, labels=structure.labels and tuple(numbers)))
     node = {structure.name: structure.to_dict() for structure in changed}
     if [s.values for s in parse_structures(node)] != [s.values for s in structures]:
-        raise PancsegError(f"structures: give all labels as values; dataset.json has {there}")
+        raise PancsegError(f"structures: give all labels as values; dataset.json has {available}")
     return tuple(changed)
 
 
@@ -134,13 +128,10 @@ def listed_files(
             image, *others, label = [Path(os.path.normpath(folder / name)) for name in names]
             if not all(path.is_relative_to(folder) for path in (image, label)):
                 raise PancsegError(f"{file}: lists files outside of its folder; copy them into it")
-            contents.skipped += [
-                SkippedFile(path, "other", "dropped", OTHER_CHANNEL) for path in others
-            ]
-            for path, located in ((image, images), (label, labels)):
-                files, rows = files_under(path)
-                located += [volume_item(file, key) for file in files]
-                contents.skipped += rows
+            for path in others:
+                contents.skip(path, "other", "dropped", OTHER_CHANNEL)
+            images += [volume_item(path, key) for path in files_under(image, contents)]
+            labels += [volume_item(path, key) for path in files_under(label, contents)]
     except (AttributeError, KeyError, TypeError, ValueError):
         expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'
         raise PancsegError(f'{file}: expected "dataset": {expected}') from None

@@ -1,8 +1,8 @@
 """A prepared folder being filled: planning, shards, and the merge into manifest and table."""
 
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pancseg.data.manifest import (
 )
 from pancseg.errors import Incomplete, PancsegError, Refused
 from pancseg.files import PARTIAL, unpacked_sha256, write_text
+from pancseg.intake.cases import IMAGE_REFUSED
 from pancseg.intake.checks import (
     CROSS_CASE_FLAGS,
     FLAGS,
@@ -37,15 +38,15 @@ from pancseg.intake.convert import (
     Job,
     PrepareSettings,
     Result,
-    apply_corrected_label,
+    apply_correction,
     case_files,
     convert,
     crashed,
     read_record,
-    write_error,
+    writing,
 )
 from pancseg.intake.pseudonyms import Pseudonyms
-from pancseg.intake.types import IMAGE_REFUSED, CaseSource, SkippedFile, SourceContents
+from pancseg.intake.types import CaseSource, SourceContents
 from pancseg.parallel import process_map, progress
 
 LOG = "prepare.log"
@@ -87,15 +88,9 @@ class Outcome:
 
 
 class Preparation:
-    """A prepared folder and the settings it is filled with.
+    """A prepared folder, what it holds so far, and the settings it is filled with.
 
-    Args:
-        settings: The folder, and how cases are cut and checked.
-        manifest_settings: Everything that must be equal whenever something is added to it.
-        pseudonyms: Names of patients.
-
-    Raises:
-        PancsegError: If the folder was prepared with other settings.
+    ``manifest_settings`` must be equal whenever cases are added; PancsegError if they are not.
     """
 
     def __init__(
@@ -120,10 +115,8 @@ class Preparation:
         """Convert what is missing; without a shard, then merge everything into the manifest.
 
         A shard leaves records that a later merge takes up. Each process holds one scan in memory.
-
-        Raises:
-            PancsegError: If the same is running on this machine, or the disk is too small.
-            Incomplete: If the folder cannot be written, or a bug was met.
+        PancsegError if the same is running on this machine or the disk is too small; Incomplete if
+        the folder cannot be written, or a bug was met.
         """
         with lock(self.root, shard):
             corrected = self.corrected_cases()
@@ -139,7 +132,8 @@ class Preparation:
             results = []
             if changed:
                 if self.was_complete or not has_manifest(self.root):
-                    self.write(replace(self.manifest, complete=False))
+                    with writing(self.root, PancsegError):
+                        replace(self.manifest, complete=False).write(self.root)
                 results = self.convert_all(own, processes)
             if shard is not None:
                 return shard_outcome(shard, results)
@@ -163,24 +157,14 @@ class Preparation:
             patient, known = self.pseudonyms.name(source.patient), self.cases.get(input_hash)
             name = known.name if known else free_name(patient, taken)
             taken.add(name.casefold())
-            identifiers = {
+            ids = {
                 "study_hash": source.study_uid,
                 "series_hash": source.series_uid,
                 "patient_id_hash": source.patient_id,
             }
-            job = Job(
-                self.settings,
-                source,
-                name,
-                patient,
-                input_hash,
-                self.state_of(source),
-                {
-                    key: self.pseudonyms.hash(text) if text else ""
-                    for key, text in identifiers.items()
-                },
-                prepared_before=bool(known and known.prepared_before),
-            )
+            hashes = {key: self.pseudonyms.hash(text) if text else "" for key, text in ids.items()}
+            state, was_used = self.state_of(source), bool(known and known.prepared_before)
+            job = Job(self.settings, source, name, patient, input_hash, state, hashes, was_used)
             if known and self.is_prepared(known, job):
                 continue
             is_corrected = known and (known.label_corrected or input_hash in corrected)
@@ -194,10 +178,7 @@ class Preparation:
         return list(jobs.values())
 
     def state_of(self, source: CaseSource) -> str:
-        """Hash of names, sizes and times of a case's files, its flags, checks and settings.
-
-        Empty where a file is gone.
-        """
+        """Hash of file names, sizes, times, flags and settings; empty where a file is gone."""
         settings = replace(self.settings, root=Path())
         parts = [str(source.label_path), *source.flags, f"{settings} {self.manifest.settings}"]
         try:
@@ -210,13 +191,10 @@ class Preparation:
 
     def is_prepared(self, case: Case, job: Job) -> bool:
         """Whether a case was made from this very input, and all its files are there."""
-        return (
-            case.input_state == job.input_state != ""
-            and (str(job.case_source.path), "image") in self.rows
-            and all(
-                (self.root / file).is_file() for file in case_files(case, self.groups[case.name])
-            )
-        )
+        is_same = case.input_state == job.input_state != ""
+        has_row = (str(job.case_source.path), "image") in self.rows
+        files = case_files(case, self.groups[case.name])
+        return is_same and has_row and all((self.root / file).is_file() for file in files)
 
     def update_rows(self, contents: SourceContents) -> None:
         """Enter rows of skipped files, and drop rows of what the source holds no longer.
@@ -224,14 +202,18 @@ class Preparation:
         A case that is skipped now, as when its label is gone, is removed. A case whose files are
         all gone stays.
         """
-        skipped = {row.key: row for row in map(skipped_row, contents.skipped)}
+        skipped = {}
+        for file in contents.skipped:
+            row = Row("", "", str(file.path), file.kind, file.status, file.reason)
+            row.slices = file.slices or ""
+            skipped[row.key] = row
         gone = {row.case for key, row in self.rows.items() if key in skipped and key[1] == "image"}
         self.remove([case for case in self.cases.values() if case.name in gone])
         present = {(str(source.path), "image") for source in contents.cases}
         present |= {(str(source.label_path), "label") for source in contents.cases}
         kept = {case.name for case in self.cases.values()}
-        rows = {k: row for k, row in self.rows.items() if row.case in kept or k in present}
-        self.rows = rows | skipped
+        remaining = {k: row for k, row in self.rows.items() if row.case in kept or k in present}
+        self.rows = remaining | skipped
 
     def corrected_cases(self) -> list[Case]:
         """Cases whose label file was changed since pancseg wrote it.
@@ -246,28 +228,24 @@ class Preparation:
                 continue
             if self.was_complete and modified_s(path) < modified_s(picture):
                 continue
-            try:
-                if unpacked_sha256(path) != case.label_sha256:
-                    corrected.append(case)
-            except (OSError, EOFError):
-                corrected.append(case)
+            with suppress(OSError, EOFError):  # a damaged file was changed as well
+                if unpacked_sha256(path) == case.label_sha256:
+                    continue
+            corrected.append(case)
         return corrected
 
     def take_corrections(self, cases: list[Case]) -> None:
         """Take over corrected labels: groups, counts and flags of their cases."""
-        images = {row.case: row for row in self.rows.values() if row.kind == "image"}
+        rows = self.image_rows()
         for case in cases:
-            row = images.get(case.name) or Row(case.patient, case.name, "", "image", "kept")
             try:
-                changed, groups = apply_corrected_label(self.settings, case, row)
+                with writing(self.root):
+                    changed, groups = apply_correction(self.settings, case, rows[case.name])
             except Refused as refused:
                 self.problems.append(f"{self.root / str(case.label)}: was changed; {refused}")
                 continue
-            except OSError as error:
-                raise write_error(self.root, error) from error
             self.removed_files.update(case_files(case, self.groups[case.name]))
             self.cases[case.input_hash], self.groups[case.name] = changed, groups
-            self.rows[row.key] = row
             self.corrections.append(f"{case.label}: corrected by hand, taken over")
 
     def convert_all(self, jobs: list[Job], processes: int) -> list[Result]:
@@ -278,7 +256,7 @@ class Preparation:
         except ConversionError as error:
             (self.root / LOG).write_text(f"{error}\n", encoding="utf-8")
             raise Incomplete(
-                f"{str(error).partition(chr(10))[0]}: a bug in pancseg stopped the preparation; "
+                f"{str(error).splitlines()[0]}: a bug in pancseg stopped the preparation; "
                 f"please report it with {self.root / LOG}"
             ) from None
 
@@ -293,22 +271,18 @@ class Preparation:
                 self.groups[result.case.name] = result.groups
             self.rows |= {row.key: row for row in result.rows}
         self.compare_cases()
-        try:
-            named = {
-                file
-                for case in self.cases.values()
-                for file in case_files(case, self.groups[case.name])
-            }
-            for file in self.removed_files - named:
-                (self.root / file).unlink(missing_ok=True)
-            images = [row for row in self.rows.values() if row.case and row.kind == "image"]
-            draw_contact_sheet(self.root, images)
-            write_text(self.root / TABLE, rows_to_csv(self.rows.values()))
-        except OSError as error:
-            raise write_error(self.root, error) from error
         cases = list(self.cases.values())
+        for case in cases:
+            self.removed_files.difference_update(case_files(case, self.groups[case.name]))
+        with writing(self.root):
+            for file in self.removed_files:
+                (self.root / file).unlink(missing_ok=True)
+            draw_contact_sheet(self.root, self.image_rows().values())
+            write_text(self.root / TABLE, rows_to_csv(self.rows.values()))
         all_groups = [group for groups in self.groups.values() for group in groups]
-        self.write(replace(self.manifest, complete=True, cases=cases, groups=all_groups))
+        manifest = replace(self.manifest, complete=True, cases=cases, groups=all_groups)
+        with writing(self.root, PancsegError):
+            manifest.write(self.root)
         shutil.rmtree(self.root / RECORDS, ignore_errors=True)
 
     def compare_cases(self) -> None:
@@ -316,24 +290,18 @@ class Preparation:
 
         Established cases come first, so that a case that is added displaces none.
         """
-        rows = {row.case: row for row in self.rows.values() if row.case and row.kind == "image"}
-        for case in self.cases.values():
-            if case.name not in rows:  # the table was lost
-                rows[case.name] = row = Row(case.patient, case.name, "", "image", "kept")
-                self.rows[row.key] = row
-        ordered = sorted(
-            self.cases.values(), key=lambda case: (not case.prepared_before, rows[case.name].path)
-        )
-        checks, copies = self.settings.checks, duplicates_of(ordered)
-        found = cross_case_flags(ordered, copies, checks.spacing_factor)
+        rows, cases, checks = self.image_rows(), self.cases.values(), self.settings.checks
+        ordered = sorted(cases, key=lambda c: (not c.prepared_before, rows[c.name].path))
+        copies = duplicates_of(ordered)
+        flags_of = cross_case_flags(ordered, copies, checks.spacing_factor)
         refused: dict[str, str] = {}
         for case in ordered:
-            row, flags, original = rows[case.name], found.get(case.name, []), copies.get(case.name)
+            row, original = rows[case.name], copies.get(case.name)
+            flags = flags_of.get(case.name, [])
             own = [flag for flag in row.flags.split() if flag not in CROSS_CASE_FLAGS]
             row.flags = " ".join(sort_flags([*own, *flags]))
-            self.cases[case.input_hash] = replace(
-                case, prepared_before=original is None, duplicate_of=original
-            )
+            compared = replace(case, prepared_before=original is None, duplicate_of=original)
+            self.cases[case.input_hash] = compared
             refusing = [flag for flag in flags if flag in checks.refuse]
             if refusing and not (refusing == ["duplicate_pixels"] and original is None):
                 detail = f"its voxels are those of case {original}" if original else "see flags"
@@ -343,24 +311,25 @@ class Preparation:
             row = Row(row.patient, "", row.path, row.kind, "refused", reason, row.flags, row.slices)
             self.rows[row.key] = row
 
-    def remove(self, cases: Iterable[Case]) -> list[Row]:
+    def image_rows(self) -> dict[str, Row]:
+        """Rows of the images of cases, by case; those of a table that was lost are made."""
+        rows = {row.case: row for row in self.rows.values() if row.case and row.kind == "image"}
+        for case in self.cases.values():
+            if case.name not in rows:
+                rows[case.name] = row = Row(case.patient, case.name, "", "image", "kept")
+                self.rows[row.key] = row
+        return rows
+
+    def remove(self, cases: list[Case]) -> list[Row]:
         """Remove cases and return their rows; files are deleted at the end of the merge."""
-        names = set()
+        names = {case.name for case in cases}
         for case in cases:
             self.removed_files.update(case_files(case, self.groups.pop(case.name)))
             del self.cases[case.input_hash]
-            names.add(case.name)
         rows = [row for row in self.rows.values() if row.case in names]
         for row in rows:
             del self.rows[row.key]
         return rows
-
-    def write(self, manifest: Manifest) -> None:
-        """Write a manifest."""
-        try:
-            manifest.write(self.root)
-        except OSError as error:
-            raise write_error(self.root, error, PancsegError) from error
 
     def outcome(self, results: list[Result]) -> Outcome:
         """Lines for the console after a merge."""
@@ -372,16 +341,14 @@ class Preparation:
         kept, added = len(self.cases), sum(r.input_hash in self.cases for r in results)
         unlabelled = sum(case.label is None for case in self.cases.values())
         flagged = sum(bool(names.difference(INFO_FLAGS)) for names in flags)
-        groups, depth = "no groups", self.settings.groups.depth
-        if depth is not None:
-            empty, tails = (
-                sum(int(getattr(row, key) or 0) for row in images)
-                for key in ("groups_empty", "groups_tail")
-            )
+        cut, groups = self.settings.groups, "no groups"
+        if cut.depth is not None:
+            count = sum(len(of_case) for of_case in self.groups.values())
+            empty = sum(int(row.groups_empty or 0) for row in images)
+            tails = sum(int(row.groups_tail or 0) for row in images)
             groups = (
-                f"{sum(map(len, self.groups.values()))} groups of {depth} ({empty} empty groups "
-                f"{'kept' if self.settings.groups.keep_empty else 'dropped'}, {tails} incomplete "
-                "groups left out)"
+                f"{count} groups of {cut.depth} ({empty} empty groups "
+                f"{'kept' if cut.keep_empty else 'dropped'}, {tails} incomplete groups left out)"
             )
         summary = (
             f"{self.root}: kept {kept} of {kept + sum(r.kind == 'image' for r in refused)} cases "
@@ -393,9 +360,8 @@ class Preparation:
             count = sum(flag in names for names in flags)
             if count and flag not in INFO_FLAGS:
                 meanings.append(f"flagged {flag}, {count} case{'s' * (count != 1)}: {meaning}")
-        sheet = f"look at {self.root / 'intake.png'}"
-        advice = [*repair_lines(results), *meanings, *self.corrections, sheet]
-        return Outcome([summary, *refused_lines(problems), *advice], problems, name_lines(results))
+        advice = [*meanings, *self.corrections, f"look at {self.root / 'intake.png'}"]
+        return make_outcome(summary, problems, results, advice)
 
 
 def shard_outcome(shard: Shard, results: list[Result]) -> Outcome:
@@ -405,29 +371,22 @@ def shard_outcome(shard: Shard, results: list[Result]) -> Outcome:
         f"shard {shard.index}/{shard.count}: {len(results)} cases, refused {len(problems)}; when "
         "all shards are done, run the same command without shard"
     )
-    lines = [summary, *refused_lines(problems), *repair_lines(results)]
-    return Outcome(lines, problems, name_lines(results))
+    return make_outcome(summary, problems, results, [])
 
 
-def refused_lines(problems: list[str]) -> list[str]:
-    """The first problems, and how many more there are."""
-    lines = [f"refused {problem}" for problem in problems[:MOST_LINES]]
-    more = len(problems) - MOST_LINES
-    return [*lines, f"and {more} more, see intake.csv"] if more > 0 else lines
-
-
-def repair_lines(results: list[Result]) -> list[str]:
-    """The options that would have made refused series usable."""
-    keys = sorted({key for result in results for key in result.repairs})
-    options = " ".join(f"repair.{key}=resample" for key in keys)
-    return [f"{options}, with another data.root, resamples such series"] if keys else []
-
-
-def name_lines(results: list[Result]) -> list[str]:
-    """Names of the structures of labels in which none could be chosen."""
-    return [
-        f"{r.rows[-1].path}: {', '.join(r.structure_names)}" for r in results if r.structure_names
-    ]
+def make_outcome(
+    summary: str, problems: list[str], results: list[Result], advice: list[str]
+) -> Outcome:
+    """An outcome that shows the first problems, and the options that make more series usable."""
+    lines = [summary] + [f"refused {problem}" for problem in problems[:MOST_LINES]]
+    if len(problems) > MOST_LINES:
+        lines.append(f"and {len(problems) - MOST_LINES} more, see intake.csv")
+    if repairs := sorted({key for result in results for key in result.repairs}):
+        options = " ".join(f"repair.{key}=resample" for key in repairs)
+        lines.append(f"{options}, with another data.root, resamples such series")
+    unknown = [result for result in results if result.structure_names]
+    names = [f"{r.rows[-1].path}: {', '.join(r.structure_names)}" for r in unknown]
+    return Outcome([*lines, *advice], problems, names)
 
 
 def free_name(patient: str, taken: set[str]) -> str:
@@ -442,13 +401,6 @@ def free_name(patient: str, taken: set[str]) -> str:
     return next(name for name in names if name.casefold() not in taken)
 
 
-def skipped_row(skipped: SkippedFile) -> Row:
-    """The row of a file or series that belongs to no case."""
-    slices = "" if skipped.slices is None else skipped.slices
-    path = str(skipped.path)
-    return Row("", "", path, skipped.kind, skipped.status, skipped.reason, slices=slices)
-
-
 def modified_s(path: Path) -> float:
     """Time at which a file was last written, renamed or replaced, s."""
     status = path.stat()
@@ -457,23 +409,21 @@ def modified_s(path: Path) -> float:
 
 @contextmanager
 def lock(root: Path, shard: Shard | None) -> Iterator[None]:
-    """Keep a second merge, or the same shard, from running on this machine.
-
-    A merge removes what killed runs had begun to write.
-    """
+    """Keep a second merge, or the same shard, from running; a merge removes half-written files."""
     name = ".lock" if shard is None else f"{RECORDS}/.lock-{shard.index}-of-{shard.count}"
     what = "a preparation" if shard is None else f"shard {shard.index}/{shard.count}"
-    try:
+    with writing(root, PancsegError):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / name, blocking=False):
-            if shard is None:
-                for path in [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
-                    path.unlink(missing_ok=True)
-            yield
-    except Timeout:
-        raise PancsegError(f"{root}: {what} is already running here; wait for its end") from None
-    except OSError as error:
-        raise write_error(root, error, PancsegError) from error
+        try:
+            with FileLock(root / name, blocking=False):
+                if shard is None:
+                    for path in [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
+                        path.unlink(missing_ok=True)
+                yield
+        except Timeout:
+            raise PancsegError(
+                f"{root}: {what} is already running here; wait for its end"
+            ) from None
 
 
 def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

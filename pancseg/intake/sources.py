@@ -11,24 +11,18 @@ import numpy as np
 
 from pancseg.errors import PancsegError
 from pancseg.geometry import oriented_like, same_grid, spacing_of
-from pancseg.intake.cases import add_cases, skip
+from pancseg.intake.cases import add_cases
 from pancseg.intake.locate import is_pattern, locate_files, locate_series
 from pancseg.intake.match_labels import REFERRING, Match, match_labels
-from pancseg.intake.types import (
-    LabelReader,
-    ReadOptions,
-    Scan,
-    SkippedFile,
-    SourceContents,
-    SourceItem,
-)
+from pancseg.intake.types import LabelReader, ReadOptions, Scan, SourceContents, SourceItem
 from pancseg.structures import LabelMap
 
 NOT_CT = "not_ct: Modality is not CT"
-EXPECTED_CT = "expected CT; source.modality=any takes it"
+NO_SCAN = f"{NOT_CT}, expected CT; source.modality=any takes it"
 OTHER_CHANNEL = "other_channel: only channel 0000 is read"
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
 NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
+NO_NUMBER = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
 NIH_SPACING_TOLERANCE = 0.01  # of the spacing
 
 
@@ -38,19 +32,14 @@ def find_dicom(
     """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels.
 
     Paths may be patterns. Labels may be None, or the same path for SEG and RTSTRUCT among the
-    images; the modality may be ``any``.
-
-    Raises:
-        PancsegError: If images and labels are one folder that holds neither SEG nor RTSTRUCT.
+    images; the modality may be ``any``. PancsegError if one folder of both holds no such label.
     """
     contents = SourceContents()
-    located = locate_both(images, labels, options, contents)
-    image_items, label_items = sort_out_images(contents, *located, modality)
-    if labels is not None and labels.is_file() and len(label_items) == len(image_items) == 1:
+    image_items, label_items = locate_both(images, labels, modality, options, contents)
+    matches = match_labels(label_items, image_items) if labels else None
+    if labels and labels.is_file() and len(label_items) == len(image_items) == 1:
         matches = [Match(label_items[0], image_items[0])]  # whatever the file is named
-    else:
-        matches = match_labels(label_items, image_items)
-    add_cases(contents, image_items, None if labels is None else matches, options)
+    add_cases(contents, image_items, matches, options)
     if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
         contents.warnings.append(
             f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
@@ -61,52 +50,45 @@ def find_dicom(
 
 
 def locate_both(
-    images: Path, labels: Path | None, options: ReadOptions, contents: SourceContents
+    images: Path, labels: Path | None, modality: str, options: ReadOptions, contents: SourceContents
 ) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Series of images; and files and series of labels."""
-    if labels is None or images.resolve() != labels.resolve():
-        label_items = locate_files(labels, "", contents) if labels else []
-        label_files = {label.path for label in label_items}
-        found = locate_series(images, options, contents, label_files)
-        label_items += locate_series(labels, options, contents, label_files) if labels else []
-        return found, label_items
-    found = locate_series(images, options, contents)
-    if label_items := [each for each in found if each.format in REFERRING]:
-        return found, label_items
-    raise PancsegError(
-        f"source.images={images}: is also source.labels, and holds no DICOM SEG or RTSTRUCT; give "
-        "the folder of the labels"
-    )
-
-
-def sort_out_images(
-    contents: SourceContents, found: list[SourceItem], labels: list[SourceItem], modality: str
-) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Images of a modality, or of ``any``, among series; and labels. Rows of others are added.
+    """Series of a modality, or of ``any``; and files and series of labels. Rows are added.
 
     Where the folder of images contains that of labels or the other way round, files of both belong
     to the inner one. Alone in its folder, a series that is no scan is refused, because somebody
     expects it to be read; beside a scan it is dropped, because archives put it there.
     """
-    image_files = {file for image in found for file in image.files}
-    label_files = {file for label in labels for file in label.files}
-    if len(image_files) < len(label_files):
-        labels = [label for label in labels if image_files.isdisjoint(label.files)]
+    if labels is None or images.resolve() != labels.resolve():
+        label_items = locate_files(labels, "", contents) if labels else []
+        label_paths = {label.path for label in label_items}
+        series = locate_series(images, options, contents, label_paths)
+        label_items += locate_series(labels, options, contents, label_paths) if labels else []
     else:
-        found = [image for image in found if label_files.isdisjoint(image.files)]
-    is_scan = {
-        each: each.format == "image" and modality in ("any", each.modality) for each in found
-    }
-    image_items = [each for each in found if is_scan[each]]
-    folders = {item.folder for item in image_items}
-    for each in (each for each in found if not is_scan[each]):
-        if each.format != "image":
-            skip(contents, each, "label", "dropped", f"label_among_images: {each.format.upper()}")
-        elif each.folder in folders:
-            skip(contents, each, "other", "dropped", NOT_CT)
-        else:
-            skip(contents, each, "image", "refused", f"{NOT_CT}, {EXPECTED_CT}")
-    return image_items, labels
+        series = locate_series(images, options, contents)
+        label_items = [item for item in series if item.format in REFERRING]
+        if not label_items:
+            raise PancsegError(
+                f"source.images={images}: is also source.labels, and holds no DICOM SEG or "
+                "RTSTRUCT; give the folder of the labels"
+            )
+    image_files = {file for item in series for file in item.files}
+    label_files = {file for label in label_items for file in label.files}
+    if len(image_files) < len(label_files):
+        label_items = [label for label in label_items if image_files.isdisjoint(label.files)]
+    else:
+        series = [item for item in series if label_files.isdisjoint(item.files)]
+    scans = [s for s in series if s.format == "image" and modality in ("any", s.modality)]
+    scan_folders = {scan.folder for scan in scans}
+    for item in series:
+        is_other = modality not in ("any", item.modality)
+        if item.format != "image":
+            reason = f"label_among_images: {item.format.upper()}"
+            contents.skip(item.path, "label", "dropped", reason, len(item.files))
+        elif is_other and item.folder in scan_folders:
+            contents.skip(item.path, "other", "dropped", NOT_CT, len(item.files))
+        elif is_other:
+            contents.skip(item.path, "image", "refused", NO_SCAN, len(item.files))
+    return scans, label_items
 
 
 def find_nifti_pairs(
@@ -116,9 +98,7 @@ def find_nifti_pairs(
 
     The key is the relative path and stem, or the text that the wildcards of a pattern match. A
     regular expression with a group named ``patient`` finds the patient in it. Labels may be None.
-
-    Raises:
-        PancsegError: If the paths do not fit together, or the expression finds no patient.
+    PancsegError if the paths do not fit together, or the expression finds no patient.
     """
     if labels and images.resolve() == labels.resolve():
         raise PancsegError(f"source.images={images}: is also source.labels; give their own folder")
@@ -130,9 +110,9 @@ def find_nifti_pairs(
         )
     contents = SourceContents()
     label_items = locate_files(labels, "label", contents) if labels else []
-    label_files = {file for label in label_items for file in label.files}
+    label_paths = {label.path for label in label_items}
     image_items = locate_files(images, "image", contents)
-    image_items = [item for item in image_items if label_files.isdisjoint(item.files)]
+    image_items = [image for image in image_items if image.path not in label_paths]
     if labels and labels.is_file() and images.is_file():
         matches = [Match(label, image) for label in label_items for image in image_items]
     else:
@@ -155,13 +135,13 @@ def match_files(
     ``p7_0000`` is the first channel of the image of a label ``p7``, unless a label has exactly its
     name; rows of its other channels are added.
     """
-    label_keys, image_keys = ({each.key for each in located} for located in (labels, images))
+    label_keys, image_keys = {label.key for label in labels}, {image.key for image in images}
     kept = []
     for image in images:
         match = CHANNEL.fullmatch(image.key)
         if match and image.key not in label_keys and match[1] in label_keys - image_keys:
             if match[2] != "0000":
-                contents.skipped.append(SkippedFile(image.path, "other", "dropped", OTHER_CHANNEL))
+                contents.skip(image.path, "other", "dropped", OTHER_CHANNEL)
                 continue
             image = replace(image, key=match[1])
         kept.append(image)
@@ -210,10 +190,8 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
     """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``.
 
     Its PatientIDs are empty, each mask series has another StudyInstanceUID and there is no
-    FrameOfReferenceUID: the path matches labels and names the patient.
-
-    Raises:
-        PancsegError: If there is no such folder, it is still packed, or lacks the organ.
+    FrameOfReferenceUID: the path matches labels and names the patient. PancsegError if there is no
+    such folder, it is still packed, or lacks the organ.
     """
     if not any(folder.glob("*/PATIENT_DICOM")):
         advice = "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
@@ -222,8 +200,8 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
         raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
     organs = {path.name for path in folder.glob("*/MASKS_DICOM/*")}
     if organ not in organs:
-        there = ", ".join(sorted(organs)) or "nothing"
-        raise PancsegError(f"source.organ={organ}: nobody has a mask of it; there are {there}")
+        available = ", ".join(sorted(organs)) or "nothing"
+        raise PancsegError(f"source.organ={organ}: nobody has a mask of it; there are {available}")
     images, labels = folder / "*" / "PATIENT_DICOM", folder / "*" / "MASKS_DICOM" / organ
     return find_dicom(images, labels, "CT", options)
 
@@ -231,15 +209,11 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
 def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceContents:
     """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``, or alone."""
     contents = SourceContents()
-    located = locate_both(images, labels, options, contents)
-    image_items, label_items = sort_out_images(contents, *located, "CT")
-    image_items, label_items = (
-        numbered(image_items, "image", contents),
-        numbered(label_items, "label", contents),
-    )
-    add_cases(
-        contents, image_items, match_labels(label_items, image_items) if labels else None, options
-    )
+    image_items, label_items = locate_both(images, labels, "CT", options, contents)
+    image_items = numbered(image_items, "image", contents)
+    label_items = numbered(label_items, "label", contents)
+    matches = match_labels(label_items, image_items) if labels else None
+    add_cases(contents, image_items, matches, options)
     contents.cases = [
         replace(case, read_label=case.read_label and partial(read_nih_label, case.read_label))
         for case in contents.cases
@@ -247,17 +221,15 @@ def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceC
     return contents
 
 
-def numbered(located: list[SourceItem], kind: str, contents: SourceContents) -> list[SourceItem]:
+def numbered(items: list[SourceItem], kind: str, contents: SourceContents) -> list[SourceItem]:
     """Series and files with their number as key, which names the patient; others become rows."""
     kept = []
-    for each in located:
-        found = NIH_NUMBER.findall(f"{each.path} {each.patient_id}")
-        if found:
-            key = f"PANCREAS_{int(found[-1]):04}"
-            kept.append(replace(each, key=key, names_patient=True))
+    for item in items:
+        if numbers := NIH_NUMBER.findall(f"{item.path} {item.patient_id}"):
+            key = f"PANCREAS_{int(numbers[-1]):04}"
+            kept.append(replace(item, key=key, names_patient=True))
         else:
-            reason = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
-            skip(contents, each, kind, "refused", reason)
+            contents.skip(item.path, kind, "refused", NO_NUMBER, len(item.files))
     return kept
 
 

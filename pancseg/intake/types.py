@@ -11,9 +11,6 @@ from pancseg.dicom.slices import Repair, SliceStack
 from pancseg.geometry import Affine
 from pancseg.structures import LabelMap, Structure
 
-IMAGE_REFUSED = "image_refused: see the image's row"
-"""Reason of a label whose image was refused."""
-
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -22,6 +19,8 @@ class ReadOptions:
     structures: tuple[Structure, ...]
     repair: Repair = field(default_factory=Repair)
     processes: int = 1  # that read headers
+    declared: tuple[int, ...] = ()  # values of label files that are known, chosen or not
+    ignore: int | None = None  # value of voxels in label files that nobody labelled
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Scan:
     flags: tuple[str, ...] = ()
 
 
-ImageReader = Callable[[], Scan]
 LabelReader = Callable[[Scan], LabelMap]
 
 
@@ -49,7 +47,7 @@ class CaseSource:
     path: Path  # folder or file of the image, for the table
     patient: str  # identity, before the pseudonym
     files: tuple[Path, ...]  # everything that is read, to notice changes and to count bytes
-    read_image: ImageReader
+    read_image: Callable[[], Scan]
     read_label: LabelReader | None = None
     label_path: Path | None = None
     input_key: str = ""  # recognises the same input in a later run
@@ -71,7 +69,7 @@ class SkippedFile:
     kind: str  # image, label or other
     status: str  # dropped or refused
     reason: str
-    slices: int | None = None
+    slices: int = 0  # 0 where they were not counted
 
 
 @dataclass
@@ -81,6 +79,10 @@ class SourceContents:
     cases: list[CaseSource] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def skip(self, path: Path, kind: str, status: str, reason: str, slices: int = 0) -> None:
+        """Add the row of a file or series that belongs to no case."""
+        self.skipped.append(SkippedFile(path, kind, status, reason, slices))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,10 @@
-"""Read scans and label maps stored as NIfTI or NRRD.
-
-What a header claims is checked before voxels are read.
-"""
+"""Read NIfTI and NRRD scans and label maps; what a header claims is checked before its voxels."""
 
 import bz2
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +20,7 @@ from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume
 from pancseg.dicom.slices import FARTHEST_MM, LARGEST_RESCALE
 from pancseg.errors import Refused, parsing
 from pancseg.geometry import Affine, oriented_like, same_grid, slices_from_feet, spacing_of
-from pancseg.intake.types import Scan
+from pancseg.intake.types import ReadOptions, Scan
 from pancseg.parallel import main_memory
 from pancseg.structures import LabelMap, Structure, encode_values, match_names
 
@@ -83,22 +80,15 @@ def read_scan_file(path: Path) -> Scan:
     return Scan(image, file_affine=volume.affine, qform=volume.qform, flags=flags)
 
 
-def read_label_file(
-    path: Path,
-    structures: Sequence[Structure],
-    scan: Scan,
-    declared: Iterable[int] = (),
-    ignore: int | None = None,
-) -> LabelMap:
+def read_label_file(path: Path, options: ReadOptions, scan: Scan) -> LabelMap:
     """Read a label map: by its values, or by the names of segments where an NRRD has them.
 
-    An NRRD that was cropped to its structure is padded to the grid of its scan. Values in
-    ``declared`` are known to the source, chosen or not. Voxels of value ``ignore`` were not
-    labelled: they become background, with a flag, and many of them are refused.
+    An NRRD that was cropped to its structure is padded to the grid of its scan. Voxels of value
+    ``options.ignore`` become background, with a flag; many of them are refused.
     """
     is_nifti = IS_NIFTI.search(path.name)
     volume = (read_nifti if is_nifti else read_nrrd)(path)
-    codes, unknown_values, ignored = encode(volume, structures, declared, ignore)
+    codes, unknown_values, ignored = encode(volume, options)
     if (share := ignored / codes.size) > 0.01:
         what = f"has it on {share:.1%} of its voxels, expected at most 1%"
         raise Refused("ignore_label", f"{path.name} {what}")
@@ -107,19 +97,18 @@ def read_label_file(
     return LabelMap(image, unknown_values, ("ignore_label",) * bool(ignored))
 
 
-def encode(
-    volume: Volume, structures: Sequence[Structure], declared: Iterable[int], ignore: int | None
-) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
-    """Structure codes ``(x, y, z)``, unknown_values values, and number of ignored voxels."""
+def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
+    """Structure codes ``(x, y, z)``, unknown values, and number of ignored voxels."""
     if volume.segments:
-        return encode_segments(volume, structures), (), 0
+        return encode_segments(volume, options.structures), (), 0
     values = volume.values
     slices = range(values.shape[2])  # indices of all voxels would take gigabytes
     distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
     whole = np.rint(distinct)
     labels = np.where(np.abs(distinct - whole) <= volume.rounding, whole, distinct)
-    is_ignored = whole == (np.nan if ignore is None else ignore)
-    code_of, unknown_values = encode_values(np.where(is_ignored, 0, labels), structures, declared)
+    is_ignored = whole == (np.nan if options.ignore is None else options.ignore)
+    known = np.where(is_ignored, 0, labels)
+    code_of, unknown_values = encode_values(known, options.structures, options.declared)
     codes, ignored = np.empty(values.shape, np.uint8, order="F"), 0
     for k in slices:
         index = np.searchsorted(distinct, values[..., k])
@@ -268,20 +257,20 @@ def read_voxels(
     """
     if dtype.kind not in "iuf" or dtype.itemsize > 8 or min(shape) < 1:
         raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
-    size, there = math.prod(shape) * dtype.itemsize, file.stat().st_size
+    size, file_size = math.prod(shape) * dtype.itemsize, file.stat().st_size
     if size > LARGEST_BYTES or size + 2 * math.prod(shape) > (main_memory() or math.inf):
         what = f"claims {size / 1e9:.1f} GB, a scan or memory has less"
         raise Refused("too_large", f"{file.name} {what}")
-    if size > there * largest_ratio:
-        raise Refused("truncated", f"{file.name} has {there} bytes, its header claims {size}")
-    content, there = np.empty(size, np.uint8), 0  # writable, which torch expects
+    if size > file_size * largest_ratio:
+        raise Refused("truncated", f"{file.name} has {file_size} bytes, its header claims {size}")
+    content, n_read = np.empty(size, np.uint8), 0  # writable, which torch expects
     with reading(file):
-        while chunk := stream.read(min(2**18, size - there)):
-            content[there : there + len(chunk)] = np.frombuffer(chunk, np.uint8)
-            there += len(chunk)
+        while chunk := stream.read(min(2**18, size - n_read)):
+            content[n_read : n_read + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            n_read += len(chunk)
         tail = len(stream.read(LARGEST_TAIL))
-    if there < size:
-        raise Refused("truncated", f"{file.name} has {there} bytes of voxels, expected {size}")
+    if n_read < size:
+        raise Refused("truncated", f"{file.name} has {n_read} bytes of voxels, expected {size}")
     if tail == LARGEST_TAIL:
         raise Refused("unreadable", f"{file.name} goes on after {size} bytes of voxels")
     values = content.view(dtype).reshape(shape, order="F")

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pancseg.configuration import BEST, changes_result, leaves
+from pancseg.config import BEST, changes_result, leaves
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 from pancseg.scoring.score_file import read_scores

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pancseg.configuration import TRAINING_LOCK
+from pancseg.config import TRAINING_LOCK
 from pancseg.errors import PancsegError
+from pancseg.files import PARTIAL
 
 
 @contextmanager
-def held_run(folder: Path, is_writing: bool) -> Iterator[None]:
-    """Hold a run's folder while it is trained into; killed, its holder gives it free.
+def locked_run(folder: Path, is_writing: bool = True) -> Iterator[None]:
+    """Keep other trainings out of a run's folder; a killed process releases it.
 
     Args:
-        folder: Of the run.
+        folder: Of the run, or of a sweep.
         is_writing: Whether this process writes there: the first of those that train together.
 
     Raises:
@@ -37,6 +38,8 @@ def held_run(folder: Path, is_writing: bool) -> Iterator[None]:
             f"hydra.run.dir={folder}: cannot be written ({error.strerror or error})"
         ) from error
     try:
+        for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"checkpoints/{PARTIAL}*")]:
+            path.unlink(missing_ok=True)  # of writes that were killed
         yield
     finally:
         lock.release()

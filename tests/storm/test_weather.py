@@ -159,7 +159,7 @@ def test_a_scan_that_takes_more_memory_than_there_is_costs_only_itself(
 def test_a_loading_process_that_dies_ends_a_training_in_one_line_and_it_goes_on(
     yard: Yard, prepared: Path, tmp_path: Path, ledger: Ledger
 ) -> None:
-    words = ["data.num_workers=2", "trainer.max_epochs=300", "save_every_s=0", "ckpt_path=last"]
+    words = ["data.num_workers=2", "trainer.max_epochs=300", "ckpt_path=last"]
     started = yard.start("train", *smoke(prepared, tmp_path / "run", *words))
     while not (tmp_path / "run" / "metrics.csv").is_file():
         assert started.is_alive(), started.text("err")

@@ -13,9 +13,9 @@ for _name in (
     "pancseg.intake.preparation", "pancseg.evaluate", "pancseg.inference.checkpoint",
     "pancseg.intake.sources", "pancseg.intake.sources",
     "pancseg.applying.find_scans", "pancseg.judging.case_judge", "pancseg.output.run_report",
-    "pancseg.predict", "pancseg.prepare", "pancseg.report", "pancseg.tracking.board",
-    "pancseg.tracking.callbacks", "pancseg.tracking.event_log", "pancseg.tracking.keep_last",
-    "pancseg.tracking.overlays", "pancseg.tracking.run_bar", "pancseg.tracking.summary",
+    "pancseg.predict", "pancseg.prepare", "pancseg.report", "pancseg.training.tensorboard",
+    "pancseg.tracking.callbacks", "pancseg.training.tensorboard", "pancseg.training.checkpoints",
+    "pancseg.training.tensorboard", "pancseg.training.callbacks", "pancseg.training.summary",
     "pancseg.train", "pancseg.training.assembly", "pancseg.training.preview",
     "pancseg.training.process", "pancseg.training.resuming", "pancseg.training.run_lock",
 ):  # fmt: skip

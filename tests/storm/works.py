@@ -53,12 +53,12 @@ def works(
         return [*source, *cut, f"data.root={folder / 'root'}"]
 
     def train(folder: Path) -> list[str]:
-        more = [f"trainer.max_epochs={EPOCHS}", "save_every_s=0.1", "ckpt_path=last"]
+        more = [f"trainer.max_epochs={EPOCHS}", "ckpt_path=last"]
         return smoke(prepared, folder / "run", *more)
 
     def sweep(folder: Path) -> list[str]:
         words = [word for word in smoke(prepared, folder) if not word.startswith("hydra.run.dir")]
-        return ["-m", *words, "seed=0,1,2", f"hydra.sweep.dir={folder / 'sweep'}", "save_every_s=0"]
+        return ["-m", *words, "seed=0,1,2", f"hydra.sweep.dir={folder / 'sweep'}"]
 
     def evaluate(folder: Path) -> list[str]:
         return [f"checkpoint={folder / 'run' / 'checkpoints' / 'best.ckpt'}", "subset=train"]

@@ -1,1 +1,0 @@
-"""Networks, losses and metrics: knows tensors, no files."""

@@ -1,0 +1,1 @@
+"""Networks, losses, augmentation and metrics: tensors in, tensors out, no files."""

@@ -1,0 +1,72 @@
+"""Dice per patient: voxels are summed over a patient's volumes before the ratio is formed.
+
+torchmetrics averages over samples or over all voxels, not over patients.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class PatientDice(Metric):
+    """Mean hard Dice of the foreground over patients, on the grid of the masks.
+
+    Patients whose prediction and label are both empty are left out; an empty prediction against a
+    label that is not empty counts 0. NaN without any patient.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("patients", default=[], dist_reduce_fx="cat")
+        self.add_state("voxels", default=[], dist_reduce_fx="cat")
+
+    def update(self, voxels: Tensor, patient: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            voxels: ``(B, 3)`` from :func:`count_voxels`.
+            patient: ``(B,)`` int.
+        """
+        self.patients.append(patient.detach().reshape(-1))  # type: ignore[operator, union-attr]
+        self.voxels.append(voxels)  # type: ignore[operator, union-attr]
+
+    def compute(self) -> Tensor:
+        """Mean over patients."""
+        return self.per_patient().mean()
+
+    def per_patient(self) -> Tensor:
+        """Dice of each patient that is not left out, ``(P,)``; before synchronisation, per rank."""
+        if not len(self.patients):  # type: ignore[arg-type]
+            return torch.zeros(0)
+        patients, voxels = dim_zero_cat(self.patients), dim_zero_cat(self.voxels)  # type: ignore[arg-type]
+        unique, position = patients.unique(return_inverse=True)
+        sums = voxels.new_zeros(len(unique), 3).index_add_(0, position, voxels)
+        total = sums[:, 1] + sums[:, 2]
+        return (2 * sums[total > 0, 0] / total[total > 0]).float()
+
+
+def count_voxels(prediction: Tensor, label: Tensor) -> Tensor:
+    """Voxels of the intersection, the prediction and the label per sample: ``(B, 3)`` int64.
+
+    Args:
+        prediction: ``(B, 1, H, W, D)`` bool.
+        label: ``(B, 1, H, W, D)``, foreground above 0.
+    """
+    predicted, labelled = prediction.flatten(1).bool(), label.flatten(1) > 0
+    counts = [(predicted & labelled).sum(1), predicted.sum(1), labelled.sum(1)]
+    return torch.stack(counts, dim=1)
+
+
+def batch_dice(voxels: Tensor) -> Tensor:
+    """Hard Dice of the foreground over all voxels of a batch; 1 if both masks are empty.
+
+    >>> batch_dice(count_voxels(torch.tensor([[1, 1, 0]]) > 0, torch.tensor([[1, 0, 0]]))).item()
+    0.6666666865348816
+    """
+    common, predicted, labelled = voxels.sum(0)
+    total = predicted + labelled
+    return torch.where(total > 0, 2 * common / total.clamp(min=1), 1.0)

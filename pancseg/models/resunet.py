@@ -1,0 +1,184 @@
+"""A residual U-Net whose levels are planned from patch size and voxel spacing, as in nnU-Net."""
+
+import math
+from collections.abc import Sequence
+
+from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Triple = tuple[int, int, int]
+
+
+def plan_levels(
+    spatial_size: Sequence[int],
+    spacing_mm: Sequence[float],
+    max_levels: int = 6,
+    min_voxels: int = 4,
+) -> tuple[list[Triple], list[Triple]]:
+    """Strides and kernel sizes of the levels, from full resolution down.
+
+    nnU-Net's rule (Isensee et al. 2021, Nature Methods 18:203, and its ``network_topology.py``):
+    an axis is halved while at least ``min_voxels`` remain, 1.5 times as many if it is halved alone,
+    and while its spacing is less than twice the finest of the axes that can be halved. A kernel is
+    1 along an axis whose spacing is at least twice the finest, until halving has made them similar;
+    at the bottom level it is 3.
+
+    Args:
+        spatial_size: Voxels of the patch.
+        spacing_mm: Voxel size along each axis.
+        max_levels: Most levels, full resolution included.
+        min_voxels: Voxels that remain along each axis that is halved.
+
+    >>> plan_levels([32, 32, 16], [1.5, 1.5, 1.0])
+    ([(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 1)], [(3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)])
+    >>> plan_levels([32, 32, 16], [1.0, 1.0, 5.0])
+    ([(1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2)], [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3)])
+    """
+    size, spacing = list(spatial_size), list(spacing_mm)
+    strides: list[Triple] = [(1, 1, 1)]
+    kernels: list[Triple] = []
+    kernel: Triple = (1, 1, 1)
+    while len(strides) <= max_levels:
+        kernel = widen_kernel(kernel, spacing)
+        kernels.append(kernel)
+        divisible = [axis for axis in range(3) if size[axis] >= 2 * min_voxels]
+        finest = min((spacing[axis] for axis in divisible), default=0.0)
+        halved = [axis for axis in divisible if spacing[axis] < 2 * finest]
+        if not halved or (len(halved) == 1 and size[halved[0]] < 3 * min_voxels):
+            break
+        x, y, z = (2 if axis in halved else 1 for axis in range(3))
+        strides.append((x, y, z))
+        size = [voxels // step for voxels, step in zip(size, strides[-1], strict=True)]
+        spacing = [length * step for length, step in zip(spacing, strides[-1], strict=True)]
+    levels = min(len(strides), max_levels)
+    return strides[:levels], [*kernels[: levels - 1], (3, 3, 3)]
+
+
+def widen_kernel(kernel: Triple, spacing_mm: Sequence[float]) -> Triple:
+    """Set a kernel to 3 along the axes whose spacing is less than twice the finest.
+
+    >>> widen_kernel((1, 1, 1), [1.0, 1.0, 2.0]), widen_kernel((1, 1, 3), [1.0, 1.0, 0.1])
+    ((3, 3, 1), (1, 1, 3))
+    """
+    finest = min(spacing_mm)
+    x, y, z = (3 if spacing_mm[axis] < 2 * finest else kernel[axis] for axis in range(3))
+    return x, y, z
+
+
+class ResidualBlock(UnetResBlock):
+    """MONAI's residual block without operations in place.
+
+    Instance norm returns a view of the output of a batch norm. Changing a view in place, by
+    ``LeakyReLU(inplace=True)`` or ``out += residual``, makes autograd clone its gradient. GroupNorm
+    is not faster on a CPU, and bf16 autocast on CUDA computes it in float32.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Two convolutions and the residual, ``(B, C, H, W, D)``."""
+        residual = features
+        if self.downsample:
+            residual = self.norm3(self.conv3(features))
+        features = self.lrelu(self.norm1(self.conv1(features)))
+        return self.lrelu(self.norm2(self.conv2(features)) + residual)
+
+
+class ResUNet(DynUNet):
+    """MONAI's DynUNet with residual blocks and instance norm, planned by :func:`plan_levels`.
+
+    In training it returns a list of logits from fine to coarse, each at its own resolution, where
+    DynUNet interpolates all to full resolution. In evaluation, or without deep supervision, it
+    returns one tensor.
+
+    Args:
+        spatial_size: Voxels of the patch.
+        spacing_mm: Voxel size along each axis.
+        in_channels: Channels of the image.
+        out_channels: Channels of the logits.
+        width: Channels at full resolution, doubled with each level.
+        max_width: Most channels of a level.
+        max_levels: Most levels, full resolution included.
+        deep_supervision: Coarser heads in training; at most two fewer than there are levels.
+        dropout: Share of values dropped after each convolution.
+        prior: Foreground probability of an untrained network, about, as for a rare class in Lin
+            et al. 2017 (arXiv 1708.02002). Starting from 0.5, the first steps only learn that most
+            voxels are background.
+        use_checkpoint: Recompute the inside of blocks in the backward pass instead of storing it:
+            less memory, slower.
+
+    Raises:
+        ValueError: If the patch is too small for three levels, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        spatial_size: Sequence[int],
+        spacing_mm: Sequence[float],
+        in_channels: int = 1,
+        out_channels: int = 2,
+        width: int = 32,
+        max_width: int = 320,
+        max_levels: int = 6,
+        deep_supervision: int = 2,
+        dropout: float = 0.0,
+        prior: float = 0.01,
+        use_checkpoint: bool = False,
+    ) -> None:
+        strides, kernels = plan_levels(spatial_size, spacing_mm, max_levels)
+        if len(strides) < 3:
+            raise ValueError(
+                f"a patch of {list(spatial_size)} with max_levels={max_levels} gives "
+                f"{len(strides)} levels; expected 3 or more: at least 16 voxels along an axis"
+            )
+        if width < 1 or deep_supervision < 0:
+            raise ValueError(
+                f"width={width}, deep_supervision={deep_supervision}: expected 1 or more, 0 or more"
+            )
+        if not 0 < prior < 1:
+            raise ValueError(f"prior={prior}: expected between 0 and 1")
+        heads = min(deep_supervision, len(strides) - 2)
+        super().__init__(
+            spatial_dims=3,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernels,
+            strides=strides,
+            upsample_kernel_size=strides[1:],
+            filters=[min(width * 2**level, max_width) for level in range(len(strides))],
+            dropout=dropout or None,
+            act_name=("leakyrelu", {"negative_slope": 0.01}),
+            deep_supervision=heads > 0,
+            deep_supr_num=max(heads, 1),
+            res_block=True,
+        )
+        # DynUNet keeps the last output of its heads, and each weight under a second name
+        del self.skip_layers, self.heads
+        for module in self.modules():
+            if type(module) is UnetResBlock:
+                module.__class__ = ResidualBlock
+        for head in (self.output_block, *(self.deep_supervision_heads if heads else ())):
+            nn.init.constant_(head.conv.conv.bias[1:], math.log(prior / (1 - prior)))
+        self.use_checkpoint = use_checkpoint
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """Logits ``(B, 2, H, W, D)``; in training with deep supervision a list, fine to coarse."""
+        skips = [self.run_block(self.input_block, image)]
+        for downsample in self.downsamples:
+            skips.append(self.run_block(downsample, skips[-1]))
+        features = self.run_block(self.bottleneck, skips[-1])
+        decoded: list[Tensor] = []
+        for upsample, skip in zip(self.upsamples, reversed(skips), strict=True):
+            features = self.run_block(upsample, features, skip)
+            decoded.insert(0, features)
+        logits = self.output_block(decoded[0])
+        if not (self.training and self.deep_supervision):
+            return logits
+        heads = zip(self.deep_supervision_heads, decoded[1:], strict=False)
+        return [logits, *(head(coarser) for head, coarser in heads)]
+
+    def run_block(self, block: nn.Module, *features: Tensor) -> Tensor:
+        """Output of a block, in training with gradient checkpointing if it is configured."""
+        if self.use_checkpoint and self.training:
+            return checkpoint(block, *features, use_reentrant=False)
+        return block(*features)

@@ -1,0 +1,227 @@
+"""The Lightning module: network, loss, optimizer and Dice."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from monai.inferers import sliding_window_inference
+from monai.losses import DiceLoss
+from pytorch_lightning.callbacks import Timer
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from pancseg.errors import Incomplete, PancsegError
+from pancseg.models.augmentation import step_seed
+from pancseg.models.layers import fix_short_axes, use_channels_last
+from pancseg.models.losses import deep_supervision_loss
+from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
+from pancseg.models.networks import build
+
+Batch = dict[str, Any]
+SUBSETS = ("train", "val")
+WINDOWS = 2  # in a batch: a CPU distributes samples over its cores
+RANK_STRIDE = 7919  # a prime: seeds of dropout differ between processes
+TOTAL_STEPS = ("T_max", "total_iters", "total_steps")  # arguments of schedulers that need the end
+
+
+class Segmenter(pl.LightningModule):
+    """Background against pancreas on ``(B, 1, H, W, D)`` images in 0..1.
+
+    The arguments are plain values, so that a checkpoint loads from its path alone.
+
+    Args:
+        model: ``_target_`` and arguments of a network with 1 channel in and 2 out; in training it
+            may give a list of logits, from fine to coarse.
+        loss: ``_target_`` and arguments of a loss of logits ``(B, 2, H, W, D)`` and labels
+            ``(B, 1, H, W, D)``.
+        optimizer: ``_target_`` and arguments, without the parameters.
+        scheduler: ``_target_`` and arguments, without the optimizer, stepped after each step of it;
+            a null ``T_max``, ``total_iters`` or ``total_steps`` becomes the steps of the training.
+            None is a constant rate.
+        view: ``size`` of the network's input, voxels, and ``overlap`` of the windows by which a
+            larger image is segmented; None takes any image whole.
+        seed: Of everything random in a step.
+    """
+
+    def __init__(
+        self,
+        model: dict[str, Any],
+        loss: dict[str, Any],
+        optimizer: dict[str, Any],
+        scheduler: dict[str, Any] | None = None,
+        view: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = build(model, nn.Module)
+        fix_short_axes(self.network)
+        self.loss_function = build(loss, nn.Module)
+        self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
+        self.dice = nn.ModuleDict({f"{subset}_dice": PatientDice() for subset in SUBSETS})
+        self.means = nn.ModuleDict(
+            {
+                # torchmetrics' own check for NaN reads each value from the GPU
+                f"{subset}_{name}": MeanMetric(nan_strategy="disable")
+                for subset in SUBSETS
+                for name in ("loss", "recipe_metric")
+            }
+        )
+        self.memory_format = torch.contiguous_format
+
+    def prepare_for(
+        self, device_type: str, channels_last: bool | None = None, compiled: bool = False
+    ) -> None:
+        """Arrange the network as is fast on a device; weights and checkpoints stay the same.
+
+        Args:
+            device_type: ``cpu`` or ``cuda``.
+            channels_last: Memory format; None is the faster one for the network.
+            compiled: Whether it is compiled at its first call.
+        """
+        if channels_last is None:
+            channels_last = use_channels_last(self.network, device_type)
+        if channels_last:
+            self.memory_format = torch.channels_last_3d
+            self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        if compiled:
+            self.network.compile()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
+
+        Windows are weighted by a Gaussian, because logits at their borders are less certain.
+        """
+        view = self.hparams["view"]
+        if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
+            return self.finest(self.network(image))
+        return sliding_window_inference(  # type: ignore[return-value]
+            image,
+            roi_size=view["size"],
+            sw_batch_size=WINDOWS,
+            predictor=self.window_logits,
+            overlap=view["overlap"],
+            mode="gaussian",
+        )
+
+    def window_logits(self, image: Tensor) -> Tensor:
+        """Logits ``(B, 2, h, w, d)`` of windows, float32."""
+        image = image.contiguous(memory_format=self.memory_format)
+        return self.finest(self.network(image)).float()
+
+    @staticmethod
+    def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
+        """The logits at full resolution."""
+        return logits if isinstance(logits, Tensor) else logits[0]
+
+    def window_foreground_logit(self, image: Tensor) -> Tensor:
+        """Logit of pancreas, ``(B, 1, h, w, d)`` float32, of windows that the network takes."""
+        return self.foreground_logit(self.window_logits(image))
+
+    def foreground_logit(self, logits: Tensor) -> Tensor:
+        """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches.
+
+        A loss with ``sigmoid``, as the recipe's, teaches each channel by itself; others teach a
+        softmax over both, where the difference counts.
+        """
+        if self.hparams["loss"].get("sigmoid"):
+            return logits[:, 1:]
+        return logits[:, 1:] - logits[:, :1]
+
+    def probability_of(self, logits: Tensor) -> Tensor:
+        """Probability of pancreas, ``(B, 1, H, W, D)``."""
+        return self.foreground_logit(logits).sigmoid()
+
+    def mask_of(self, logits: Tensor) -> Tensor:
+        """Where the probability of pancreas is above one half, ``(B, 1, H, W, D)`` bool."""
+        return self.foreground_logit(logits) > 0
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Loss of a batch."""
+        # of dropout, for example: a step is a function of the seed, its number and its process
+        seed = step_seed(self.hparams["seed"], batch["step"]) + RANK_STRIDE * self.global_rank
+        torch.manual_seed(seed)
+        image = batch["image"].contiguous(memory_format=self.memory_format)
+        logits = self.network(image)
+        loss = deep_supervision_loss(self.loss_function, logits, batch["label"])
+        every_n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.global_step % every_n == 0:
+            self.check_finite(loss, f"step {self.global_step}: the loss", batch["name"])
+        self.log_metrics(batch, self.finest(logits).float(), loss.detach(), "train")
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Check the mean loss before the epoch is saved."""
+        mean = self.means["train_loss"].compute()  # type: ignore[operator]
+        self.check_finite(mean, f"epoch {self.current_epoch + 1}: the mean loss")
+
+    def check_finite(self, loss: Tensor, subject: str, names: Sequence[str] = ()) -> None:
+        """Raise Incomplete if a loss is not finite; it is read from the GPU."""
+        if not torch.isfinite(loss):
+            cases = f" on {', '.join(names)}" if names else ""
+            raise Incomplete(
+                f"{subject} is {loss.item()}{cases}; last.ckpt holds the weights of the last whole "
+                "epoch: begin with them at a lower rate by init_from=RUN/checkpoints/last.ckpt "
+                "optimizer.lr=..., or clip gradients by trainer.gradient_clip_val=1"
+            )
+
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """Loss and logits of a batch."""
+        logits = self(batch["image"].contiguous(memory_format=self.memory_format)).float()
+        loss = self.loss_function(logits, batch["label"])
+        self.log_metrics(batch, logits, loss, "val")
+        return {"loss": loss, "logits": logits}
+
+    @torch.no_grad()
+    def log_metrics(self, batch: Batch, logits: Tensor, loss: Tensor, subset: str) -> None:
+        """Log loss, Dice and the recipe's metric of a batch, per step and per epoch.
+
+        ``<subset>/dice`` of an epoch is the mean over patients; of a step, over the batch's voxels.
+        """
+        label, size = batch["label"], len(batch["label"])
+        voxels = count_voxels(self.mask_of(logits), label)
+        recipe_metric = 1 - self.recipe_loss(logits, label)
+        dice = self.dice[f"{subset}_dice"]
+        dice.update(voxels, batch["patient"])  # type: ignore[operator]
+        steps = {"loss": loss, "recipe_metric": recipe_metric, "dice": batch_dice(voxels)}
+        named = {f"{subset}/{name}_step": value for name, value in steps.items()}
+        self.log_dict(named, on_step=True, on_epoch=False, batch_size=size)
+        epoch: dict[str, Any] = {f"{subset}/dice": dice}
+        for name in ("loss", "recipe_metric"):
+            mean = self.means[f"{subset}_{name}"]
+            mean.update(steps[name], size)  # type: ignore[operator]
+            epoch[f"{subset}/{name}"] = mean
+        self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=size)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, and the scheduler of its learning rate.
+
+        Raises:
+            PancsegError: If the scheduler needs the end of a training that has none.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
+        node = self.hparams["scheduler"]
+        if not node:
+            return optimizer
+        open_ends = [key for key in TOTAL_STEPS if key in node and node[key] is None]
+        steps = self.trainer.estimated_stepping_batches if open_ends else 0
+        if steps == float("inf"):
+            raise PancsegError(
+                f"scheduler.{open_ends[0]}: give it, trainer.max_epochs or trainer.max_steps, or "
+                "take scheduler=constant"
+            )
+        node = {**node, **dict.fromkeys(open_ends, int(steps))}
+        scheduler = build(node, LRScheduler, optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def timer_of(trainer: pl.Trainer) -> Timer | None:
+    """The timer of ``trainer.max_time``, if it is set."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, Timer)), None)

@@ -1,1 +1,0 @@
-"""Many trainings by one command: jobs that can be resumed, searches, and the table of a sweep."""

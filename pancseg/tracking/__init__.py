@@ -1,1 +1,0 @@
-"""Callbacks that tell people how training goes."""

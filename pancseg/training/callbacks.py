@@ -1,0 +1,311 @@
+"""Callbacks of a training: epoch report, progress bar, early stopping, averaged weights."""
+
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
+from torch import Tensor
+from tqdm import tqdm
+
+from pancseg.errors import PancsegError
+from pancseg.files import write_csv
+from pancseg.models.segmenter import timer_of
+from pancseg.output.history import draw_history
+from pancseg.training.checkpoints import is_at_last_step, is_cut_short, is_partial
+from pancseg.training.sweeps import pruning_callback
+
+log = logging.getLogger(__name__)
+METRICS = [
+    f"{subset}/{name}" for subset in ("train", "val") for name in ("loss", "dice", "recipe_metric")
+]
+COLUMNS = ["epoch", "step", *METRICS, "lr", "seconds"]
+
+
+def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
+    """Callbacks of ``cfg.callbacks``, without those that have nothing to do.
+
+    Args:
+        cfg: Of the training.
+        monitor: ``val/dice`` or ``val/loss``; None where nothing is validated.
+
+    Raises:
+        PancsegError: If patience is asked for where nothing is validated.
+    """
+    nodes = {name: node for name, node in cfg.callbacks.items() if node is not None}
+    absent = {
+        "weight_averaging": not cfg.ema_decay,
+        "early_stopping": cfg.patience is None,
+        "progress_bar": not cfg.trainer.enable_progress_bar,
+        "best": bool(cfg.trainer.fast_dev_run),
+        "last": bool(cfg.trainer.fast_dev_run),
+    }
+    if monitor is None and cfg.patience is not None:
+        raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
+    kept = {name: node for name, node in nodes.items() if not absent.get(str(name))}
+    monitors = {name: {"monitor": monitor} for name in ("best", "early_stopping")}
+    callbacks = [
+        instantiate(node, **monitors.get(str(name), {}), _convert_="all")
+        for name, node in kept.items()
+    ]
+    if cfg.trial and monitor:
+        callbacks.insert(0, pruning_callback(**dict(cfg.trial)))
+    return callbacks
+
+
+class EpochReport(pl.Callback):
+    """Write ``metrics.csv`` and ``history.png``, and print a line an epoch.
+
+    Lightning's CSVLogger writes training and validation in rows of their own. The history is kept
+    in checkpoints, so that a resumed run has all of it.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.rows: list[dict[str, Any]] = []
+        self.title = ""
+        self.is_partial = False  # whether the last row is of a part of the first epoch
+        self.has_validated = False
+        self.start_s = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.start_s, self.has_validated = time.perf_counter(), False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Validate after the last of ``trainer.max_steps``, wherever in an epoch it comes.
+
+        Lightning would end without; the weights at the end of a schedule could not be the best.
+        """
+        if is_at_last_step(trainer):
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that this epoch has validation metrics of its own."""
+        self.has_validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's row and print its line."""
+        # Lightning ends the last epoch again where a run goes on to max_steps
+        is_again = self.rows and self.rows[-1]["step"] == trainer.global_step
+        if is_again or is_cut_short(trainer):
+            return
+        values = {name: finite_or_none(trainer.callback_metrics.get(name)) for name in METRICS}
+        if not self.has_validated:  # Lightning keeps those of an earlier epoch
+            values |= {name: None for name in METRICS if name.startswith("val/")}
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            **values,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - self.start_s, 3),
+        }
+        self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
+        self.is_partial = is_partial(trainer)
+        if trainer.is_global_zero:
+            log.info(epoch_line(self.rows, trainer.max_epochs))
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self.write()
+
+    def write(self) -> None:
+        """Write ``metrics.csv``; the next epoch tries again where another program holds it."""
+        try:
+            cells = ([row.get(name) for name in COLUMNS] for row in self.rows)
+            write_csv(self.folder / "metrics.csv", COLUMNS, cells)
+        except PermissionError as error:
+            log.warning("metrics.csv cannot be written now: %s", error)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the curves and print the closing line."""
+        self.draw(trainer)
+        if trainer.is_global_zero and self.rows:
+            log.info(closing_line(self.rows))
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draw the curves as far as they go."""
+        self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Draw ``history.png``."""
+        if trainer.is_global_zero and self.rows and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            draw_history(self.folder / "history.png", self.rows, self.title)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history."""
+        return {"rows": self.rows, "is_partial": self.is_partial}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the history of the run that is resumed."""
+        self.rows, self.is_partial = list(state_dict["rows"]), state_dict["is_partial"]
+
+
+def finite_or_none(value: Any) -> float | None:
+    """A logged value, or None where there is none or it is not finite."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The row with the largest Dice, or the smallest loss; the earliest of equals.
+
+    >>> rows = [{"epoch": 1, "val/loss": 0.4}, {"epoch": 2, "val/loss": 0.3}]
+    >>> best_row(rows, "val/loss")["epoch"]
+    2
+    """
+    valued = [row for row in rows if row.get(name) is not None]
+    if not valued:
+        return None
+    return (min if name.endswith("loss") else max)(valued, key=lambda row: row[name])
+
+
+def epoch_line(rows: list[dict[str, Any]], max_epochs: int | None) -> str:
+    """``epoch 12/600 train loss 0.41 dice 0.52 | val loss 0.47 dice 0.44 | best 0.46 at 9``."""
+    row, total = rows[-1], f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
+    parts = [f"epoch {row['epoch']}{total} train {loss_and_dice(row, 'train')}"]
+    if row["val/loss"] is not None:
+        parts.append(f"val {loss_and_dice(row, 'val')}")
+    if best := best_row(rows, "val/dice"):
+        parts.append(f"best {best['val/dice']:.3f} at {best['epoch']}")
+    return " | ".join(parts)
+
+
+def loss_and_dice(row: dict[str, Any], subset: str) -> str:
+    """Loss and Dice of a subset, where they were measured."""
+    values = {name: row[f"{subset}/{name}"] for name in ("loss", "dice")}
+    return " ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
+
+
+def closing_line(rows: list[dict[str, Any]]) -> str:
+    """``train completed, best dice 0.71 at epoch 18, best loss 0.21 at 20``."""
+    subset = "val" if best_row(rows, "val/loss") else "train"
+    dice, loss = best_row(rows, f"{subset}/dice"), best_row(rows, f"{subset}/loss")
+    line = "train completed"
+    if dice:
+        line += f", best dice {dice[f'{subset}/dice']:.3f} at epoch {dice['epoch']}"
+    if loss:
+        line += f", best loss {loss[f'{subset}/loss']:.3f} at {loss['epoch']}"
+    return line if subset == "val" else line + " (of training: nothing was validated)"
+
+
+class Patience(EarlyStopping):
+    """Stop where validation gets no better, by the patience that is configured now.
+
+    Args:
+        patience: Validations to wait for a better one.
+        monitor: Metric of validation.
+    """
+
+    def __init__(self, patience: int, monitor: str = "val/dice") -> None:
+        mode = "min" if monitor.endswith("loss") else "max"
+        super().__init__(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore how long nothing got better."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class MovingAverage(WeightAveraging):
+    """Exponential moving average of the weights (Polyak and Juditsky 1992).
+
+    It is what is validated and saved. The average of the first steps is short, of a share of
+    ``(1 + n) / (10 + n)`` after ``n`` steps, as TensorFlow's: otherwise a training of minutes would
+    be judged by its first weights.
+
+    Args:
+        decay: Share of the average that stays at a step, once there were many.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Update the average after a step of the optimizer.
+
+        Not by torch's ``AveragedModel``, which reads its count from the GPU at each step.
+        """
+        if trainer.global_step > self._latest_update_step:
+            averages = [*self._average_model.module.parameters()]  # type: ignore[union-attr]
+            averages += self._average_model.module.buffers()  # type: ignore[union-attr]
+            weights = [*pl_module.parameters(), *pl_module.buffers()]
+            update_average(averages, weights, self.decay, trainer.global_step - 1)
+            self._latest_update_step = trainer.global_step
+
+
+@torch.no_grad()
+def update_average(averages: list[Tensor], weights: list[Tensor], decay: float, steps: int) -> None:
+    """Update averages in place after ``steps`` earlier updates; integers are copied.
+
+    >>> averages = [torch.zeros(1)]
+    >>> for steps, weight in enumerate((0.0, 1.0)):
+    ...     update_average(averages, [torch.tensor([weight])], 0.9, steps)
+    >>> round(averages[0].item(), 3)
+    0.818
+    """
+    share = 1.0 if steps == 0 else 1 - min(decay, (1 + steps) / (10 + steps))
+    pairs = list(zip(averages, weights, strict=True))
+    real = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([a for a, _ in real], [w for _, w in real], share)
+    for average, weight in pairs:
+        if not average.is_floating_point():
+            average.copy_(weight)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar with ``left`` for the whole run; silent where there is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self.start_s, self.first_step = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Start the clock."""
+        self.start_s, self.first_step = time.perf_counter(), trainer.global_step
+        if not sys.stdout.isatty():
+            self.disable()
+        super().on_train_start(trainer, *args)
+
+    def get_metrics(self, trainer: pl.Trainer, *args: Any) -> dict[str, Any]:
+        """Loss and Dice of the last logged step, and the time left."""
+        metrics = super().get_metrics(trainer, *args)
+        metrics.pop("v_num", None)
+        for name in ("train/loss_step", "train/dice_step"):
+            if name in trainer.callback_metrics:
+                short = name.removesuffix("_step")
+                metrics[short] = f"{float(trainer.callback_metrics[name]):.3f}"
+        seconds = seconds_left(
+            time.perf_counter() - self.start_s,
+            trainer.global_step - self.first_step,
+            trainer.estimated_stepping_batches - trainer.global_step,
+        )
+        timer = timer_of(trainer)
+        if timer is not None and seconds is not None:
+            seconds = min(seconds, timer.time_remaining() or 0.0)
+        if seconds is not None:
+            metrics["left"] = tqdm.format_interval(seconds)
+        return metrics
+
+
+def seconds_left(elapsed_s: float, steps_done: int, steps_to_do: float) -> float | None:
+    """Time left at the pace so far; None before the first step or without an end.
+
+    >>> seconds_left(elapsed_s=10.0, steps_done=5, steps_to_do=100)
+    200.0
+    """
+    if steps_done < 1 or steps_to_do == float("inf"):
+        return None
+    return elapsed_s / steps_done * max(0.0, steps_to_do)

@@ -1,0 +1,221 @@
+"""Checkpoints: ``best.ckpt`` and ``last.ckpt``, of whole epochs, written atomically."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _PATH
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from pancseg.config import BEST, LAST, run_path
+from pancseg.data.datamodule import CTDataModule
+from pancseg.errors import Incomplete, PancsegError
+from pancseg.files import replaced
+from pancseg.inference.checkpoint import Trained, check_resumable
+from pancseg.models.segmenter import Segmenter
+from pancseg.requeue import has_own_folder, is_run_again
+
+log = logging.getLogger(__name__)
+WRITE_ERRORS = ("inline_container", "PytorchStreamWriter")  # in torch's errors of a full disk
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its target and rename it.
+
+    Lightning writes to the system's temporary folder and moves, which copies across file systems.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; Incomplete if the disk is full, for which torch has no OSError."""
+        try:
+            with replaced(Path(path)) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:
+            if not any(text in str(error) for text in WRITE_ERRORS):
+                raise
+            raise Incomplete(
+                f"{path}: cannot be written; is the disk full? make room, and go on from the last "
+                "whole epoch with ckpt_path=last"
+            ) from error
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """A checkpoint at the end of each whole epoch, after all other callbacks.
+
+    Args:
+        folder: Where it is written.
+        name: Without suffix.
+        monitor: Metric of which the best is kept; None keeps the latest.
+        mode: ``max`` or ``min``.
+    """
+
+    def __init__(self, folder: str, name: str, monitor: str | None = None, mode: str = "min"):
+        super().__init__(
+            folder,
+            name,
+            monitor=monitor,
+            mode=mode,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, unless the epoch was cut short or lacks the monitored metric."""
+        has_metric = self.monitor is None or self.monitor in trainer.callback_metrics
+        if has_metric and not is_cut_short(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score, also where the run was moved: Lightning drops it there."""
+        path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        state = {**state_dict, "dirpath": self.dirpath}
+        # the file would name paths that are removed later; only the own file can be meant
+        for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
+            state[key] = path if state[key] else ""
+        scores = [*state["best_k_models"].values()]
+        state["best_k_models"] = {path: scores[0]} if scores else {}
+        super().load_state_dict(state)
+
+
+class BestCheckpoint(EpochCheckpoint):
+    """``best.ckpt``: the highest ``val/dice``, of equal ones the lowest ``val/loss``.
+
+    Args:
+        folder: Where it is written.
+        monitor: ``val/dice``; ``val/loss`` where no validation patient has a reference; None,
+            which keeps the latest, without validation.
+    """
+
+    def __init__(self, folder: str, monitor: str | None = "val/dice") -> None:
+        super().__init__(folder, "best", monitor, "min" if monitor == "val/loss" else "max")
+        self.best_loss = float("inf")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Skip the validation of an epoch that is cut short: nothing of it is kept."""
+        if trainer.should_stop and is_cut_short(trainer):
+            trainer.limit_val_batches = 0
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Whether this epoch is the best."""
+        loss = float(trainer.callback_metrics.get("val/loss", torch.inf))
+        is_tied = current is not None and current in (*self.best_k_models.values(),)
+        is_best = super().check_monitor_top_k(trainer, current) or (
+            is_tied and loss < self.best_loss
+        )
+        self.best_loss = loss if is_best else self.best_loss
+        return is_best
+
+    def state_dict(self) -> dict[str, Any]:
+        """State in checkpoints."""
+        return {**super().state_dict(), "best_loss": self.best_loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best score and its loss."""
+        self.best_loss = float(state_dict["best_loss"])
+        super().load_state_dict(state_dict)
+
+
+def is_partial(trainer: pl.Trainer) -> bool:
+    """Whether ``trainer.max_time`` ended this epoch before its end."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return done < trainer.num_training_batches and not is_at_last_step(trainer)
+
+
+def is_cut_short(trainer: pl.Trainer) -> bool:
+    """Whether this epoch is partial and not the first.
+
+    Such an epoch leaves no row and no checkpoint: a training goes on from whole epochs. Of a
+    training without a whole epoch the part is kept.
+    """
+    return trainer.current_epoch > 0 and is_partial(trainer)
+
+
+def is_at_last_step(trainer: pl.Trainer) -> bool:
+    """Whether ``trainer.max_steps`` is reached."""
+    return 0 < trainer.max_steps <= trainer.global_step
+
+
+def ensure_best_checkpoint(last: Path) -> None:
+    """Copy ``last.ckpt`` to ``best.ckpt`` where the run ended before its first validation."""
+    best = last.with_name(Path(BEST).name)
+    if last.is_file() and not best.is_file():
+        log.info("nothing was validated: best.ckpt is the last")
+        with replaced(best) as temporary:
+            shutil.copyfile(last, temporary)
+
+
+def resume_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint to resume from; a job that Slurm runs again resumes by itself.
+
+    Raises:
+        PancsegError: If Slurm runs the job again in another run folder.
+    """
+    last = Path(run_path(LAST))
+    if is_run_again():
+        if not has_own_folder():
+            raise PancsegError(
+                "Slurm runs this job again, and the run's folder is named by the clock; give "
+                "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
+            )
+        if last.is_file():
+            log.info("started again by Slurm: going on with %s", last)
+            return last
+    if cfg.ckpt_path != "last":
+        return Path(cfg.ckpt_path) if cfg.ckpt_path else None
+    if not last.is_file():
+        log.info("ckpt_path=last: there is none yet, a new training begins")
+        return None
+    log.info("ckpt_path=last: going on with %s", last)
+    return last
+
+
+def check_resumed(
+    cfg: DictConfig, earlier: Trained, segmenter: Segmenter, data: CTDataModule
+) -> None:
+    """Check that the configured training continues the one of a checkpoint.
+
+    Raises:
+        PancsegError: If it cannot.
+    """
+    settings, trainer = dict(data.hparams), cfg.trainer
+    data.seen_before.update(earlier.seen_before)
+    check_resumable(earlier, segmenter, settings, data.preprocessing, data.split, cfg.ema_decay)
+    spent = [
+        f"trainer.{key}={trainer[key]}, ckpt_path has {done}"
+        for key, done in (("max_epochs", earlier.epoch), ("max_steps", earlier.step))
+        if 0 < (trainer[key] or 0) <= done
+    ]
+    if trainer.max_time and earlier.trained_s >= seconds_of(trainer.max_time):
+        spent.append(
+            f"trainer.max_time={trainer.max_time}, ckpt_path has {earlier.trained_s:.0f} s"
+        )
+    if spent:
+        log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
+    if earlier.data["batch_size"] != settings["batch_size"]:
+        log.warning(
+            "data.batch_size=%s, ckpt_path was trained with %s: the batches are other ones from "
+            "here on",
+            settings["batch_size"],
+            earlier.data["batch_size"],
+        )
+    if earlier.fingerprint != data.fingerprint:
+        log.warning("the prepared data are not those that ckpt_path was trained on")
+
+
+def seconds_of(max_time: str) -> int:
+    """Seconds of ``days:hours:minutes:seconds``.
+
+    >>> seconds_of("00:00:10:00")
+    600
+    """
+    days, hours, minutes, seconds = map(int, str(max_time).split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

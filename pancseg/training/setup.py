@@ -1,0 +1,233 @@
+"""Parts of a training, built from its configuration, and the checks before it starts."""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from pancseg.data.datamodule import CTDataModule, is_first_process
+from pancseg.data.plan import Plan
+from pancseg.errors import PancsegError
+from pancseg.hardware import check_accelerator, detect, is_out_of_memory
+from pancseg.inference.initial_weights import begin_with, open_weights
+from pancseg.models.networks import check_spatial_size, describe_cost
+from pancseg.models.segmenter import Segmenter
+from pancseg.output.sample_sheet import COLUMNS, ROWS, draw_samples
+from pancseg.requeue import has_own_folder
+
+log = logging.getLogger(__name__)
+SHELLS = ("bash", "interactive")  # names of Slurm's jobs whose tasks Lightning starts by itself
+IGNORED_WARNINGS = (
+    ".*LeafSpec",  # Lightning 2.6 uses a name that torch 2.13 renames
+    "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+    "The `srun` command is available",  # Slurm is installed, but did not start this process
+    "The number of training batches .* is smaller than the logging interval",  # epochs are logged
+    "(?s)Grad strides do not match bucket view strides",  # of a first layer with one channel
+)
+
+
+def check_start(cfg: DictConfig) -> None:
+    """Check that a training can start on this machine, before anything is read.
+
+    Raises:
+        PancsegError: If it cannot start as it is configured.
+    """
+    check_accelerator(cfg.hardware.accelerator)
+    max_time = cfg.trainer.max_time
+    if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(max_time)):
+        raise PancsegError(
+            f"trainer.max_time={max_time}: expected days:hours:minutes:seconds; "
+            "ten minutes are trainer.max_time=00:00:10:00"
+        )
+    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    together = cfg.trainer.num_nodes != 1 or cfg.trainer.devices not in (1, "1", [0])
+    if started > 1 and together and "SUBMITIT_EXECUTOR" not in os.environ:
+        started_by = f"{started} processes were started by torchrun or Slurm, and each would"
+        if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise PancsegError(
+                f"{started_by} begin the sweep anew; start it once, with "
+                "hydra/launcher=submitit_slurm"
+            )
+        if cfg.ckpt_path in (None, "last") and not has_own_folder():
+            raise PancsegError(
+                f"{started_by} name the run's folder by its own clock; give hydra.run.dir=FOLDER"
+            )
+    check_slurm_tasks(cfg.trainer.num_nodes, cfg.trainer.devices)
+
+
+def check_slurm_tasks(nodes: int, devices: Any) -> None:
+    """Check that Slurm started as many tasks as train together.
+
+    Raises:
+        PancsegError: If they would wait for each other for ever, or each train alone.
+    """
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
+    if "SLURM_PROCID" not in os.environ or os.environ.get("SLURM_JOB_NAME") in SHELLS:
+        return
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise PancsegError(
+            f"Slurm started {tasks} tasks; give srun --ntasks-per-node, not --ntasks"
+        )
+    needed = nodes * int(devices) if str(devices).isdigit() else tasks
+    if needed != tasks:
+        raise PancsegError(
+            f"trainer.num_nodes={nodes} and trainer.devices={devices} are {needed} processes, "
+            f"Slurm started {tasks} tasks; give srun --nodes={nodes} --ntasks-per-node={devices}, "
+            "or keys that say the same"
+        )
+
+
+def set_up_process(seed: int) -> None:
+    """Set seeds, arithmetic, and which messages are shown."""
+    for message in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("pytorch_lightning", "lightning_fabric"):  # pancseg says the same by itself
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not is_first_process():
+        logging.getLogger("pancseg").setLevel(logging.WARNING)
+    if advice := detect().advice:
+        log.warning(advice)
+    torch.set_float32_matmul_precision("high")
+    pl.seed_everything(seed, workers=True, verbose=False)
+
+
+def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataModule:
+    """The data module, with its volumes preprocessed for training.
+
+    Args:
+        cfg: Of the training.
+        prepare: Fills the root if it is not prepared; None without a source.
+
+    Raises:
+        PancsegError: If there is nothing to train on, or the network does not take its size.
+    """
+    parts = {name: to_plain(cfg[name]) for name in ("split", "sampling", "augment")}
+    data: CTDataModule = instantiate(
+        cfg.data, **parts, seed=cfg.seed, prepare=prepare, _convert_="all"
+    )
+    if cfg.data.spatial_size and cfg.data.spacing_mm:  # before any work
+        check_plan(cfg, data.plan)
+    data.prepare_data()
+    check_plan(cfg, data.plan)
+    data.setup("fit")
+    return data
+
+
+def check_plan(cfg: DictConfig, plan: Plan) -> None:
+    """Check that the network takes the planned size; PancsegError if it does not."""
+    check_spatial_size(model_arguments(cfg, plan), plan.spatial_size, cfg.data.batch_size)
+
+
+def model_arguments(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
+    """``_target_`` and arguments of the network; those taken from ``data`` are the planned ones."""
+    planned: Any = OmegaConf.merge(cfg, {"data": asdict(plan)})
+    return dict(to_plain(planned.model))
+
+
+def build_segmenter(cfg: DictConfig, data: CTDataModule) -> Segmenter:
+    """The network with loss, optimizer and scheduler, with initial weights if they are given."""
+    parts = {name: to_plain(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
+    if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
+        parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
+    view = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
+    segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=view, seed=cfg.seed)
+    if cfg.init_from:
+        weights = open_weights(Path(cfg.init_from))
+        log.info(begin_with(segmenter.network, weights))
+        data.seen_before.update(weights.seen or ())
+        if weights.seen is None:
+            log.warning("init_from does not say whom it was trained on: held_out counts without it")
+        elif known := weights.seen.intersection(data.split.test):
+            log.warning("init_from was trained on %s of the test patients here", len(known))
+    segmenter.prepare_for(
+        "cpu" if cfg.hardware.accelerator == "cpu" else "cuda",
+        cfg.hardware.channels_last,
+        cfg.hardware.compile,
+    )
+    return segmenter
+
+
+def describe_model(cfg: DictConfig, plan: Plan) -> str:
+    """Parameters and multiply-adds of the network, in a line."""
+    return f"network  {describe_cost(model_arguments(cfg, plan), plan.spatial_size)}"
+
+
+def monitored_metric(data: CTDataModule) -> str | None:
+    """``val/dice``, ``val/loss`` where no validation patient has a reference; None without any."""
+    entries = data.entries("val")
+    if not entries:
+        return None
+    if any(entry.label_voxels for entry in entries):
+        return "val/dice"
+    log.warning("no validation patient has a labelled voxel: the best checkpoint is by val/loss")
+    return "val/loss"
+
+
+def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], is_validated: bool) -> pl.Trainer:
+    """Lightning's trainer with callbacks and loggers."""
+    loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node]
+    options: dict[str, Any] = {} if is_validated else {"limit_val_batches": 0}
+    return instantiate(  # type: ignore[no-any-return]
+        cfg.trainer, callbacks=callbacks, logger=loggers, **options, _convert_="all"
+    )
+
+
+@contextmanager
+def fit_errors(data: CTDataModule) -> Iterator[None]:
+    """Turn errors of a running fit into what the user can do.
+
+    Raises:
+        PancsegError: If memory runs out.
+        KeyboardInterrupt: After Ctrl-C, where Lightning exits.
+    """
+    try:
+        with logging_redirect_tqdm():
+            yield
+    except SystemExit as ended:
+        raise (ended.__context__ or KeyboardInterrupt()) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PancsegError(
+            f"memory ran out with data.batch_size={data.hparams['batch_size']} and "
+            f"data.spatial_size={list(data.plan.spatial_size)}; give less of either, or "
+            "hardware.cache=ram"
+        ) from error
+
+
+def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
+    """Draw the first samples of the training as the network gets them, in a PNG file."""
+    count = COLUMNS * ROWS
+    samples: list[Any] = []
+    for batch in data.train_dataloader():
+        batch = data.augment_batch(batch)
+        samples += zip(batch["image"], batch["label"], batch["name"], strict=True)
+        if len(samples) >= count:
+            break
+    images, labels, names = zip(*samples[:count], strict=True)
+    draw_samples(
+        path,
+        [image[0].cpu().numpy() for image in images],
+        [label[0].cpu().numpy() for label in labels],
+        names,
+        title,
+        spacing_mm=data.plan.spacing_mm,
+    )
+
+
+def to_plain(node: Any) -> Any:
+    """Plain values: only these may cross into a checkpoint."""
+    return OmegaConf.to_container(node, resolve=True)

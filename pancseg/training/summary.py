@@ -1,0 +1,156 @@
+"""What stands in ``summary.json`` and in the loggers' tables of runs."""
+
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from pancseg import __version__
+from pancseg.config import leaves
+from pancseg.data.datamodule import CTDataModule
+from pancseg.data.plan import Plan
+from pancseg.data.splits import SUBSETS
+from pancseg.models.networks import count_parameters
+from pancseg.training.callbacks import EpochReport, best_row
+
+PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
+LEFT_OUT = (
+    "data.root", "data.cache_folder", "split.path",  # may name patients
+    "data._target_", "data.cache", "data.num_workers", "data.pin_memory",  # change no score
+)  # fmt: skip
+SEARCHED = (
+    "model", "loss", "optimizer", "scheduler", "sampling", "augment", "ema_decay", "split", "seed",
+    "data",
+)  # fmt: skip
+
+
+def title_of(name: str, data: CTDataModule) -> str:
+    """One line: what is trained on how much, and what is held out."""
+    parts = ", ".join(
+        f"{part} {' '.join(f'{n} {what}' for what, n in numbers.items())}"
+        for part, numbers in counts_of(data).items()
+    )
+    notes = "; PHANTOMS" if has_phantoms(data) else ""
+    if not data.split.held_out:
+        notes += "; NOT HELD OUT: validation and test are training patients"
+    if not data.entries("val"):
+        notes += "; no validation: the best checkpoint is the last"
+    return f"{name}: {parts}{notes}"
+
+
+def counts_of(data: CTDataModule) -> dict[str, dict[str, int]]:
+    """Patients of each subset, and its groups, or its cases with patches."""
+    unit = "cases" if data.sampling.uses_patches else "groups"
+    return {
+        subset: {"patients": len(getattr(data.split, subset)), unit: len(data.entries(subset))}
+        for subset in SUBSETS
+    }
+
+
+def has_phantoms(data: CTDataModule) -> bool:
+    """Whether any patient of the split is a phantom."""
+    used = {patient for subset in SUBSETS for patient in getattr(data.split, subset)}
+    return any(case.phantom for case in data.manifest.cases if case.patient in used)
+
+
+def grid_of(data: CTDataModule) -> str:
+    """The grid on which ``val/dice`` is measured, in words."""
+    size, spacing_mm = (
+        " x ".join(f"{value:g}" for value in values)
+        for values in (data.plan.spatial_size, data.plan.spacing_mm)
+    )
+    if data.sampling.uses_patches:
+        return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
+    return f"voxels summed over a patient's groups, on the network's grid of {size}"
+
+
+def describe_run(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    segmenter: pl.LightningModule,
+    data: CTDataModule,
+    report: EpochReport,
+) -> dict[str, Any]:
+    """Content of ``summary.json``: scores, geometry, split, hardware, versions."""
+    rows = report.rows
+    by_dice, by_loss = best_row(rows, "val/dice"), best_row(rows, "val/loss")
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    pruned = any(getattr(one, "pruned", False) for one in callbacks)
+    return {
+        "name": cfg.name,
+        "best_dice": by_dice["val/dice"] if by_dice else None,
+        "best_epoch": by_dice["epoch"] if by_dice else None,
+        "best_loss": by_loss["val/loss"] if by_loss else None,
+        "best_loss_epoch": by_loss["epoch"] if by_loss else None,
+        "geometry": f"val/dice: mean over patients, {grid_of(data)}; true scores are evaluate's",
+        "epochs": rows[-1]["epoch"] if rows else 0,
+        "partial": report.is_partial,
+        "ended": "pruned" if pruned else "trained",
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+        "held_out": data.split.held_out,
+        "seen_before": sorted(data.seen_before),
+        "phantoms": has_phantoms(data),
+        "split": {key: value for key, value in data.hparams["split"].items() if key != "path"},
+        "parts": counts_of(data),
+        "parameters": count_parameters(segmenter),
+        "hardware": {
+            **OmegaConf.to_container(cfg.hardware, resolve=True),  # type: ignore[dict-item]
+            "visible_gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "device": str(trainer.strategy.root_device),
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
+        "versions": {
+            "pancseg": __version__,
+            "python": platform.python_version(),
+            **{p: version(p) for p in PACKAGES},
+        },
+        "data_fingerprint": data.fingerprint,
+        "seed": cfg.seed,
+    }
+
+
+def log_hyperparameters(
+    trainer: pl.Trainer, cfg: DictConfig, plan: Plan, summary: dict[str, Any]
+) -> None:
+    """Enter the run in the loggers' tables of hyperparameters, with its best score."""
+    planned = OmegaConf.merge(cfg, {"data": asdict(plan)})
+    values: Any = OmegaConf.to_container(planned, resolve=True)
+    searched = {key: values[key] for key in SEARCHED}
+    flat = {
+        key: str(value) if isinstance(value, list) else value
+        for key, value in leaves(searched)
+        if key not in LEFT_OUT and value != {}
+    }
+    score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
+    best_score = {"best/val_dice": score}
+    for logger in trainer.loggers:
+        logger.log_hyperparams(flat)
+        logger.log_metrics(best_score, step=trainer.global_step)
+        if isinstance(logger, TensorBoardLogger):
+            enter_trial(logger, flat, best_score)
+        logger.save()
+
+
+def enter_trial(board: TensorBoardLogger, flat: dict[str, Any], score: dict[str, float]) -> None:
+    """Enter a run in TensorBoard's table of hyperparameters.
+
+    Not by Lightning, which adds a description of the table made of this run alone: TensorBoard
+    takes one run's for all. Without any it puts first what differs between runs.
+
+    Args:
+        board: The run's.
+        flat: Hyperparameters by dotted key.
+        score: By the tag of its scalar.
+    """
+    told = {key: "none" if value is None else value for key, value in flat.items()}
+    _, start, end = hparams(told, score)
+    writer = board.experiment._get_file_writer()
+    writer.add_summary(start)
+    writer.add_summary(end)

@@ -1,0 +1,300 @@
+"""Jobs of a sweep, and ``hydra/sweeper=optuna``: trials of an Optuna study as Hydra's jobs.
+
+hydra-optuna-sweeper 1.3.0 needs Optuna 2.10 and can neither prune nor resume; optuna-integration
+imports ``lightning.pytorch``. Optuna and Lightning are imported late: ``--help`` reads this module.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from pancseg.cli import quoted_value
+from pancseg.config import LAST, SUMMARY, changes_result, leaves, run_path
+from pancseg.errors import Incomplete, PancsegError
+from pancseg.files import read_json, write_text
+from pancseg.training.run_lock import locked_run
+
+log = logging.getLogger(__name__)
+Pruner = dict[str, int] | None  # startup_trials, warmup_epochs; None prunes no trial
+
+
+def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> float | None:
+    """Train a job of a sweep, unless its folder holds the result; resume it if it was stopped.
+
+    Raises:
+        PancsegError: If the folder holds a job of another configuration.
+    """
+    folder = Path(run_path())
+    last, summary = folder / LAST, folder / SUMMARY
+    if last.is_file() or summary.is_file():
+        check_configuration(cfg, folder)
+    if summary.is_file():
+        score = read_json(summary, "a run's summary").get("best_dice")
+        log.info("%s: already done, val/dice %s", folder, score)
+        return score
+    if last.is_file() and not cfg.ckpt_path:
+        log.info("%s: resumes from its last checkpoint", folder)
+        cfg.ckpt_path = str(last)
+    with single_run_arguments(folder, cfg.ckpt_path):
+        return train(cfg)
+
+
+def check_configuration(cfg: DictConfig, folder: Path) -> None:
+    """Check that a folder was trained with this configuration, but for keys without effect.
+
+    Interpolations are compared unresolved, so that the machines of a sweep may differ.
+    """
+    from pancseg.output.run_files import read_yaml
+
+    path = folder / ".hydra" / "config.yaml"
+    earlier = dict(leaves(read_yaml(path, dict))) if path.is_file() else {}
+    now = dict(leaves(OmegaConf.to_container(cfg)))
+    for key in sorted({*earlier, *now}):
+        if changes_result(key) and earlier.get(key) != now.get(key):
+            raise PancsegError(
+                f"{folder}: holds a job with {key}={earlier.get(key)}, this one has "
+                f"{now.get(key)}; give another hydra.sweep.dir, or move that folder away"
+            )
+
+
+@contextmanager
+def single_run_arguments(folder: Path, checkpoint: str | None) -> Iterator[None]:
+    """Let processes that Lightning starts for further GPUs train this job instead of the sweep.
+
+    Lightning repeats the command line of this process in the folder ``hydra.run.dir``.
+    """
+    hydra: Any = HydraConfig.get()
+    words = [*hydra.overrides.task, "hydra.mode=RUN"]
+    words += [f"ckpt_path='{checkpoint}'"] if checkpoint else []
+    sources = [one.path for one in hydra.runtime.config_sources if one.provider == "command-line"]
+    words += [f"--config-dir={path}" for path in sources]
+    with read_write(hydra), read_write(hydra.run):
+        hydra.run.dir = str(folder)
+    before, sys.argv[1:] = sys.argv[1:], words
+    try:
+        yield
+    finally:
+        sys.argv[1:] = before
+
+
+@contextmanager
+def open_study(storage: str, name: str, pruner: Pruner) -> Iterator[Any]:
+    """Open or create a study of the database at a URL; close its connections afterwards.
+
+    Raises:
+        PancsegError: If Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise PancsegError(
+            "hydra/sweeper=optuna: Optuna is not installed; run pip install 'pancseg[sweep]'"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    wait = {"timeout": 60} if storage.startswith("sqlite") else {}  # seconds, for other processes
+    database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": wait})
+    chosen: Any = optuna.pruners.NopPruner()
+    if pruner:
+        chosen = optuna.pruners.MedianPruner(pruner["startup_trials"], pruner["warmup_epochs"])
+    options: dict[str, Any] = {"direction": "maximize", "load_if_exists": True, "pruner": chosen}
+    try:
+        yield optuna.create_study(storage=database, study_name=name, **options)
+    finally:
+        database.remove_session()
+        database.engine.dispose()
+
+
+def pruning_callback(storage: str, study: str, number: int, pruner: Pruner) -> Any:
+    """Lightning callback that reports ``val/dice`` of a trial and stops it if it is pruned."""
+    import pytorch_lightning as pl
+
+    class Pruning(pl.Callback):
+        pruned = False
+
+        def on_validation_end(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+            score, epoch = float(trainer.callback_metrics["val/dice"]), trainer.current_epoch
+            prune = trainer.is_global_zero and self.report(score, epoch)
+            if trainer.strategy.broadcast(prune):
+                self.pruned = trainer.should_stop = True
+                log.info("pruned: other trials were better in epoch %s", epoch + 1)
+
+        def report(self, score: float, epoch: int) -> bool:
+            from optuna import Trial
+
+            with open_study(storage, study, pruner) as opened:
+                stored = opened.trials[number]
+                trial = Trial(opened, stored._trial_id)
+                if epoch not in stored.intermediate_values:  # reported before an interruption
+                    trial.report(score, epoch)
+                trial.set_user_attr("pruned", prune := bool(trial.should_prune()))
+                return prune
+
+    return Pruning()
+
+
+class OptunaSweeper(Sweeper):
+    """Asks a study for trials, launches each as a job, and tells the study its result.
+
+    Its arguments are the keys of ``conf/hydra/sweeper/optuna.yaml``.
+    """
+
+    __module__ = "hydra_plugins.pancseg"  # Hydra takes plugins from this namespace alone
+
+    def __init__(
+        self, study_name: str, storage: str | None, n_trials: int, n_jobs: int, seed: int,
+        sampler: dict[str, int], pruner: Pruner, params: dict[str, str] | None,
+    ) -> None:  # fmt: skip
+        self.study_name, self.storage, self.seed = study_name, storage, seed
+        self.n_trials, self.n_jobs = n_trials, max(1, n_jobs)
+        self.startup_trials, self.pruner = sampler["startup_trials"], dict(pruner or {})
+        self.params = as_words(params or {})
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what Hydra hands to a sweeper, and make its launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run trials until the study has ``n_trials``, interrupted ones first.
+
+        Raises:
+            PancsegError: If nothing is searched, or the study belongs to another search.
+            Incomplete: If trials failed; the others were done.
+        """
+        log.setLevel(logging.INFO)
+        assert self.hydra_context is not None and self.config is not None
+        self.folder = Path(self.config.hydra.sweep.dir)
+        self.url = self.storage or f"sqlite:///{(self.folder / 'study.db').absolute()}"
+        with locked_run(self.folder), open_study(self.url, self.study_name, None) as study:
+            parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+            self.space, self.fixed = search_space([*self.params, *arguments], parser)
+            self.check_search(study)
+            write_text(self.folder / "multirun.yaml", OmegaConf.to_yaml(self.config))
+            running = [trial for trial in study.trials if trial.state.name == "RUNNING"]
+            if self.storage:  # other sweeps may be at work on their own trials
+                running = [trial for trial in running if (self.folder / name_of(trial)).is_dir()]
+            while trials := self.next_trials(study, running):
+                self.run_trials(study, trials)
+            done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+            failed = [name_of(trial) for trial in study.trials if trial.state.name == "FAIL"]
+        if done:
+            best = max(done, key=lambda trial: trial.value)
+            log.info("best: %s, val/dice %.4f", self.folder / name_of(best), best.value)
+        log.info("python -m pancseg.report sweep=%s", self.folder)
+        if failed:
+            raise Incomplete(f"{len(failed)} of {self.n_trials} trials failed: {', '.join(failed)}")
+
+    def check_search(self, study: Any) -> None:
+        """Check that the choices exist, and that the study was begun by this search."""
+        choices = {key: getattr(one, "choices", ()) for key, one in self.space.items()}
+        first = as_words({key: each[0] for key, each in choices.items() if each})
+        words = [f"{key}={choice}" for key, each in choices.items() for choice in each]
+        self.validate_batch_is_legal([[*self.fixed, *first, word] for word in words])
+        search = sorted(word for word in self.fixed if changes_result(word))
+        search += [f"{key}: {one}" for key, one in sorted(self.space.items())]
+        earlier = study.user_attrs.get("search", search)
+        if earlier != search:
+            raise PancsegError(
+                f"hydra.sweeper.study_name={self.study_name}: of another search, which differs in "
+                f"{', '.join({*earlier} ^ {*search})}; give another study_name and hydra.sweep.dir"
+            )
+        study.set_user_attr("search", search)
+
+    def next_trials(self, study: Any, interrupted: list[Any]) -> list[Any]:
+        """Take up to ``n_jobs`` trials: of the interrupted ones, then new ones."""
+        from optuna.samplers import TPESampler
+
+        trials = []
+        while len(trials) < self.n_jobs and (interrupted or len(study.trials) < self.n_trials):
+            if interrupted:
+                trials.append(interrupted.pop(0))
+                continue
+            seed, together = self.seed + len(study.trials), self.n_jobs > 1
+            study.sampler = TPESampler(
+                n_startup_trials=self.startup_trials, seed=seed, constant_liar=together
+            )
+            trials.append(study.ask(self.space))
+            (self.folder / name_of(trials[-1])).mkdir(exist_ok=True)
+        return trials
+
+    def run_trials(self, study: Any, trials: list[Any]) -> None:
+        """Launch trials and tell the study; if the launcher fails, they remain to be resumed."""
+        from optuna.trial import TrialState
+
+        batch = []
+        for trial in trials:
+            words = as_words(trial.params)
+            log.info("%s of %s: %s", name_of(trial), self.n_trials, " ".join(words))
+            pruner = str(self.pruner or "null").replace("'", "")
+            place = f"storage: {quoted_value(self.url)}, study: {quoted_value(self.study_name)}"
+            words.append(f"trial={{{place}, number: {trial.number}, pruner: {pruner}}}")
+            batch.append([*self.fixed, *words, f"hydra.sweep.subdir={name_of(trial)}"])
+        results = self.launcher.launch(batch, trials[0].number)
+        for trial, result in zip(trials, results, strict=True):
+            score = result._return_value
+            if result.status is JobStatus.FAILED or score is None:
+                study.tell(trial.number, state=TrialState.FAIL)
+            elif study.trials[trial.number].user_attrs.get("pruned"):
+                study.tell(trial.number, state=TrialState.PRUNED)
+            else:
+                study.tell(trial.number, score)
+
+
+def search_space(words: list[str], parser: OverridesParser) -> tuple[dict[str, Any], list[str]]:
+    """Split overrides into Optuna's distributions by key and the words of every trial.
+
+    Raises:
+        PancsegError: If there is nothing to search, or a range makes no sense.
+    """
+    found = {one.get_key_element(): one for one in parser.parse_overrides(words)}
+    space = {key: distribution(one) for key, one in found.items() if one.is_sweep_override()}
+    if not space:
+        raise PancsegError(
+            "hydra/sweeper=optuna: nothing is searched; give a key several values, such as "
+            "'optimizer.lr=interval(1e-4,1e-2)' or loss=dice,dice_ce"
+        )
+    return space, [str(one.input_line) for key, one in found.items() if key not in space]
+
+
+def distribution(override: Override) -> Any:
+    """Optuna's distribution of an interval, a range or a choice."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value: Any = override.value()
+    try:
+        if isinstance(value, IntervalSweep):
+            whole = isinstance(value.start, int) and isinstance(value.end, int)
+            kind: Any = IntDistribution if whole else FloatDistribution
+            return kind(value.start, value.end, log="log" in value.tags)
+        if isinstance(value, RangeSweep) and {type(value.start), type(value.step)} == {int}:
+            each = sorted(range(value.start, int(value.stop), value.step))
+            return IntDistribution(each[0], each[-1], step=abs(value.step))
+    except (ValueError, IndexError, TypeError) as error:
+        raise PancsegError(f"{override.input_line}: cannot be searched ({error})") from error
+    return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
+
+
+def name_of(trial: Any) -> str:
+    """Name of a trial's folder."""
+    return f"trial_{trial.number:04d}"
+
+
+def as_words(params: dict[str, Any]) -> list[str]:
+    """Parameters as overrides."""
+    return [f"{key}={value}" for key, value in params.items()]

@@ -1,0 +1,142 @@
+"""The planned network: its levels, heads, gradients and memory."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import DynUNet
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pancseg.errors import PancsegError
+from pancseg.models.losses import deep_supervision_loss
+from pancseg.models.networks import build
+from pancseg.models.resunet import ResUNet, plan_levels
+
+SIZE = (32, 32, 16)
+
+
+def tiny_resunet(**changes: Any) -> ResUNet:
+    torch.manual_seed(0)
+    return ResUNet(SIZE, [1.5, 1.5, 1.0], width=4, **changes)
+
+
+def loss_of(network: nn.Module, image: Tensor) -> Tensor:
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    return deep_supervision_loss(loss, network.train()(image), (image > 0.5).float())
+
+
+def test_levels_are_those_that_nnunet_published_for_the_pancreas() -> None:
+    # Isensee et al. 2021, supplement: MSD Pancreas, patch 40 x 224 x 224, 2.5 x 0.8 x 0.8 mm
+    strides, kernels = plan_levels([40, 224, 224], [2.5, 0.8, 0.8])
+    assert strides == [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)]
+    assert kernels == [(1, 3, 3)] + [(3, 3, 3)] * 5
+
+
+def test_a_wide_kernel_stays_wide_and_levels_are_limited() -> None:
+    _, kernels = plan_levels([128, 128, 16], [1.5, 1.5, 1.0])
+    assert set(kernels) == {(3, 3, 3)}
+    strides, kernels = plan_levels([128, 128, 128], [1.0, 1.0, 1.0], max_levels=3)
+    assert strides == [(1, 1, 1), (2, 2, 2), (2, 2, 2)]
+    assert len(kernels) == 3
+
+
+def test_training_returns_each_head_at_its_resolution_and_evaluation_one_tensor() -> None:
+    network, image = tiny_resunet(), torch.rand(1, 1, *SIZE)
+    heads = network.train()(image)
+    assert [tuple(head.shape[2:]) for head in heads] == [SIZE, (16, 16, 8), (8, 8, 4)]
+    logits = network.eval()(image)
+    assert isinstance(logits, Tensor)
+    torch.testing.assert_close(logits, heads[0])
+    assert isinstance(tiny_resunet(deep_supervision=0).train()(image), Tensor)
+
+
+@pytest.mark.parametrize(("prior", "least", "most"), [(0.01, 0.002, 0.08), (0.5, 0.3, 0.7)])
+def test_an_untrained_network_has_the_foreground_probability_of_its_prior(
+    prior: float, least: float, most: float
+) -> None:
+    for logits in tiny_resunet(prior=prior).train()(torch.rand(1, 1, *SIZE)):
+        assert least < logits.softmax(dim=1)[:, 1].mean() < most
+
+
+def test_every_weight_has_a_gradient_and_one_name() -> None:
+    network = tiny_resunet()
+    loss_of(network, torch.rand(1, 1, *SIZE)).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    state = network.state_dict()
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    assert copy.deepcopy(network).train()(torch.rand(1, 1, *SIZE))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    image = torch.rand(2, 1, *SIZE)
+    gradients = []
+    for use_checkpoint in (False, True):
+        network = tiny_resunet(use_checkpoint=use_checkpoint, dropout=0.2)
+        torch.manual_seed(1)
+        loss_of(network, image).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    for stored, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, stored)
+
+
+def test_channels_last_gives_the_same_logits() -> None:
+    network, image = tiny_resunet().eval(), torch.rand(2, 1, *SIZE)
+    before = network(image)
+    last = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    after = last(image.to(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+
+
+class Clones(TorchDispatchMode):
+    """Counts ``clone`` while it is on."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += function is torch.ops.aten.clone.default
+        return function(*args, **(kwargs or {}))
+
+
+def monai_network() -> DynUNet:
+    """MONAI's network of the same shape, whose blocks work in place."""
+    strides, kernels = plan_levels(SIZE, [1.5, 1.5, 1.0])
+    filters = [4 * 2**level for level in range(len(strides))]
+    torch.manual_seed(0)
+    return DynUNet(3, 1, 2, kernels, strides, strides[1:], filters=filters, res_block=True)
+
+
+def test_the_backward_pass_clones_nothing() -> None:
+    counts = []
+    for network in (tiny_resunet(deep_supervision=0), monai_network()):
+        loss = loss_of(network, torch.rand(1, 1, *SIZE))
+        with Clones() as clones:
+            loss.backward()
+        counts.append(clones.count)
+    assert counts[0] == 0
+    assert counts[1] > 10
+
+
+def test_the_network_computes_what_dynunet_computes() -> None:
+    network, expected = tiny_resunet(deep_supervision=0).eval(), monai_network().eval()
+    assert not network.load_state_dict(expected.state_dict(), strict=False).missing_keys
+    image = torch.rand(2, 1, *SIZE)
+    torch.testing.assert_close(network(image), expected(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spatial_size": [8, 8, 8]}, r"a patch of \[8, 8, 8\] .* expected 3 or more"),
+        ({"prior": 1.0}, r"prior=1\.0: expected between 0 and 1"),
+        ({"width": 0}, "width=0, deep_supervision=2: expected"),
+    ],
+)
+def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> None:
+    node = {"_target_": "pancseg.models.resunet.ResUNet", "spacing_mm": [1, 1, 1]}
+    with pytest.raises(PancsegError, match=message):
+        build({**node, "spatial_size": [16, 16, 16], **change}, nn.Module)
