@@ -1,7 +1,6 @@
 """``python -m pancseg.train``: train a network on a prepared folder."""
 
 import logging
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 
 from pancseg.cli import command
 from pancseg.config import LAST, SPLITS, SUMMARY, is_sweep_job, run_path
+from pancseg.training.sweeps import register_sweeper, train_job
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ def train(cfg: DictConfig) -> float | None:
     """
     from pancseg.data.datamodule import is_first_process
     from pancseg.training.run_lock import locked_run
-    from pancseg.training.sweeps import train_job
 
     with locked_run(Path(run_path()), is_first_process() and not cfg.trainer.fast_dev_run):
         return train_job(cfg, train_run) if is_sweep_job() else train_run(cfg)
@@ -83,17 +82,6 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
         summary.log_hyperparameters(trainer, cfg, data.plan, result)
         log.info("%s", run_path())
     return result["best_dice"]
-
-
-def register_sweeper() -> None:
-    """Make ``hydra/sweeper=optuna`` known to Hydra, which takes plugins of one namespace alone."""
-    from hydra.core.plugins import Plugins
-
-    from pancseg.training import sweeps
-
-    Plugins.instance().register(sweeps.OptunaSweeper)  # imports hydra_plugins, if one is installed
-    for name in ("hydra_plugins", "hydra_plugins.pancseg"):
-        sys.modules.setdefault(name, sweeps)
 
 
 main = command(train, register_sweeper)

@@ -85,6 +85,7 @@ def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
         keys = set(node) - {"_target_"}
         assert keys <= accepted, target
         given_later = {"split", "sampling", "seed", "augment", "prepare", "params", "options"}
+        given_later |= {"optimizer", "monitor"}
         assert required - keys <= given_later, target
         if target.startswith("pancseg."):
             assert keys == accepted - given_later, target

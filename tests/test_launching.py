@@ -8,24 +8,20 @@ import pytest
 from pancseg.cli import Job
 from tests.conftest import Command
 
-cloudpickle = pytest.importorskip("cloudpickle")
-
 
 def add_one(cfg: int) -> int:
     return cfg + 1
 
 
 def test_a_job_is_pickled_as_the_name_of_its_command() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
     sent = cloudpickle.dumps(Job(add_one, "train"))
     assert b"add_one" not in sent
-    job = cloudpickle.loads(sent)
-    assert (job.__module__, job.task.__module__) == ("pancseg.train", "pancseg.train")
+    assert cloudpickle.loads(sent).task.__module__ == "pancseg.train"
 
 
 def test_without_slurm_one_line_says_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))  # no sbatch there
     ended = command("train", "-m", "hydra/launcher=submitit_slurm", "seed=0,1")
     assert ended.code == 1
-    assert "Could not detect " in ended.err
-    assert ended.err.count("\n") == 1
+    assert "Could not detect " in ended.err and ended.err.count("\n") == 1

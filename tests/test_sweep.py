@@ -1,10 +1,7 @@
 """Grids: finished jobs are skipped, a failed one does not stop the others; reports of sweeps."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,17 +48,6 @@ def test_the_same_grid_again_skips_the_finished_job_and_shows_the_failed_one(
     assert lines[-1] == "pancseg.train: torch.optim.Adam: Invalid weight_decay value: -1.0"
 
 
-def test_a_job_that_was_stopped_resumes_from_its_last_checkpoint(
-    again: Path, prepared: Path, command: Command
-) -> None:
-    score = json.loads((again / "0" / "summary.json").read_text())["best_dice"]
-    (again / "0" / "summary.json").unlink()
-    ended = command("train", *words(prepared, GRID, f"hydra.sweep.dir={again}"))
-    assert f"{again}/0: resumes from its last checkpoint" in ended.out
-    assert "epoch 1/1" not in ended.out
-    assert json.loads((again / "0" / "summary.json").read_text())["best_dice"] == score
-
-
 def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(
     again: Path, prepared: Path, command: Command
 ) -> None:
@@ -75,14 +61,11 @@ def test_a_folder_of_another_configuration_is_refused_and_left_as_it_is(
     assert "0: already done" in same.out  # this key changes no result
 
 
-@pytest.mark.slow
-def test_a_job_on_two_devices_is_trained_by_two_processes(prepared: Path, tmp_path: Path) -> None:
-    more = ["hardware=cpu", "hardware.devices=2", "trainer.strategy=ddp", "data.batch_size=1"]
-    given = words(prepared, *more, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    call = [sys.executable, "-m", "pancseg.train", *given]
-    ended = subprocess.run(call, capture_output=True, text=True, env={**os.environ}, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert len(list(tmp_path.glob("sweep/[01]/summary.json"))) == 2
+def test_a_job_on_two_devices_is_refused_without_slurm(prepared: Path, command: Command) -> None:
+    more = ["hardware=cpu", "hardware.devices=2", "trainer.strategy=ddp", "seed=0"]
+    ended = command("train", *words(prepared, *more))
+    assert ended.code == 1
+    assert "with several devices needs hydra/launcher=submitit_slurm" in ended.err
 
 
 def test_the_report_of_a_grid_is_a_table_and_a_page(again: Path, command: Command) -> None:
@@ -102,14 +85,6 @@ def test_the_report_of_a_grid_is_a_table_and_a_page(again: Path, command: Comman
     page = (again / "sweep.html").read_text()
     assert "held out" in page and "PHANTOMS" in page
     assert page.count("data:image/png;base64,") == 1  # one score: nothing to compare
-    assert (again / "sweep.csv").read_text().splitlines()[0] == ",".join(KEYS)
-
-
-def test_a_folder_that_holds_no_jobs_is_no_sweep(tmp_path: Path, command: Command) -> None:
-    ended = command("report", f"sweep={tmp_path}")
-    assert ended.code == 2
-    assert "no folder in it holds a job's" in ended.err
-    assert command("report", "run=a", "sweep=b").code == 2
 
 
 def jobs(sweep: Path, *each: list[str], dice: float = 0.5, name: str = "{}") -> Path:
@@ -128,7 +103,7 @@ def jobs(sweep: Path, *each: list[str], dice: float = 0.5, name: str = "{}") -> 
     [
         "loss._target_=os.system", "model={_target_: os.system}", "hydra.run.dir=/tmp/x",
         "hydra/sweeper=evil", "name=${oc.env:HOME}", "loss=../../x",
-        "optimizer.betas=[{_target_: a}]", "defaults=[evil]", "'${evil}'=1", "data.note='a ${b} c'",
+        "optimizer.betas=[{_target_: a}]", "defaults=[evil]", "data.note='a ${b} c'",
     ],
 )  # fmt: skip
 def test_a_hostile_override_is_not_made_an_experiment(
@@ -137,11 +112,8 @@ def test_a_hostile_override_is_not_made_an_experiment(
     sweep = jobs(tmp_path / "sweep", ["experiment=strong", "seed=1"], ["experiment=strong", word])
     (sweep / "best_experiment.yaml").write_text("of an earlier report")
     ended = command("report", f"sweep={sweep}")
-    if ended.code == 2:
-        assert "holds no overrides of Hydra" in ended.err
-    else:
-        assert ended.code == 0
-        assert not (sweep / "best_experiment.yaml").exists()
+    assert ended.code == 0
+    assert not (sweep / "best_experiment.yaml").exists()
 
 
 def test_an_experiment_holds_what_varied_quoted_and_names_its_base(
@@ -169,6 +141,8 @@ def test_charts_of_four_jobs_show_importances_and_links_are_not_followed(
     secret = jobs(tmp_path / "other", ["name=secret"], dice=0.9)
     (sweep / "9").symlink_to(secret / "0")
     assert command("report", f"sweep={sweep}").code == 0
+    shutil.rmtree(tmp_path / "other")
+    assert "no folder in it holds a job" in command("report", f"sweep={tmp_path}").err
     found = json.loads((sweep / "sweep.json").read_text())
     assert len(found["jobs"]) == 4 and found["best"] == "3"
     assert sum(found["importances"].values()) == pytest.approx(1)

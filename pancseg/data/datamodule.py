@@ -133,6 +133,11 @@ class CTDataModule(pl.LightningDataModule):
         """Patients of the subsets."""
         patients, persons = self.manifest.labelled_patients(), persons_of(self.manifest.cases)
         split = make_split(patients, **self.hparams["split"], persons=persons)
+        if not any(case.label_voxels for case in self.manifest.cases_of(split.train)):
+            raise PancsegError(
+                f"{self.root}: no training patient has a labelled voxel; see label_empty in "
+                "intake.csv, and choose the labels with labels=[...] in another data.root"
+            )
         if not self.sampling.uses_patches and not self.manifest.groups_of(split.train):
             raise PancsegError(
                 f"{self.root}: the {len(split.train)} training patients have no labelled group; "

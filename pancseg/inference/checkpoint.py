@@ -179,7 +179,7 @@ def check_resumable(
             f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
             "overrides as before"
         )
-    parts = [(part, own[part], here[part]) for part in ("optimizer", "loss", "schedule")]
+    parts = [(part, own[part], here[part]) for part in ("optimizer", "loss", "scheduler")]
     parts.append(("augment", trained.data["augment"], data["augment"]))
     changed = next(filter(None, (difference(*part) for part in parts)), "")
     if changed:

@@ -37,10 +37,7 @@ class DiceCELoss(nn.Module):
 class DiceFocalLoss(DiceCELoss):
     """Soft Dice loss plus focal loss (Lin et al. 2017, arXiv 1708.02002), both of the softmax.
 
-    Args:
-        include_background: Whether Dice is the mean of both classes, or of the foreground.
-        batch: Whether Dice is one ratio over the batch, or the mean over samples.
-        gamma: Exponent of the factor ``(1 - p) ** gamma``; 0 is cross-entropy.
+    ``gamma`` is the exponent of the factor ``(1 - p) ** gamma``; 0 is cross-entropy.
     """
 
     def __init__(
@@ -83,8 +80,7 @@ def deep_supervision_loss(loss: nn.Module, logits: Tensor | list[Tensor], label:
 def head_weights(heads: int) -> list[float]:
     """Weights of the heads, fine to coarse: 1, 1/2, 1/4, ... over their sum, as in nnU-Net.
 
-    MONAI's own weights are not divided by their sum, so that more heads would act as a higher
-    learning rate.
+    MONAI does not divide by the sum: more heads would act as a higher learning rate.
 
     >>> head_weights(2)
     [0.6666666666666666, 0.3333333333333333]

@@ -12,8 +12,8 @@ from torchmetrics.utilities import dim_zero_cat
 class PatientDice(Metric):
     """Mean hard Dice of the foreground over patients, on the grid of the masks.
 
-    Patients whose prediction and label are both empty are left out; an empty prediction against a
-    label that is not empty counts 0. NaN without any patient.
+    Patients without a labelled voxel are left out: nothing can be missed there, and any prediction
+    would count 0. An empty prediction of another patient counts 0. NaN without any patient.
     """
 
     full_state_update = False
@@ -45,8 +45,8 @@ class PatientDice(Metric):
         patients, voxels = dim_zero_cat(self.patients), dim_zero_cat(self.voxels)  # type: ignore[arg-type]
         unique, position = patients.unique(return_inverse=True)
         sums = voxels.new_zeros(len(unique), 3).index_add_(0, position, voxels)
-        total = sums[:, 1] + sums[:, 2]
-        return (2 * sums[total > 0, 0] / total[total > 0]).float()
+        common, predicted, labelled = sums[sums[:, 2] > 0].T
+        return (2 * common / (predicted + labelled)).float()
 
 
 def count_voxels(prediction: Tensor, label: Tensor) -> Tensor:

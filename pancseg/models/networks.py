@@ -28,12 +28,7 @@ STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # tried as the divisor of a patch size
 
 
 def build(node: dict[str, Any], kind: type[Built], *args: Any) -> Built:
-    """Build an object of a base class ``kind``.
-
-    Args:
-        node: ``_target_`` and keyword arguments, all plain values.
-        kind: Expected base class.
-        args: Positional arguments.
+    """Build an object of class ``kind`` from ``_target_``, keyword and positional arguments.
 
     Raises:
         PancsegError: If the target is missing or not an allowed class, would load weights, or

@@ -2,34 +2,35 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 Triple = tuple[int, int, int]
+MIN_VOXELS = 4  # that remain along each axis that is halved
 
 
 def plan_levels(
-    spatial_size: Sequence[int],
-    spacing_mm: Sequence[float],
-    max_levels: int = 6,
-    min_voxels: int = 4,
+    spatial_size: Sequence[int], spacing_mm: Sequence[float], max_levels: int = 6
 ) -> tuple[list[Triple], list[Triple]]:
     """Strides and kernel sizes of the levels, from full resolution down.
 
     nnU-Net's rule (Isensee et al. 2021, Nature Methods 18:203, and its ``network_topology.py``):
-    an axis is halved while at least ``min_voxels`` remain, 1.5 times as many if it is halved alone,
-    and while its spacing is less than twice the finest of the axes that can be halved. A kernel is
-    1 along an axis whose spacing is at least twice the finest, until halving has made them similar;
-    at the bottom level it is 3.
+    an axis is halved while at least 4 voxels remain, 6 if it is halved alone, and while its spacing
+    is less than twice the finest of the axes that can be halved. A kernel is 1 along an axis whose
+    spacing is at least twice the finest, until halving has made them similar; at the bottom level
+    it is 3.
 
     Args:
         spatial_size: Voxels of the patch.
         spacing_mm: Voxel size along each axis.
         max_levels: Most levels, full resolution included.
-        min_voxels: Voxels that remain along each axis that is halved.
 
     >>> plan_levels([32, 32, 16], [1.5, 1.5, 1.0])
     ([(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 1)], [(3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)])
@@ -43,10 +44,10 @@ def plan_levels(
     while len(strides) <= max_levels:
         kernel = widen_kernel(kernel, spacing)
         kernels.append(kernel)
-        divisible = [axis for axis in range(3) if size[axis] >= 2 * min_voxels]
+        divisible = [axis for axis in range(3) if size[axis] >= 2 * MIN_VOXELS]
         finest = min((spacing[axis] for axis in divisible), default=0.0)
         halved = [axis for axis in divisible if spacing[axis] < 2 * finest]
-        if not halved or (len(halved) == 1 and size[halved[0]] < 3 * min_voxels):
+        if not halved or (len(halved) == 1 and size[halved[0]] < 3 * MIN_VOXELS):
             break
         x, y, z = (2 if axis in halved else 1 for axis in range(3))
         strides.append((x, y, z))
@@ -67,19 +68,45 @@ def widen_kernel(kernel: Triple, spacing_mm: Sequence[float]) -> Triple:
     return x, y, z
 
 
-class ResidualBlock(UnetResBlock):
-    """MONAI's residual block without operations in place.
+class LeakyReLUFunction(Function):
+    """Leaky ReLU that saves its output, which the next convolution saves as well, not its input."""
 
-    Instance norm returns a view of the output of a batch norm. Changing a view in place, by
-    ``LeakyReLU(inplace=True)`` or ``out += residual``, makes autograd clone its gradient. GroupNorm
-    is not faster on a CPU, and bf16 autocast on CUDA computes it in float32.
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, slope: float) -> Tensor:
+        """Output of the shape of ``features``."""
+        output = F.leaky_relu(features, slope)
+        ctx.save_for_backward(output)
+        ctx.slope = slope
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Gradient with respect to ``features``."""
+        return torch.ops.aten.leaky_relu_backward(
+            gradient, *ctx.saved_tensors, ctx.slope, True
+        ), None
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """Takes as little memory as ``inplace=True``, without its clones in the backward pass.
+
+    Instance norm returns a view, and changing a view in place makes autograd clone its gradient.
+    GroupNorm returns no view, but bf16 autocast on CUDA computes it in float32.
     """
 
     def forward(self, features: Tensor) -> Tensor:
+        """Output of the shape of ``features``."""
+        if not self.training:
+            return super().forward(features)
+        return LeakyReLUFunction.apply(features, self.negative_slope)
+
+
+class ResidualBlock(UnetResBlock):
+    """MONAI's residual block without its addition in place."""
+
+    def forward(self, features: Tensor) -> Tensor:
         """Two convolutions and the residual, ``(B, C, H, W, D)``."""
-        residual = features
-        if self.downsample:
-            residual = self.norm3(self.conv3(features))
+        residual = self.norm3(self.conv3(features)) if self.downsample else features
         features = self.lrelu(self.norm1(self.conv1(features)))
         return self.lrelu(self.norm2(self.conv2(features)) + residual)
 
@@ -101,11 +128,9 @@ class ResUNet(DynUNet):
         max_levels: Most levels, full resolution included.
         deep_supervision: Coarser heads in training; at most two fewer than there are levels.
         dropout: Share of values dropped after each convolution.
-        prior: Foreground probability of an untrained network, about, as for a rare class in Lin
-            et al. 2017 (arXiv 1708.02002). Starting from 0.5, the first steps only learn that most
-            voxels are background.
-        use_checkpoint: Recompute the inside of blocks in the backward pass instead of storing it:
-            less memory, slower.
+        prior: Foreground probability of an untrained network, about (Lin et al. 2017, arXiv
+            1708.02002); from 0.5, the first steps only learn that most voxels are background.
+        use_checkpoint: Recompute the inside of blocks in the backward pass: less memory, slower.
 
     Raises:
         ValueError: If the patch is too small for three levels, or a number is out of range.
@@ -157,6 +182,8 @@ class ResUNet(DynUNet):
         for module in self.modules():
             if type(module) is UnetResBlock:
                 module.__class__ = ResidualBlock
+            elif type(module) is nn.LeakyReLU:
+                module.__class__ = LeakyReLU
         for head in (self.output_block, *(self.deep_supervision_heads if heads else ())):
             nn.init.constant_(head.conv.conv.bias[1:], math.log(prior / (1 - prior)))
         self.use_checkpoint = use_checkpoint

@@ -67,10 +67,8 @@ def report_sweep(folder: Path) -> Path:
     headline = f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in counts.items())}"
     headline += f"; best {best.name}, val/dice {best.numbers[0]:.4f}, not held out" if best else ""
     heads = ["job", *map(printable, varied), "val/dice", "best epoch", *NUMBERS[2:], "status"]
-    rows = [
-        [job.name, *(cell(job.params.get(key)) for key in varied), *job.numbers, job.status]
-        for job in jobs
-    ]
+    params = [[cell(job.params.get(key)) for key in varied] for job in jobs]
+    rows = [[j.name, *cells, *j.numbers, j.status] for j, cells in zip(jobs, params, strict=True)]
     shares, charts = draw_charts(scored, varied)
     experiment = write_best_experiment(folder, best, varied) if best else ""
     write_csv(folder / "sweep.csv", heads, rows)
@@ -111,11 +109,11 @@ def read_job(folder: Path) -> Job:
         raise PancsegError(f"{folder / OVERRIDES}: holds no overrides of Hydra") from error
     path = folder / SUMMARY
     summary = read_json(path, "a run's summary") if is_inside(path, folder) else {}
-    pruned = "pruned" if summary.get("ended") == "pruned" else "done"
+    ended = "pruned" if summary.get("ended") == "pruned" else "done"
     return Job(
         name=printable(folder.name),
         params={key: value for key, value in params.items() if changes_result(key)},
-        status=pruned if summary else "unfinished",
+        status=ended if summary else "unfinished",
         numbers=[summary.get(key) if is_number(summary.get(key)) else None for key in NUMBERS],
         phantoms=bool(summary.get("phantoms")),
     )
@@ -159,10 +157,10 @@ def draw_charts(jobs: list[Job], varied: list[str]) -> tuple[dict[str, float], l
             columns[key] = [str(value).translate(dollar) for value in column]
             space[key] = CategoricalDistribution(list(dict.fromkeys(columns[key])))
     for n, job in enumerate(jobs):
-        given = {"params": {key: columns[key][n] for key in space}, "distributions": space}
+        given: Any = {"params": {key: columns[key][n] for key in space}, "distributions": space}
         study.add_trial(optuna.trial.create_trial(value=job.numbers[0], **given))
     shares: dict[str, float] = {}
-    drawn = [("Score of each job, and the best so far.", charts.plot_optimization_history)]
+    drawn: list[Any] = [("Scores, and the best so far.", charts.plot_optimization_history)]
     with warnings.catch_warnings(), plt.rc_context():  # the charts set a style
         warnings.simplefilter("ignore")  # Optuna marks the charts as experimental
         if space and len(jobs) > 3:  # fewer say nothing about importance

@@ -53,16 +53,15 @@ class EpochCheckpoint(ModelCheckpoint):
     Args:
         folder: Where it is written.
         name: Without suffix.
-        monitor: Metric of which the best is kept; None keeps the latest.
-        mode: ``max`` or ``min``.
+        monitor: ``val/dice`` or ``val/loss``, of which the best is kept; None keeps the latest.
     """
 
-    def __init__(self, folder: str, name: str, monitor: str | None = None, mode: str = "min"):
+    def __init__(self, folder: str, name: str, monitor: str | None = None) -> None:
         super().__init__(
             folder,
             name,
             monitor=monitor,
-            mode=mode,
+            mode="max" if monitor == "val/dice" else "min",
             save_on_train_epoch_end=True,
             enable_version_counter=False,
             auto_insert_metric_name=False,
@@ -96,7 +95,7 @@ class BestCheckpoint(EpochCheckpoint):
     """
 
     def __init__(self, folder: str, monitor: str | None = "val/dice") -> None:
-        super().__init__(folder, "best", monitor, "min" if monitor == "val/loss" else "max")
+        super().__init__(folder, "best", monitor)
         self.best_loss = float("inf")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:

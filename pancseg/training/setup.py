@@ -180,9 +180,8 @@ def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], is_validated: b
     """Lightning's trainer with callbacks and loggers."""
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node]
     options: dict[str, Any] = {} if is_validated else {"limit_val_batches": 0}
-    return instantiate(  # type: ignore[no-any-return]
-        cfg.trainer, callbacks=callbacks, logger=loggers, **options, _convert_="all"
-    )
+    options |= {"benchmark": False} if cfg.deterministic else {}  # which is not deterministic
+    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **options, _convert_="all")
 
 
 @contextmanager

@@ -5,20 +5,20 @@ imports ``lightning.pytorch``. Optuna and Lightning are imported late: ``--help`
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 
 from pancseg.cli import quoted_value
 from pancseg.config import LAST, SUMMARY, changes_result, leaves, run_path
@@ -34,7 +34,7 @@ def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> f
     """Train a job of a sweep, unless its folder holds the result; resume it if it was stopped.
 
     Raises:
-        PancsegError: If the folder holds a job of another configuration.
+        PancsegError: If the folder holds a job of another configuration, or it cannot start.
     """
     folder = Path(run_path())
     last, summary = folder / LAST, folder / SUMMARY
@@ -47,8 +47,13 @@ def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> f
     if last.is_file() and not cfg.ckpt_path:
         log.info("%s: resumes from its last checkpoint", folder)
         cfg.ckpt_path = str(last)
-    with single_run_arguments(folder, cfg.ckpt_path):
-        return train(cfg)
+    devices = str(cfg.trainer.devices)
+    if devices.isdigit() and int(devices) > 1 and "SLURM_PROCID" not in os.environ:
+        raise PancsegError(  # Lightning's other processes would begin the sweep anew
+            f"trainer.devices={devices}: a job of a sweep with several devices needs "
+            "hydra/launcher=submitit_slurm; without Slurm train it by itself"
+        )
+    return train(cfg)
 
 
 def check_configuration(cfg: DictConfig, folder: Path) -> None:
@@ -67,26 +72,6 @@ def check_configuration(cfg: DictConfig, folder: Path) -> None:
                 f"{folder}: holds a job with {key}={earlier.get(key)}, this one has "
                 f"{now.get(key)}; give another hydra.sweep.dir, or move that folder away"
             )
-
-
-@contextmanager
-def single_run_arguments(folder: Path, checkpoint: str | None) -> Iterator[None]:
-    """Let processes that Lightning starts for further GPUs train this job instead of the sweep.
-
-    Lightning repeats the command line of this process in the folder ``hydra.run.dir``.
-    """
-    hydra: Any = HydraConfig.get()
-    words = [*hydra.overrides.task, "hydra.mode=RUN"]
-    words += [f"ckpt_path='{checkpoint}'"] if checkpoint else []
-    sources = [one.path for one in hydra.runtime.config_sources if one.provider == "command-line"]
-    words += [f"--config-dir={path}" for path in sources]
-    with read_write(hydra), read_write(hydra.run):
-        hydra.run.dir = str(folder)
-    before, sys.argv[1:] = sys.argv[1:], words
-    try:
-        yield
-    finally:
-        sys.argv[1:] = before
 
 
 @contextmanager
@@ -220,15 +205,14 @@ class OptunaSweeper(Sweeper):
         """Take up to ``n_jobs`` trials: of the interrupted ones, then new ones."""
         from optuna.samplers import TPESampler
 
-        trials = []
+        trials: list[Any] = []
         while len(trials) < self.n_jobs and (interrupted or len(study.trials) < self.n_trials):
             if interrupted:
                 trials.append(interrupted.pop(0))
                 continue
-            seed, together = self.seed + len(study.trials), self.n_jobs > 1
-            study.sampler = TPESampler(
-                n_startup_trials=self.startup_trials, seed=seed, constant_liar=together
-            )
+            options: dict[str, Any] = {"n_startup_trials": self.startup_trials}
+            options |= {"seed": self.seed + len(study.trials), "constant_liar": self.n_jobs > 1}
+            study.sampler = TPESampler(**options)
             trials.append(study.ask(self.space))
             (self.folder / name_of(trials[-1])).mkdir(exist_ok=True)
         return trials
@@ -245,7 +229,7 @@ class OptunaSweeper(Sweeper):
             place = f"storage: {quoted_value(self.url)}, study: {quoted_value(self.study_name)}"
             words.append(f"trial={{{place}, number: {trial.number}, pruner: {pruner}}}")
             batch.append([*self.fixed, *words, f"hydra.sweep.subdir={name_of(trial)}"])
-        results = self.launcher.launch(batch, trials[0].number)
+        results = self.launcher.launch(batch, trials[0].number)  # type: ignore[union-attr]
         for trial, result in zip(trials, results, strict=True):
             score = result._return_value
             if result.status is JobStatus.FAILED or score is None:
@@ -254,6 +238,13 @@ class OptunaSweeper(Sweeper):
                 study.tell(trial.number, state=TrialState.PRUNED)
             else:
                 study.tell(trial.number, score)
+
+
+def register_sweeper() -> None:
+    """Make ``hydra/sweeper=optuna`` known to Hydra: any experiment may name it."""
+    Plugins.instance().register(OptunaSweeper)  # imports hydra_plugins, if any is installed
+    for name in ("hydra_plugins", OptunaSweeper.__module__):
+        sys.modules.setdefault(name, sys.modules[__name__])
 
 
 def search_space(words: list[str], parser: OverridesParser) -> tuple[dict[str, Any], list[str]]:
@@ -277,12 +268,13 @@ def distribution(override: Override) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value: Any = override.value()
+    swept: Any = type(value)
     try:
-        if isinstance(value, IntervalSweep):
+        if swept is IntervalSweep:
             whole = isinstance(value.start, int) and isinstance(value.end, int)
             kind: Any = IntDistribution if whole else FloatDistribution
             return kind(value.start, value.end, log="log" in value.tags)
-        if isinstance(value, RangeSweep) and {type(value.start), type(value.step)} == {int}:
+        if swept is RangeSweep and {type(value.start), type(value.step)} == {int}:
             each = sorted(range(value.start, int(value.stop), value.step))
             return IntDistribution(each[0], each[-1], step=abs(value.step))
     except (ValueError, IndexError, TypeError) as error:

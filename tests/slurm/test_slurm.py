@@ -59,6 +59,17 @@ def test_trials_of_a_search_run_beside_each_other_and_report_to_one_study(
     assert len(list(tmp_path.glob("trial_000[01]/summary.json"))) == 2
 
 
+def test_a_job_of_a_sweep_may_be_two_processes(
+    slurm: Slurm, prepared: Path, tmp_path: Path
+) -> None:
+    words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
+    words += [f"hydra.sweep.dir={tmp_path}", "trainer.max_epochs=2", "hardware=cpu", "seed=0"]
+    words += ["hydra.launcher.tasks_per_node=2", "trainer.devices=2", "trainer.strategy=ddp"]
+    ended = run(slurm, command("train", *LAUNCHER, *words, "data.batch_size=1"))
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "0" / "summary.json").is_file()
+
+
 def test_two_tasks_of_srun_train_together_as_one_process_with_the_whole_batch(
     slurm: Slurm, begin: Begin, prepared: Path, tmp_path: Path
 ) -> None:
