@@ -71,7 +71,7 @@ KNOWN = {
     # Slurm's programs and nvidia-smi, with words of our own
     "subprocess.run": {"requeue.py", "checkup/gpu.py"},
     # of what the user typed, never of a file's
-    "instantiate": {"prepare.py", "training/assembly.py"},
+    "instantiate": {"prepare.py", "training/setup.py"},
     "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program
 }  # fmt: skip
 

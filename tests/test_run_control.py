@@ -396,7 +396,7 @@ def test_a_resumed_training_says_that_its_limit_is_reached_already(
     shutil.copytree(undisturbed, run)
     ended = command("train", *smoke(prepared, run, *EVERYTHING, limit, "ckpt_path=last"))
     assert ended.code == 0
-    assert f"nothing is left to train: {says}; give more to go on" in ended.out
+    assert "nothing is left to train: " in ended.out and says in ended.out
 
 
 def test_gradients_are_clipped_in_mixed_precision_too(

@@ -45,7 +45,7 @@ def signal_at(patch: pytest.MonkeyPatch, owner: Any, name: str, call: int, signu
 @pytest.mark.row("a signal in a step or a validation of `train`", "143 or 138, went on")
 @pytest.mark.parametrize(
     ("part", "call", "signum", "reached"),
-    [("training_step", 6, TERM, 4), ("training_step", 9, USR1, 8), ("validation_step", 3, TERM, 4)],
+    [("training_step", 6, TERM, 4), ("training_step", 9, USR1, 8), ("validation_step", 2, TERM, 4)],
 )
 def test_a_training_that_gets_a_signal_goes_on_from_the_last_whole_epoch(
     prepared: Path,

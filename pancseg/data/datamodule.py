@@ -262,11 +262,16 @@ class CTDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def epoch(self) -> int:
-        """Number of the present epoch, from 0; also while a resumed training is set up."""
+        """Number of the present epoch, from 0."""
         if self.trainer is None:
             return 0
-        progress: Any = self.trainer.fit_loop.epoch_progress.current
-        return int(progress.processed)
+        loop: Any = self.trainer.fit_loop
+        # the last epoch of a checkpoint counts as completed only after the first loader is made
+        return (
+            loop.epoch_progress.current.processed
+            if loop.is_resuming
+            else loop.trainer.current_epoch
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Convert a batch to float32, and augment it in training; on its device."""

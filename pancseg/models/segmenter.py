@@ -154,8 +154,8 @@ class Segmenter(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Check the mean loss before the epoch is saved."""
-        mean = self.means["train_loss"].compute()  # type: ignore[operator]
-        self.check_finite(mean, f"epoch {self.current_epoch + 1}: the mean loss")
+        if (mean := self.trainer.callback_metrics.get("train/loss")) is not None:
+            self.check_finite(mean, f"epoch {self.current_epoch + 1}: the mean loss")
 
     def check_finite(self, loss: Tensor, subject: str, names: Sequence[str] = ()) -> None:
         """Raise Incomplete if a loss is not finite; it is read from the GPU."""

@@ -51,7 +51,8 @@ def draw_history(path: Path, rows: Sequence[dict[str, Any]], title: str) -> None
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.margins(y=0.15)
-        axes.legend(loc="best")
+        if axes.lines:
+            axes.legend(loc="best")
     figure.suptitle(title, fontsize=11)
     with replaced(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")

@@ -33,6 +33,7 @@ SHELLS = ("bash", "interactive")  # names of Slurm's jobs whose tasks Lightning 
 IGNORED_WARNINGS = (
     ".*LeafSpec",  # Lightning 2.6 uses a name that torch 2.13 renames
     "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+    ".*your dataloader is not resumable",  # after max_steps within an epoch the next one begins
     "The `srun` command is available",  # Slurm is installed, but did not start this process
     "The number of training batches .* is smaller than the logging interval",  # epochs are logged
     "(?s)Grad strides do not match bucket view strides",  # of a first layer with one channel

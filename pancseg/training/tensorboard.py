@@ -170,7 +170,7 @@ def count_by_probability(probability: Tensor, labelled: Tensor) -> Tensor:
     >>> count_by_probability(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 1, 0]) > 0).sum(1)
     tensor([2., 1.], dtype=torch.float64)
     """
-    bins = (probability.float() * THRESHOLDS).long().clamp(max=THRESHOLDS - 1)
+    bins = (probability.float().nan_to_num() * THRESHOLDS).long().clamp(max=THRESHOLDS - 1)
     # torch.histc has no deterministic form on CUDA
     counts = torch.bincount((bins + THRESHOLDS * labelled).flatten(), minlength=2 * THRESHOLDS)
     return counts.view(2, THRESHOLDS).double()
