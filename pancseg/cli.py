@@ -42,6 +42,7 @@ CONFIGURATION_ERRORS = (
     OverrideParseException,
 )
 ON_WINDOWS = os.name == "nt"
+RESOLVER_ERROR = "PancsegError raised while resolving interpolation: "
 RANKS = ("LOCAL_RANK", "SLURM_PROCID")  # in the environment of processes that train together
 Task = Callable[[DictConfig], Any]
 
@@ -182,9 +183,12 @@ def is_job_error(error: Exception) -> bool:
 
 def own_error(error: Exception) -> Exception:
     """The error itself where ``instantiate`` or a resolver wrapped it."""
-    wrappers = (InstantiationException, InterpolationResolutionError)
-    is_wrapped = isinstance(error, wrappers) and isinstance(error.__cause__, PancsegError)
-    return error.__cause__ if is_wrapped else error  # type: ignore[return-value]
+    if isinstance(error, InstantiationException) and isinstance(error.__cause__, PancsegError):
+        return error.__cause__
+    text = str(error).partition("\n")[0]  # OmegaConf keeps the text of an error, not the error
+    if isinstance(error, InterpolationResolutionError) and text.startswith(RESOLVER_ERROR):
+        return PancsegError(text.removeprefix(RESOLVER_ERROR))
+    return error
 
 
 def one_line(error: BaseException, name: str) -> str:

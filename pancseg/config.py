@@ -9,6 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from pancseg.errors import PancsegError
+
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 TRAINING_LOCK = ".training.lock"
@@ -37,6 +39,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
     OmegaConf.register_new_resolver("settings_folder", settings_folder, replace=True)
     OmegaConf.register_new_resolver("machine", machine_fact, replace=True)
+    OmegaConf.register_new_resolver("divide", lambda a, b: a / b, replace=True)
     # cached: a job has other overrides than its sweep, and is to lie in the sweep's folder
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 
@@ -84,6 +87,9 @@ def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
     ('.hydra', '.hydra')
     """
+    for path in Path(folder).glob("*"):
+        if path.is_symlink():
+            raise PancsegError(f"{path}: is a link; a run is written to files of its own folder")
     trained = any((Path(folder) / name).is_file() for name in (LAST, SUMMARY))
     if is_trained_into(Path(folder)) or (is_sweep_job() and trained):
         return None

@@ -130,6 +130,7 @@ def device_settings(hardware: Mapping[str, Any]) -> dict[str, Any]:
         PancsegError: If that machine is not here.
     """
     check_accelerator(hardware["accelerator"])
+    torch.backends.cudnn.benchmark = bool(hardware["benchmark"])  # windows are of one shape
     devices = hardware["devices"]
     number = devices[0] if isinstance(devices, list) and devices else 0
     device = "cpu" if hardware["accelerator"] == "cpu" else f"cuda:{number}"

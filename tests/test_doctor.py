@@ -100,16 +100,20 @@ def test_a_cpu_without_bf16_units_is_called_slow(
     assert hardware.speed().status == status
 
 
-def test_a_gpu_that_torch_cannot_use_is_told_with_the_line_that_mends_it(
+def test_a_gpu_that_torch_cannot_use_is_reported_with_the_line_that_mends_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    monkeypatch.setattr(gpu, "driver", lambda: "570.1")
+    monkeypatch.setattr(machine, "driver_version", lambda: 580)
+    monkeypatch.setattr(gpu, "driver", lambda: "580.1")
     found = gpu.gpu()
-    assert (found.status, found.facts["driver"]) == (SLOW, "570.1")
-    assert machine.CUDA_WHEELS in found.words
+    assert (found.status, found.facts["driver"]) == (SLOW, "580.1")
+    assert found.words == machine.unusable_gpu()
+    assert "--index-url" in found.words
+
+
+def test_a_right_bf16_convolution_is_close_to_that_of_the_cpu() -> None:
+    assert 0 < gpu.bf16_convolution_error("cpu") < gpu.MAX_BF16_ERROR
 
 
 @pytest.mark.parametrize(
@@ -124,6 +128,7 @@ def test_a_gpu_is_made_to_compute(
         return torch.zeros(size)
 
     card = SimpleNamespace(name="Card", total_memory=gigabytes * 10**9, major=8, minor=9)
+    monkeypatch.setattr(gpu, "bf16_convolution_error", lambda device: 0.01)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: card)

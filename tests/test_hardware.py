@@ -1,7 +1,10 @@
 """What ``hardware=auto`` finds, on machines that this one is not."""
 
+import re
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -52,15 +55,64 @@ def test_a_gpu_computes_in_what_it_has_units_for(
     assert (machine.num_workers, machine.pin_memory) == (4, True)
 
 
-def test_a_gpu_that_a_cpu_build_of_torch_cannot_use_is_told_with_the_line_that_mends_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("driver", "says"),
+    [
+        (580, "/cu130"),
+        (550, "/cu126"),
+        (470, "driver 470 is too old for torch; install 525 or later"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_reported_with_the_line_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch, driver: int, says: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert "pip install --force-reinstall torch==" in detect.__wrapped__().advice
-    with pytest.raises(PancsegError, match=r"torch finds no GPU; .*pip install"):
+    monkeypatch.setattr(hardware, "driver_version", lambda: driver)
+    assert detect.__wrapped__().advice.endswith(says)
+    with pytest.raises(PancsegError, match=r"torch finds no GPU; a GPU"):
         check_accelerator("gpu")
+
+
+def test_the_pages_name_an_index_of_wheels_that_exists() -> None:
+    indexes = {index for _, index in hardware.WHEEL_INDEXES}
+    root = Path(__file__).parent.parent
+    named = set()
+    for page in [root / "README.md", *(root / "docs").rglob("*.md")]:
+        named |= set(re.findall(re.escape(hardware.WHEEL_URL) + r"(\w+)", page.read_text()))
+    assert named and named <= indexes | {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes differ"), False),
+        (KeyError("CUDA out of memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_recognised_in_each_of_its_forms(
+    error: Exception, is_memory: bool
+) -> None:
+    assert hardware.is_out_of_memory(error) is is_memory
+    wrapped = RuntimeError("MONAI: cannot compute the importance map")
+    wrapped.__cause__ = error
+    assert hardware.is_out_of_memory(wrapped) is is_memory
+
+
+@pytest.mark.parametrize(("devices", "device"), [(1, "cuda:0"), ([1], "cuda:1")])
+def test_inference_uses_the_configured_gpu(
+    monkeypatch: pytest.MonkeyPatch, devices: Any, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    settings = {"accelerator": "gpu", "devices": devices, "precision": "32-true", "benchmark": True}
+    assert hardware.device_settings(settings) == {"device": device, "precision": "32-true"}
+    assert torch.backends.cudnn.benchmark
 
 
 def test_a_machine_without_a_gpu_is_told_what_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from pancseg.inference.initial_weights import open_weights
 from pancseg.models.networks import build, check_loads_nothing, find_class
 from pancseg.training.checkpoints import BestCheckpoint
 from tests.bounded import within
-from tests.conftest import Command
+from tests.conftest import Command, smoke
 
 Content = dict[str, Any]
 
@@ -375,3 +375,43 @@ def test_what_a_checkpoint_names_as_its_data_is_read_and_never_written(
     (tmp_path / "x").mkdir()
     assert command("evaluate", f"checkpoint={bad}").code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "root").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["state"][0].__setitem__("exp_avg", torch.zeros(1)),
+        lambda state: state["state"][0].__setitem__("exp_avg", [1.0]),
+        lambda state: state["state"][0].__setitem__("step", torch.zeros(3)),
+        lambda state: state["param_groups"][0]["params"].pop(),
+        lambda state: state.pop("state"),
+    ],
+)
+def test_an_optimizer_state_of_other_shapes_is_refused_before_a_step_writes_beyond_it(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command, damage: Any
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    damage(content["optimizer_states"][0])
+    torch.save(content, last)
+    words = smoke(prepared, run, "trainer.max_epochs=4", "ckpt_path=last")
+    ended = command("train", *words)
+    assert ended.code == 2
+    assert "ckpt_path holds the state of another optimizer or network" in ended.err
+
+
+@pytest.mark.parametrize("name", ["train.log", ".hydra_resumed", "tensorboard"])
+def test_links_in_a_run_folder_are_not_followed(
+    prepared: Path, tmp_path: Path, command: Command, name: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine") if name == "train.log" else victim.mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / name).symlink_to(victim)
+    ended = command("train", *smoke(prepared, run, "trainer.max_epochs=1"))
+    assert ended.code == 2
+    assert f"{run / name}: is a link" in ended.err
+    assert victim.read_text() == "mine" if victim.is_file() else not [*victim.iterdir()]

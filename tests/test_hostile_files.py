@@ -69,9 +69,9 @@ KNOWN = {
         "api.py", "cli.py", "checkup/examination.py", "checkup/software.py",
     },
     # Slurm's programs and nvidia-smi, with words of our own
-    "subprocess.run": {"requeue.py", "checkup/gpu.py"},
+    "subprocess.run": {"requeue.py", "hardware.py", "checkup/gpu.py"},
     # of what the user typed, never of a file's
-    "instantiate": {"prepare.py", "training/setup.py"},
+    "instantiate": {"prepare.py", "training/setup.py", "training/callbacks.py"},
     "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program
 }  # fmt: skip
 

@@ -2,15 +2,18 @@
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
 from pancseg.models.segmenter import Segmenter
+from pancseg.training.callbacks import update_average
 
 LOSS = {
     "_target_": "monai.losses.DiceLoss", "to_onehot_y": True, "sigmoid": True, "squared_pred": True,
@@ -101,3 +104,56 @@ def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(PancsegError, match="no checkpoint that pancseg"):
         open_checkpoint(tmp_path / "plain.ckpt")
     assert not (tmp_path / "hacked").exists()
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations for which a GPU is waited for."""
+
+    READS = ("_local_scalar_dense", "nonzero", "_unique", "equal", "is_nonzero", "item")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function._schema.name.partition("::")[2]
+        if name.startswith(self.READS):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("step", "reads"), [(1, 0), (9, 0), (10, 1)])
+def test_a_step_reads_from_the_device_only_where_it_is_logged(
+    monkeypatch: pytest.MonkeyPatch, step: int, reads: int
+) -> None:
+    segmenter = Segmenter(NET, LOSS, {"_target_": "torch.optim.SGD", "lr": 0.1})
+    monkeypatch.setattr(segmenter, "log_dict", lambda *_, **__: None)
+    trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=10, global_rank=0)
+    segmenter._trainer = trainer
+    label = (torch.rand(2, 1, 16, 16, 16) > 0.9).float()
+    batch = {
+        "image": torch.rand_like(label), "label": label, "patient": torch.tensor([1, 2]),
+        "name": ["a", "b"], "step": step, "batch_index": 0,
+    }  # fmt: skip
+    optimizer = torch.optim.SGD(segmenter.network.parameters(), 0.1)
+    averages = [p.detach().clone() for p in segmenter.parameters()]
+    with HostReads() as host:
+        segmenter.training_step(batch, 0).backward()
+        optimizer.step()
+        update_average(averages, [*segmenter.parameters()], 0.9, step)
+    assert len(host.found) == reads, host.found
+
+
+def test_dropout_of_processes_that_train_together_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    segmenter = Segmenter(NET, LOSS, {})
+    monkeypatch.setattr(segmenter, "log_metrics", lambda *_: None)
+    image = torch.zeros(1, 1, 16, 16, 16)
+    for rank in (0, 1):
+        trainer: Any = SimpleNamespace(global_step=1, log_every_n_steps=10, global_rank=rank)
+        segmenter._trainer = trainer
+        segmenter.training_step({"image": image, "label": image, "step": 1, "name": ["a"]}, 0)
+    assert len(set(seeds)) == 2

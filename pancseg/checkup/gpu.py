@@ -6,6 +6,7 @@ from typing import Any
 
 from pancseg.checkup.findings import BROKEN, OK, SLOW, Finding
 
+MAX_BF16_ERROR = 0.05  # bf16 has 8 bits: a right result is off by 1 %
 LITTLE_GB = 8.0  # a step of the recipe's network on groups of 64 takes about half of it
 
 
@@ -32,6 +33,9 @@ def gpu() -> Finding:
         told = " ".join(str(error).split())[:120]
         advice = "this torch was not built for it; hardware=cpu goes on without"
         return Finding("gpu", BROKEN, f"{devices[0].name}: {told}; {advice}", facts)
+    if facts["bf16"] and (off := bf16_convolution_error("cuda")) > MAX_BF16_ERROR:
+        advice = f"torch {torch.__version__} computes bf16 convolutions wrongly, off by {off:.0%}"
+        return Finding("gpu", BROKEN, f"{advice}; install another version", facts)
     memory_gb = devices[0].total_memory / 1e9
     words = ", ".join(
         [
@@ -45,6 +49,28 @@ def gpu() -> Finding:
     if memory_gb < LITTLE_GB:
         return Finding("gpu", SLOW, f"{words}; small: give hardware.cache=ram", facts)
     return Finding("gpu", OK, words, facts)
+
+
+def bf16_convolution_error(device: str) -> float:
+    """Largest error of a 3-D convolution in bf16, forward and backward, relative to the CPU.
+
+    Torch 2.9 computed some of them wrongly on CUDA.
+    """
+    import torch
+    from torch.nn.functional import conv3d
+
+    generator = torch.Generator().manual_seed(0)
+    image, weight = (
+        torch.randn(shape, generator=generator).bfloat16().float()
+        for shape in ((2, 16, 24, 24, 24), (16, 16, 3, 3, 3))
+    )
+    results = []
+    for place, dtype in (("cpu", torch.float32), (device, torch.bfloat16)):
+        inputs = [tensor.to(place, dtype).requires_grad_() for tensor in (image, weight)]
+        output = conv3d(inputs[0], inputs[1], padding=1)
+        gradients = torch.autograd.grad(output.square().mean(), inputs)
+        results.append([tensor.detach().cpu().float() for tensor in (output, *gradients)])
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
 
 
 def driver() -> str | None:

@@ -42,6 +42,7 @@ class Trained:
     fingerprint: str
     averaged: bool
     step: int = 0  # optimizer steps
+    optimizer_states: Any = None  # as Lightning stores them
     trained_s: float = 0.0  # seconds that count towards trainer.max_time
     seen_before: frozenset[str] = frozenset()
     profile: TrainingProfile | None = None
@@ -105,6 +106,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
         state["fingerprint"],
         "current_model_state" in content,
         int(content["global_step"]),
+        content.get("optimizer_states"),
         trained_seconds(content),
         frozenset(state.get("seen_before", ())),
         profile,

@@ -10,7 +10,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
-from pancseg.hardware import cpu_has_bf16
+from pancseg.hardware import cpu_has_bf16, is_out_of_memory
 from pancseg.models.segmenter import Segmenter
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,9 @@ class Windows:
         while True:
             try:
                 return self.read(image, self.ways[0])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if len(self.ways) == 1:
                     raise
             del self.ways[0]

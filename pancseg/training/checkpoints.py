@@ -188,6 +188,7 @@ def check_resumed(
     settings, trainer = dict(data.hparams), cfg.trainer
     data.seen_before.update(earlier.seen_before)
     check_resumable(earlier, segmenter, settings, data.preprocessing, data.split, cfg.ema_decay)
+    check_optimizer_states(earlier.optimizer_states, segmenter)
     spent = [
         f"trainer.{key}={trainer[key]}, ckpt_path has {done}"
         for key, done in (("max_epochs", earlier.epoch), ("max_steps", earlier.step))
@@ -208,6 +209,38 @@ def check_resumed(
         )
     if earlier.fingerprint != data.fingerprint:
         log.warning("the prepared data are not those that ckpt_path was trained on")
+
+
+def check_optimizer_states(states: Any, segmenter: Segmenter) -> None:
+    """Check that the states of an optimizer fit its parameters.
+
+    Raises:
+        PancsegError: If they do not: a fused optimizer would write beyond their memory.
+    """
+    parameters = [p for p in segmenter.parameters() if p.requires_grad]
+
+    def fits(name: str, value: Any, parameter: Tensor) -> bool:
+        if name == "step":
+            return isinstance(value, Tensor) and value.ndim == 0
+        is_none = value is None  # momentum before the first step
+        same = isinstance(value, Tensor) and value.shape == parameter.shape
+        return is_none or (same and value.dtype == parameter.dtype)
+
+    try:
+        (state,) = states
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        is_right = numbers == list(range(len(parameters))) and all(
+            fits(name, value, parameters[number])
+            for number, values in state["state"].items()
+            for name, value in values.items()
+        )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        is_right = False
+    if not is_right:
+        raise PancsegError(
+            "ckpt_path holds the state of another optimizer or network; begin with its weights by "
+            "init_from"
+        )
 
 
 def seconds_of(max_time: str) -> int:
