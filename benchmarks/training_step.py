@@ -54,6 +54,7 @@ class Measure:
 MEASURES = [
     Measure("channels last", "hardware.channels_last=false", "hardware.channels_last=true"),
     Measure("bf16", "hardware.precision=32-true", "hardware.precision=bf16-mixed"),
+    Measure("autotuning", "hardware.benchmark=false", "hardware.benchmark=true", True),
     Measure("compiled", "hardware.compile=false", "hardware.compile=true"),
     Measure("fused optimiser", "hardware.fused=false", "hardware.fused=true"),
     Measure("pinned memory", "hardware.pin_memory=false", "hardware.pin_memory=true", True),
@@ -78,6 +79,12 @@ def step_clock(path: str, warmup: int) -> Any:
         mark["arrived"] = time.perf_counter()
 
     def done(*_: Any) -> None:
+        import torch
+
+        if torch.cuda.is_available():  # a step ends when the GPU has done it
+            event = torch.cuda.Event()
+            event.record()
+            event.synchronize()
         end = time.perf_counter()
         steps.append((mark["arrived"] - mark["begin"], end - mark["begin"]))
         mark["begin"] = end
@@ -137,7 +144,7 @@ def train_here(overrides: Sequence[str], out: str, warmup: int) -> None:
         cfg = hydra.compose("train", list(overrides))
     with open_dict(cfg):
         clock = {"_target_": "__main__.step_clock", "path": out, "warmup": warmup}
-        cfg.trainer.callbacks.append(clock)
+        cfg.callbacks.clock = clock
     train(cfg)
 
 

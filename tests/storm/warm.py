@@ -11,12 +11,9 @@ for _name in (
     "pancseg.applying.batch", "pancseg.applying.output_folder", "pancseg.applying.scan_files",
     "pancseg.applying.scan_run", "pancseg.applying.scan_segmenter", "pancseg.data.datamodule",
     "pancseg.intake.preparation", "pancseg.evaluate", "pancseg.inference.checkpoint",
-    "pancseg.intake.sources", "pancseg.intake.sources",
-    "pancseg.applying.find_scans", "pancseg.judging.case_judge", "pancseg.output.run_report",
-    "pancseg.predict", "pancseg.prepare", "pancseg.report", "pancseg.training.tensorboard",
-    "pancseg.tracking.callbacks", "pancseg.training.tensorboard", "pancseg.training.checkpoints",
-    "pancseg.training.tensorboard", "pancseg.training.callbacks", "pancseg.training.summary",
-    "pancseg.train", "pancseg.training.assembly", "pancseg.training.preview",
-    "pancseg.training.process", "pancseg.training.resuming", "pancseg.training.run_lock",
+    "pancseg.intake.sources", "pancseg.applying.find_scans", "pancseg.judging.case_judge",
+    "pancseg.output.run_report", "pancseg.predict", "pancseg.prepare", "pancseg.report",
+    "pancseg.train", "pancseg.training.setup", "pancseg.training.checkpoints",
+    "pancseg.training.callbacks", "pancseg.training.tensorboard", "pancseg.training.summary",
 ):  # fmt: skip
     importlib.import_module(_name)
