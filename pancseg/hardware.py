@@ -94,6 +94,8 @@ def unusable_gpu() -> str:
     driver = driver_version()
     if driver is None:
         return ""
+    if not driver:
+        return "a GPU is here, and nvidia-smi does not answer; install NVIDIA's driver again"
     index = next((index for least, index in WHEEL_INDEXES if driver >= least), None)
     if index is None:
         least = WHEEL_INDEXES[-1][0]

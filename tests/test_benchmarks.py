@@ -157,11 +157,11 @@ def test_nnunet_is_given_the_training_cases_with_labels_and_the_test_cases_witho
         folder: sorted(path.name for path in (raw / folder).iterdir())
         for folder in ("imagesTr", "labelsTr", "imagesTs")
     }
-    train = [cases[patient].case for patient in split["train"]]
+    train = [cases[patient].name for patient in split["train"]]
     assert names == {
         "imagesTr": [f"{case}_0000.nii.gz" for case in train],
         "labelsTr": [f"{case}.nii.gz" for case in train],
-        "imagesTs": [f"{cases['phantom-3-004'].case}_0000.nii.gz"],
+        "imagesTs": [f"{cases['phantom-3-004'].name}_0000.nii.gz"],
     }
     label = nib.Nifti1Image.from_filename(raw / "labelsTr" / names["labelsTr"][0])
     image = nib.Nifti1Image.from_filename(raw / "imagesTr" / names["imagesTr"][0])

@@ -60,6 +60,7 @@ def test_a_gpu_computes_in_what_it_has_units_for(
     [
         (580, "/cu130"),
         (550, "/cu126"),
+        (0, "nvidia-smi does not answer; install NVIDIA's driver again"),
         (470, "driver 470 is too old for torch; install 525 or later"),
     ],
 )

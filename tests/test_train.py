@@ -68,10 +68,20 @@ def test_the_split_names_each_patient_once(trained: Path) -> None:
 def test_tensorboard_holds_scalars_pictures_and_the_score_of_the_run(trained: Path) -> None:
     events = EventAccumulator(str(trained / "tensorboard")).Reload()
     tags = events.Tags()
-    assert {"train/loss", "val/dice", "train/loss_step", "best/val_dice"} <= set(tags["scalars"])
+    assert {"train/loss", "val/dice", "best/val_dice"} <= set(tags["scalars"])
     assert set(tags["images"]) == {"train/samples", "val/volume_1", "val/volume_2"}
     best = events.Scalars("best/val_dice")[-1].value
     assert best == pytest.approx(summary_of(trained)["best_dice"])
+
+
+def test_figures_of_each_step_are_entered_at_the_interval_asked_for(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ["trainer.log_every_n_steps=2", "trainer.max_epochs=2"]
+    assert command("train", *smoke(prepared, tmp_path / "run", *words)).code == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("train/loss_step", "train/dice_step", "train/recipe_metric_step"):
+        assert [event.step for event in events.Scalars(name)] == [1, 3, 5]
 
 
 def test_an_epochs_line_and_the_closing_line_read_as_the_recipes(
@@ -126,8 +136,8 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
             "with data.window_hu=[-200,200], not [-100,100]; give it",
         ),
         (
-            "schedule=cosine",
-            "goes on with its own schedule.kind=constant, not cosine; give the same",
+            "scheduler=cosine",
+            "goes on with its own scheduler._target_=torch.optim.lr_scheduler.ConstantLR, not",
         ),
         ("loss=dice_ce", "goes on with its own loss."),
         ("augment=light", "goes on with its own augment."),
@@ -148,7 +158,9 @@ def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(
     assert changed <= {"train.log"}
 
 
-def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_130_and_leaves_the_last_whole_epoch(
+    prepared: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     words = smoke(prepared, run, "trainer.max_epochs=100000")
     training = subprocess.Popen(
@@ -157,17 +169,16 @@ def test_ctrl_c_saves_the_last_checkpoint_and_ends_with_130(prepared: Path, tmp_
         # a shell ignores Ctrl-C for what it runs in the background, and so do its children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    for _ in range(600):
-        if (run / "metrics.csv").exists():
+    for _ in range(1200):
+        if (run / "checkpoints" / "last.ckpt").exists():
             break
         time.sleep(0.1)
-    (run / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
     training.send_signal(signal.SIGINT)
     _, err = training.communicate(timeout=60)
     assert training.returncode == 130
     assert err.splitlines()[-1] == "interrupted"
     assert (run / "history.png").exists()
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] % 3 == 0
 
 
 def test_the_strong_experiment_trains_on_whole_scans(
