@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
+from pancseg.models import segmenter as segmenter_module
 from pancseg.models.segmenter import Segmenter
 from pancseg.training.callbacks import update_average
 
@@ -157,3 +159,27 @@ def test_dropout_of_processes_that_train_together_differs(monkeypatch: pytest.Mo
         segmenter._trainer = trainer
         segmenter.training_step({"image": image, "label": image, "step": 1, "name": ["a"]}, 0)
     assert len(set(seeds)) == 2
+
+
+def test_where_memory_runs_out_windows_are_summed_on_the_cpu_before_it_gives_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    segmenter = Segmenter(NET, LOSS, {}, view={"size": [16, 16, 16], "overlap": 0.25}).eval()
+    image, calls = torch.rand(1, 1, 24, 16, 16), []
+    with torch.no_grad():
+        expected = segmenter(image)
+
+    def full(*args: Any, device: torch.device | None, **options: Any) -> Any:
+        calls.append(device)
+        if device is None:
+            raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+        return sliding_window_inference(*args, device=device, **options)
+
+    monkeypatch.setattr(segmenter_module, "sliding_window_inference", full)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(segmenter(image), expected)
+    assert calls == [None, torch.device("cpu"), torch.device("cpu")]
+    monkeypatch.setattr(segmenter.network, "forward", lambda image: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        segmenter(image)

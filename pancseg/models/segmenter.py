@@ -1,5 +1,6 @@
 """The Lightning module: network, loss, optimizer and Dice."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from pancseg.errors import Incomplete, PancsegError
+from pancseg.hardware import is_out_of_memory
 from pancseg.models.augmentation import step_seed
 from pancseg.models.layers import fix_short_axes, use_channels_last
 from pancseg.models.losses import deep_supervision_loss
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 from pancseg.models.networks import build
 
+log = logging.getLogger(__name__)
 Batch = dict[str, Any]
 SUBSETS = ("train", "val")
 WINDOWS = 2  # in a batch: a CPU distributes samples over its cores
@@ -70,6 +73,7 @@ class Segmenter(pl.LightningModule):
             }
         )
         self.memory_format = torch.contiguous_format
+        self.sum_device: torch.device | None = None  # of windows; None: of the image
 
     def prepare_for(
         self, device_type: str, channels_last: bool | None = None, compiled: bool = False
@@ -92,19 +96,29 @@ class Segmenter(pl.LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
 
-        Windows are weighted by a Gaussian, because logits at their borders are less certain.
+        Windows are weighted by a Gaussian, because logits at their borders are less certain. Once
+        memory ran out, logits are summed on the CPU, and lie there.
         """
         view = self.hparams["view"]
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
             return self.finest(self.network(image))
-        return sliding_window_inference(  # type: ignore[return-value]
-            image,
-            roi_size=view["size"],
-            sw_batch_size=WINDOWS,
-            predictor=self.window_logits,
-            overlap=view["overlap"],
-            mode="gaussian",
-        )
+        try:
+            return sliding_window_inference(  # type: ignore[return-value]
+                image,
+                roi_size=view["size"],
+                sw_batch_size=WINDOWS,
+                predictor=self.window_logits,
+                overlap=view["overlap"],
+                mode="gaussian",
+                device=self.sum_device,
+            )
+        except RuntimeError as error:
+            if self.sum_device is not None or not is_out_of_memory(error):
+                raise
+        torch.cuda.empty_cache()
+        log.warning("memory ran out: windows are summed on the CPU from here on")
+        self.sum_device = torch.device("cpu")
+        return self(image)
 
     def window_logits(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, h, w, d)`` of windows, float32."""
@@ -170,6 +184,7 @@ class Segmenter(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Loss and logits of a batch."""
         logits = self(batch["image"].contiguous(memory_format=self.memory_format)).float()
+        batch = {**batch, "label": batch["label"].to(logits.device)}
         loss = self.loss_function(logits, batch["label"])
         self.log_metrics(batch, logits, loss, "val")
         return {"loss": loss, "logits": logits}
@@ -181,8 +196,10 @@ class Segmenter(pl.LightningModule):
         ``<subset>/dice`` of an epoch is the mean over patients; of a step, over the batch's voxels.
         """
         label, size = batch["label"], len(batch["label"])
-        voxels = count_voxels(self.mask_of(logits), label)
-        recipe_metric = 1 - self.recipe_loss(logits, label)
+        device = batch["patient"].device
+        voxels = count_voxels(self.mask_of(logits), label).to(device)
+        recipe_metric = 1 - self.recipe_loss(logits, label).to(device)
+        loss = loss.to(device)
         dice = self.dice[f"{subset}_dice"]
         dice.update(voxels, batch["patient"])  # type: ignore[operator]
         steps = {"loss": loss, "recipe_metric": recipe_metric, "dice": batch_dice(voxels)}
