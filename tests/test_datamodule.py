@@ -277,6 +277,10 @@ def without_groups(root: Path) -> None:
     manifest.write(root)
 
 
+def without_voxels(root: Path) -> None:
+    edited(root, **{name: {"label_voxels": 0} for name in "abcdef"})
+
+
 def interrupted(root: Path) -> None:
     replace(read_manifest(root), complete=False).write(root)
 
@@ -286,6 +290,8 @@ def interrupted(root: Path) -> None:
     [
         (None, {"depth": 64}, r"prepared with groups of 8 slices, data\.depth is 64"),
         (without_groups, {}, r"the 3 training patients have no labelled group.*data\.tail=shift"),
+        (without_voxels, {}, "no training patient has a labelled voxel"),
+        (without_voxels, {"sampling": PATCHES}, "no training patient has a labelled voxel"),
         (interrupted, {}, "run the same pancseg.prepare again"),
         (None, {"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
         (None, {"cache": "tape"}, r"hardware\.cache=tape: expected one of disk, ram, gpu"),

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -269,3 +271,27 @@ def test_what_is_written_names_no_path_of_the_data(prepared: Path, trained: Path
     for path in trained.rglob("*"):
         if path.is_file() and path.suffix != ".ckpt" and ".hydra" not in path.parts:
             assert str(prepared).encode() not in path.read_bytes(), path
+
+
+def test_where_no_validation_patient_has_a_label_the_loss_chooses_the_checkpoint(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    root, run = tmp_path / "root", tmp_path / "run"
+    shutil.copytree(prepared, root)
+    (patient,) = json.loads((trained / "splits.json").read_text())["val"]
+    manifest = json.loads((root / "manifest.json").read_text())
+    for entry in [*manifest["cases"], *manifest["groups"]]:
+        if entry["patient"] == patient:
+            entry["label_voxels"] = 0
+            label = nib.load(root / entry["label"])
+            empty = np.zeros(label.shape, np.uint8)
+            nib.save(nib.Nifti1Image(empty, label.affine), root / entry["label"])
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    ended = command("train", *smoke(root, run))
+    assert ended.code == 0, ended.err
+    assert "no validation patient has a labelled voxel: the best checkpoint is by" in ended.out
+    assert all(row["val/dice"] == "" for row in metrics_of(run))
+    losses = [float(row["val/loss"]) for row in metrics_of(run)]
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert content["epoch"] == losses.index(min(losses))
+    assert summary_of(run)["best_dice"] is None
