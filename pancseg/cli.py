@@ -30,7 +30,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from pancseg.config import conf_folder, is_sweep_job, leaves, register_resolvers
+from pancseg.config import RANKS, conf_folder, is_sweep_job, leaves, register_resolvers
 from pancseg.errors import NO_ROOM, Incomplete, PancsegError, lacks_room
 from pancseg.requeue import has_own_folder, requeue
 from pancseg.stopping import Stopped, stop_on_signals
@@ -43,7 +43,6 @@ CONFIGURATION_ERRORS = (
 )
 ON_WINDOWS = os.name == "nt"
 RESOLVER_ERROR = "PancsegError raised while resolving interpolation: "
-RANKS = ("LOCAL_RANK", "SLURM_PROCID")  # in the environment of processes that train together
 Task = Callable[[DictConfig], Any]
 
 

@@ -1,6 +1,7 @@
 """Where the configuration lies, and what its files may ask of the run and of the machine."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pancseg.errors import PancsegError
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
 TRAINING_LOCK = ".training.lock"
+RANKS = ("LOCAL_RANK", "SLURM_PROCID")  # in the environment of processes that train together
 SUMMARY = "summary.json"  # written at the end of a training
 SPLITS = "splits.json"  # patients of each subset
 # keys that change no result, or say where things lie
@@ -77,8 +79,9 @@ def run_folder(checkpoint: str | None, default: str) -> str:
 def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     """Where a run's configuration is written: a resumed run leaves its first one alone.
 
-    None, which writes none, where another training is at work, for this one will be refused; and
-    for a job of a sweep that was trained before: its configuration is compared with this one.
+    None, which writes none, in all processes but the first; where another training is at work or
+    was done, for this one will be refused; and for a job of a sweep that was trained before: its
+    configuration is compared with this one.
 
     Args:
         checkpoint: To go on from.
@@ -87,11 +90,13 @@ def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
     ('.hydra', '.hydra')
     """
-    for path in Path(folder).glob("*"):
+    if any(int(os.environ.get(rank) or 0) for rank in RANKS):
+        return None
+    for path in (*Path(folder).glob("*"), *Path(folder).glob("*/*")):
         if path.is_symlink():
             raise PancsegError(f"{path}: is a link; a run is written to files of its own folder")
-    trained = any((Path(folder) / name).is_file() for name in (LAST, SUMMARY))
-    if is_trained_into(Path(folder)) or (is_sweep_job() and trained):
+    is_trained = any((Path(folder) / name).is_file() for name in (LAST, SUMMARY))
+    if is_trained_into(Path(folder)) or (is_trained and (is_sweep_job() or not checkpoint)):
         return None
     resumed = checkpoint == "last" and (Path(folder) / LAST).is_file()
     return ".hydra_resumed" if resumed or is_of_a_run(checkpoint) else ".hydra"

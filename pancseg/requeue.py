@@ -38,7 +38,7 @@ def of_checkpoint(word: str) -> bool:
 def requeue(signum: int) -> str:
     """Have this job run again, if it is one of Slurm's and was not cancelled.
 
-    After SIGUSR1 and SIGUSR2, which come ahead of a time limit or of preemption. After SIGTERM
+    After SIGUSR1, which comes ahead of a time limit. After SIGTERM
     only within the grace time of a preemption: a job that ends within it is not requeued by Slurm
     itself. Otherwise SIGTERM means that Slurm requeues the job already, or that it was cancelled.
 

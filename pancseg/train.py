@@ -49,8 +49,9 @@ def train_run(cfg: DictConfig) -> float | None:
         setup.draw_preview(Path(run_path("preview.png")), data, title)
         log.info("%s", run_path("preview.png"))
         return None
-    if earlier:
+    if checkpoint and earlier:
         checkpoints.check_resumed(cfg, earlier, segmenter, data)
+        checkpoints.copy_best_checkpoint(checkpoint)
     return fit(cfg, data, segmenter, checkpoint)
 
 

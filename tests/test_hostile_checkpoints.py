@@ -12,6 +12,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import monai.losses
@@ -24,6 +25,7 @@ from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
 from pancseg.inference.initial_weights import open_weights
 from pancseg.models.networks import build, check_loads_nothing, find_class
+from pancseg.models.segmenter import Segmenter
 from pancseg.training.checkpoints import BestCheckpoint
 from tests.bounded import within
 from tests.conftest import Command, smoke
@@ -352,7 +354,12 @@ def test_a_run_that_goes_on_removes_nothing_that_a_checkpoint_names(
 ) -> None:
     run = tmp_path / "run" / "checkpoints"
     run.mkdir(parents=True)
-    for kept in (run / "last.ckpt", run.parent / "splits.json", tmp_path / "keep"):
+    for kept in (
+        run / "best.ckpt",
+        run / "last.ckpt",
+        run.parent / "splits.json",
+        tmp_path / "keep",
+    ):
         kept.touch()
     callback = BestCheckpoint(str(run))
     state = next(v for k, v in content["callbacks"].items() if k.startswith("BestCheckpoint"))
@@ -402,16 +409,47 @@ def test_an_optimizer_state_of_other_shapes_is_refused_before_a_step_writes_beyo
     assert "ckpt_path holds the state of another optimizer or network" in ended.err
 
 
-@pytest.mark.parametrize("name", ["train.log", ".hydra_resumed", "tensorboard"])
+@pytest.mark.parametrize("name", ["train.log", ".hydra_resumed", "tensorboard", ".hydra/x.yaml"])
 def test_links_in_a_run_folder_are_not_followed(
     prepared: Path, tmp_path: Path, command: Command, name: str
 ) -> None:
     victim = tmp_path / "victim"
-    victim.write_text("mine") if name == "train.log" else victim.mkdir()
+    victim.write_text("mine") if "." in name[1:] else victim.mkdir()
     run = tmp_path / "run"
-    run.mkdir()
+    (run / name).parent.mkdir(parents=True)
     (run / name).symlink_to(victim)
     ended = command("train", *smoke(prepared, run, "trainer.max_epochs=1"))
     assert ended.code == 2
     assert f"{run / name}: is a link" in ended.err
     assert victim.read_text() == "mine" if victim.is_file() else not [*victim.iterdir()]
+
+
+def test_a_forged_optimizer_state_is_copied_into_memory_of_its_own() -> None:
+    """A state of stride 0 has the right shape, and no memory behind most of its elements."""
+    network = nn.Linear(4, 3)
+    optimizer = torch.optim.AdamW(network.parameters())
+    forged = torch.ones(1).as_strided((3, 4), (0, 0))
+    optimizer.state[network.weight] = {"step": torch.tensor(1.0), "exp_avg": forged}
+    module: Any = SimpleNamespace(trainer=SimpleNamespace(optimizers=[optimizer]))
+    Segmenter.on_train_start(module)
+    state = optimizer.state[network.weight]["exp_avg"]
+    assert state.stride() == network.weight.stride()
+    assert state.untyped_storage().nbytes() == 4 * 12
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content["CTDataModule"].pop("fingerprint"),
+        lambda content: content.__setitem__("callbacks", [1]),
+        lambda content: content["callbacks"].__setitem__("Timer", 5),
+    ],
+)
+def test_a_checkpoint_without_its_parts_ends_in_one_line(
+    best: Path, tmp_path: Path, damage: Any
+) -> None:
+    content = torch.load(best, weights_only=True)
+    damage(content)
+    torch.save(content, tmp_path / "bad.ckpt")
+    with pytest.raises(PancsegError, match=r"bad\.ckpt: "):
+        open_checkpoint(tmp_path / "bad.ckpt")

@@ -421,11 +421,68 @@ def test_the_best_of_a_run_that_was_moved_stays_the_best(tmp_path: Path) -> None
     path = str(tmp_path / "a" / "best.ckpt")
     before.best_k_models, before.kth_best_model_path = {path: torch.tensor(0.8)}, path
     before.best_model_path, before.best_model_score = path, torch.tensor(0.8)
-    after.load_state_dict(before.state_dict())
     here = str(tmp_path / "b" / "best.ckpt")
+    after.load_state_dict(before.state_dict())
+    assert after.best_k_models == {}  # its file did not move along
+    Path(here).parent.mkdir()
+    Path(here).touch()
+    after.load_state_dict(before.state_dict())
     assert (list(after.best_k_models), after.kth_best_model_path) == ([here], here)
     assert after.best_model_path == here
     assert after.best_model_score == pytest.approx(0.8)
+
+
+def test_a_run_that_goes_on_in_another_folder_keeps_its_best(
+    prepared: Path, undisturbed: Path, tmp_path: Path, command: Command
+) -> None:
+    longer = [*EVERYTHING, "trainer.max_epochs=4"]
+    last = f"ckpt_path={undisturbed / 'checkpoints' / 'last.ckpt'}"
+    assert command("train", *smoke(prepared, tmp_path / "new", *longer, last)).code == 0
+    best = torch.load(tmp_path / "new" / "checkpoints" / "best.ckpt", weights_only=True)
+    scores = [float(row["val/dice"]) for row in curves(tmp_path / "new")]
+    assert len(scores) == 4
+    assert best["epoch"] == scores.index(max(scores))
+
+
+def test_a_folder_that_holds_a_training_is_not_trained_over(
+    prepared: Path, undisturbed: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for more in ([], ["trainer.fast_dev_run=true"]):
+        ended = command("train", *smoke(prepared, run, *EVERYTHING, "seed=1", *more))
+        assert ended.code == 2
+        assert f"{run}: holds a training; give ckpt_path=last" in ended.err
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed <= {"train.log"}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "code"),
+    [("~callbacks.images", 0), ("~callbacks.progress_bar", 0), ("~callbacks.epoch_report", 2)],
+)
+def test_callbacks_are_left_out_by_name(
+    prepared: Path, tmp_path: Path, command: Command, left_out: str, code: int
+) -> None:
+    words = [left_out, "trainer.max_epochs=1", "trainer.log_every_n_steps=0"]
+    ended = command("train", *smoke(prepared, tmp_path / "run", *words))
+    assert ended.code == code, ended.err
+    if code:
+        assert "callbacks.epoch_report: metrics.csv and summary.json need it" in ended.err
+
+
+def test_a_run_in_another_memory_format_goes_on_with_the_same_optimizer_state(
+    prepared: Path, tmp_path: Path
+) -> None:
+    base = [*EVERYTHING, "optimizer=adamw", "scheduler=constant"]
+    assert run_command("train", *smoke(prepared, tmp_path / "a", *base)) == 0
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for folder, value in (("a", "true"), ("b", "false")):
+        words = [*base, f"hardware.channels_last={value}", "trainer.max_epochs=4", "ckpt_path=last"]
+        assert run_command("train", *smoke(prepared, tmp_path / folder, *words)) == 0
+    losses = [float(curves(tmp_path / folder)[-1]["train/loss"]) for folder in ("a", "b")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_of_equal_dice_the_lower_loss_is_the_best(tmp_path: Path) -> None:

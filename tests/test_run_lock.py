@@ -29,7 +29,8 @@ def test_a_second_training_is_refused_in_one_line_and_leaves_the_first_ones_file
         "its end, or give another folder\n"
     )
     assert {name for name in after if before.get(name) != after[name]} <= {"train.log"}
-    assert command("train", *smoke(prepared, run, "trainer.fast_dev_run=true")).code == 0
+    dry = smoke(prepared, tmp_path / "dry", "trainer.fast_dev_run=true")
+    assert command("train", *dry).code == 0
 
 
 def test_processes_that_train_together_are_let_in_and_others_are_not(tmp_path: Path) -> None:

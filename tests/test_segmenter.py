@@ -126,13 +126,20 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def trainer_at(step: int, rank: int = 0) -> Any:
+    """Stands in for Lightning's trainer."""
+    return SimpleNamespace(global_step=step, global_rank=rank, world_size=1, log_every_n_steps=10)
+
+
 @pytest.mark.parametrize(("step", "reads"), [(1, 0), (9, 0), (10, 1)])
 def test_a_step_reads_from_the_device_only_where_it_is_logged(
     monkeypatch: pytest.MonkeyPatch, step: int, reads: int
 ) -> None:
     segmenter = Segmenter(NET, LOSS, {"_target_": "torch.optim.SGD", "lr": 0.1})
     monkeypatch.setattr(segmenter, "log_dict", lambda *_, **__: None)
-    trainer: Any = SimpleNamespace(global_step=step, log_every_n_steps=10, global_rank=0)
+    trainer: Any = SimpleNamespace(
+        global_step=step, log_every_n_steps=10, global_rank=0, world_size=1
+    )
     segmenter._trainer = trainer
     label = (torch.rand(2, 1, 16, 16, 16) > 0.9).float()
     batch = {
@@ -155,7 +162,9 @@ def test_dropout_of_processes_that_train_together_differs(monkeypatch: pytest.Mo
     monkeypatch.setattr(segmenter, "log_metrics", lambda *_: None)
     image = torch.zeros(1, 1, 16, 16, 16)
     for rank in (0, 1):
-        trainer: Any = SimpleNamespace(global_step=1, log_every_n_steps=10, global_rank=rank)
+        trainer: Any = SimpleNamespace(
+            global_step=1, log_every_n_steps=10, global_rank=rank, world_size=1
+        )
         segmenter._trainer = trainer
         segmenter.training_step({"image": image, "label": image, "step": 1, "name": ["a"]}, 0)
     assert len(set(seeds)) == 2

@@ -208,22 +208,30 @@ class CTDataModule(pl.LightningDataModule):
             self.caches[subset].fill()
         return self.caches[subset]
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of training samples, from the present position of the training."""
-        volumes, sampling, seed = self.volumes("train"), self.sampling, self.hparams["seed"]
+    def batches_per_epoch(self) -> int:
+        """Training batches of an epoch in each process."""
+        return len(self.batch_sampler())
+
+    def batch_sampler(self) -> samples.BatchSampler:
+        """Numbers of the training samples of each batch of the present epoch."""
         batch_size, (rank, processes) = self.hparams["batch_size"], self.rank_and_processes()
-        steps, needed = sampling.steps_per_epoch, batch_size * processes
-        per_epoch = steps * needed if sampling.uses_patches else len(volumes)
+        needed, per_epoch = batch_size * processes, len(self.entries("train"))
+        if self.sampling.uses_patches:
+            per_epoch = self.sampling.steps_per_epoch * needed
         if processes > 1 and per_epoch < needed:
             raise PancsegError(
                 f"{per_epoch} training groups for {processes} processes with "
                 f"data.batch_size={batch_size}; give fewer devices"
             )
-        batches = samples.BatchSampler(per_epoch, batch_size, self.epoch, rank, processes)
+        return samples.BatchSampler(per_epoch, batch_size, self.epoch, rank, processes)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of training samples of the present epoch."""
+        volumes, batches, seed = self.volumes("train"), self.batch_sampler(), self.hparams["seed"]
         dataset: samples.VolumeDataset = samples.ShuffledDataset(volumes, batches, seed)
-        if sampling.uses_patches:
+        if self.sampling.uses_patches:
             size, margin = self.plan.spatial_size, self.augmenter.margin
-            dataset = samples.PatchDataset(volumes, batches, seed, size, margin, sampling)
+            dataset = samples.PatchDataset(volumes, batches, seed, size, margin, self.sampling)
         return self.loader(dataset, batch_sampler=batches)
 
     def whole_volumes(self, subset: str) -> DataLoader[Batch]:

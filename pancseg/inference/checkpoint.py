@@ -82,6 +82,20 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
             preprocessing = replace(preprocessing, spatial_size=None)
         segmenter = rebuilt(content)
         profile = TrainingProfile(**state["profile"]) if "profile" in state else None
+        return Trained(
+            segmenter.eval(),
+            data,
+            preprocessing,
+            split,
+            int(content["epoch"]) + 1,
+            state["fingerprint"],
+            "current_model_state" in content,
+            int(content["global_step"]),
+            content.get("optimizer_states"),
+            trained_seconds(content),
+            frozenset(state.get("seen_before", ())),
+            profile,
+        )
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error
     except (
@@ -97,20 +111,6 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
             f"{key}={path}: is no checkpoint that pancseg.train wrote "
             f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
         ) from error
-    return Trained(
-        segmenter.eval(),
-        data,
-        preprocessing,
-        split,
-        int(content["epoch"]) + 1,
-        state["fingerprint"],
-        "current_model_state" in content,
-        int(content["global_step"]),
-        content.get("optimizer_states"),
-        trained_seconds(content),
-        frozenset(state.get("seen_before", ())),
-        profile,
-    )
 
 
 def trained_seconds(content: dict[str, Any]) -> float:

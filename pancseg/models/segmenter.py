@@ -1,6 +1,7 @@
 """The Lightning module: network, loss, optimizer and Dice."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,8 +97,8 @@ class Segmenter(pl.LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
 
-        Windows are weighted by a Gaussian, because logits at their borders are less certain. Once
-        memory ran out, logits are summed on the CPU, and lie there.
+        Windows are weighted by a Gaussian, because logits at their borders are less certain. After
+        memory has run out once, logits are summed, and returned, on the CPU.
         """
         view = self.hparams["view"]
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
@@ -161,7 +162,7 @@ class Segmenter(pl.LightningModule):
         logits = self.network(image)
         loss = deep_supervision_loss(self.loss_function, logits, batch["label"])
         every_n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.global_step % every_n == 0:
+        if every_n and self.trainer.global_step % every_n == 0:
             self.check_finite(loss, f"step {self.global_step}: the loss", batch["name"])
         self.log_metrics(batch, self.finest(logits).float(), loss.detach(), "train")
         return loss
@@ -172,8 +173,11 @@ class Segmenter(pl.LightningModule):
             self.check_finite(mean, f"epoch {self.current_epoch + 1}: the mean loss")
 
     def check_finite(self, loss: Tensor, subject: str, names: Sequence[str] = ()) -> None:
-        """Raise Incomplete if a loss is not finite; it is read from the GPU."""
-        if not torch.isfinite(loss):
+        """Raise Incomplete in all processes if a loss is not finite; it is read from the GPU."""
+        is_finite = bool(torch.isfinite(loss))
+        if self.trainer.world_size > 1:
+            is_finite = self.trainer.strategy.reduce_boolean_decision(is_finite)
+        if not is_finite:
             cases = f" on {', '.join(names)}" if names else ""
             raise Incomplete(
                 f"{subject} is {loss.item()}{cases}; last.ckpt holds the weights of the last whole "
@@ -224,18 +228,43 @@ class Segmenter(pl.LightningModule):
         if not node:
             return optimizer
         open_ends = [key for key in TOTAL_STEPS if key in node and node[key] is None]
-        steps = self.trainer.estimated_stepping_batches if open_ends else 0
-        if steps == float("inf"):
+        steps = self.total_steps() if open_ends else 0
+        if steps is None:
             raise PancsegError(
                 f"scheduler.{open_ends[0]}: give it, trainer.max_epochs or trainer.max_steps, or "
                 "take scheduler=constant"
             )
-        node = {**node, **dict.fromkeys(open_ends, int(steps))}
+        node = {**node, **dict.fromkeys(open_ends, steps)}
         scheduler = build(node, LRScheduler, optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def total_steps(self) -> int | None:
+        """Steps of the optimizer until ``trainer.max_epochs`` or ``max_steps``; None without both.
+
+        Lightning's own estimate makes the loader, before a resumed epoch is known.
+        """
+        trainer: Any = self.trainer
+        batches, limit = trainer.datamodule.batches_per_epoch(), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        limits = [trainer.max_steps] if trainer.max_steps > 0 else []
+        if (trainer.max_epochs or 0) > 0:
+            limits.append(math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs)
+        return min(limits, default=None)
+
+    def on_train_start(self) -> None:
+        """Give restored optimizer states the memory layout of their parameters.
+
+        A fused optimizer walks through both by address: a checkpoint of another memory format, or
+        a forged one, would mix values or write beyond them.
+        """
+        for optimizer in self.trainer.optimizers:
+            for parameter, state in optimizer.state.items():
+                for name, value in state.items():
+                    if value is not None and value.shape == parameter.shape:
+                        state[name] = torch.empty_like(parameter).copy_(value)
 
 
 def timer_of(trainer: pl.Trainer) -> Timer | None:

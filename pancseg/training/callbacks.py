@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
     if monitor is None and cfg.patience is not None:
         raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
     kept = {name: node for name, node in nodes.items() if not absent.get(str(name))}
+    if "epoch_report" not in kept:
+        raise PancsegError("callbacks.epoch_report: metrics.csv and summary.json need it; keep it")
     monitors = {name: {"monitor": monitor} for name in ("best", "early_stopping")}
     callbacks = [
         instantiate(node, **monitors.get(str(name), {}), _convert_="all")
@@ -134,8 +137,9 @@ class EpochReport(pl.Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Draw the curves as far as they go."""
-        self.draw(trainer)
+        """Draw the curves as far as they go; a full disk must not hide the exception."""
+        with suppress(OSError):
+            self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draw ``history.png``."""
@@ -158,7 +162,7 @@ def finite_or_none(value: Any) -> float | None:
 
 
 def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """The row with the largest Dice, or the smallest loss; the earliest of equals.
+    """The row with the largest Dice, of equal ones with the smallest loss; or the smallest loss.
 
     >>> rows = [{"epoch": 1, "val/loss": 0.4}, {"epoch": 2, "val/loss": 0.3}]
     >>> best_row(rows, "val/loss")["epoch"]
@@ -167,7 +171,10 @@ def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     valued = [row for row in rows if row.get(name) is not None]
     if not valued:
         return None
-    return (min if name.endswith("loss") else max)(valued, key=lambda row: row[name])
+    if name.endswith("loss"):
+        return min(valued, key=lambda row: row[name])
+    loss = name.replace("dice", "loss")
+    return max(valued, key=lambda row: (row[name], -(row.get(loss) or math.inf)))
 
 
 def epoch_line(rows: list[dict[str, Any]], max_epochs: int | None) -> str:

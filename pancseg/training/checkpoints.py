@@ -67,6 +67,11 @@ class EpochCheckpoint(ModelCheckpoint):
             auto_insert_metric_name=False,
         )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step of a resumed training: Lightning may end its last epoch again."""
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, unless the epoch was cut short or lacks the monitored metric."""
         has_metric = self.monitor is None or self.monitor in trainer.callback_metrics
@@ -76,6 +81,8 @@ class EpochCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also where the run was moved: Lightning drops it there."""
         path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        if not Path(path).is_file():
+            return  # the next epoch is the best that there is here
         state = {**state_dict, "dirpath": self.dirpath}
         # the file would name paths that are removed later; only the own file can be meant
         for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
@@ -119,12 +126,13 @@ class BestCheckpoint(EpochCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score and its loss."""
-        self.best_loss = float(state_dict["best_loss"])
         super().load_state_dict(state_dict)
+        if self.best_k_models:
+            self.best_loss = float(state_dict["best_loss"])
 
 
 def is_partial(trainer: pl.Trainer) -> bool:
-    """Whether ``trainer.max_time`` ended this epoch before its end."""
+    """Whether this epoch ended before its last batch, as by ``trainer.max_time``."""
     done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return done < trainer.num_training_batches and not is_at_last_step(trainer)
 
@@ -152,11 +160,20 @@ def ensure_best_checkpoint(last: Path) -> None:
             shutil.copyfile(last, temporary)
 
 
+def copy_best_checkpoint(checkpoint: Path) -> None:
+    """Copy ``best.ckpt`` from beside a checkpoint of another run folder to this one."""
+    source, target = checkpoint.with_name(Path(BEST).name), Path(run_path(BEST))
+    if source.is_file() and not target.is_file():
+        with replaced(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def resume_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint to resume from; a job that Slurm runs again resumes by itself.
 
     Raises:
-        PancsegError: If Slurm runs the job again in another run folder.
+        PancsegError: If Slurm runs the job again in another run folder, or the run folder holds
+            another training.
     """
     last = Path(run_path(LAST))
     if is_run_again():
@@ -168,6 +185,11 @@ def resume_checkpoint(cfg: DictConfig) -> Path | None:
         if last.is_file():
             log.info("started again by Slurm: going on with %s", last)
             return last
+    if last.is_file() and not cfg.ckpt_path:
+        raise PancsegError(
+            f"{last.parent.parent}: holds a training; give ckpt_path=last to go on with it, or "
+            "another hydra.run.dir"
+        )
     if cfg.ckpt_path != "last":
         return Path(cfg.ckpt_path) if cfg.ckpt_path else None
     if not last.is_file():

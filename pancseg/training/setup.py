@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pancseg.data.datamodule import CTDataModule, is_first_process
@@ -182,6 +183,9 @@ def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], is_validated: b
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node]
     options: dict[str, Any] = {} if is_validated else {"limit_val_batches": 0}
     options |= {"benchmark": False} if cfg.deterministic else {}  # which is not deterministic
+    # without these Lightning would add its own
+    options["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    options["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
     return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **options, _convert_="all")
 
 

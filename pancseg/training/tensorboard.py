@@ -131,7 +131,8 @@ class TensorBoardCurves(pl.Callback):
         """Count voxels by probability, labelled ones apart from the others."""
         if is_due(trainer, self.every_n_epochs) and writers_of(trainer):
             probability = pl_module.probability_of(outputs["logits"])  # type: ignore[operator]
-            self.counts += count_by_probability(probability, batch["label"] > 0).cpu()
+            labelled = (batch["label"] > 0).to(probability.device)
+            self.counts += count_by_probability(probability, labelled).cpu()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Enter the Dice of each patient and the precision-recall curve."""
