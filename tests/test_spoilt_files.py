@@ -185,13 +185,13 @@ def test_a_correction_with_an_old_date_is_trained_on(
     """A clock that was set back dates the correction before the volumes made of the old file."""
     root = tmp_path / "corrected"
     shutil.copytree(prepared, root, ignore=shutil.ignore_patterns("cache"))
-    words = smoke(root, tmp_path / "run", "trainer.max_epochs=1")
-    assert command("train", *words).code == 0
+    before, after = (smoke(root, tmp_path / run, "trainer.max_epochs=1") for run in "ab")
+    assert command("train", *before).code == 0
     for path in root.glob("groups/*_label.nii.gz"):
         label = nib.load(path)
         nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
         os.utime(path, (1e9, 1e9))
-    assert command("train", *words).out.count("is not what pancseg.prepare wrote") == 8
+    assert command("train", *after).out.count("is not what pancseg.prepare wrote") == 8
     volumes = list((root / "cache").rglob("*_label.npy"))
     assert len(volumes) == 8
     assert not any(np.load(path).any() for path in volumes)
