@@ -90,7 +90,7 @@ def measure_sources(work: Path) -> Seconds:
         fields: dict[str, Any] = {"patient_id": f"P{n}", "study_uid": f"study{n}"}
         fields |= {"folder": folder, "path": folder, "key": folder.name, "names_patient": False}
         return SourceItem(
-            kind="image", uid=f"{kind}{n}", files=(folder / "0.dcm", folder / "1.dcm"), **fields
+            format="image", uid=f"{kind}{n}", files=(folder / "0.dcm", folder / "1.dcm"), **fields
         )
 
     count, seconds, contents = len(list((work / "images").iterdir())), Seconds(), SourceContents()

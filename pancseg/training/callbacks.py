@@ -2,7 +2,9 @@
 
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -58,6 +60,7 @@ def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
         instantiate(node, **monitors.get(str(name), {}), _convert_="all")
         for name, node in kept.items()
     ]
+    callbacks.append(SignalHandlers())
     if cfg.trial and monitor:
         callbacks.insert(0, pruning_callback(**dict(cfg.trial)))
     return callbacks
@@ -204,6 +207,22 @@ def closing_line(rows: list[dict[str, Any]]) -> str:
     if loss:
         line += f", best loss {loss[f'{subset}/loss']:.3f} at {loss['epoch']}"
     return line if subset == "val" else line + " (of training: nothing was validated)"
+
+
+class SignalHandlers(pl.Callback):
+    """Put the process's handler of SIGTERM back when training starts.
+
+    Lightning's own calls a collective within the handler, which waits for ever if the other
+    processes are in another collective.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace Lightning's handler."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 class Patience(EarlyStopping):
