@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from pancseg.config import BEST, LAST, run_path
-from pancseg.data.datamodule import CTDataModule
+from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.files import replaced
 from pancseg.inference.checkpoint import Trained, check_resumable
@@ -163,7 +163,7 @@ def ensure_best_checkpoint(last: Path) -> None:
 def copy_best_checkpoint(checkpoint: Path) -> None:
     """Copy ``best.ckpt`` from beside a checkpoint of another run folder to this one."""
     source, target = checkpoint.with_name(Path(BEST).name), Path(run_path(BEST))
-    if source.is_file() and not target.is_file():
+    if is_first_process() and source.is_file() and not target.is_file():
         with replaced(target) as temporary:
             shutil.copyfile(source, temporary)
 
