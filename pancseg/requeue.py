@@ -1,4 +1,4 @@
-"""Jobs that Slurm runs again: whether this is one, and asking for it."""
+"""Requeueing by Slurm: whether this job was started again, and the request for it."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from pancseg.config import is_of_a_run
 from pancseg.stopping import SIGNALS
 
-ANSWER_S = 30  # that scontrol is waited for
+ANSWER_S = 30  # longest wait for scontrol
 
 
 def is_run_again() -> bool:
@@ -25,33 +25,33 @@ def has_own_folder() -> bool:
     hydra = HydraConfig.get()
     if hydra.mode is RunMode.MULTIRUN:  # a sweep's folder follows from its words
         return True
-    checkpoints = [word.partition("=")[2] for word in hydra.overrides.task if of_checkpoint(word)]
+    checkpoints = [word.partition("=")[2] for word in hydra.overrides.task if sets_checkpoint(word)]
     named = any(word.startswith("hydra.run.dir=") for word in hydra.overrides.hydra)
     return named or any(is_of_a_run(path.strip("'\"")) for path in checkpoints)
 
 
-def of_checkpoint(word: str) -> bool:
-    """Whether an override says what is gone on with."""
+def sets_checkpoint(word: str) -> bool:
+    """Whether an override sets ``ckpt_path``."""
     return word.lstrip("+").startswith("ckpt_path=")
 
 
 def requeue(signum: int) -> str:
     """Have this job run again, if it is one of Slurm's and was not cancelled.
 
-    After SIGUSR1, which comes ahead of a time limit. After SIGTERM
-    only within the grace time of a preemption: a job that ends within it is not requeued by Slurm
-    itself. Otherwise SIGTERM means that Slurm requeues the job already, or that it was cancelled.
+    After SIGUSR1, which comes ahead of a time limit. After SIGTERM only within the grace time of a
+    preemption: a job that ends within it is not requeued by Slurm itself. Otherwise SIGTERM means
+    that Slurm requeues the job already, or that it was cancelled.
 
     Returns:
-        What to say of it; empty outside of Slurm, or where nothing is to be asked.
+        Text to append to the message; empty outside of Slurm, or without a request.
     """
     job = job_id()
     if job is None or int(os.environ.get("SLURM_PROCID") or 0):
         return ""
     if signum == signal.SIGTERM and not in_grace_time(job):
         return ""
-    for one in SIGNALS:  # Slurm ends what it runs again, and this process is to say so first
-        signal.signal(one, signal.SIG_IGN)
+    for number in SIGNALS:  # Slurm ends the job that it requeues; this process prints first
+        signal.signal(number, signal.SIG_IGN)
     code, answer = scontrol("requeue", job)
     return "; Slurm runs it again" if code == 0 else f"; Slurm cannot run it again ({answer})"
 
@@ -64,12 +64,12 @@ def job_id() -> str | None:
     '7_2'
     >>> del os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
     """
-    array, task = (os.environ.get(f"SLURM_ARRAY_{one}_ID") for one in ("JOB", "TASK"))
+    array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def in_grace_time(job: str) -> bool:
-    """Whether a job was told that another one takes its place."""
+    """Whether a job is in the grace time of its preemption."""
     code, answer = scontrol("show", "job", "-o", job)
     facts = dict(word.partition("=")[::2] for word in answer.split())
     running = facts.get("JobState") in ("RUNNING", "SIGNALING")
