@@ -18,12 +18,13 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
+from pancseg.config import settings_folder
 from pancseg.errors import Incomplete
 from pancseg.inference import initial_weights
 from pancseg.inference.initial_weights import begin_with, open_weights
 from pancseg.models.networks import build
 from pancseg.models.segmenter import Segmenter
-from pancseg.training.callbacks import Patience
+from pancseg.training.callbacks import Patience, best_row
 from pancseg.training.checkpoints import BestCheckpoint
 from tests.conftest import Command, run_command, smoke
 
@@ -435,13 +436,18 @@ def test_the_best_of_a_run_that_was_moved_stays_the_best(tmp_path: Path) -> None
 def test_a_run_that_goes_on_in_another_folder_keeps_its_best(
     prepared: Path, undisturbed: Path, tmp_path: Path, command: Command
 ) -> None:
-    longer = [*EVERYTHING, "trainer.max_epochs=4"]
-    last = f"ckpt_path={undisturbed / 'checkpoints' / 'last.ckpt'}"
-    assert command("train", *smoke(prepared, tmp_path / "new", *longer, last)).code == 0
-    best = torch.load(tmp_path / "new" / "checkpoints" / "best.ckpt", weights_only=True)
-    scores = [float(row["val/dice"]) for row in curves(tmp_path / "new")]
-    assert len(scores) == 4
-    assert best["epoch"] == scores.index(max(scores))
+    """The earlier best is given a score that no later epoch reaches."""
+    earlier = tmp_path / "earlier" / "checkpoints"
+    shutil.copytree(undisturbed / "checkpoints", earlier)
+    content = torch.load(earlier / "last.ckpt", weights_only=True)
+    state = next(v for k, v in content["callbacks"].items() if k.startswith("BestCheckpoint"))
+    state["best_k_models"] = {path: torch.tensor(0.99) for path in state["best_k_models"]}
+    torch.save(content, earlier / "last.ckpt")
+    words = [*EVERYTHING, "trainer.max_epochs=4", f"ckpt_path={earlier / 'last.ckpt'}"]
+    assert command("train", *smoke(prepared, tmp_path / "new", *words)).code == 0
+    assert len(curves(tmp_path / "new")) == 4
+    best = tmp_path / "new" / "checkpoints" / "best.ckpt"
+    assert best.read_bytes() == (earlier / "best.ckpt").read_bytes()
 
 
 def test_a_folder_that_holds_a_training_is_not_trained_over(
@@ -496,6 +502,24 @@ def test_of_equal_dice_the_lower_loss_is_the_best(tmp_path: Path) -> None:
         trainer: Any = SimpleNamespace(callback_metrics=metrics, strategy=strategy)
         decisions.append(best.check_monitor_top_k(trainer, torch.tensor(dice)))
     assert decisions == [False, True, False, True]
+
+
+def test_the_report_and_the_checkpoint_choose_the_same_of_equal_epochs() -> None:
+    scores = [(0.0, 0.9), (0.5, 0.6), (0.5, 0.4), (0.5, 0.5)]
+    rows = [
+        {"epoch": n, "val/dice": dice, "val/loss": loss} for n, (dice, loss) in enumerate(scores, 1)
+    ]
+    best = best_row(rows, "val/dice")
+    assert best and best["epoch"] == 3
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_PROCID"])
+def test_processes_but_the_first_write_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    assert settings_folder(None, str(tmp_path)) == ".hydra"
+    monkeypatch.setenv(variable, "1")
+    assert settings_folder(None, str(tmp_path)) is None
 
 
 def test_patience_is_the_one_that_is_configured_now() -> None:

@@ -11,7 +11,7 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pancseg.errors import PancsegError
+from pancseg.errors import Incomplete, PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
 from pancseg.models import segmenter as segmenter_module
 from pancseg.models.segmenter import Segmenter
@@ -192,3 +192,16 @@ def test_where_memory_runs_out_windows_are_summed_on_the_cpu_before_it_gives_up(
     monkeypatch.setattr(segmenter.network, "forward", lambda image: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         segmenter(image)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_of_them() -> None:
+    segmenter = Segmenter(NET, LOSS, {})
+    trainer = trainer_at(10)
+    trainer.world_size, answers = 2, []
+    trainer.strategy = SimpleNamespace(
+        reduce_boolean_decision=lambda is_finite: answers.append(is_finite)
+    )  # another process says no
+    segmenter._trainer = trainer
+    with pytest.raises(Incomplete, match="the loss is"):
+        segmenter.check_finite(torch.tensor(0.5), "step 10: the loss", ["a"])
+    assert answers == [True]
