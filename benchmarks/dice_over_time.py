@@ -17,8 +17,8 @@ from intake import processor
 from pancseg.data.manifest import Case, read_manifest
 from pancseg.files import write_json, write_text
 from pancseg.parallel import cores
-from pancseg.scoring.case_scores import score_case
-from pancseg.scoring.statistics import describe, per_patient
+from pancseg.metrics.case_scores import score_case
+from pancseg.metrics.statistics import describe, per_patient
 
 TOLERANCES_MM = [2.0]  # of the surface Dice, which is not shown
 
@@ -76,7 +76,7 @@ def whole_case_dice(
     for case in cases:
         label = nib.Nifti1Image.from_filename(prepared / str(case.label))
         reference = np.asanyarray(label.dataobj) > 0
-        found = score_case(mask_of(case), reference, label.affine, TOLERANCES_MM).dice
+        found = score_case(mask_of(case), reference, label.affine, TOLERANCES_MM)["dice"]
         if found is None:
             raise SystemExit(f"{case.name}: its reference is empty; it has no Dice")
         dice.append(found)

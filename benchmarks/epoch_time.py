@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pancseg.models.networks import build_on_meta, count_multiply_adds
+from pancseg.models.factory import build_on_meta
+from pancseg.models.network_checks import count_multiply_adds
 
 GROUPS, EPOCHS, BATCH = 257, 600, 2  # the recipe's
 MODEL = {

@@ -31,13 +31,12 @@ def convert_pancseg(series: Path, out: Path) -> float:
     """Search, read, check and write, as ``prepare`` does with an image."""
     import numpy as np
 
-    from pancseg.dicom.series import find_series, read_series
-    from pancseg.dicom.slices import Repair
+    from pancseg.dicom.series import Repair, find_series, read_series
     from pancseg.files import write_nifti
     from pancseg.geometry import spacing_of
     from pancseg.intake.checks import Checks, voxel_flags
-    from pancseg.intake.locate import files_under
-    from pancseg.intake.types import SourceContents
+    from pancseg.intake.match_labels import SourceContents
+    from pancseg.intake.sources import files_under
 
     begun = time.perf_counter()
     (found,), _ = find_series(series, files_under(series, SourceContents()))

@@ -81,9 +81,8 @@ def clock(seconds: Seconds, name: str) -> Iterator[None]:
 
 def measure_sources(work: Path) -> Seconds:
     """As many DICOM series, each with a mask series, matched and made cases; no file is read."""
-    from pancseg.intake.cases import add_cases
-    from pancseg.intake.match_labels import match_labels
-    from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
+    from pancseg.intake.match_labels import SourceContents, SourceItem, add_cases, match_labels
+    from pancseg.intake.volume_files import ReadOptions
 
     def series(n: int, kind: str) -> SourceItem:
         folder = Path(f"/{kind}/p{n:06}")

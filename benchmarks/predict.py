@@ -104,8 +104,8 @@ def run_plain(checkpoint: Path, scan: Path, output: Path) -> None:
     from pancseg.inference.checkpoint import open_checkpoint
 
     trained = open_checkpoint(checkpoint)
-    numbers, view = trained.preprocessing, trained.segmenter.hparams["view"]
-    network = trained.segmenter.network
+    numbers, view = trained.preprocessing, trained.hparams["view"]
+    network = trained.network
     before = Compose(
         [
             LoadImaged("image"),
@@ -146,7 +146,7 @@ def run_nnunet(checkpoint: Path, scan: Path, output: Path) -> None:
     from pancseg.inference.checkpoint import open_checkpoint
 
     trained = open_checkpoint(checkpoint)
-    view = trained.segmenter.hparams["view"]
+    view = trained.hparams["view"]
     spacing_mm = [float(mm) for mm in trained.preprocessing.spacing_mm]
     low, high = trained.preprocessing.window_hu
     data = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
@@ -174,7 +174,7 @@ def run_nnunet(checkpoint: Path, scan: Path, output: Path) -> None:
     }  # fmt: skip
     labels = {"background": 0, "pancreas": 1}
     described = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
-    network = trained.segmenter.network
+    network = trained.network
     manager = PlansManager(plans)
     predictor = nnUNetPredictor(
         tile_step_size=1 - view["overlap"],

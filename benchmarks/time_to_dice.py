@@ -22,13 +22,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from types import SimpleNamespace
+from typing import Any
 
 from dice_over_time import ARMS, Arm, report, whole_case_dice, write_result
 
 from pancseg.files import write_json
+from pancseg.metrics.statistics import per_patient
 from pancseg.parallel import cores
-from pancseg.scoring.statistics import per_patient
 
 PLAIN = Path(__file__).with_name("plain_recipe.py")
 FIELD_MM = (384, 384, 288)  # of a phantom, whatever the spacing
@@ -178,51 +179,42 @@ def run_plain(bench: Bench, name: str, budgets: Sequence[float]) -> None:
         write_result(bench.work, name, row["mark"], row["seconds"], row["steps"], dice)
 
 
-class PlainNetwork:
-    """The plain script's network in the place of a Segmenter.
+def plain_model(weights: Path, tiny: bool) -> Any:
+    """The plain script's network as the predictor takes one.
 
-    Its loss taught each channel a sigmoid of its own, so that the second channel alone decides. The
-    rule of pancseg, which compares the two channels, would find less with the same weights.
+    Its loss taught each channel a sigmoid of its own, so the second channel alone decides. The rule
+    of a softmax, which compares the two channels, would find less with the same weights.
     """
+    import plain_recipe as plain
+    import torch
 
-    def __init__(self, weights: Path, tiny: bool) -> None:
-        import torch
-        from plain_recipe import make_network
+    from pancseg.data.transforms import Preprocessing
 
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.hparams = {"view": None}  # any image is read whole
-        self.network = make_network(tiny).eval()
-        self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-
-    def to(self, device: str) -> Self:
-        """Move to a device."""
-        self.network.to(device)
-        return self
-
-    def window_foreground_logit(self, image: Any) -> Any:
-        """Logit of pancreas, ``(B, 1, H, W, D)``."""
-        return self.network(image).float()[:, 1:]
+    network = plain.make_network(tiny).eval()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    size = plain.TINY_SIZE if tiny else plain.SIZE
+    window_hu = (plain.LOW_HU, plain.HIGH_HU)
+    return SimpleNamespace(
+        path=weights,
+        network=network,
+        hparams={"loss": {"sigmoid": True}, "view": None},  # any image is taken whole
+        preprocessing=Preprocessing("RAS", plain.SPACING_MM, window_hu, size),
+        depth=64,
+        structures=(),
+    )
 
 
 def judge_plain(bench: Bench, weights: Path) -> dict[str, float]:
     """Dice of each test patient by the plain script's weights, through pancseg's inference."""
     import nibabel as nib
-    import plain_recipe as plain
 
     from pancseg.data.manifest import Case
-    from pancseg.data.transforms import Preprocessing
-    from pancseg.inference.whole_case import WholeCase
-    from pancseg.inference.windows import Windows
+    from pancseg.inference.predictor import Predictor, check_device
 
-    size = plain.TINY_SIZE if bench.quick else plain.SIZE
-    window_hu = (plain.LOW_HU, plain.HIGH_HU)
-    steps = Preprocessing("RAS", plain.SPACING_MM, window_hu, size)
-    network: Any = PlainNetwork(weights, bench.quick)
-    whole = WholeCase(Windows(network, network.device), steps, depth=64)
+    predictor = Predictor([plain_model(weights, bench.quick)], device=check_device("auto"))
 
     def mask_of(case: Case) -> Any:
-        image = nib.Nifti1Image.from_filename(bench.prepared / case.image)
-        return whole.probability(image) > 0.5
+        return predictor.predict(nib.Nifti1Image.from_filename(bench.prepared / case.image)).mask
 
     test = json.loads((bench.work / "split.json").read_text())["test"]
     return whole_case_dice(bench.prepared, test, mask_of)

@@ -9,7 +9,7 @@ __all__ = ["__version__", "load_segmenter", "run"]
 def __getattr__(name: str) -> Any:
     """Import what needs torch, or Hydra, only once it is asked for."""
     if name == "load_segmenter":
-        from pancseg.applying.scan_segmenter import load_segmenter
+        from pancseg.inference.predictor import load_segmenter
 
         return load_segmenter
     if name == "run":

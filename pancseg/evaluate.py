@@ -1,9 +1,12 @@
-"""``python -m pancseg.evaluate``: scores of whole cases, on the scan's own grid."""
+"""``python -m pancseg.evaluate``: scores of whole cases on the scan's own grid."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from pancseg.cli import command
 from pancseg.errors import Incomplete, PancsegError
@@ -12,8 +15,35 @@ log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored, and what stands beside the figures.
+
+    Attributes:
+        name: Of the table: a subset, ``external_<root>`` or ``external``.
+        folder: Of a run, a sweep or the output.
+        parts: Folders of the runs.
+        root: Prepared folder.
+        cases: That are scored.
+        about: Facts in ``scores/<name>.json``.
+        scorer: Arguments of ``CaseScorer``.
+        unknown: Masks that belong to no case.
+        models: Whose masks are scored; empty for masks of other tools.
+    """
+
+    name: str
+    folder: Path
+    parts: list[Path]
+    root: Path
+    cases: list[Any]
+    about: dict[str, Any]
+    scorer: dict[str, Any]
+    unknown: list[str]
+    models: list[Any]
+
+
 def evaluate(cfg: DictConfig) -> float | None:
-    """Score the patients that a checkpoint, or the checkpoints of a sweep, were dealt.
+    """Score the masks of a checkpoint or a sweep, or those of another tool.
 
     Returns:
         Mean Dice over patients.
@@ -22,71 +52,217 @@ def evaluate(cfg: DictConfig) -> float | None:
         PancsegError: If it cannot start.
         Incomplete: If a case failed; the others are scored.
     """
-    from pancseg.files import check_writable
-    from pancseg.hardware import device_settings
-    from pancseg.inference.members import folder_of, judges_of, missing_folds, open_members
-    from pancseg.inference.postprocess import Wanted
-    from pancseg.judging import scoring_facts as facts
-    from pancseg.judging.case_judge import CaseJudge
-    from pancseg.judging.choosing import origin_of, postprocess_of
-    from pancseg.judging.teaching import teach_trust
-    from pancseg.output.run_files import Run
-    from pancseg.output.run_report import write_run_report
-    from pancseg.output.score_table import print_scores
-    from pancseg.parallel import progress
-    from pancseg.scoring.score_file import summarise, write_scores
-
     check_request(cfg)
-    wanted = Wanted(**cfg.postprocess)
-    path = Path(cfg.checkpoint)
-    members = open_members(path, **device_settings(cfg.hardware))
-    facts.check_own(members)
-    judges = judges_of(members, cfg.subset)
-    if absent := missing_folds(members, path):
-        log.warning("no run of folds %s is there: their patients are not scored", absent)
-    root = Path(cfg.data.root or members[0].trained.data["root"])
-    cases = facts.cases_of(root, list(judges), cfg.subset)
-    folder = folder_of(path) / "scores"
-    check_writable(folder, "checkpoint")
-    chosen = {one.checkpoint: postprocess_of(one, wanted, root) for one in members}
+    from pancseg.data.manifest import read_manifest
+    from pancseg.files import check_writable
+    from pancseg.inference.evaluation import CaseScorer, intake_flags, unknown_row
+    from pancseg.metrics.tables import summarise, write_scores
+    from pancseg.parallel import progress
+    from pancseg.reports.run_folder import Run
+    from pancseg.reports.run_report import write_run_report
+    from pancseg.reports.tables import print_scores
+
+    plan = plan_masks(cfg, read_manifest) if cfg.predictions else plan_models(cfg, read_manifest)
+    folder, cases = plan.folder / "scores", plan.cases
+    check_writable(folder, "output" if cfg.predictions else "checkpoint")
     about = {
-        **facts.describe_scoring(cfg.subset, judges, cases, chosen, root),
-        "postprocess_origin": origin_of(members, wanted),
-        "missing_folds": absent,
-        "flags": facts.flags_of(cases, root),
+        "phantoms": any(case.phantom for case in cases),
+        "flags": intake_flags(cases, plan.root),
+        **plan.about,
     }
-    judge = CaseJudge(root, folder / cfg.subset, list(cfg.nsd_tolerances_mm), facts.note_of(about))
-    judged = [
-        judge.judge(case, who := judges[case.patient], [chosen[one.checkpoint] for one in who])
-        for case in progress(cases, f"scoring {cfg.subset}", "case")
-    ]
-    rows, calibrations = [row for row, _ in judged], [found for _, found in judged if found]
+    caption = {True: "held out", False: "NOT HELD OUT", None: "not known whether held out"}
+    text = ("PHANTOM, " if about["phantoms"] else "") + caption[about["held_out"]]
+    scorer = CaseScorer(
+        plan.root, folder / plan.name, list(cfg.nsd_tolerances_mm), text, **plan.scorer
+    )
+    records = []
+    for case in progress(cases, f"scoring {plan.name}", "case"):
+        records.append(scorer.score(case))
+        write_scores(folder, plan.name, [record["row"] for record in records])
+    calibrations: dict[str, list[Any]] = {}
+    for record in records:
+        if record["calibration"]:
+            calibrations.setdefault(record["row"]["patient"], []).append(record["calibration"])
+    rows = [record["row"] for record in records]
+    about["changed_since_prepared"] = [r["row"]["case"] for r in records if r["changed"]]
     figures = summarise(rows, calibrations, about)
-    write_scores(folder, cfg.subset, rows, figures)
-    teach_trust(members[0].checkpoint, about, rows)
-    print_scores(rows, figures, cfg.subset)
-    table, pictures = folder / f"{cfg.subset}.csv", folder / cfg.subset / "*.png"
-    log.info("scores   %s\npictures %s", table, pictures)
-    run = Run(folder.parent, [folder_of(one.checkpoint) for one in members])
-    log.info("report   %s", write_run_report(run, cfg.subset))
+    rows += [unknown_row(name, rows[0]) for name in plan.unknown]
+    write_scores(folder, plan.name, rows, figures)
+    if plan.name == "val" and about["postprocess_origin"] != "given":
+        calibrate(plan.models[0].path, rows)
+    print_scores(rows, figures, plan.name)
+    table = folder / f"{plan.name}.csv"
+    log.info("scores   %s\npictures %s", table, folder / plan.name / "*.png")
+    log.info("report   %s", write_run_report(Run(plan.folder, plan.parts), plan.name))
     if figures["failed"]:
-        raise Incomplete(f"{len(figures['failed'])} of {len(rows)} cases failed; see {table}")
+        raise Incomplete(f"{len(figures['failed'])} of {len(cases)} cases failed; see {table}")
+    if plan.unknown:
+        raise Incomplete(f"{len(plan.unknown)} masks belong to no case; see {table}")
     return figures["dice"]["mean"]
 
 
 def check_request(cfg: DictConfig) -> None:
-    """Check what is asked for before anything is opened.
+    """Check the options before anything is opened.
 
     Raises:
-        PancsegError: If it makes no sense.
+        PancsegError: If they contradict each other.
     """
-    if cfg.subset not in SUBSETS:
+    if (cfg.checkpoint is None) == (cfg.predictions is None):
+        raise PancsegError(
+            "give checkpoint=RUN/checkpoints/best.ckpt, or predictions=FOLDER of masks to score"
+        )
+    if cfg.subset not in (None, *SUBSETS):
         raise PancsegError(f"subset={cfg.subset}: expected one of {', '.join(SUBSETS)}")
-    if OmegaConf.is_missing(cfg, "checkpoint"):
-        raise PancsegError("checkpoint is not given; give RUN/checkpoints/best.ckpt")
+    if cfg.predictions and (cfg.subset or cfg.data.root is None):
+        raise PancsegError("predictions: needs data.root=PREPARED, and scores all of its cases")
     tolerances = list(cfg.nsd_tolerances_mm)
-    if not tolerances or any(not one > 0 for one in tolerances):
+    if not tolerances or not all(mm > 0 for mm in tolerances):
         raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")
+
+
+def plan_models(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluation:
+    """Score a checkpoint, or the checkpoints of a sweep, on a subset or another prepared folder."""
+    from pancseg.data.datamodule import data_fingerprint
+    from pancseg.hardware import device_settings
+    from pancseg.inference import evaluation as ev
+    from pancseg.inference.checkpoint import open_checkpoints, run_folder_of
+    from pancseg.inference.postprocessing import PostprocessOptions, read_postprocess
+    from pancseg.inference.predictor import Predictor
+
+    path, options = Path(cfg.checkpoint), PostprocessOptions(**cfg.postprocess)
+    device, models = device_settings(cfg.hardware), open_checkpoints([path])
+    ev.check_run_folder(models)
+    first, trained_root = models[0], Path(models[0].data["root"])
+    root = Path(cfg.data.root or trained_root)
+    manifest = read_manifest(root)
+    is_own = root.resolve() == trained_root or (
+        first.fingerprint == data_fingerprint(manifest, first.preprocessing)
+    )
+    if is_own:
+        name = cfg.subset or "test"
+        patients = ev.models_by_patient(models, name)
+        held_out = name == "test" and ev.are_held_out(models, patients)
+    elif cfg.subset:
+        raise PancsegError(
+            f"data.root={root}: is not the folder that was trained on, and all of its patients are "
+            "scored; leave subset out"
+        )
+    else:
+        name, patients = f"external_{root.resolve().name}", ev.external_patients(models, manifest)
+        held_out = True if manifest.settings.get("names") == first.names else None
+        if held_out is None:
+            log.warning("data.root has another privacy key: patients may have been trained on")
+    cases = manifest.cases_of(patients)
+    if missing := sorted(set(patients) - {case.patient for case in cases}):
+        raise PancsegError(
+            f"data.root={root}: has no label of {len(missing)} {name} patients, such as "
+            f"{missing[0]}; give the folder the checkpoint was trained on"
+        )
+    if absent := ev.missing_folds(models, path):
+        log.warning("folds %s have no run: their patients are not scored", absent)
+    if options.is_auto:
+        for model in models:
+            ev.choose_postprocess(
+                model, options, manifest.cases_of(model.split.val), root, **device
+            )
+    predictors = {
+        numbers: Predictor([models[n] for n in numbers], options=options, **device)
+        for numbers in set(patients.values())
+    }
+    recorded = options.is_auto or any(read_postprocess(model.path) for model in models)
+    used = sorted({n for numbers in patients.values() for n in numbers})
+    about = {
+        "subset": name,
+        "held_out": held_out,
+        "split": {"rule": first.split.rule, "seed": first.split.seed},
+        "geometry": "whole cases on their own grid, "
+        f"{'groups' if first.depth else 'windows'} put together by mean probability",
+        "checkpoints": len(used),
+        "checkpoint": sorted({models[n].path.name for n in used}),
+        "models_per_patient": max(map(len, patients.values())),
+        "checkpoint_epoch": [models[n].epoch for n in used],
+        "data_fingerprint": first.fingerprint,
+        "arithmetic": device["precision"],
+        "postprocess": [
+            asdict(p) for p in dict.fromkeys(x.postprocess for x in predictors.values())
+        ],
+        "postprocess_origin": "given"
+        if options.is_given
+        else "validation"
+        if recorded
+        else "plain",
+        "missing_folds": absent,
+    }
+
+    def segment(case: Any, image: Any) -> Any:
+        # the box of all probabilities above 0: recipe_metric sums over the whole scan
+        prediction = predictors[patients[case.patient]].predict(image, min_probability=0.0)
+        return prediction.mask, prediction
+
+    identities = {numbers: predictor.identity() for numbers, predictor in predictors.items()}
+    scorer = {
+        "segment": segment,
+        "identity": lambda case: identities[patients[case.patient]],
+        "folds": {p: models[ns[0]].fold for p, ns in patients.items() if len(ns) == 1},
+    }
+    parts = [run_folder_of(model.path) for model in models]
+    return Evaluation(name, run_folder_of(path), parts, root, cases, about, scorer, [], models)
+
+
+def plan_masks(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluation:
+    """Score masks of other tools on all labelled cases of a prepared folder."""
+    from pancseg.inference import evaluation as ev
+    from pancseg.intake.pseudonyms import make_pseudonyms
+
+    root, folder = Path(cfg.data.root), Path(cfg.predictions)
+    manifest = read_manifest(root)
+    cases = manifest.cases_of(manifest.labelled_patients())
+    if not cases:
+        raise PancsegError(f"data.root={root}: holds no labelled case to score against")
+    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
+    names = "none" if manifest.settings.get("names") == "none" else "pseudonym"
+    has_key = names == "none" or key_file.is_file()
+    series_hash = make_pseudonyms(names, key_file).hash if has_key else (lambda uid: "unknown")
+    structure = manifest.structures[0].name
+    masks, unknown = ev.find_masks(folder, cases, structure, series_hash)
+    without = [case.name for case in cases if case.name not in masks]
+    if without:
+        log.warning(
+            "%d cases have no mask and count as missed: %s", len(without), ", ".join(without)
+        )
+
+    def identity(case: Any) -> Any:
+        path = masks.get(case.name)
+        return path and [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+
+    about = {
+        "subset": "external",
+        "held_out": None,
+        "geometry": "whole cases on their own grid",
+        "predictions": folder.name,
+        "without_mask": without,
+        "without_case": unknown,
+    }
+    scorer = {
+        "segment": lambda case, image: (ev.read_mask(masks.get(case.name), image), None),
+        "identity": identity,
+        "folds": {},
+    }
+    output = Path(cfg.output)
+    return Evaluation("external", output, [], root, cases, about, scorer, unknown, [])
+
+
+def calibrate(checkpoint: Path, rows: list[dict[str, Any]]) -> None:
+    """Fit the confidence of ``predict`` to the Dice of validation patients."""
+    from pancseg.inference.calibration import calibration_path, fit_calibration, write_calibration
+    from pancseg.metrics.tables import by_patient
+
+    expected, dice = (list(by_patient(rows, name).values()) for name in ("expected_dice", "dice"))
+    calibration = fit_calibration(expected, dice)
+    if calibration.n:
+        write_calibration(checkpoint, calibration)
+        path = calibration_path(checkpoint)
+        log.info("confidence of predict: expected Dice times %s  %s", calibration.scale, path)
 
 
 main = command(evaluate)

@@ -14,8 +14,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pancseg.errors import PancsegError
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # heavy imports come late: every command imports this module
 
     from pancseg.geometry import Affine
 
+Row = TypeVar("Row")  # dataclass with a field for each column
 PARTIAL = ".partial-"
 GZIP_LEVEL = 2  # ISA-L: as small as zlib's level 1, in a sixth of its time
 GZIP_WBITS = 31  # window bits of a gzip stream without name and time
@@ -128,6 +130,16 @@ def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write CSV atomically."""
     write_text(path, to_csv(header, rows))
+
+
+def read_csv(path: Path, kind: type[Row]) -> list[Row]:
+    """Rows of a table as a dataclass of texts; none without a file of exactly its columns."""
+    columns = [column.name for column in fields(kind)]  # type: ignore[arg-type]
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        reader = csv.DictReader(file)
+        return [kind(**row) for row in reader] if reader.fieldnames == columns else []
 
 
 def write_json(path: Path, value: Any) -> None:

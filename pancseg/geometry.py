@@ -164,3 +164,35 @@ def second_component_voxels(mask: NDArray[np.bool_]) -> int:
     """
     labels, count = ndimage.label(mask[bounding_box(mask)], CONNECTIVITY_26)
     return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if count > 1 else 0
+
+
+def plan_cut(slices: int, depth: int, tail: str) -> tuple[list[int], int]:
+    """First slices of the groups of a case, and the number of incomplete groups left out.
+
+    The slices after the last whole group are left out (``drop``), become a group that ends with
+    the last slice if the case has at least ``depth`` (``shift``), or are filled with air (``pad``).
+    """
+    starts = list(range(0, slices - depth + 1, depth))
+    if slices % depth == 0:
+        return starts, 0
+    if tail == "pad":
+        return [*starts, len(starts) * depth], 0
+    if tail == "shift" and slices >= depth:
+        return [*starts, slices - depth], 0
+    return starts, 1
+
+
+def covering_starts(slices: int, depth: int) -> list[int]:
+    """First slices of groups that cover all slices; a case shorter than ``depth`` has one group."""
+    return plan_cut(slices, depth, "shift")[0] or [0]
+
+
+def cut_group(image: nib.Nifti1Image, first_slice: int, depth: int, fill: int) -> nib.Nifti1Image:
+    """Cut a group, with its affine; slices past the end of the case hold ``fill``."""
+    group = image.slicer[:, :, first_slice : first_slice + depth]
+    missing = depth - group.shape[2]
+    if missing <= 0:
+        return group
+    values = np.asanyarray(group.dataobj)
+    padded = np.pad(values, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
+    return nib.Nifti1Image(padded, group.affine)

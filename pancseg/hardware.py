@@ -3,8 +3,11 @@
 import functools
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +18,20 @@ from pancseg.parallel import cores
 # least driver of NVIDIA for each index of torch's wheels; torch 2.12 and later have no others
 WHEEL_INDEXES = ((580, "cu130"), (525, "cu126"))
 WHEEL_URL = "https://download.pytorch.org/whl/"
-BYTES_A_VOXEL = 15_000  # of memory for a voxel of a planned patch: 24 GB give 1.6 million
 BF16_UNITS = ("avx512_bf16", "amx_bf16")  # as torch names them
-MAX_VOXELS = 4_000_000  # 192 x 160 x 128: an abdomen at 2 mm
+# of a training on a GPU
+MEMORY_A_PATCH_VOXEL = 15_000  # bytes of the card for a voxel of a patch: 24 GB give 1.6 million
+MAX_PATCH_VOXELS = 4_000_000  # 192 x 160 x 128: an abdomen at 2 mm
+STEP_SHARE = 0.6  # of the card for a step; what is left is for volumes, see VOLUME_SHARE
+VOLUME_SHARE = 0.2  # of free memory for volumes of training, and of the rest for validation
+FIXED_BYTES = 1.5e9  # context; weights, gradients, optimizer and average of model=resunet
+# model=resunet of width 32 in bf16: 983 are saved for the backward pass (counted); the rest is for
+# gradients, cuDNN's workspace and fragments (estimated, not measured on a GPU)
+BYTES_A_VOXEL = 1_600
+MAX_BATCH = 8  # nothing larger was tried
+STEP_S = 0.02  # least seconds of a step: many small kernels (estimated)
+FLOP_PER_S = 5e13  # of bf16 convolutions (estimated, RTX 4090)
+COMPILE_FROM_S = 20 * 60  # seconds of a training; compiling takes minutes
 MEMORY_ERRORS = (  # in RuntimeErrors of libraries below torch
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -54,7 +68,7 @@ def detect() -> Machine:
     """
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
-        patch_voxels = min(int(memory / BYTES_A_VOXEL), MAX_VOXELS)
+        patch_voxels = min(memory // MEMORY_A_PATCH_VOXEL, MAX_PATCH_VOXELS)
         return Machine(
             accelerator="gpu",
             precision="bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed",
@@ -63,7 +77,7 @@ def detect() -> Machine:
             cache="gpu",
             patch_voxels=patch_voxels,
             width=32,
-            batch_size=2 * max(1, int(memory / BYTES_A_VOXEL / patch_voxels)),
+            batch_size=batch_that_fits(memory, patch_voxels),
             steps_per_epoch=250,
         )
     return Machine(
@@ -78,6 +92,32 @@ def detect() -> Machine:
         steps_per_epoch=50,
         advice=unusable_gpu(),
     )
+
+
+def batch_that_fits(memory: int, patch_voxels: int) -> int:
+    """Patches of a training step of ``model=resunet`` that fill a GPU, from 2 to 8.
+
+    Args:
+        memory: Of the card, bytes.
+        patch_voxels: Of a patch.
+
+    >>> batch_that_fits(24_000_000_000, 1_600_000)  # (0.6 * 24e9 - 1.5e9) / 1600 / 1.6e6 = 5.04
+    5
+    """
+    voxels = (STEP_SHARE * memory - FIXED_BYTES) / BYTES_A_VOXEL
+    return max(2, min(int(voxels / patch_voxels), MAX_BATCH))
+
+
+def estimated_step_s(multiply_adds: int, batch_size: int) -> float:
+    """Seconds of a training step on a GPU; ``multiply_adds`` are those of a patch's inference."""
+    return max(STEP_S, 6 * multiply_adds * batch_size / FLOP_PER_S)  # backward: twice the forward
+
+
+def can_compile() -> bool:
+    """Whether ``torch.compile`` has on a GPU what it needs: Triton, a C compiler, Python.h."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return bool(find_spec("triton") and compiler and header.is_file())
 
 
 def cpu_has_bf16() -> bool:
@@ -102,12 +142,22 @@ def unusable_gpu() -> str:
         return (
             f"a GPU is here, and its driver {driver} is too old for torch; install {least} or later"
         )
+    if torch.version.cuda and f"cu{torch.version.cuda.replace('.', '')}" <= index:
+        return (
+            f"a GPU with driver {driver} is here, and torch finds none; check CUDA_VISIBLE_DEVICES "
+            "and the GPUs of the container or job"
+        )
     built_for = torch.version.cuda or "CPUs only"
-    version = torch.__version__.partition("+")[0]
     return (
         f"a GPU with driver {driver} is here, this torch is built for {built_for}; to use it: "
-        f"pip install --force-reinstall torch=={version} --index-url {WHEEL_URL}{index}"
+        f"{install_line(index)}"
     )
+
+
+def install_line(index: str) -> str:
+    """The command that installs this version of torch from an index of ``WHEEL_INDEXES``."""
+    version = torch.__version__.partition("+")[0]
+    return f"pip install --force-reinstall torch=={version} --index-url {WHEEL_URL}{index}"
 
 
 def driver_version() -> int | None:

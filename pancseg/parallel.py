@@ -1,4 +1,4 @@
-"""Process pools that survive a crash, progress bars, and the cores and memory there are."""
+"""Shards, process pools that survive a crash, progress bars, and the cores and memory there are."""
 
 import multiprocessing
 import os
@@ -8,11 +8,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from pancseg.errors import PancsegError
 from pancseg.stopping import SIGNALS
 
 Item = TypeVar("Item")
@@ -20,6 +22,30 @@ Result = TypeVar("Result")
 SIGTERM_GRACE_S = 30  # that Slurm leaves after SIGTERM
 LOG_INTERVAL_S = 10.0  # between progress lines where stderr is no terminal
 CGROUP_ROOT, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``index`` of ``count`` of the cases, chosen by a hash of each case.
+
+    >>> Shard.parse("1/4")
+    Shard(index=1, count=4)
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """A shard from ``index/count``; ``PancsegError`` if it is something else."""
+        index, _, count = str(text).partition("/")
+        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+            raise PancsegError(f"shard={text}: expected i/n with i from 0 to n - 1, such as 0/4")
+        return cls(int(index), int(count))
+
+    def has(self, input_hash: str) -> bool:
+        """Whether a case belongs to this shard."""
+        return int(input_hash[:12], 16) % self.count == self.index
 
 
 def process_map(

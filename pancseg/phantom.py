@@ -18,7 +18,7 @@ def phantom(cfg: DictConfig) -> None:
         PancsegError: If nothing sensible is asked for.
     """
     from pancseg.parallel import progress
-    from pancseg.simulation.patient import simulate_patient, write_patient
+    from pancseg.phantoms.patient import simulate_patient, write_patient
 
     if OmegaConf.is_missing(cfg, "out"):
         raise PancsegError("out is not given; give a folder, such as out=data/phantoms")

@@ -1,4 +1,4 @@
-"""``python -m pancseg.predict``: masks of scans that nobody has drawn on."""
+"""``python -m pancseg.predict``: masks of scans without labels."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.cli import command
-from pancseg.errors import Incomplete, PancsegError
+from pancseg.errors import Incomplete, PancsegError, printable
 
 log = logging.getLogger(__name__)
 
@@ -19,55 +19,102 @@ def predict(cfg: DictConfig) -> None:
         PancsegError: If it cannot start.
         Incomplete: If a scan was refused or failed; the others are done.
     """
-    from pancseg.applying.find_scans import find_scans
-    from pancseg.applying.mask_flags import Doubts
-    from pancseg.applying.output_folder import output_folder
-    from pancseg.applying.scan_files import ScanFiles
-    from pancseg.applying.scan_run import ScanRun
-    from pancseg.applying.scan_segmenter import is_auto, open_segmenter
-    from pancseg.applying.shared_batch import batch_of
-    from pancseg.applying.telling import tell_each
     from pancseg.hardware import device_settings
-    from pancseg.inference.postprocess import Wanted
-    from pancseg.intake.types import ReadOptions
-    from pancseg.parallel import cores, follow
+    from pancseg.inference import scan_batch as sb
+    from pancseg.inference.checkpoint import open_checkpoints
+    from pancseg.inference.find_scans import case_names, find_scans
+    from pancseg.inference.mask_flags import ReviewThresholds
+    from pancseg.inference.postprocessing import PostprocessOptions
+    from pancseg.inference.predictor import Predictor, is_auto
+    from pancseg.parallel import Shard, cores, progress
 
+    scans, folder, options = *check_request(cfg), PostprocessOptions(**cfg.postprocess)
+    if options.is_auto:
+        raise PancsegError(
+            "postprocess: auto is chosen by pancseg.evaluate on validation patients; leave it out "
+            "here: the choice is used by itself"
+        )
+    shard = None if cfg.shard is None else Shard.parse(cfg.shard)
+    name = "" if shard is None else str(shard.index)
+    paths = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
+    predictor = Predictor(
+        open_checkpoints([Path(path) for path in paths]),
+        mirror=cfg.tta,
+        roi=is_auto(cfg.roi),
+        options=options,
+        **device_settings(cfg.hardware),
+    )
+    volume_ml = cfg.review.volume_ml and tuple(cfg.review.volume_ml)
+    thresholds = ReviewThresholds(**{**cfg.review, "volume_ml": volume_ml})
+    structure = predictor.models[0].structures[0]
+    batch = sb.ScanBatch(predictor, structure, folder, thresholds, cfg.probabilities, cfg.rtstruct)
+    found = find_scans(scans, cfg.modality, cores())
+    for warning in found.warnings:  # to the console alone: it names files
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    names = case_names(found.cases, scans)
+    jobs = [sb.ScanJob(source, case) for source, case in zip(found.cases, names, strict=True)]
+    if shard:
+        jobs = [job for job in jobs if shard.has(hash_of_name(job.case))]
+    refused = [sb.Row("", str(s.path), status=sb.REFUSED, reason=s.reason) for s in found.skipped]
+    with sb.locked_output(folder, predictor, name):
+        earlier = sb.read_tables(folder)
+        rows = {
+            job.case: earlier[job.case]
+            for job in jobs
+            if job.case in earlier and batch.is_done(job, earlier[job.case])
+        }
+        missing = [job for job in jobs if job.case not in rows]
+
+        def table() -> list[sb.Row]:
+            done = [rows[job.case] for job in jobs if job.case in rows]
+            return done + ([] if shard else refused)
+
+        for row in progress(batch.run(missing), "segmenting", "scan", len(missing)):
+            rows[row.case] = row
+            sb.write_table(sb.table_path(folder, name), table())
+        sb.write_table(sb.table_path(folder, name), table())
+        if not shard:
+            for path in folder.glob("predictions.*.csv"):
+                path.unlink()
+    failed = print_rows(table())
+    log.info("%s", sb.table_path(folder, name))
+    if failed:
+        raise Incomplete(f"{failed} scans were refused or failed; see {folder / sb.TABLE}")
+
+
+def check_request(cfg: DictConfig) -> tuple[Path, Path]:
+    """Input and output, checked before anything is opened.
+
+    Raises:
+        PancsegError: If one is not given, or masks would be written among the scans.
+    """
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise PancsegError(f"{key} is not given; give a path")
-    applied = device_settings(cfg.hardware)
-    wanted = Wanted(**cfg.postprocess)
-    if wanted.asks_validation:
-        raise PancsegError(
-            "postprocess: auto is chosen by pancseg.evaluate, on validation patients; leave it "
-            "out here: what was chosen is taken up by itself"
-        )
     scans, folder = Path(cfg.input), Path(cfg.output)
     if scans.is_dir() and folder.resolve().is_relative_to(scans.resolve()):
         raise PancsegError(
             f"output={folder}: lies in the input, where its masks would be taken for scans; give "
             "another folder"
         )
-    found = find_scans(scans, cfg.modality, ReadOptions((), processes=cores()))
-    named = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
-    segmenter = open_segmenter(
-        [Path(one) for one in named],
-        wanted,
-        **applied,
-        mirrored=cfg.tta,
-        coarse_to_fine=is_auto(cfg.roi),
-    )
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)  # to the console alone: it names files
-    doubts = Doubts(**{**cfg.doubts, "volume_ml": tuple(cfg.doubts.volume_ml)})
-    run = ScanRun(segmenter, ScanFiles(folder, cfg.probabilities, cfg.rtstruct), doubts)
-    batch = batch_of(run, found, scans)
-    with output_folder(folder, segmenter, batch) as crew:
-        follow(batch.segment(crew), "segmenting", "scan")
-    failed = tell_each(batch.table)
-    log.info("%s", folder / "predictions.csv")
-    if failed:
-        raise Incomplete(f"{failed} scans were refused or failed; see {folder / 'predictions.csv'}")
+    return scans, folder
+
+
+def hash_of_name(case: str) -> str:
+    """What decides the shard of a scan."""
+    from hashlib import sha256
+
+    return sha256(case.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def print_rows(rows: list) -> int:
+    """Print each row to the console alone, and count the scans that were refused or failed."""
+    for row in rows:
+        label = row.case or printable(row.path)
+        result = f"{row.volume_ml} ml, confidence {row.confidence}" if row.status == "done" else ""
+        flags = f"  [{row.flags}]" if row.flags else ""
+        print(f"{label}  {row.status}: {result or row.reason}{flags}")
+    return sum(row.status in ("refused", "failed") for row in rows)
 
 
 main = command(predict)

@@ -10,10 +10,14 @@ from pancseg.cli import command
 from pancseg.errors import Incomplete, PancsegError, printable
 
 if TYPE_CHECKING:
+    from pancseg.intake.convert import Preparation, PrepareSettings, Result
+    from pancseg.intake.match_labels import SourceContents
     from pancseg.intake.pseudonyms import Pseudonyms
-    from pancseg.intake.types import ReadOptions, SourceContents
+    from pancseg.intake.volume_files import ReadOptions
+    from pancseg.parallel import Shard
     from pancseg.structures import Structure
 
+MOST_LINES = 20  # refusals on the console; intake.csv holds all
 OUTPUT_FOLDERS = ("cases", "groups", "pictures")
 PATH_KEYS = ("images", "labels", "folder")  # keys of a source that are paths
 
@@ -43,11 +47,39 @@ def fill_prepared_folder(cfg: DictConfig) -> list[str]:
     """
     from hydra.utils import instantiate
 
-    from pancseg.data.groups import GroupSettings
-    from pancseg.intake.checks import Checks
-    from pancseg.intake.convert import PrepareSettings
-    from pancseg.intake.preparation import Preparation, Shard
+    from pancseg.intake.convert import Preparation
     from pancseg.intake.pseudonyms import make_pseudonyms, store_names
+    from pancseg.parallel import Shard
+
+    settings = prepare_settings(cfg)
+    options = read_options(cfg, settings.structures)
+    shard = None if cfg.get("shard") is None else Shard.parse(cfg.shard)
+    root, paths = settings.root, source_paths(cfg.source)
+    check_root(root, [path for path in paths.values() if path])
+    contents = instantiate(cfg.source, **paths, _partial_=True)(options=options)
+    for warning in [*contents.warnings, *nothing_found(contents, paths)]:
+        print(f"warning: {printable(warning)}", file=sys.stderr)
+    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
+    pseudonyms = make_pseudonyms(cfg.privacy.names, key_file)
+    kept = manifest_settings(cfg, paths, pseudonyms, settings)
+    preparation = Preparation(settings, kept, pseudonyms)
+    store_names(pseudonyms, [case.patient for case in contents.cases])
+    results = preparation.run(contents, options.processes, shard)
+    summary, problems, advice = (
+        summarise_shard(shard, results) if shard else summarise(preparation, results)
+    )
+    print_outcome(summary, problems, advice, results, cfg.show_names)
+    return problems
+
+
+def prepare_settings(cfg: DictConfig) -> "PrepareSettings":
+    """The prepared folder, and how its cases are cut and checked.
+
+    Raises:
+        PancsegError: If a value cannot be used.
+    """
+    from pancseg.intake.checks import Checks
+    from pancseg.intake.convert import GroupSettings, PrepareSettings
     from pancseg.structures import parse_structures
 
     groups = GroupSettings(cfg.data.depth, cfg.data.tail, cfg.data.keep_empty)
@@ -56,25 +88,7 @@ def fill_prepared_folder(cfg: DictConfig) -> list[str]:
     if checks.volume_ml is not None and len(structures) > 1:
         keys = " or ".join(f"structures.{s.name}.volume_ml=" for s in structures)
         raise PancsegError(f"checks.volume_ml: there are {len(structures)} structures; give {keys}")
-    options = read_options(cfg, structures)
-    shard = None if cfg.get("shard") is None else Shard.parse(cfg.shard)
-    root, paths = Path(cfg.data.root), source_paths(cfg.source)
-    check_root(root, [path for path in paths.values() if path])
-    contents = instantiate(cfg.source, **paths, _partial_=True)(options=options)
-    for warning in [*contents.warnings, *nothing_found(contents, paths)]:
-        print(f"warning: {printable(warning)}", file=sys.stderr)
-    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
-    pseudonyms = make_pseudonyms(cfg.privacy.names, key_file)
-    settings = {**vars(groups), **source_settings(cfg, paths, pseudonyms, structures)}
-    preparation = Preparation(
-        PrepareSettings(root, groups, checks, structures), settings, pseudonyms
-    )
-    store_names(pseudonyms, [case.patient for case in contents.cases])
-    outcome = preparation.run(contents, options.processes, shard)
-    # to the console alone: paths of input files stand in no log
-    for line in [*outcome.lines, *(outcome.names if cfg.show_names else ())]:
-        print(printable(line))
-    return outcome.problems
+    return PrepareSettings(Path(cfg.data.root), groups, checks, structures)
 
 
 def label_choice(cfg: DictConfig) -> list[int | str] | None:
@@ -95,8 +109,8 @@ def read_options(cfg: DictConfig, structures: tuple["Structure", ...]) -> "ReadO
     Raises:
         PancsegError: If a value cannot be used.
     """
-    from pancseg.dicom.slices import Repair
-    from pancseg.intake.types import ReadOptions
+    from pancseg.dicom.series import Repair
+    from pancseg.intake.volume_files import ReadOptions
     from pancseg.parallel import cores
 
     for key, rule in cfg.repair.items():
@@ -130,7 +144,7 @@ def existing_path(source: DictConfig, key: str) -> Path | None:
     Raises:
         PancsegError: If it is not given, or nothing matches it.
     """
-    from pancseg.intake.locate import expand_pattern, is_pattern
+    from pancseg.intake.sources import expand_pattern, is_pattern
 
     if OmegaConf.is_missing(source, key):
         extra = ", or source.labels=null to convert images alone" if key == "labels" else ""
@@ -191,31 +205,100 @@ def nothing_found(contents: "SourceContents", paths: dict[str, Path | None]) -> 
     ]
 
 
-def source_settings(
+def manifest_settings(
     cfg: DictConfig,
     paths: dict[str, Path | None],
     pseudonyms: "Pseudonyms",
-    structures: tuple["Structure", ...],
+    settings: "PrepareSettings",
 ) -> dict[str, Any]:
     """Settings that the manifest keeps; paths only as hashes, because they may name patients."""
-    source = cfg.source
-    settings: dict[str, Any] = {"source": str(source._target_).rpartition(".")[2]}
+    source, structures = cfg.source, settings.structures
+    kept: dict[str, Any] = vars(settings.groups) | {"source": source._target_.rpartition(".")[2]}
     for key in sorted(str(key) for key in source if key != "_target_"):
         path = paths.get(key)
-        settings[f"source.{key}"] = pseudonyms.hash(str(path)) if path else source[key]
+        kept[f"source.{key}"] = pseudonyms.hash(str(path)) if path else source[key]
+    labels = {s.name: s.labels and list(s.labels) for s in structures}
     if len(structures) == 1:
-        settings |= {"labels": as_list(structures[0].labels), "structure": structures[0].name}
+        kept |= {"labels": labels[structures[0].name], "structure": structures[0].name}
     else:
-        settings |= {f"structures.{s.name}.labels": as_list(s.labels) for s in structures}
-    return settings | {
-        "names": pseudonyms.key_id,
-        **{f"repair.{k}": v for k, v in cfg.repair.items()},
-    }
+        kept |= {f"structures.{name}.labels": own for name, own in labels.items()}
+    return kept | {"names": pseudonyms.key_id, **{f"repair.{k}": v for k, v in cfg.repair.items()}}
 
 
-def as_list(labels: tuple[int | str, ...] | None) -> list[int | str] | None:
-    """Labels as JSON holds them."""
-    return None if labels is None else list(labels)
+def summarise(
+    preparation: "Preparation", results: list["Result"]
+) -> tuple[str, list[str], list[str]]:
+    """Summary of a prepared folder, a line for each refused image, label or file, and advice."""
+    from pancseg.intake.checks import FLAGS, INFO_FLAGS
+    from pancseg.intake.match_labels import IMAGE_REFUSED
+
+    rows, cases, cut = preparation.rows.values(), preparation.cases, preparation.settings.groups
+    images = [row for row in rows if row.kind == "image"]
+    refused = [row for row in rows if row.status == "refused"]
+    reasons = sorted(f"{r.path}: {r.reason}" for r in refused if r.reason != IMAGE_REFUSED)
+    problems = [*reasons, *preparation.problems]
+    flags = [{f.partition(":")[0] for f in row.flags.split()} for row in images if row.case]
+    added = sum(result.input_hash in cases for result in results)
+    unlabelled = sum(case.label is None for case in cases.values())
+    flagged = sum(bool(names.difference(INFO_FLAGS)) for names in flags)
+    groups = "no groups"
+    if cut.depth is not None:
+        count = sum(map(len, preparation.groups.values()))
+        empty = sum(int(row.groups_empty or 0) for row in images)
+        tails = sum(int(row.groups_tail or 0) for row in images)
+        groups = (
+            f"{count} groups of {cut.depth} ({empty} empty groups "
+            f"{'kept' if cut.keep_empty else 'dropped'}, {tails} incomplete groups left out)"
+        )
+    summary = (
+        f"{preparation.root}: kept {len(cases)} of "
+        f"{len(cases) + sum(row.kind == 'image' for row in refused)} cases "
+        f"({added} new, {unlabelled} unlabelled, {flagged} flagged), "
+        f"{groups}; refused {len(problems)}{':' * bool(problems)}"
+    )
+    counts = {flag: sum(flag in names for names in flags) for flag in FLAGS}
+    advice = [
+        f"flagged {flag}, {count} case{'s' * (count != 1)}: {FLAGS[flag]}"
+        for flag, count in counts.items()
+        if count and flag not in INFO_FLAGS
+    ]
+    advice += [*preparation.corrections, f"look at {preparation.root / 'intake.png'}"]
+    return summary, problems, advice
+
+
+def summarise_shard(shard: "Shard", results: list["Result"]) -> tuple[str, list[str], list[str]]:
+    """As :func:`summarise`, of a shard."""
+    problems = [f"{r.rows[0].path}: {r.rows[0].reason}" for r in results if r.case is None]
+    summary = (
+        f"shard {shard.index}/{shard.count}: {len(results)} cases, refused {len(problems)}; when "
+        "all shards are done, run the same command without shard"
+    )
+    return summary, problems, []
+
+
+def print_outcome(
+    summary: str,
+    problems: list[str],
+    advice: list[str],
+    results: list["Result"],
+    show_names: bool,
+) -> None:
+    """Print the summary, the first problems, and options that make more scans usable.
+
+    To the console alone: paths of input files stand in no log.
+    """
+    lines = [summary, *(f"refused {problem}" for problem in problems[:MOST_LINES])]
+    if len(problems) > MOST_LINES:
+        lines.append(f"and {len(problems) - MOST_LINES} more, see intake.csv")
+    if repairs := sorted({key for result in results for key in result.repairs}):
+        options = " ".join(f"repair.{key}=resample" for key in repairs)
+        lines.append(f"{options}, with another data.root, resamples such series")
+    lines += advice
+    for result in results if show_names else ():
+        if result.structure_names:
+            lines.append(f"{result.rows[-1].path}: {', '.join(result.structure_names)}")
+    for line in lines:
+        print(printable(line))
 
 
 main = command(prepare)

@@ -1,4 +1,4 @@
-"""``python -m pancseg.report``: the page of a run or a sweep, or runs compared."""
+"""``python -m pancseg.report``: the page of a run or a sweep, or a comparison of runs."""
 
 import logging
 from pathlib import Path
@@ -15,31 +15,36 @@ def report(cfg: DictConfig) -> None:
     """Write the report of ``run`` or of ``sweep``, or compare ``runs``.
 
     Raises:
-        PancsegError: If folders are no scored runs, or were scored on other patients.
+        PancsegError: If folders are not scored runs, or were scored on different patients.
     """
-    if sum(one is not None for one in (cfg.run, cfg.runs, cfg.sweep)) != 1:
+    if sum(value is not None for value in (cfg.run, cfg.runs, cfg.sweep)) != 1:
         raise PancsegError(
             "give run=RUN, or sweep=SWEEP, or runs=[RUN_A,RUN_B,...] to compare them"
         )
+    if cfg.by is not None and cfg.run is None:
+        raise PancsegError(f"by={cfg.by}: needs run=RUN")
     if cfg.sweep is not None:
         from pancseg.reports.sweep_report import report_sweep
 
-        log.info("%s", report_sweep(Path(cfg.sweep)))
-        return
-    if cfg.run is not None:
-        from pancseg.output.run_files import open_run
-        from pancseg.output.run_report import write_run_report
+        path = report_sweep(Path(cfg.sweep))
+    elif cfg.run is not None:
+        from pancseg.reports.run_folder import open_run
+        from pancseg.reports.run_report import write_run_report
+        from pancseg.reports.tables import print_table, subgroup_table
 
-        log.info("%s", write_run_report(open_run(Path(cfg.run)), cfg.subset))
-        return
-    from pancseg.judging.run_comparison import compare_runs
-    from pancseg.output.comparison_report import print_comparison, write_comparison
+        run = open_run(Path(cfg.run))
+        path = write_run_report(run, cfg.subset, cfg.by)
+        if cfg.by is not None:
+            print_table(subgroup_table(run.rows(cfg.subset), cfg.by))
+    else:
+        from pancseg.reports.comparison import compare_runs, print_comparison, write_comparison
 
-    told = compare_runs(list(cfg.runs), cfg.subset, list(cfg.measures))
-    for words in told["warnings"]:
-        log.warning(words)
-    print_comparison(told)
-    log.info("%s", write_comparison(Path(cfg.output), told))
+        found = compare_runs(list(cfg.runs), cfg.subset, list(cfg.measures))
+        for warning in found["warnings"]:
+            log.warning(warning)
+        print_comparison(found)
+        path = write_comparison(Path(cfg.output), found)
+    log.info("%s", path)
 
 
 main = command(report)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import nibabel as nib
 
-from pancseg.dicom.series import read_series
-from pancseg.dicom.slices import Repair
-from pancseg.output.dicom_rtstruct import write_rtstruct
+from pancseg.dicom.series import Repair, read_series
+from pancseg.dicom.write_rtstruct import write_rtstruct
+from tests.tiny_labels import structures
 
 DESCRIPTIONS = {
     "nnunet": {
@@ -58,6 +58,7 @@ def lay_out(phantoms: Path, root: Path) -> None:
             else:
                 path.symlink_to(target)
         stack = read_series(tuple(sorted(images.iterdir())), Repair()).stack
-        write_rtstruct(root / "contours" / name / "contours.dcm", nib.load(label), stack)
+        file = root / "contours" / name / "contours.dcm"
+        write_rtstruct(file, nib.load(label), structures(), stack)
     for folder, kind in (("nnUNet_raw/Dataset007_Pancreas", "nnunet"), ("Task07_Pancreas", "msd")):
         (root / folder / "dataset.json").write_text(json.dumps(DESCRIPTIONS[kind]))

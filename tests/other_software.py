@@ -56,8 +56,8 @@ def errors_of(file: Path) -> list[str]:
     return [line for line in output if line.startswith("Error")]
 
 
-def seg_by_simpleitk(file: Path, truth: nib.Nifti1Image) -> np.ndarray:
-    """Frames of a SEG decoded by GDCM, each at the position in its header."""
+def seg_by_simpleitk(file: Path, truth: nib.Nifti1Image, segment: int = 1) -> np.ndarray:
+    """Frames of a segment of a SEG decoded by GDCM, each at the position in its header."""
     frames = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) > 0
     header = pydicom.dcmread(file, stop_before_pixels=True)
     shared = header.SharedFunctionalGroupsSequence[0]
@@ -67,25 +67,29 @@ def seg_by_simpleitk(file: Path, truth: nib.Nifti1Image) -> np.ndarray:
     rows_mm, columns_mm = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
     positions = []
     for frame, own in zip(frames, header.PerFrameFunctionalGroupsSequence, strict=True):
+        identified = own if "SegmentIdentificationSequence" in own else shared
+        if identified.SegmentIdentificationSequence[0].ReferencedSegmentNumber != segment:
+            continue
         corner = np.array(own.PlanePositionSequence[0].ImagePositionPatient, float)
         for i, j in np.argwhere(frame):
             positions.append(corner + j * columns_mm * row + i * rows_mm * column)
-    return on_grid(truth, np.array(positions) * [-1, -1, 1])
+    return on_grid(truth, np.reshape(positions, (-1, 3)) * [-1, -1, 1])
 
 
-def seg_by_dcmqi(file: Path, truth: nib.Nifti1Image, folder: Path) -> np.ndarray:
-    """A SEG as dcmqi, on DCMTK, turns it into NIfTI."""
+def seg_by_dcmqi(file: Path, truth: nib.Nifti1Image, folder: Path, segment: int = 1) -> np.ndarray:
+    """A segment of a SEG as dcmqi, on DCMTK, turns it into NIfTI."""
     dcmqi = pytest.importorskip("dcmqi", reason="dcmqi has no wheel for this machine")
     program = Path(dcmqi.__file__).parent / "bin" / "segimage2itkimage"
     where = ["--outputDirectory", folder, "--prefix", "dcmqi", "--outputType", "nii"]
     output = run(program, "--inputDICOM", file, *where).splitlines()
     assert [line for line in output if line.startswith(("W:", "E:"))] == []
-    (written,) = folder.glob("dcmqi*.nii.gz")
-    return voxels_of(nib.load(written), truth)
+    return voxels_of(nib.load(folder / f"dcmqi-{segment}.nii.gz"), truth)
 
 
-def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> np.ndarray:
-    """An RTSTRUCT's contours put by SimpleITK onto the series as it reads it, then filled."""
+def rtstruct_by_matplotlib(
+    file: Path, series: Path, truth: nib.Nifti1Image, roi: int = 1
+) -> np.ndarray:
+    """Contours of an ROI put by SimpleITK onto the series as it reads it, then filled."""
     reader = SimpleITK.ImageSeriesReader()
     (uid,) = reader.GetGDCMSeriesIDs(str(series))
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series), uid))
@@ -93,7 +97,7 @@ def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> 
     columns, rows, _ = image.GetSize()
     centres = np.stack(np.indices((columns, rows)), axis=-1).reshape(-1, 2)
     positions = []
-    for contour in pydicom.dcmread(file).ROIContourSequence[0].get("ContourSequence", []):
+    for contour in pydicom.dcmread(file).ROIContourSequence[roi - 1].get("ContourSequence", []):
         points = np.reshape(contour.ContourData, (-1, 3)).astype(float)
         put = image.TransformPhysicalPointToContinuousIndex
         pixels = np.array([put(point.tolist()) for point in points])
@@ -102,15 +106,14 @@ def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image) -> 
         inside = Polygon(pixels[:, :2]).contains_points(centres)
         for i, j in centres[inside].tolist():
             positions.append(image.TransformIndexToPhysicalPoint((i, j, int(k))))
-    return on_grid(truth, np.array(positions) * [-1, -1, 1])
+    return on_grid(truth, np.reshape(positions, (-1, 3)) * [-1, -1, 1])
 
 
 def rtstruct_by_plastimatch(
-    file: Path, series: Path, truth: nib.Nifti1Image, folder: Path
+    file: Path, series: Path, truth: nib.Nifti1Image, folder: Path, name: str = "Pancreas"
 ) -> np.ndarray:
-    """An RTSTRUCT as plastimatch fills it on its series."""
+    """An ROI as plastimatch fills it on its series."""
     program = installed("plastimatch", "plastimatch")
     where = ["--output-prefix", folder / "plastimatch", "--prefix-format", "nii.gz"]
     run(program, "convert", "--input", file, "--referenced-ct", series, *where)
-    (written,) = (folder / "plastimatch").iterdir()
-    return voxels_of(nib.load(written), truth)
+    return voxels_of(nib.load(folder / "plastimatch" / f"{name}.nii.gz"), truth)

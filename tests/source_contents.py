@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pancseg.intake.types import CaseSource, ReadOptions, SourceContents
+from pancseg.intake.match_labels import CaseSource, SourceContents
+from pancseg.intake.volume_files import ReadOptions
 from pancseg.structures import Label, LabelMap, parse_structures
 
 ORGAN = {"code": "15776009", "kind": "organ", "volume_ml": [15, 300]}

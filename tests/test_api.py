@@ -10,12 +10,22 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 import pancseg
+from pancseg.config import conf_folder
 from pancseg.errors import Incomplete, PancsegError
 from tests.conftest import PHANTOM, SHALLOW, contents
 from tests.tiny_dicom import write_series
 
+REQUIRED: dict[str, dict[str, str]] = {
+    "phantom": {"out": "out"},
+    "prepare": {"source.images": "images", "source.labels": "labels"},
+    "evaluate": {"checkpoint": "run/checkpoints/best.ckpt"},
+    "predict": {"checkpoint": "best.ckpt", "input": "scans", "output": "out"},
+    "report": {"run": "run"},
+    "export": {"checkpoint": "best.ckpt", "output": "out"},
+}
 HERE = "processes=0"  # starting processes takes longer than the work
 
 
@@ -57,7 +67,7 @@ def test_a_run_is_named_by_the_clock_where_no_folder_is_given(odd: Path, tmp_pat
         (["train", "data=nope"], "data=nope: no such choice"),
         (["train", {"trainer.max_epoch": 3}], "did you mean trainer.max_epochs?"),
         (["train", "data.root=nowhere"], "nowhere holds no manifest.json"),
-        (["evaluate"], "checkpoint is not given"),
+        (["evaluate"], "give checkpoint=RUN"),
         (["paint"], "paint: no such command; there are phantom, prepare"),
         (["train", "-m"], "flags belong on the command line"),
     ],
@@ -68,6 +78,23 @@ def test_a_command_that_cannot_start_raises_its_message(
     with pytest.raises(PancsegError, match=says.replace("?", r"\?")):
         pancseg.run(*words)
     assert capsys.readouterr().err == ""
+
+
+def test_doctor_runs_from_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pancseg.run("doctor") == Path("data/prepared")
+    assert "ok       packages  pancseg" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", sorted(path.stem for path in conf_folder().glob("*.yaml")))
+def test_every_command_composes_its_defaults_and_returns_a_folder(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = []
+    monkeypatch.setattr(f"pancseg.{command}.{command}", composed.append)
+    folder = pancseg.run(command, REQUIRED.get(command, {}))
+    assert isinstance(folder, Path)
+    (cfg,) = composed
+    assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 def test_a_refused_series_raises_after_the_rest_was_prepared(dicom: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from pancseg.config import conf_folder, register_resolvers
 from pancseg.data.manifest import read_manifest
+from pancseg.inference.predictor import Predictor
 from tests.conftest import run_command
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -55,15 +56,6 @@ def test_the_page_of_metrics_finds_ours_as_by_hand_and_says_where_libraries_diff
     assert "| half of it | dice, defaults | 0.6667 | torchmetrics | 0.8323 |" in page
     written = (FOLDER.parent / "docs" / "metrics_by_hand.md").read_text()
     assert page.splitlines()[4:] == written.splitlines()[4:]
-
-
-def test_the_cost_of_scoring_is_measured_beside_reading_and_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["evaluate.py", "--work", str(tmp_path / "w"), "--cases", "2", "--shape", "64,64,40"]
-    monkeypatch.setattr(sys, "argv", words)
-    script("evaluate").main()
-    assert "times reading and writing: " in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
@@ -106,11 +98,11 @@ def test_both_splits_test_on_the_same_patients_and_share_none(
 def test_the_plain_script_is_judged_by_the_sigmoid_that_its_loss_taught_it(tmp_path: Path) -> None:
     network = script("plain_recipe").make_network(tiny=True).eval()
     torch.save(network.state_dict(), tmp_path / "weights.pt")
-    judged = script("time_to_dice").PlainNetwork(tmp_path / "weights.pt", tiny=True)
-    image = torch.rand(1, 1, 32, 32, 32)
+    model = script("time_to_dice").plain_model(tmp_path / "weights.pt", tiny=True)
+    image = torch.rand(32, 32, 32)
     with torch.no_grad():
-        expected = 1 / (1 + torch.exp(-network(image)[:, 1]))
-        found = judged.to("cpu").window_foreground_logit(image)[:, 0].sigmoid()
+        expected = 1 / (1 + torch.exp(-network(image[None, None])[0, 1]))
+    found = Predictor([model]).apply(0, image)
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 

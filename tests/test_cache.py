@@ -14,7 +14,6 @@ import pytest
 import torch
 from monai.transforms import Compose, Resized
 
-from pancseg.checkup import storage
 from pancseg.data import cache as cache_module
 from pancseg.data.cache import USE_LOCKS, VolumeCache, arrays_of, evict, is_in_use
 from pancseg.data.manifest import Group
@@ -208,16 +207,6 @@ def test_volumes_of_other_settings_are_removed_longest_unused_first(cache: Volum
     assert not older.exists()
     assert names(cache.folder.parent) == [cache.folder.name]
     assert cache.missing() == []
-
-
-def test_doctor_shows_the_size_of_caches(cache: VolumeCache, tmp_path: Path) -> None:
-    replace(cache, folder=cache.root / "cache" / OTHER).fill()
-    size = sum(path.stat().st_size for path in cache.root.rglob("*.npy"))
-    assert size > 3 * 3 * 4096
-    for root in (cache.root, tmp_path):
-        finding = storage.disk(root, tmp_path)
-        assert finding.facts["cache_bytes"] == size
-        assert "caches of preprocessed volumes: 0.0 GB" in finding.words
 
 
 def test_files_that_pancseg_did_not_write_are_not_removed(cache: VolumeCache) -> None:

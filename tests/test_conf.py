@@ -12,17 +12,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from pancseg.applying.mask_flags import Doubts
 from pancseg.config import conf_folder, register_resolvers
 from pancseg.data.sampling import Sampling
 from pancseg.data.splits import make_split
-from pancseg.dicom.slices import Repair
+from pancseg.dicom.series import Repair
 from pancseg.hardware import Machine
-from pancseg.inference.postprocess import Wanted
+from pancseg.inference.mask_flags import ReviewThresholds
+from pancseg.inference.postprocessing import PostprocessOptions
 from pancseg.intake.checks import Checks
 from pancseg.models.augmentation import Augmentation
+from pancseg.models.factory import build
 from pancseg.models.losses import deep_supervision_loss
-from pancseg.models.networks import build
 from pancseg.structures import parse_structures
 
 CONF = conf_folder()
@@ -105,17 +105,16 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
         )
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
-        chosen = {"devices", "channels_last", "compile", "benchmark", "fused"}
+        chosen = {"devices", "channels_last", "compile", "compile_mode", "benchmark", "fused"}
         assert set(composed("train", f"hardware={name}").hardware) == machine | chosen
     cfg = composed("prepare")
     assert set(cfg.checks) == set(inspect.signature(Checks).parameters)
     assert set(cfg.repair) == set(inspect.signature(Repair).parameters)
     assert "shard" in cfg and "worker" not in cfg
     assert Checks() == Checks(**plain(cfg.checks))
-    assert set(composed("predict").doubts) == set(inspect.signature(Doubts).parameters)
-    assert Doubts() == Doubts(**plain(composed("predict").doubts))
+    assert plain(composed("predict").review) == vars(ReviewThresholds())
     for name in ("evaluate", "predict"):
-        assert plain(composed(name).postprocess) == vars(Wanted())
+        assert plain(composed(name).postprocess) == vars(PostprocessOptions())
     for name in options("privacy"):
         assert set(composed("train", f"privacy={name}").privacy) == {"names", "key_file"}
 

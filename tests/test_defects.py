@@ -737,7 +737,7 @@ def test_the_table_has_every_flag_that_a_single_scan_or_label_can_have() -> None
 def test_a_defect_has_its_row_and_the_good_case_beside_it_is_unharmed(
     name: str, good: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pancseg.intake.preparation.draw_contact_sheet", lambda *_: None)  # slow
+    monkeypatch.setattr("pancseg.intake.convert.draw_contact_sheet", lambda *_: None)  # slow
     defect, source, root = DEFECTS[name], tmp_path / "source", tmp_path / "root"
     kind = "nifti" if defect.layout == "nifti" else "dicom"
     shutil.copytree(good / kind, source, copy_function=os.link)

@@ -15,6 +15,7 @@ import SimpleITK
 from pydicom.dataset import Dataset
 
 from pancseg.dicom.series import (
+    Repair,
     Series,
     find_series,
     read_mask_series,
@@ -22,7 +23,6 @@ from pancseg.dicom.series import (
     same_extent,
     series_extent,
 )
-from pancseg.dicom.slices import Repair
 from pancseg.errors import Refused
 from pancseg.structures import LabelMap
 from tests.tiny_dicom import AXIAL, find, put, read, write_series
@@ -260,7 +260,7 @@ def test_skipped_objects_of_a_kind_are_one_row_and_foreign_files_one_each(tmp_pa
     for name in ("LICENSE", "notes.txt", "text.dcm"):
         (tmp_path / name).write_text("not DICOM")
     _, skipped = find(tmp_path)
-    assert sorted((s.path.name, s.status, s.reason.split(":")[0], s.count) for s in skipped) == [
+    assert sorted((s.path.name, s.status, s.reason.split(":")[0], s.slices) for s in skipped) == [
         ("LICENSE", "dropped", "not_dicom", 1),
         ("notes.txt", "dropped", "not_dicom", 1),
         ("text.dcm", "refused", "not_dicom", 1),

@@ -12,10 +12,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
+from pancseg.dicom.series import Scan
 from pancseg.errors import PancsegError, Refused
-from pancseg.intake.cases import read_label
+from pancseg.intake.match_labels import SourceContents, read_label
 from pancseg.intake.sources import find_dicom
-from pancseg.intake.types import Scan, SourceContents
 from tests.source_contents import codes_of, label_of, options, pairs, patients, skipped
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, item, write_nrrd, write_segmentation

@@ -8,10 +8,10 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from docs.site_parts import hooks
-from pancseg.applying.mask_flags import MASK_FLAGS
 from pancseg.config import conf_folder, register_resolvers
+from pancseg.inference.mask_flags import MASK_FLAGS
 from pancseg.intake.checks import FLAGS
-from pancseg.output.score_words import TITLES
+from pancseg.reports.tables import HEADINGS
 from tests.documented import PAGES, ROOT, Typed, blocks_of, commands_of
 
 CONF = conf_folder()
@@ -75,7 +75,7 @@ def test_the_page_of_predict_explains_every_flag_of_a_mask() -> None:
 
 def test_the_page_of_scores_explains_every_column() -> None:
     page = (ROOT / "docs" / "scores.md").read_text()
-    columns = set(TITLES) - {"case"} | {"nsd_1mm", "nsd_2mm", "nsd_3mm"}
+    columns = {*HEADINGS, "nsd_1mm", "nsd_2mm", "nsd_3mm", "fold", "contrast", "status"}
     assert columns <= set(re.findall(r"`(\w+)`", page))
 
 

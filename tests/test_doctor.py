@@ -1,220 +1,170 @@
-"""``pancseg.doctor``: what works is tried, what does not is told with the line that mends it."""
+"""``pancseg.doctor``: findings of this machine, and of machines that it is not."""
 
-import getpass
-import json
+import math
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
+import time
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
-import filelock
 import pytest
 import torch
+from packaging.requirements import Requirement
+from pydicom import uid
 
-from pancseg import hardware as machine
-from pancseg import parallel
-from pancseg.checkup import decoders, findings, gpu, hardware, software, storage
-from pancseg.checkup.examination import CHECKS, looked
-from pancseg.checkup.findings import BROKEN, OK, SLOW, Finding
+from pancseg import doctor, hardware
+from pancseg.dicom import pixels
+from pancseg.doctor import ERROR, OK, WARNING, convolution_difference
 from tests.conftest import Command
 
-NAMES = list(CHECKS)
+ROOT = Path(__file__).parents[1]
 
 
-def test_a_sound_machine_is_told_in_ten_lines_and_ends_with_0(command: Command) -> None:
+def test_doctor_prints_collect_env_and_a_line_for_each_check(command: Command) -> None:
     ended = command("doctor")
-    told = ended.out.splitlines()
+    environment, findings = ended.out.split("\n\nok       packages", 1)
     assert (ended.code, ended.err) == (0, "")
-    assert [line.split()[1] for line in told] == NAMES
-    assert {line.split()[0] for line in told} <= {OK, SLOW}
-    assert f"torch {torch.__version__}" in told[0]
-    assert told[8].endswith("lossless JPEG, JPEG-LS, JPEG 2000, RLE")
+    assert f"PyTorch version: {torch.__version__}" in environment
+    assert "Vulnerability" not in environment and "Flags:" not in environment
+    packages, gpu, decoders, disk = findings.splitlines()
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {Requirement(dependency).name for dependency in dependencies}
+    assert {package.split()[0] for package in packages.split(", ")} == {"pancseg", *names}
+    assert gpu.split()[:2] in ([OK, "gpu"], [WARNING, "gpu"])
+    syntaxes = {"JPEG2000Lossless", "JPEGLSLossless", "JPEGLosslessSV1", "RLELossless"}
+    assert syntaxes <= set(decoders.replace(",", "").split())
+    assert "GB free at data.root" in disk
 
 
-def test_json_holds_the_same_and_names_nobody(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_torch_that_cannot_be_imported_is_an_error_and_the_other_checks_run(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(platform, "node", lambda: "ward7")
-    monkeypatch.setattr(getpass, "getuser", lambda: "jdoe")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    ended = command("doctor", "json=true", f"data.root={tmp_path / 'd'}", "runs=/scratch/jdoe/r")
-    found = json.loads(ended.out)["findings"]
-    assert [one["name"] for one in found] == NAMES
-    assert "data.root=~/d" in ended.out and "runs=/scratch/<user>/r" in ended.out
-    assert not re.search(rf"jdoe|ward7|{tmp_path}", ended.out)
-    assert next(one for one in found if one["name"] == "disk")["facts"]["data.root"]["writable"]
-
-
-def test_a_broken_decoder_is_named_and_ends_with_1(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = decoders.pixel_array
-
-    def without_gdcm(one: object, decoding_plugin: str) -> object:
-        if decoding_plugin == "gdcm":
-            raise RuntimeError("gdcm is not there")
-        return real(one, decoding_plugin=decoding_plugin)
-
-    monkeypatch.setattr(decoders, "pixel_array", without_gdcm)
-    ended = command("doctor")
-    assert ended.code == 1
-    assert "BROKEN  decoders    lossless JPEG (gdcm is not there); pip install" in ended.out
-    assert ended.err.startswith("pancseg.doctor: broken: decoders;")
-
-
-def test_a_decoder_that_gives_other_pixels_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decoders.pixel_array
-    monkeypatch.setattr(decoders, "pixel_array", lambda one, **given: real(one, **given) + 1)
-    found = decoders.decoders()
-    assert found.status == BROKEN
-    assert set(found.facts.values()) == {"gives wrong pixels"}
-
-
-def test_a_torch_that_does_not_import_is_told_and_the_rest_is_looked_at(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open')\n")
-    path = os.pathsep.join([str(tmp_path), str(Path(machine.__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     ended = subprocess.run(
         [sys.executable, "-m", "pancseg.doctor"], check=False, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", "HYDRA_FULL_ERROR": "0"},
     )  # fmt: skip
-    assert ended.returncode == 1
     lines = ended.stdout.splitlines()
-    assert [line.split()[1] for line in lines] == NAMES
-    assert "torch does not import (ImportError: libcudart.so.12" in lines[0]
-    assert lines[8].startswith("ok      decoders")
+    assert lines[0] == "torch.utils.collect_env gave no report"
+    assert [line.split()[0] for line in lines[2:4]] == [OK, ERROR]
+    assert "gpu       ImportError: libcudart.so.12: cannot open; pip install" in lines[3]
+    assert lines[4].startswith("ok       decoders")
+    assert ended.returncode == 1
+    assert ended.stderr == "pancseg.doctor: errors: gpu; the lines give advice\n"
 
 
-@pytest.mark.parametrize(
-    ("units", "status"), [({"avx512_bf16": True}, OK), ({"avx512_bf16": False}, SLOW)]
-)
-def test_a_cpu_without_bf16_units_is_called_slow(
-    monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], status: str
+def test_programs_that_hang_in_collect_env_are_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
-    monkeypatch.setattr(machine, "detect", machine.detect.__wrapped__)
-    assert hardware.speed().status == status
+    hanging = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; {}'])"
+    waiting = hanging.format("time.sleep(10)")
+    monkeypatch.setattr(doctor, "COLLECT_ENV", [sys.executable, "-c", waiting])
+    monkeypatch.setattr(doctor, "TIMEOUT_S", 1)
+    began = time.monotonic()
+    assert doctor.environment() == "torch.utils.collect_env gave no report"
+    assert time.monotonic() - began < 8
 
 
-def test_a_gpu_that_torch_cannot_use_is_reported_with_the_line_that_mends_it(
+def test_packages_that_are_missing_or_of_another_version_are_findings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = ["numpy>=99", "nothing-such>=1", "pydicom>=3", 'no-onnx>=1; extra == "export"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: asked)
+    numpy, nothing, rest = doctor.check_packages()
+    assert numpy[0] == WARNING and ", expected >=99; pip install" in numpy[1]
+    assert nothing == (ERROR, f"nothing-such is missing; {doctor.INSTALL}")
+    assert [word.split()[0] for word in rest[1].split(", ")] == ["pancseg", "numpy", "pydicom"]
+
+
+def test_transfer_syntaxes_without_decoder_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = {uid.JPEGLossless: "absent", uid.RLELossless: "pydicom", uid.JPEG2000MC: "pylibjpeg"}
+    monkeypatch.setattr(pixels, "DECODERS", plugins)
+    missing, found = doctor.check_decoders()
+    assert missing == (ERROR, f"cannot decode JPEGLossless; {doctor.INSTALL}")
+    assert found == (OK, "RLELossless")
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_warning_with_the_install_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "driver_version", lambda: 580)
-    monkeypatch.setattr(gpu, "driver", lambda: "580.1")
-    found = gpu.gpu()
-    assert (found.status, found.facts["driver"]) == (SLOW, "580.1")
-    assert found.words == machine.unusable_gpu()
-    assert "--index-url" in found.words
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(hardware, "driver_version", lambda: 580)
+    ((status, advice),) = doctor.check_gpus()
+    assert status == WARNING and advice.endswith(hardware.install_line("cu130"))
 
 
-def test_a_right_bf16_convolution_is_close_to_that_of_the_cpu() -> None:
-    assert 0 < gpu.bf16_convolution_error("cpu") < gpu.MAX_BF16_ERROR
+NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution\nmore lines")
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "computes", "status"), [(24, True, OK), (6, True, SLOW), (24, False, BROKEN)]
+    ("capability", "result", "status", "says"),
+    [
+        (8, 0.01, OK, "Card, 24 GB, bfloat16"),
+        (7, 0.01, OK, "Card, 24 GB, float16"),
+        (8, 0.3, ERROR, "conv3d is off by 30%"),
+        (8, math.nan, ERROR, "conv3d is off by nan%"),
+        (7, NO_KERNEL, ERROR, f"for execution; {hardware.install_line('cu126')}"),
+        (12, NO_KERNEL, ERROR, f"for execution; {hardware.install_line('cu130')}"),
+        (8, torch.OutOfMemoryError("CUDA out of memory"), ERROR, "hardware=cpu works without it"),
+    ],
 )
-def test_a_gpu_is_made_to_compute(
-    monkeypatch: pytest.MonkeyPatch, gigabytes: int, computes: bool, status: str
+def test_each_gpu_computes_a_convolution(
+    monkeypatch: pytest.MonkeyPatch,
+    capability: int,
+    result: float | Exception,
+    status: str,
+    says: str,
 ) -> None:
-    def ones(size: int, device: str) -> torch.Tensor:
-        if not computes:
-            raise RuntimeError("no kernel image is available for execution on the device")
-        return torch.zeros(size)
+    def difference(device: str, dtype: str) -> float:
+        if device == "cuda:1" and isinstance(result, Exception):
+            raise result
+        return result if device == "cuda:1" else 0.0
 
-    card = SimpleNamespace(name="Card", total_memory=gigabytes * 10**9, major=8, minor=9)
-    monkeypatch.setattr(gpu, "bf16_convolution_error", lambda device: 0.01)
+    card = SimpleNamespace(name="Card", total_memory=24 * 10**9, major=capability)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda n: card)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr(torch, "ones", ones)
-    assert gpu.gpu().status == status
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    monkeypatch.setattr(doctor, "convolution_difference", difference)
+    first, second = doctor.check_gpus()
+    assert first[0] == OK
+    assert second[0] == status and says in second[1]
 
 
-@pytest.mark.parametrize(
-    ("gigabytes", "says"), [(4, "processes=1"), (16, "give processes=8"), (64, "64.0 GB")]
-)
-def test_little_memory_is_told_with_what_fits(
-    monkeypatch: pytest.MonkeyPatch, gigabytes: int, says: str
+def test_wrong_half_precision_convolutions_and_gradients_are_measured(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hardware, "main_memory", lambda: gigabytes * 10**9)
-    monkeypatch.setattr(hardware, "cores_here", lambda: 16)
-    assert says in hardware.memory().words
+    assert convolution_difference("cpu", "float32") == 0
+    assert 0 < convolution_difference("cpu", "float16") < doctor.MAX_DIFFERENCE
+    real = torch.nn.functional.conv3d
+
+    def wrong(image: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+        scaled = weight * 1.5 if image.dtype == torch.float16 else weight
+        output = real(image, scaled, padding=padding)
+        return real(image, weight, padding=padding).detach() + output - output.detach()
+
+    monkeypatch.setattr(torch.nn.functional, "conv3d", wrong)
+    assert convolution_difference("cpu", "float16") == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize(("written", "quota"), [("150000 100000", 1.5), ("max 100000", None)])
-def test_the_quota_of_a_container_counts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, quota: float | None
-) -> None:
-    (tmp_path / "cpu.max").write_text(written + "\n")
-    monkeypatch.setattr(parallel, "CGROUP_ROOT", tmp_path)
-    monkeypatch.setattr(hardware, "cores_here", lambda: 8)
-    found = hardware.cores()
-    assert found.facts["quota"] == quota
-    assert ("processes=1" in found.words) == (quota is not None)
-
-
-def test_a_small_disk_is_told_with_how_many_scans_it_holds(
+def test_a_small_disk_and_the_caches_below_the_root_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4e9))
-    found = storage.disk(tmp_path / "not" / "there", tmp_path)
-    assert found.status == SLOW
-    assert "room for about 10 scans" in found.words
-    assert not (tmp_path / "not").exists()
-
-
-def test_a_folder_that_cannot_be_written_is_broken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(storage, "is_writable", lambda folder: folder != tmp_path)
-    found = storage.disk(tmp_path, Path("/"))
-    assert found.status == BROKEN
-    assert found.words.count("cannot be written") == 1
-
-
-def test_locks_that_keep_nobody_out_are_broken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    assert storage.sharing(tmp_path).facts["locks"] is True
-    monkeypatch.setattr(filelock.FileLock, "_acquire", pretend)
-    assert storage.sharing(tmp_path).status == BROKEN
-
-
-def pretend(lock: filelock.BaseFileLock) -> None:
-    """Take a lock without asking the system, as some network disks do."""
-    lock._context.lock_file_fd = os.open(lock.lock_file, os.O_RDWR | os.O_CREAT)
-
-
-def test_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(storage, "SHARED", tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=64e6))
-    assert "--shm-size" in storage.sharing(tmp_path).words
-
-
-def test_what_extras_and_pancseg_itself_lack_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ["numpy>=99", "nothing-such>=1", 'no-onnx>=1; extra == "export"']
-    monkeypatch.setattr(software.metadata, "requires", lambda name: asked)
-    numpy, nothing = software.unmet("")
-    assert numpy.startswith("numpy is ") and numpy.endswith(", expected >=99")
-    assert nothing == "nothing-such is missing"
-    assert list(software.unmet("export")) == ["no-onnx is missing"]
-    assert software.versions().status == SLOW
-
-
-def test_what_breaks_while_it_is_looked_at_is_broken() -> None:
-    assert looked("nothing", "storage", ()).status == BROKEN
-
-
-def test_a_users_name_inside_a_word_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(getpass, "getuser", lambda: "data")
-    assert findings.private("free for data.root=x, /mnt/data/x") == (
-        "free for data.root=x, /mnt/<user>/x"
-    )
-    assert findings.as_lines([Finding("a", OK, "b")]) == ["ok      a           b"]
+    for root in ("group64", "volume"):
+        file = tmp_path / "prepared" / root / "cache" / ("0" * 16) / "case_image.npy"
+        file.parent.mkdir(parents=True)
+        with file.open("wb") as opened:
+            opened.truncate(3 * 10**9)  # a sparse file
+    for root, size in (("prepared", "6.0"), ("prepared/volume", "3.0"), ("prepared/none", "0.0")):
+        for free, status in ((20e9, OK), (4e9, WARNING)):
+            monkeypatch.setattr(
+                shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free)
+            )
+            ((found, text),) = doctor.check_disk(tmp_path / root)
+            assert found == status and f"caches of preprocessed volumes {size} GB" in text
+            assert ("room for 10 scans, use another disk" in text) == (status == WARNING)
+    assert not (tmp_path / "prepared/none").exists()

@@ -10,12 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import Command, smoke
+from pancseg.data.manifest import read_manifest
+from tests.conftest import Command, prepare, scored_copy, smoke
 
 COLUMNS = (
     "patient,case,dice,nsd_1mm,nsd_2mm,nsd_3mm,hd95_mm,assd_mm,precision,recall,volume_ml,"
     "reference_ml,volume_error_ml,volume_error_percent,components,centroid_mm,dice_plain,"
-    "recipe_metric,expected_dice,fold,status"
+    "recipe_metric,expected_dice,fold,spacing_x_mm,spacing_y_mm,spacing_z_mm,manufacturer,contrast,"
+    "status"
 )
 
 
@@ -91,8 +93,7 @@ def test_threshold_and_components_are_chosen_on_validation_and_kept(
     assert ended.code == 0
     assert "chosen on 1 validation patients: threshold" in ended.out
     kept = json.loads((run / "checkpoints" / "best.postprocess.json").read_text())
-    tried = {(one["threshold"], one["largest_component"]): one["dice"] for one in kept["dice"]}
-    assert tried[kept["threshold"], kept["largest_component"]] == max(tried.values())
+    assert (kept["chosen_on"], kept["n"]) == ("val", 1)
     first = (run / "scores" / "test.csv").read_text()
     assert command("evaluate", f"checkpoint={best}").code == 0
     assert (run / "scores" / "test.csv").read_text() == first
@@ -210,9 +211,9 @@ def test_the_page_says_who_chose_the_threshold(
         assert command("evaluate", f"checkpoint={run}", word).code == 0
         assert said in (run / "report.html").read_text()
     assert command("evaluate", f"checkpoint={run}", "subset=val").code == 0
-    page = (run / "report.html").read_text()
+    page = (run / "report_val.html").read_text()
     assert "chosen on these very patients" in page
-    assert "never on one" not in page
+    assert "given by hand" not in page
 
 
 def test_where_every_case_fails_there_is_still_a_table_and_a_page(
@@ -234,3 +235,137 @@ def test_evaluating_leaves_the_runs_configuration_alone(trained: Path, scored: P
     overrides = (trained / ".hydra" / "overrides.yaml").read_text()
     assert "experiment=smoke" in overrides
     assert "checkpoint" not in overrides
+
+
+def test_a_second_call_scores_only_what_is_missing_or_changed(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    run = scored_copy(trained, tmp_path / "run", "test")
+    masks = sorted((run / "scores" / "test").glob("*_prediction.nii.gz"))
+    first, second = (path.stat().st_mtime_ns for path in masks)
+    table = (run / "scores" / "test.csv").read_text()
+    masks[1].unlink()
+    assert command("evaluate", f"checkpoint={run}").code == 0
+    assert masks[0].stat().st_mtime_ns == first
+    assert masks[1].stat().st_mtime_ns > second
+    assert (run / "scores" / "test.csv").read_text() == table
+    times = [path.stat().st_mtime_ns for path in masks]
+    assert command("evaluate", f"checkpoint={run}", "postprocess.threshold=0.4").code == 0
+    assert all(path.stat().st_mtime_ns > t for path, t in zip(masks, times, strict=True))
+
+
+def test_scores_stand_where_a_picture_cannot_be_drawn(
+    trained: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise ValueError("no font")
+
+    run = tmp_path / "run"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores"))
+    monkeypatch.setattr("pancseg.inference.evaluation.draw_case", fail)
+    ended = command("evaluate", f"checkpoint={run}")
+    assert ended.code == 0
+    assert "no picture (no font)" in ended.out
+    assert all(float(row["dice"]) >= 0 for row in rows_of(run / "scores"))
+
+
+def test_another_prepared_folder_is_scored_without_the_patients_that_were_seen(
+    trained: Path, dicom: Path, tmp_path: Path, command: Command
+) -> None:
+    """The other folder holds the same six phantoms as groups of 16: three were seen in training."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores"))
+    assert prepare(dicom, other, "data.depth=16") == 0
+    split = json.loads((trained / "splits.json").read_text())
+    ended = command("evaluate", f"checkpoint={run}", f"data.root={other}")
+    assert ended.code == 0, ended.err
+    assert f"{len(split['train'] + split['val'])} patients are left out" in ended.out
+    assert [row["patient"] for row in rows_of(run / "scores", "external_other")] == split["test"]
+    figures = json.loads((run / "scores" / "external_other.json").read_text())
+    assert figures["held_out"] is True  # both folders keep the patients' names
+    assert (run / "report_external_other.html").is_file()
+    assert not (run / "report.html").exists()
+    ended = command("evaluate", f"checkpoint={run}", f"data.root={other}", "subset=test")
+    assert ended.code == 2
+    assert "leave subset out" in ended.err
+    assert prepare(dicom, tmp_path / "keyed", "data.depth=16", "privacy=pseudonym") == 0
+    ended = command("evaluate", f"checkpoint={run}", f"data.root={tmp_path / 'keyed'}")
+    assert ended.code == 0, ended.err
+    assert "another privacy key" in ended.out
+    figures = json.loads((run / "scores" / "external_keyed.json").read_text())
+    assert (figures["n"], figures["held_out"]) == (6, None)
+
+
+def test_masks_of_other_tools_are_scored_and_compared_with_a_run(
+    trained: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    """Masks as nnU-Net, TotalSegmentator and pancseg name them, one shifted by a voxel."""
+    cases = read_manifest(prepared).cases
+    masks, out = tmp_path / "masks", tmp_path / "scores"
+    labels = {case.name: nib.load(prepared / str(case.label)) for case in cases}
+    names = [case.name for case in cases]
+    (masks / names[2]).mkdir(parents=True)
+    places = [f"{names[0]}.nii.gz", f"{names[1]}_pancreas.nii.gz", f"{names[2]}/pancreas.nii.gz"]
+    for name, place in zip(names, places, strict=False):
+        nib.save(labels[name], masks / place)
+    moved = np.roll(np.asanyarray(labels[names[3]].dataobj), 1, axis=0)
+    nib.save(nib.Nifti1Image(moved, labels[names[3]].affine), masks / f"{names[3]}.nii.gz")
+    off = labels[names[4]].affine + np.eye(4, k=3) * 50
+    nib.save(nib.Nifti1Image(moved, off), masks / f"{names[4]}.nii.gz")
+    nib.save(labels[names[0]], masks / "unknown.nii.gz")
+    words = [f"predictions={masks}", f"data.root={prepared}", f"output={out}"]
+    ended = command("evaluate", *words)
+    assert ended.code == 1
+    assert "1 cases have no mask and count as missed" in ended.out
+    rows = {row["case"]: row for row in rows_of(out / "scores", "external")}
+    assert [rows[name]["dice"] for name in names[:3]] == ["1.0"] * 3
+    assert 0.5 < float(rows[names[3]]["dice"]) < 1
+    assert "on another grid" in rows[names[4]]["status"]
+    assert (rows[names[5]]["dice"], rows[names[5]]["status"]) == ("0.0", "missed")
+    assert (rows["unknown"]["dice"], rows["unknown"]["status"]) == ("", "no_case")
+    figures = json.loads((out / "scores" / "external.json").read_text())
+    assert (figures["n"], figures["held_out"]) == (5, None)
+    assert (out / "report.html").is_file()
+    for name in names[4:]:
+        nib.save(labels[name], masks / f"{name}.nii.gz")
+    (masks / "unknown.nii.gz").unlink()
+    assert command("evaluate", *words).code == 0
+    run = scored_copy(trained, tmp_path / "run", "test")
+    ended = command("report", f"runs=[{run},{out}]")
+    assert ended.code == 0, ended.err
+    comparison = json.loads(Path("comparison/comparison.json").read_text())
+    assert len(comparison["patients"]) == 2
+
+
+def test_masks_of_predict_find_their_cases_by_the_series(
+    trained: Path, dicom: Path, prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    masks, out = tmp_path / "masks", tmp_path / "scores"
+    words = [f"checkpoint={best}", f"input={dicom / 'images'}", f"output={masks}"]
+    assert command("predict", *words).code == 0
+    words = [f"predictions={masks}", f"data.root={prepared}", f"output={out}"]
+    assert command("evaluate", *words).code == 0
+    run = scored_copy(trained, tmp_path / "run", "test")
+    dice = {row["case"]: row["dice"] for row in rows_of(out / "scores", "external")}
+    assert len(dice) == 6
+    for row in rows_of(run / "scores"):
+        assert dice[row["case"]] == row["dice"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "give checkpoint="),
+        (["predictions=masks"], "needs data.root=PREPARED"),
+        (["predictions=masks", "data.root=x", "subset=val"], "scores all of its cases"),
+        (["checkpoint=a", "predictions=b"], "give checkpoint="),
+        (["checkpoint=a", "subset=all"], "subset=all: expected one of"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    words: list[str], text: str, command: Command
+) -> None:
+    ended = command("evaluate", *words)
+    assert ended.code == 2
+    assert text in ended.err

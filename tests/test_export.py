@@ -22,7 +22,6 @@ from monai.inferers import SlidingWindowInferer
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from pancseg.applying.scan_segmenter import load_segmenter
-from pancseg.data.groups import covering_starts
 from pancseg.exporting.exportable import open_exportable
 from pancseg.exporting.model_card import model_card
 from pancseg.exporting.scored import facts_of
@@ -34,6 +33,7 @@ from pancseg.exporting.whole_scan import (
     group_starts,
     inside_body,
 )
+from pancseg.geometry import covering_starts
 from pancseg.inference.postprocess import Postprocess, record
 from tests.conftest import Command, run_command, scored_copy, smoke
 

@@ -27,11 +27,16 @@ from pydicom.uid import (
 
 from pancseg.dicom.rtstruct import read_rtstruct
 from pancseg.dicom.segmentation import read_segmentation
-from pancseg.dicom.series import find_series, read_mask_series, read_series, series_extent
-from pancseg.dicom.slices import Repair
+from pancseg.dicom.series import (
+    Repair,
+    Scan,
+    find_series,
+    read_mask_series,
+    read_series,
+    series_extent,
+)
 from pancseg.errors import Refused
-from pancseg.intake.types import ReadOptions, Scan
-from pancseg.intake.volume_files import is_volume_file, read_label_file, read_scan_file
+from pancseg.intake.volume_files import ReadOptions, is_volume_file, read_label_file, read_scan_file
 from pancseg.structures import LabelMap
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import (

@@ -4,9 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.data.groups import GroupSettings, covering_starts, cut_group, plan_cut
 from pancseg.errors import PancsegError
-from pancseg.geometry import AIR_HU
+from pancseg.geometry import AIR_HU, covering_starts, cut_group, plan_cut
+from pancseg.intake.convert import GroupSettings
 
 
 @pytest.mark.parametrize(

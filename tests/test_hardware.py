@@ -50,24 +50,44 @@ def test_a_gpu_computes_in_what_it_has_units_for(
     memory = SimpleNamespace(total_memory=24_000_000_000)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
     machine = detect.__wrapped__()
-    assert (machine.cache, machine.patch_voxels) == ("gpu", 1_600_000)
+    assert (machine.cache, machine.patch_voxels, machine.batch_size) == ("gpu", 1_600_000, 5)
     assert (machine.accelerator, machine.precision) == ("gpu", precision)
     assert (machine.num_workers, machine.pin_memory) == (4, True)
 
 
 @pytest.mark.parametrize(
-    ("driver", "says"),
+    ("gigabytes", "patch_voxels", "batch_size"),
     [
-        (580, "/cu130"),
-        (550, "/cu126"),
-        (0, "nvidia-smi does not answer; install NVIDIA's driver again"),
-        (470, "driver 470 is too old for torch; install 525 or later"),
+        (6, 400_000, 3),  # (0.6 * 6e9 - 1.5e9) / 1600 = 1.3 million voxels
+        (12, 800_000, 4),  # 3.6 million
+        (24, 1_600_000, 5),  # 8.1 million
+        (80, 4_000_000, 7),  # 29 million
+        (141, 4_000_000, 8),  # 52 million would be 12
+        (2, 130_000, 2),
+    ],
+)
+def test_the_patches_of_a_step_fill_the_card(
+    gigabytes: int, patch_voxels: int, batch_size: int
+) -> None:
+    assert hardware.batch_that_fits(gigabytes * 10**9, patch_voxels) == batch_size
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "says"),
+    [
+        (580, None, "/cu130"),
+        (550, None, "/cu126"),
+        (550, "13.0", "/cu126"),
+        (580, "13.0", "check CUDA_VISIBLE_DEVICES and the GPUs of the container or job"),
+        (0, None, "nvidia-smi does not answer; install NVIDIA's driver again"),
+        (470, None, "driver 470 is too old for torch; install 525 or later"),
     ],
 )
 def test_a_gpu_that_torch_cannot_use_is_reported_with_the_line_that_mends_it(
-    monkeypatch: pytest.MonkeyPatch, driver: int, says: str
+    monkeypatch: pytest.MonkeyPatch, driver: int, cuda: str | None, says: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(hardware, "driver_version", lambda: driver)
     assert detect.__wrapped__().advice.endswith(says)
     with pytest.raises(PancsegError, match=r"torch finds no GPU; a GPU"):

@@ -33,9 +33,9 @@ from pancseg.data.splits import make_split
 from pancseg.data.transforms import Preprocessing
 from pancseg.dicom.rtstruct import read_rtstruct
 from pancseg.errors import REASON_LENGTH, PancsegError, Refused
-from pancseg.inference.postprocess import recorded, side_file
-from pancseg.inference.trust import kept_trust, trust_file
-from pancseg.output.run_files import open_run
+from pancseg.inference.calibration import calibration_path, read_calibration
+from pancseg.inference.postprocessing import postprocess_path, read_postprocess
+from pancseg.reports.run_folder import open_run
 from tests.bounded import within
 from tests.conftest import Command, Ended
 from tests.test_hostile_checkpoints import Mark
@@ -64,12 +64,12 @@ FORBIDDEN = {
 KNOWN = {
     "torch.load": {"inference/archive.py"},
     "import_module": {
-        "models/networks.py",
+        "models/factory.py",
         # names of our own
-        "api.py", "cli.py", "checkup/examination.py", "checkup/software.py",
+        "api.py", "cli.py",
     },
     # Slurm's programs and nvidia-smi, with words of our own
-    "subprocess.run": {"requeue.py", "hardware.py", "checkup/gpu.py"},
+    "subprocess.run": {"requeue.py", "hardware.py", "doctor.py"},
     # of what the user typed, never of a file's
     "instantiate": {"prepare.py", "training/setup.py", "training/callbacks.py"},
     "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program
@@ -226,8 +226,8 @@ def test_json_that_is_too_deep_or_a_pickle_is_refused_wherever_json_is_read(
     checkpoint.touch()
     readers: list[tuple[Path, Callable[[], object]]] = [
         (root / "manifest.json", lambda: read_manifest(root)),
-        (side_file(checkpoint), lambda: recorded(checkpoint)),
-        (trust_file(checkpoint), lambda: kept_trust(checkpoint)),
+        (postprocess_path(checkpoint), lambda: read_postprocess(checkpoint)),
+        (calibration_path(checkpoint), lambda: read_calibration(checkpoint)),
         (
             tmp_path / "split.json",
             lambda: make_split(["p"], "file", path=str(tmp_path / "split.json")),

@@ -8,25 +8,22 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pancseg.applying.find_scans import case_names, find_scans
-from pancseg.data.groups import GroupSettings
 from pancseg.data.manifest import Case, Group, Row
 from pancseg.data.splits import Split, make_split, persons_of
-from pancseg.intake.cases import add_cases
+from pancseg.inference.find_scans import case_names, find_scans
 from pancseg.intake.checks import Checks
-from pancseg.intake.convert import PrepareSettings, Result
-from pancseg.intake.match_labels import match_labels
-from pancseg.intake.preparation import Preparation
+from pancseg.intake.convert import GroupSettings, Preparation, PrepareSettings, Result
+from pancseg.intake.match_labels import SourceContents, SourceItem, add_cases, match_labels
 from pancseg.intake.pseudonyms import make_pseudonyms
-from pancseg.intake.types import ReadOptions, SourceContents, SourceItem
-from pancseg.scoring import statistics
+from pancseg.intake.volume_files import ReadOptions
 from tests.tiny_root import STRUCTURES, case_of
 
 LARGEST_RATIO = 1.05  # of the work a patient, among many and among few
 OPTIONS = ReadOptions(STRUCTURES, processes=0)
+SCAN: dict[str, Any] = {"patient": "P7", "files": (), "flags": (), "label_path": None}
+SCAN |= dict.fromkeys(("input_key", "study_uid", "series_uid", "patient_id"), "")
 
 
 def steps_run(work: Callable[[], object]) -> int:
@@ -95,7 +92,7 @@ def merge(root: Path, patients: int) -> Preparation:
 
 @pytest.fixture(autouse=True)
 def _without_contact_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pancseg.intake.preparation.draw_contact_sheet", lambda *_: None)
+    monkeypatch.setattr("pancseg.intake.convert.draw_contact_sheet", lambda *_: None)
 
 
 def test_merging_results_of_which_some_are_refused_is_linear(tmp_path: Path) -> None:
@@ -104,6 +101,18 @@ def test_merging_results_of_which_some_are_refused_is_linear(tmp_path: Path) -> 
     assert sorted(preparation.cases) == sorted(f"identity{n}" for n in range(20) if n % 10)
     refused = {row.path for row in preparation.rows.values() if row.status == "refused"}
     assert refused == {f"/{kind}/{n}" for n in (0, 10) for kind in ("image", "label")}
+
+
+def test_naming_the_scans_of_a_single_patient_is_linear(tmp_path: Path) -> None:
+    settings = PrepareSettings(tmp_path, GroupSettings(8, "shift", False), Checks(), STRUCTURES)
+
+    def plan(scans: int) -> list[str]:
+        preparation = Preparation(settings, {"depth": 8}, make_pseudonyms("none", tmp_path))
+        cases: Any = [SimpleNamespace(**SCAN, path=Path(f"/{n}")) for n in range(scans)]
+        return [job.name for job in preparation.plan(SourceContents(cases), set())]
+
+    assert plan(3) == ["P7", "P7-2", "P7-3"]
+    check_linear(plan, 30)
 
 
 def match(patients: int) -> SourceContents:
@@ -134,7 +143,7 @@ def test_finding_scans_beside_their_labels_is_linear(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         for n, end in product(range(count), ("", "_label")):
             (folder / f"p{n:04}{end}.nii").touch()
-        assert len(find_scans(folder, "CT", OPTIONS).cases) == count
+        assert len(find_scans(folder, "CT", 0).cases) == count
 
     check_linear(find, 30)
 
@@ -142,7 +151,7 @@ def test_finding_scans_beside_their_labels_is_linear(tmp_path: Path) -> None:
 def test_naming_scans_is_linear_and_gives_no_name_twice(tmp_path: Path) -> None:
     for name in ("a-2.nii.gz", "a.nii", "a.nii.gz", "A.nii"):
         (tmp_path / name).touch()
-    scans = find_scans(tmp_path, "CT", OPTIONS).cases
+    scans = find_scans(tmp_path, "CT", 0).cases
     names = dict(zip((scan.path.name for scan in scans), case_names(scans, tmp_path), strict=True))
     assert names == {"A.nii": "A", "a-2.nii.gz": "a-2", "a.nii": "a-3", "a.nii.gz": "a-4"}
     check_linear(lambda n: case_names(n * scans, tmp_path), 100)
@@ -174,25 +183,6 @@ def test_splitting_compares_no_patient_with_all_others(rule: str) -> None:
     CountingName.compared = 0
     make_split([CountingName(n) for n in range(300)], rule)
     assert CountingName.compared < 10 * 300
-
-
-def test_intervals_of_many_patients_draw_a_million_values_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    batches: list[int] = []
-
-    def bootstrap(data: Any, *words: Any, batch: int, **more: Any) -> SimpleNamespace:
-        batches.append(batch * len(data[0]))
-        return SimpleNamespace(confidence_interval=SimpleNamespace(low=0.0, high=1.0))
-
-    values = np.random.default_rng(0).normal(size=20_000)
-    expected = statistics.interval(values[:50])
-    monkeypatch.setattr(statistics, "AT_ONCE", 5000)
-    assert statistics.interval(values[:50]) == expected  # does not depend on the batch
-    monkeypatch.undo()
-    monkeypatch.setattr(statistics, "bootstrap", bootstrap)
-    statistics.interval(values)
-    assert batches == [statistics.AT_ONCE]
 
 
 @pytest.mark.slow

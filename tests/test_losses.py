@@ -11,9 +11,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.models.augmentation import Augmentation, Augmenter
+from pancseg.models.factory import build
 from pancseg.models.losses import DiceFocalLoss, cross_entropy, deep_supervision_loss
 from pancseg.models.metrics import PatientDice, count_voxels
-from pancseg.models.networks import build
 from pancseg.models.segmenter import Segmenter
 from tests.test_networks import SMALL, compose, options, part_of
 

@@ -7,22 +7,20 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from pancseg.applying.scan_segmenter import load_segmenter
 from pancseg.dicom.rtstruct import read_rtstruct
 from pancseg.dicom.segmentation import read_segmentation
-from pancseg.dicom.series import SeriesVolume, read_series
-from pancseg.dicom.slices import Repair
-from tests.conftest import SHALLOW, run_command
+from pancseg.dicom.series import Repair, Scan, read_series
+from pancseg.inference.predictor import load_segmenter
+from tests.conftest import SHALLOW, Command, run_command
 from tests.other_software import (
     LPS_TO_RAS,
-    errors_of,
     rtstruct_by_matplotlib,
-    rtstruct_by_plastimatch,
-    seg_by_dcmqi,
     seg_by_simpleitk,
     voxels_of,
 )
@@ -61,7 +59,7 @@ class Predicted:
     def file(self, name: str, end: str) -> Path:
         return self.out / f"{self.rows[name]['case']}{end}"
 
-    def scan(self, name: str) -> SeriesVolume:
+    def scan(self, name: str) -> Scan:
         return read_series(tuple((self.scans / "images" / name).iterdir()), Repair())
 
     def mask(self, name: str) -> nib.Nifti1Image:
@@ -119,7 +117,7 @@ def predicted(trained: Path, dicom: Path, tmp_path_factory: pytest.TempPathFacto
         write_pair(scans, dicom, name)
     best = trained / "checkpoints" / "best.ckpt"
     image = nib.load(dicom / "truth" / "phantom-3-000_image.nii.gz")
-    level = np.quantile(load_segmenter(best).segment(image).probability, 0.99)
+    level = np.quantile(load_segmenter(best).predict(image, 0.0).probability, 0.99)
     threshold = f"postprocess.threshold={level:.6f}"
     words = [f"checkpoint={best}", f"input={scans / 'images'}", f"output={out}", threshold]
     assert run_command("predict", *words, "rtstruct=true") == 0
@@ -141,46 +139,65 @@ def truth(predicted: Predicted, name: str) -> nib.Nifti1Image:
     return nib.Nifti1Image(mask.astype(np.uint8), grid.affine)
 
 
-def test_seg_and_rtstruct_are_read_back_as_the_same_mask(
+def test_seg_and_rtstruct_hold_the_mask_of_the_nifti_file(
     predicted: Predicted, name: str, truth: nib.Nifti1Image
 ) -> None:
     assert predicted.rows[name]["reason"] == ""
-    stack, expected = predicted.scan(name).stack, np.asarray(truth.dataobj) > 0
-    for read, end in (
-        (read_segmentation, "_pancreas.dcm"),
-        (read_rtstruct, "_pancreas_rtstruct.dcm"),
+    seg, rtstruct = (predicted.file(name, f"_pancreas{end}.dcm") for end in ("", "_rtstruct"))
+    stack, images = predicted.scan(name).stack, predicted.scans / "images" / name
+    assert stack is not None
+    chosen = structures(["15776009"])
+    for found in (
+        seg_by_simpleitk(seg, truth),
+        rtstruct_by_matplotlib(rtstruct, images, truth),
+        voxels_of(read_segmentation(seg, stack, chosen).image, truth),
+        voxels_of(read_rtstruct(rtstruct, stack, chosen).image, truth),
     ):
-        image = read(predicted.file(name, end), stack, structures(["15776009"])).image
-        np.testing.assert_array_equal(voxels_of(image, truth), expected)
+        np.testing.assert_array_equal(found, np.asarray(truth.dataobj) > 0)
 
 
-def test_the_seg_holds_the_mask_for_simpleitk_and_dcmqi(
-    predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
+def test_faults_of_a_header_cost_no_mask_and_are_named_without_their_values(
+    trained: Path, dicom: Path, tmp_path: Path, command: Command
 ) -> None:
-    file, expected = predicted.file(name, "_pancreas.dcm"), np.asarray(truth.dataobj) > 0
-    np.testing.assert_array_equal(seg_by_simpleitk(file, truth), expected)
-    np.testing.assert_array_equal(seg_by_dcmqi(file, truth, tmp_path), expected)
+    for name, keyword, value in (
+        ("phantom-3-000", "StudyInstanceUID", ""),
+        ("phantom-3-001", "PatientBirthDate", "11/12/1950"),
+    ):
+        shutil.copytree(dicom / "images" / name, tmp_path / "in" / name)
+        for file in (tmp_path / "in" / name).iterdir():
+            header = pydicom.dcmread(file)
+            vr = header[keyword].VR
+            header.add(DataElement(keyword, vr, value, validation_mode=pydicom.config.IGNORE))
+            header.save_as(file)
+    best, out = trained / "checkpoints" / "best.ckpt", tmp_path / "out"
+    words = [f"checkpoint={best}", f"input={tmp_path / 'in'}", f"output={out}"]
 
+    def files_of(*more: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, bytes]]:
+        """Reasons, flags of files that are missing, and DICOM files, each by case."""
+        ended = command("predict", *words, *more)
+        assert ended.code == 0
+        table = (out / "predictions.csv").read_text()
+        assert "11/12/1950" not in table + ended.out + ended.err
+        rows = list(csv.DictReader(table.splitlines()))
+        flags = {row["case"]: [f for f in row["flags"].split() if f[:3] == "no_"] for row in rows}
+        dicom_files = {file.name: file.read_bytes() for file in out.glob("*.dcm")}
+        return {row["case"]: row["reason"] for row in rows}, flags, dicom_files
 
-def test_the_rtstruct_holds_the_mask_for_simpleitk_and_matplotlib(
-    predicted: Predicted, name: str, truth: nib.Nifti1Image
-) -> None:
-    file = predicted.file(name, "_pancreas_rtstruct.dcm")
-    mask = rtstruct_by_matplotlib(file, predicted.scans / "images" / name, truth)
-    np.testing.assert_array_equal(mask, np.asarray(truth.dataobj) > 0)
-
-
-def test_the_rtstruct_holds_the_mask_for_plastimatch(
-    predicted: Predicted, name: str, truth: nib.Nifti1Image, tmp_path: Path
-) -> None:
-    file = predicted.file(name, "_pancreas_rtstruct.dcm")
-    mask = rtstruct_by_plastimatch(file, predicted.scans / "images" / name, truth, tmp_path)
-    np.testing.assert_array_equal(mask, np.asarray(truth.dataobj) > 0)
-
-
-def test_dciodvfy_finds_no_error_in_seg_and_rtstruct(predicted: Predicted, name: str) -> None:
-    for end in ("_pancreas.dcm", "_pancreas_rtstruct.dcm"):
-        assert errors_of(predicted.file(name, end)) == []
+    missing = "the series has no StudyInstanceUID to refer to"
+    empty = "invalid and left empty: PatientBirthDate"
+    reasons, flags, files = files_of()
+    (first, second) = reasons
+    assert reasons == {first: f"seg_no_uid: {missing}", second: f"seg: {empty}"}
+    assert flags == {first: ["no_seg"], second: []}
+    assert list(files) == [f"{second}_pancreas.dcm"]  # rtstruct was not asked for
+    reasons, flags, files = files_of("rtstruct=true")
+    assert reasons == {
+        first: f"seg_no_uid: {missing}; rtstruct_no_uid: {missing}",
+        second: f"seg: {empty}; rtstruct: {empty}",
+    }
+    assert flags == {first: ["no_seg", "no_rtstruct"], second: []}
+    assert sorted(files) == [f"{second}_pancreas.dcm", f"{second}_pancreas_rtstruct.dcm"]
+    assert files_of("rtstruct=true") == (reasons, flags, files)  # done: UIDs would be new ones
 
 
 def test_evaluate_computes_the_dice_of_the_mask_in_the_rtstruct(
@@ -200,7 +217,7 @@ def test_evaluate_computes_the_dice_of_the_mask_in_the_rtstruct(
             for row in csv.DictReader(table)
             if row["kind"] == "image"
         }
-    with (run / "scores" / "test.csv").open(newline="") as table:
+    with (run / "scores" / "external_prepared.csv").open(newline="") as table:
         scored = {row["case"]: float(row["dice"]) for row in csv.DictReader(table)}
     assert len(scored) == len(GEOMETRIES)
     for name in GEOMETRIES:

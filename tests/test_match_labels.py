@@ -10,9 +10,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from pancseg.dicom import series as dicom_series
-from pancseg.intake.match_labels import match_labels
+from pancseg.intake.match_labels import SourceContents, SourceItem, match_labels
 from pancseg.intake.sources import find_dicom
-from pancseg.intake.types import SourceContents, SourceItem
 from tests.source_contents import options, pairs, skipped
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, item, write_segmentation

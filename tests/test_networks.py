@@ -13,17 +13,10 @@ from torch import Tensor, nn
 
 from pancseg.config import conf_folder, register_resolvers
 from pancseg.errors import PancsegError
-from pancseg.models import networks
+from pancseg.models import network_checks
+from pancseg.models.factory import build, build_on_meta, count_parameters, find_class
 from pancseg.models.losses import deep_supervision_loss
-from pancseg.models.networks import (
-    build,
-    build_on_meta,
-    check_spatial_size,
-    count_multiply_adds,
-    count_parameters,
-    describe_cost,
-    find_class,
-)
+from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 IO = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2}
@@ -300,7 +293,7 @@ class ReadsValues(nn.Conv3d):
 
 def test_a_network_that_reads_values_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ReadsValues(1, 2, 1, device="meta")
-    monkeypatch.setattr(networks, "build_on_meta", lambda model: network)
+    monkeypatch.setattr(network_checks, "build_on_meta", lambda model: network)
     check_spatial_size({}, [32, 32, 32])
     assert describe_cost({}, [32, 32, 32]) == "0.0 M parameters"
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pancseg.errors import PancsegError
+from pancseg.intake.match_labels import SourceContents
 from pancseg.intake.sources import find_nifti_pairs
-from pancseg.intake.types import SourceContents
 from tests.source_contents import codes_of, options, pairs, patients, skipped
 from tests.tiny_labels import write_nrrd
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pancseg.errors import PancsegError
-from pancseg.intake.nnunet_source import find_msd, find_nnunet
-from pancseg.intake.types import ReadOptions, SourceContents
+from pancseg.intake.match_labels import SourceContents
+from pancseg.intake.sources import find_msd, find_nnunet
+from pancseg.intake.volume_files import ReadOptions
 from pancseg.structures import Label
 from tests.source_contents import codes_of, label_of, options, pairs, patients, skipped
 from tests.tiny_labels import write_nrrd

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pancseg.data.manifest import Manifest
-from pancseg.intake.locate import expand_pattern, files_under, is_pattern, search
-from pancseg.intake.types import SourceContents
+from pancseg.intake.match_labels import SourceContents
+from pancseg.intake.sources import expand_pattern, files_under, is_pattern, search
 
 
 def touch(*paths: Path) -> None:

@@ -16,11 +16,11 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
-from pancseg.simulation.anatomy import Anatomy
-from pancseg.simulation.lattice import Grid
-from pancseg.simulation.patient import Phantom, simulate_patient, write_patient
-from pancseg.simulation.scanner import draw_scanner, scan
-from pancseg.simulation.tissue import Tissue
+from pancseg.phantoms.anatomy import Anatomy
+from pancseg.phantoms.patient import Phantom, simulate_patient, write_patient
+from pancseg.phantoms.scanner import draw_scanner, scan
+from pancseg.phantoms.shapes import Grid
+from pancseg.phantoms.tissue import Tissue
 from tests.conftest import UNMEASURED
 
 SHAPE, SPACING_MM = (160, 160, 100), (2.4, 2.4, 2.5)
@@ -316,7 +316,7 @@ def test_a_patient_takes_at_most_five_seconds_where_a_filter_of_it_takes_a_quart
 ) -> None:
     work = (
         "import numpy, pathlib, scipy.ndimage, time\n"
-        "from pancseg.simulation.patient import simulate_patient, write_patient\n"
+        "from pancseg.phantoms.patient import simulate_patient, write_patient\n"
         "shape, now = (256, 256, 180), time.process_time\n"
         "def filtered():\n"
         "    start = now()\n"

@@ -24,9 +24,9 @@ from pydicom import Dataset
 from pancseg import files as file_writing
 from pancseg.data.manifest import read_manifest
 from pancseg.intake import convert as conversion
-from pancseg.intake import preparation
 from pancseg.intake.checks import FLAGS
 from pancseg.intake.convert import Job, Result
+from pancseg.parallel import Shard
 from tests.conftest import SHALLOW, Command, contents, prepare, run_command
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import Frame, at, write_contours, write_segmentation
@@ -217,7 +217,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     some_dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "r"
-    convert, done = preparation.convert, []
+    convert, done = conversion.convert, []
 
     def interrupted(job: Job) -> Result:
         if len(done) == 2:
@@ -228,7 +228,7 @@ def test_an_interrupted_preparation_is_not_trained_on_and_goes_on(
     source = [f"source.images={some_dicom / 'images'}", f"source.labels={some_dicom / 'labels'}"]
     words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
     with monkeypatch.context() as patch:
-        patch.setattr(preparation, "convert", interrupted)
+        patch.setattr(conversion, "convert", interrupted)
         assert command("prepare", *words).code == 130
     (root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
     ended = command("train", f"data.root={root}", *SHALLOW)
@@ -421,13 +421,13 @@ def test_while_a_preparation_is_under_way_its_manifest_is_not_complete(
     some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, told = tmp_path / "r", []
-    convert = preparation.convert
+    convert = conversion.convert
 
     def watched(job: Job) -> Result:
         told.append(read_manifest(root).complete)
         return convert(job)
 
-    monkeypatch.setattr(preparation, "convert", watched)
+    monkeypatch.setattr(conversion, "convert", watched)
     for done in (3, 4):  # anew, then because one scan has changed
         assert prepare(some_dicom, root) == 0
         assert told == [False] * done
@@ -474,7 +474,7 @@ def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
 ) -> None:
     some_dicom.rename(tmp_path / "Mueller")
     with monkeypatch.context() as patch:
-        patch.setattr(preparation.Preparation, "merge", lambda *_: None)
+        patch.setattr(conversion.Preparation, "merge", lambda *_: None)
         prepare(tmp_path / "Mueller", tmp_path / "r")
     assert len(list((tmp_path / "r" / ".records").iterdir())) == 3
     for path in files_of(tmp_path / "r"):
@@ -720,12 +720,12 @@ def test_a_second_preparation_of_the_same_folder_stops_with_one_line(
     for shard, said in ((None, "a preparation is already"), ("0/2", "shard 0/2 is already")):
         words = [*source, f"data.root={root}", "privacy=none", *SHALLOW]
         words += [f"shard={shard}"] if shard else []
-        with preparation.lock(root, preparation.Shard.parse(shard) if shard else None):
+        with conversion.lock(root, Shard.parse(shard) if shard else None):
             ended = command("prepare", *words)
         assert ended.code == 2
         assert said in ended.err
         assert len(ended.err.strip().splitlines()) == 1
-    with preparation.lock(root, preparation.Shard(1, 2)):
+    with conversion.lock(root, Shard(1, 2)):
         assert command("prepare", *words).code == 0
 
 

@@ -1,254 +1,313 @@
-"""The page of a run, and runs compared."""
+"""The page of scores, subgroups, and runs compared."""
 
 import csv
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
 
-from pancseg.output.case_view import make_view
-from pancseg.output.run_files import without_place
-from tests.conftest import Command, scored_copy, smoke
+from pancseg.reports.comparison import difference_table
+from tests.conftest import Command, scored_copy
+from tests.tiny_scores import score_row, write_run
 
-
-@pytest.fixture(scope="module")
-def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run, with scores."""
-    return scored_copy(trained, tmp_path_factory.mktemp("scored") / "run", "test")
+HOSTILE = "[/x] $^$ \x1b[31m<b>"
+FOUR = [score_row(f"p{n}", dice) for n, dice in enumerate((0.9, 0.5, 0.7, 0.8))]
 
 
 class Page(HTMLParser):
-    """What a page holds: its elements with attributes, and its words."""
+    """Tags of a page with their attributes, its banners and its text."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words = ""
-        self.feed(text)
+        self.text = ""
+        self.feed(path.read_text())
+        self.text = " ".join(self.text.split())
+        self.banners = sum(attributes.get("class") == "banner" for _, attributes in self.tags)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.text += f" {data}"
 
 
-def test_evaluate_writes_a_page_that_asks_for_nothing_outside_it(scored: Path) -> None:
-    text = (scored / "report.html").read_text()
-    for tag, attributes in Page(text).tags:
-        for name in ("src", "href", "srcset", "action", "data"):
-            address = attributes.get(name)
-            assert address is None or address.startswith(("#", "data:")), (tag, address)
-    assert not re.search(r"url\((?!#)", text)
-    assert "@import" not in text
-
-
-def test_the_page_says_what_was_trained_on_what(scored: Path) -> None:
-    words = " ".join(Page((scored / "report.html").read_text()).words.split())
-    assert "PHANTOMS" in words
-    assert "NOT HELD OUT" not in words
-    assert "n = 2 held-out phantoms" in words
-    summary = json.loads((scored / "summary.json").read_text())
-    assert summary["data_fingerprint"][:16] in words
-    assert f"{summary['parameters']:,} parameters" in words
-    figures = json.loads((scored / "scores" / "test.json").read_text())
-    assert f"{figures['recipe_metric']['mean']:.3f}" in words
-    assert "python -m pancseg.train experiment=smoke" in words
-    for row in csv.DictReader((scored / "scores" / "test.csv").read_text().splitlines()):
-        assert row["case"] in words
-
-
-def test_no_place_of_data_stands_in_the_page(scored: Path, prepared: Path) -> None:
-    text = (scored / "report.html").read_text()
-    assert str(prepared) not in text
-    assert str(prepared.parent) not in text
-    assert "data.root=..." in text
-    assert without_place("+source.images=/a/b") == "source.images=..."
-
-
-def test_patients_who_were_trained_on_are_announced_in_large_letters(
-    scored: Path, tmp_path: Path, command: Command
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(scored, run)
-    best = run / "checkpoints" / "best.ckpt"
-    assert command("evaluate", f"checkpoint={best}", "subset=train").code == 0
-    page = Page((run / "report.html").read_text())
-    banners = [a for tag, a in page.tags if tag == "p" and a.get("class") == "banner"]
-    assert "NOT HELD OUT" in page.words
-    assert len(banners) >= 2
+def test_the_page_shows_the_scores_and_the_training(tmp_path: Path, command: Command) -> None:
+    empty = score_row("p9", None)
+    run = write_run(tmp_path / "run", [*FOUR, empty], flags={"p1": ["few_slices"]})
+    (run / "metrics.csv").write_text("epoch,train/loss,val/loss,val/dice\n1,0.5,0.6,0.7\n")
     assert command("report", f"run={run}").code == 0
-    assert "NOT HELD OUT" not in (run / "report.html").read_text()
+    text = Page(run / "report.html").text
+    low, high = json.loads((run / "scores" / "test.json").read_text())["dice"]["ci95"]
+    assert f"Dice 0.725 (95 % CI {low:.3f} to {high:.3f}), n = 4 held-out patients" in text
+    order = [text.index(f" p{n} 0.") for n in (1, 2, 3, 0)]
+    assert order == sorted(order)
+    for expected in (
+        "1,234,567 parameters", "9 in 1,234 s; the best is 7", "f" * 16, "5 patients, 12 groups",
+        "1 cases: p1: few_slices", "an empty reference: p9", "test: 5 cases of 4 patients",
+        "expected calibration error 0.050", "0.700 at 1",
+        "python -m pancseg.train experiment=strong data.root=...",
+        "checkpoint=RUN/checkpoints/best.ckpt subset=test",
+    ):  # fmt: skip
+        assert expected in text
+    assert "Miller" not in text
+    assert not Page(run / "report.html").banners
 
 
-def test_a_page_of_thirty_patients_stays_below_twenty_megabytes(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    hu = rng.normal(40, 25, (300, 300, 120)).astype(np.int16)  # as noisy as a thin CT
-    x, y, z = np.meshgrid(*(np.arange(n) for n in hu.shape), indexing="ij")
-    organ = ((x - 150) / 90) ** 2 + ((y - 150) / 40) ** 2 + ((z - 60) / 30) ** 2 < 1
-    image = nib.Nifti1Image(hu, np.diag([-0.8, -0.8, 2.0, 1.0]))
-    view = make_view(image, np.roll(organ, 4, 0), organ)
-    assert max(view["shape"]) == 96
-    assert 30 * len(json.dumps(view)) < 20e6
-
-
-def unpacked(view: dict[str, object], name: str) -> np.ndarray:
-    """The volume of a view, as the page's script takes it apart: (slice, row, column)."""
-    import base64
-    import io
-
-    from PIL import Image
-
-    data = base64.b64decode(str(view[name]).partition(",")[2])
-    sheet = np.asarray(Image.open(io.BytesIO(data)))
-    width, height, depth = view["shape"]  # type: ignore[misc]
-    columns = int(str(view["columns"]))
-    tiles = ((k // columns * height, k % columns * width) for k in range(depth))
-    return np.stack([sheet[top : top + height, left : left + width] for top, left in tiles])
-
-
-def test_a_view_shows_the_patients_right_on_the_left_and_the_front_above() -> None:
-    hu = np.full((40, 40, 40), -100, np.int16)
-    drawn = np.zeros(hu.shape, bool)
-    drawn[10:30, 10:30, 10:30] = True
-    marked = np.zeros(hu.shape, bool)
-    marked[10:14, 26:30, 26:30] = True  # in LPS: right, at the back, at the head
-    image = nib.Nifti1Image(hu, np.diag([-2.0, -2.0, 2.0, 1.0]))
-    view = make_view(image, marked, drawn)
-    kinds = np.rint(unpacked(view, "masks") / 85)
-    assert set(np.unique(kinds)) == {0, 1, 3}
-    z, y, x = (found.mean() for found in np.nonzero(kinds == 3))
-    depth, height, width = kinds.shape
-    assert x < width / 2
-    assert y > height / 2
-    assert z > depth / 2
-    assert view["step_mm"] == 2.0
-    np.testing.assert_allclose(unpacked(view, "image"), 60 / 400 * 255, atol=2)
-
-
-def test_a_view_keeps_proportions_of_anisotropic_voxels() -> None:
-    drawn = np.zeros((200, 200, 60), bool)
-    drawn[60:140, 80:120, 20:40] = True  # 80 x 40 x 100 mm
-    image = nib.Nifti1Image(np.zeros(drawn.shape, np.int16), np.diag([1.0, 1.0, 5.0, 1.0]))
-    view = make_view(image, drawn, drawn)
-    kinds = np.rint(unpacked(view, "masks") / 85)
-    extent = [np.ptp(found) + 1 for found in np.nonzero(kinds == 3)]
-    sizes_mm = np.array(extent) * view["step_mm"]
-    np.testing.assert_allclose(sizes_mm, [100, 40, 80], atol=2 * view["step_mm"])
-
-
-def test_a_case_without_any_mask_still_has_a_view() -> None:
-    nothing = np.zeros((30, 30, 30), bool)
-    image = nib.Nifti1Image(np.zeros(nothing.shape, np.int16), np.eye(4))
-    assert not unpacked(make_view(image, nothing, nothing), "masks").any()
-
-
-def test_a_run_beside_itself_has_no_difference(
-    scored: Path, tmp_path: Path, command: Command
+def test_the_page_requests_nothing_and_names_cannot_write_html(
+    tmp_path: Path, command: Command
 ) -> None:
-    ended = command("report", f"runs=[{scored},{scored}]", f"output={tmp_path / 'out'}")
-    assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {one["difference"] for one in found["comparisons"]} == {0}
-    assert {one["p_holm"] for one in found["comparisons"]} == {1}
-    assert found["warnings"] == []
-    assert "Wilcoxon" in ended.out
-    page = Page((tmp_path / "out" / "comparison.html").read_text())
-    assert "PHANTOMS" in page.words
-    rows = list(csv.reader((tmp_path / "out" / "comparison.csv").read_text().splitlines()))
-    assert len(rows) == 1 + 2
-    assert rows[0][0] == "patient"
-
-
-def test_seeds_of_one_configuration_are_shown_as_spread(
-    scored: Path, prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    runs = [str(scored)]
-    again = ["seed=1", "data.pin_memory=false"]  # which changes no result
-    for name, words in (("again", again), ("other", ["optimizer.lr=1e-2"])):
-        run = tmp_path / name
-        assert command("train", *smoke(prepared, run, *words)).code == 0
-        assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
-        runs.append(str(run))
-    ended = command("report", f"runs=[{','.join(runs)}]", f"output={tmp_path / 'out'}")
-    assert ended.code == 0, ended.err
-    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    first, second = found["configurations"]
-    assert (first["seeds"], second["seeds"]) == ([0, 1], [0])
-    each = [
-        json.loads((Path(r) / "scores" / "test.json").read_text())["dice"]["mean"] for r in runs
-    ]
-    assert first["dice"]["mean_of_each_seed"] == each[:2]
-    assert first["dice"]["mean"] == pytest.approx(sum(each[:2]) / 2, abs=1e-6)
-    assert {one["measure"] for one in found["comparisons"]} == {"dice", "nsd_2mm", "hd95_mm"}
-    dice = found["comparisons"][0]
-    assert dice["difference"] == pytest.approx(each[2] - sum(each[:2]) / 2, abs=1e-6)
-
-
-def test_other_test_patients_are_refused_and_those_trained_on_counted(
-    scored: Path, prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    mine = json.loads((scored / "splits.json").read_text())
-    split = {
-        "train": mine["test"] + mine["train"][1:],
-        "val": mine["val"],
-        "test": mine["train"][:1],
-    }
-    (tmp_path / "split.json").write_text(json.dumps(split))
-    words = [word for word in smoke(prepared, tmp_path / "run") if not word.startswith("split.")]
-    other = ["split=file", f"split.path={tmp_path / 'split.json'}"]
-    assert command("train", *words, *other).code == 0
-    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    assert command("evaluate", f"checkpoint={best}").code == 0
-    ended = command("report", f"runs=[{scored},{tmp_path / 'run'}]")
-    assert ended.code == 2
-    assert "were not scored on the same patients: 3 are in one of them only" in ended.err
-    assert "3 of them one run was scored on and the other trained on" in ended.err
-
-
-def test_patients_of_the_comparison_that_a_run_trained_on_are_warned_of(
-    scored: Path, prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    """A run that learnt from the other's test patients, and is scored on them by name."""
-    cheat = tmp_path / "cheat"
-    words = [word for word in smoke(prepared, cheat) if not word.startswith("split.")]
-    assert command("train", *words, "split=same").code == 0
-    tested = json.loads((scored / "splits.json").read_text())["test"]
-    best = cheat / "checkpoints" / "best.ckpt"
-    assert command("evaluate", f"checkpoint={best}").code == 0
-    table = cheat / "scores" / "test.csv"
-    lines = table.read_text().splitlines()
-    kept = [lines[0], *(line for line in lines[1:] if line.split(",")[0] in tested)]
-    table.write_text("\n".join(kept) + "\n")
-    ended = command("report", f"runs=[{scored},{cheat}]", f"output={tmp_path / 'out'}")
-    assert ended.code == 0, ended.err
-    assert "trained on, or chose by, 2 of the patients" in ended.out
-    words_of_page = Page((tmp_path / "out" / "comparison.html").read_text()).words
-    assert "NOT HELD OUT" in words_of_page
-    assert "trained on, or chose by, 2 of the patients" in words_of_page
+    name = '"><script>alert(1)</script>'
+    write_run(tmp_path / "run", [score_row(name, 0.5)], flags={name: [HOSTILE]})
+    assert command("report", f"run={tmp_path / 'run'}").code == 0
+    page = Page(tmp_path / "run" / "report.html")
+    assert name in page.text
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    for tag, attributes in page.tags:
+        for key in ("src", "href", "srcset", "action", "data"):
+            address = attributes.get(key) or "#"
+            assert address.startswith(("#", "data:")), (tag, address)
+    assert not re.search(r"url\((?!#)|@import", (tmp_path / "run" / "report.html").read_text())
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("phantoms", "held_out", "kind"),
+    [
+        (True, True, "n = 4 held-out phantoms"),
+        (False, False, "n = 4 patients, NOT HELD OUT"),
+        (False, None, "n = 4 patients, not known whether held out"),
+    ],
+)
+def test_phantoms_and_patients_not_held_out_have_banners(
+    phantoms: bool, held_out: bool | None, kind: str, tmp_path: Path, command: Command
+) -> None:
+    run = write_run(tmp_path / "run", FOUR, phantoms=phantoms, held_out=held_out)
+    assert command("report", f"run={run}").code == 0
+    page = Page(run / "report.html")
+    assert page.banners == phantoms + (held_out is not True)
+    assert kind in page.text
+    assert ("PHANTOMS" in page.text) == phantoms
+    assert ("NOT HELD OUT" in page.text) == (held_out is False)
+
+
+def test_each_subset_has_a_page_and_masks_of_other_tools_too(
+    tmp_path: Path, command: Command
+) -> None:
+    run = write_run(tmp_path / "run", FOUR)
+    write_run(run, FOUR[:2], "val", held_out=False)
+    write_run(run, FOUR[:3], "external_site b")
+    assert command("report", f"run={run}").code == 0
+    before = (run / "report.html").read_bytes()
+    for subset in ("val", "external_site b"):
+        assert command("report", f"run={run}", f"subset='{subset}'").code == 0
+    assert (run / "report.html").read_bytes() == before
+    assert "2 cases of 2 patients" in Page(run / "report_val.html").text
+    assert "evaluate checkpoint=RUN/checkpoints/best.ckpt data.root=..." in (
+        Page(run / "report_external_site b.html").text
+    )
+    other = write_run(tmp_path / "other", FOUR, "external", without_mask=["p1"])
+    assert command("report", f"run={other}").code == 0
+    text = Page(other / "report.html").text
+    assert "nnunet: external" in text and "NOT KNOWN WHETHER HELD OUT" in text
+    assert "without mask 1: p1" in text and "Recipe's metric" not in text
+
+
+def test_subgroups_are_tertiles_of_numbers_and_values_of_text(
+    tmp_path: Path, command: Command
+) -> None:
+    dice, mm = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9), (1.0, 1.25, 2.0, 2.5, 3.0, 5.0)
+    makers = ("ge", "siemens", None, "ge", "siemens", "ge")
+    rows = [
+        score_row(f"p{n // 2}", d, case=f"c{n}", spacing_z_mm=z, manufacturer=m)
+        for n, (d, z, m) in enumerate(zip(dice, mm, makers, strict=True))
+    ]
+    run = write_run(tmp_path / "run", [*rows, score_row("p9", None, case="c9")])
+
+    def lines(column: str) -> list[list[str]]:
+        ended = command("report", f"run={run}", f"by={column}")
+        assert ended.code == 0, ended.err
+        assert f"Scores by {column}" in (
+            Page(run / "report.html").text
+        )
+        cells = [line.split("│")[1:-1] for line in ended.out.splitlines() if line.startswith("│")]
+        return [[cell.strip() for cell in line][:5] for line in cells]
+
+    # two cases of one patient, or of two: n counts patients
+    assert lines("spacing_z_mm") == [
+        ["1.00 to 1.25", "1", "0.200", "-", "0.200"],
+        ["2.00 to 2.50", "1", "0.600", "-", "0.600"],
+        ["3.00 to 5.00", "1", "0.850", "-", "0.850"],
+    ]
+    assert lines("manufacturer") == [
+        ["ge", "3", "0.567", "0.100 to 0.900", "0.567"],
+        ["siemens", "2", "0.550", "0.300 to 0.800", "0.550"],
+        ["-", "1", "0.500", "-", "0.500"],
+    ]
+    ended = command("report", f"run={run}", "by=scanner")
+    assert ended.code == 2 and "by=scanner: no such column; expected one of patient" in ended.err
+
+
+def test_views_are_read_from_their_folder_alone(tmp_path: Path, command: Command) -> None:
+    run = tmp_path / "run"
+    views, secret = run / "scores" / "test" / "views", tmp_path / "secret.json"
+    names = ["good", "link", "../../../../secret", str(secret.with_suffix(""))]
+    write_run(run, [score_row(name, 0.5) for name in names])
+    views.mkdir(parents=True)
+    for path in (secret, views / "good.json"):
+        path.write_text(json.dumps({"image": f"view of {path.stem}"}))
+    (views / "link.json").symlink_to(secret)
+    assert command("report", f"run={run}").code == 0
+    page = (run / "report.html").read_text()
+    assert "view of good" in page and "view of secret" not in page
+    views.rename(tmp_path / "views")
+    views.symlink_to(tmp_path / "views")
+    assert command("report", f"run={run}").code == 0
+    assert "view of" not in (run / "report.html").read_text()
+
+
+def test_hostile_names_are_shown_as_text(tmp_path: Path, command: Command) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    rows = [score_row(f"{HOSTILE}{n}", 0.5 + n / 10, contrast=HOSTILE) for n in range(3)]
+    for folder in (run, other):
+        write_run(folder, rows, held_out=False, train=(rows[0]["patient"],))
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**summary, "name": HOSTILE}))
+    for ended in (
+        command("report", f"run={run}", "by=contrast"),
+        command("report", f"runs=[{run},{other}]", f"output={tmp_path}"),
+    ):
+        assert ended.code == 0, ended.err
+        assert "\x1b[31m" not in ended.out + ended.err
+        assert r"[/x] $^$ \x1b[31m<b>" in ended.out
+    assert r"[/x] $^$ \x1b[31m<b> (2)" in Page(tmp_path / "comparison.html").text
+
+
+def found_in(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "comparison.json").read_text()))
+
+
+def test_two_runs_are_compared_patient_by_patient(tmp_path: Path, command: Command) -> None:
+    better = [score_row(row["patient"], row["dice"] + 0.05, hd95_mm=4.0) for row in FOUR]
+    one, other = write_run(tmp_path / "a", FOUR), write_run(tmp_path / "b", better, phantoms=True)
+    (other / ".hydra" / "config.yaml").write_text("{seed: 1, model: {depth: 4}}")
+    ended = command("report", f"runs=[{one},{other}]", f"output={tmp_path}")
+    assert ended.code == 0, ended.err
+    assert "Wilcoxon" in ended.out and "PHANTOMS, held out" in ended.out
+    found = found_in(tmp_path)
+    dice, _, distance = found["comparisons"]
+    assert (dice["n"], dice["higher"], dice["lower"]) == (4, 4, 0)
+    assert dice["difference"] == pytest.approx(0.05)
+    assert dice["p"] == pytest.approx(2 / 2**4)  # all differ in one direction
+    assert dice["p_holm"] == pytest.approx(3 * dice["p"])
+    assert found["warnings"] == [] and found["held_out"] is True
+    lines = difference_table(found).rows
+    assert [line[5:7] for line in lines] == [
+        ["4", "0"],
+        ["4", "0"],
+        ["4", "0"],
+    ]  # less mm is better
+    assert lines[2][3] == "-1.0" and distance["higher"] == 0
+    page = Page(tmp_path / "comparison.html")
+    assert page.banners == 1 and "strong (2) minus strong (1)" in page.text
+    with (tmp_path / "comparison.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows[0][:3] == ["patient", "dice strong (1)", "dice strong (2)"]
+    assert rows[1][:3] == ["p0", "0.9", "0.95"] and len(rows) == 5
+
+
+def test_masks_of_another_tool_are_compared_on_the_patients_of_the_run(
+    tmp_path: Path, command: Command
+) -> None:
+    run = write_run(tmp_path / "run", FOUR)
+    more = [score_row(f"p{n}", 0.6) for n in range(9)]
+    other = write_run(tmp_path / "other", more, "external")
+    for runs in (f"[{run},{other}]", f"[{other},{run}]"):
+        ended = command("report", f"runs={runs}", f"output={tmp_path}", "measures=[dice,volume_ml]")
+        assert ended.code == 0, ended.err
+        assert "not known whether held out" in ended.out
+        found = found_in(tmp_path)
+        assert found["patients"] == ["p0", "p1", "p2", "p3"]
+        assert {c["name"]: c["dice"]["mean"] for c in found["configurations"]} == {
+            "strong": pytest.approx(0.725), "nnunet": pytest.approx(0.6),
+        }  # fmt: skip
+        assert difference_table(found).rows[1][5:7] == ["0 higher", "0 lower"]
+        assert "NOT KNOWN WHETHER HELD OUT" in Page(tmp_path / "comparison.html").text
+    few = write_run(tmp_path / "few", more[1:], "external")
+    ended = command("report", f"runs=[{run},{few}]", f"output={tmp_path}")
+    assert ended.code == 2 and "1 are in one of them only (p0)" in ended.err
+    ended = command("report", f"runs=[{run},{other}]", "measures=[expected_dice]")
+    assert ended.code == 2 and "other: its scores of test have no expected_dice" in ended.err
+
+
+def test_seeds_of_a_configuration_are_averaged(tmp_path: Path, command: Command) -> None:
+    lower = [score_row(row["patient"], row["dice"] - 0.1) for row in FOUR]
+    runs = [
+        write_run(tmp_path / "a", FOUR, seed=0),
+        write_run(tmp_path / "b", lower, seed=1),
+        write_run(tmp_path / "c", FOUR, seed=0, postprocess_origin="given"),
+    ]
+    words = ",".join(map(str, runs))
+    assert command("report", f"runs=[{words}]", f"output={tmp_path}").code == 0
+    first, second = found_in(tmp_path)["configurations"]
+    assert (first["seeds"], second["seeds"]) == ([0, 1], [0])
+    assert first["dice"]["mean_of_each_seed"] == pytest.approx([0.725, 0.625])
+    assert first["dice"]["mean"] == pytest.approx(0.675)
+
+
+def test_leaks_between_runs_are_refused_or_warned_of(tmp_path: Path, command: Command) -> None:
+    one = write_run(tmp_path / "a", FOUR, train=("p7",))
+    swapped = [*FOUR[:3], score_row("p7", 0.8)]
+    other = write_run(tmp_path / "b", swapped, train=("p3",))
+    ended = command("report", f"runs=[{one},{other}]")
+    assert ended.code == 2
+    assert "2 are in one of them only (p3, p7); 2 of them were scored in one run" in ended.err
+    cheat = write_run(tmp_path / "c", FOUR, train=("p0", "p1"), held_out=False)
+    ended = command("report", f"runs=[{one},{cheat}]", f"output={tmp_path}")
+    assert ended.code == 0
+    leak = "trained on, or was chosen by, 2 of the patients"
+    page = Page(tmp_path / "comparison.html")
+    assert leak in ended.out and leak in page.text and "NOT HELD OUT" in page.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
     [
         ([], "give run=RUN, or sweep=SWEEP, or runs="),
         (["run=nowhere"], "run=nowhere: there is no such folder"),
-        (["run=."], "is no folder of a run"),
-        (["runs=[nowhere]"], "two or more are compared"),
+        (["run=empty"], "is not the folder of a run"),
+        (["runs=[nowhere]"], "expected two folders or more"),
+        (["sweep=.", "by=fold"], "by=fold: needs run=RUN"),
+        (["run=run", "subset=val"], "evaluate checkpoint=run/checkpoints/best.ckpt subset=val"),
+        (["run=damaged"], "scores/test.json: is JSON, but not figures that evaluate wrote"),
+        (["run=noise"], "metrics.csv: cannot be read as metrics of epochs"),
     ],
 )
-def test_what_is_no_run_is_told(command: Command, words: list[str], said: str) -> None:
+def test_a_folder_without_scores_is_refused_in_a_line(
+    command: Command, words: list[str], message: str
+) -> None:
+    for name in ("run", "damaged", "noise"):
+        write_run(Path(name), FOUR)
+    Path("empty").mkdir()
+    Path("damaged", "scores", "test.json").write_text("{}")
+    Path("noise", "metrics.csv").write_text("epoch,val/dice\n1,x\n")
     ended = command("report", *words)
-    assert ended.code == 2
-    assert said in ended.err
+    assert ended.code == 2 and message in ended.err
 
 
-def test_a_run_that_was_not_scored_says_what_to_type(scored: Path, command: Command) -> None:
-    ended = command("report", f"run={scored}", "subset=val")
-    assert ended.code == 2
-    assert f"checkpoint={scored / 'checkpoints' / 'best.ckpt'} subset=val" in ended.err
+def test_evaluate_writes_a_page_a_subset(trained: Path, tmp_path: Path, command: Command) -> None:
+    run = scored_copy(trained, tmp_path / "run", "test")
+    text = Page(run / "report.html").text
+    assert "n = 2 held-out phantoms" in text and "PHANTOMS" in text
+    summary = json.loads((run / "summary.json").read_text())
+    assert f"{summary['parameters']:,} parameters" in text
+    assert summary["data_fingerprint"][:16] in text
+    for row in csv.DictReader((run / "scores" / "test.csv").read_text().splitlines()):
+        assert row["case"] in text
+    before = (run / "report.html").read_bytes()
+    best = run / "checkpoints" / "best.ckpt"
+    assert command("evaluate", f"checkpoint={best}", "subset=val").code == 0
+    assert (run / "report.html").read_bytes() == before
+    assert "NOT HELD OUT" in Page(run / "report_val.html").text

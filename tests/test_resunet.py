@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.errors import PancsegError
+from pancseg.models.factory import build
 from pancseg.models.losses import deep_supervision_loss
-from pancseg.models.networks import build
 from pancseg.models.resunet import ResUNet, plan_levels
 
 SIZE = (32, 32, 16)

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pancseg.config import settings_folder
 from pancseg.errors import Incomplete
-from pancseg.inference import initial_weights
-from pancseg.inference.initial_weights import begin_with, open_weights
-from pancseg.models.networks import build
+from pancseg.models import pretrained
+from pancseg.models.factory import build
+from pancseg.models.pretrained import load_pretrained, open_weights
 from pancseg.models.segmenter import Segmenter
 from pancseg.training.callbacks import Patience, best_row
 from pancseg.training.checkpoints import BestCheckpoint
@@ -590,9 +590,9 @@ def test_weights_to_begin_with_are_read_once(
     trained: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    load = initial_weights.load_tensors
+    load = pretrained.load_tensors
     monkeypatch.setattr(
-        initial_weights, "load_tensors", lambda path: read.append(path) or load(path)
+        pretrained, "load_tensors", lambda path: read.append(path) or load(path)
     )
     given = f"init_from={trained / 'checkpoints' / 'best.ckpt'}"
     assert command("train", *smoke(prepared, tmp_path / "run", given, "preview=true")).code == 0
@@ -604,7 +604,7 @@ def test_a_state_dict_as_monai_saves_it_is_taken(tmp_path: Path, wrapped: bool) 
     theirs, ours = build(NET, torch.nn.Module), build(NET, torch.nn.Module)
     weights = {f"module.{name}": value for name, value in theirs.state_dict().items()}
     torch.save({"model": weights} if wrapped else weights, tmp_path / "monai.pt")
-    assert "of" in begin_with(ours, open_weights(tmp_path / "monai.pt"))
+    assert "of" in load_pretrained(ours, open_weights(tmp_path / "monai.pt"))
     assert same(theirs.state_dict(), ours.state_dict())
 
 

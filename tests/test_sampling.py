@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from pancseg.data.cache import Volume, VolumeCache
-from pancseg.data.plan import make_plan
 from pancseg.data.sampling import (
     BatchSampler,
     PatchDataset,
@@ -20,7 +19,7 @@ from pancseg.data.sampling import (
     VolumeDataset,
     crop,
 )
-from pancseg.data.transforms import Preprocessing
+from pancseg.data.transforms import Preprocessing, make_plan
 from pancseg.errors import PancsegError
 from pancseg.models.resunet import plan_levels
 from tests.tiny_root import case_of

@@ -16,10 +16,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 from pancseg.dicom.segmentation import read_segmentation
-from pancseg.dicom.series import SeriesVolume, read_series
-from pancseg.dicom.slices import Repair
+from pancseg.dicom.series import Repair, Scan, read_series
 from pancseg.errors import REASON_LENGTH, Refused
-from pancseg.intake.types import Scan
 from pancseg.structures import Label
 from tests.tiny_dicom import AXIAL
 from tests.tiny_labels import (
@@ -47,7 +45,7 @@ def scan(tmp_path: Path) -> Scan:
     return scan_of(tmp_path / "ct")
 
 
-def read(file: Path, scan: Scan | SeriesVolume, *labels: Sequence[Label] | None) -> nib.Nifti1Image:
+def read(file: Path, scan: Scan, *labels: Sequence[Label] | None) -> nib.Nifti1Image:
     assert scan.stack is not None
     label = read_segmentation(file, scan.stack, structures(*labels))
     assert (label.unknown_values, label.flags) == ((), ())
@@ -71,28 +69,28 @@ def codes_of(image: nib.Nifti1Image) -> dict[tuple[int, ...], int]:
     return {tuple(at): int(codes[tuple(at)]) for at in voxels(image)}
 
 
-def test_pixels_land_on_the_slice_at_their_position_whatever_their_order(
-    tmp_path: Path, scan: Scan
+def once(one: Dataset) -> None:
+    """Move geometry and position of the only frame to the shared groups."""
+    shared, own = one.SharedFunctionalGroupsSequence[0], one.PerFrameFunctionalGroupsSequence[0]
+    shared.update(own)
+    one.PerFrameFunctionalGroupsSequence = [Dataset()]
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": False}, {"damage": once}])
+def test_geometry_stands_once_or_in_every_frame(
+    tmp_path: Path, scan: Scan, options: dict[str, Any]
 ) -> None:
-    frames = [Frame(DOT, at(3)), Frame(ONE, at(0)), Frame(NONE, at(1))]
+    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(2))], **options)
+    assert voxels(read(file, scan)) == [[0, 0, 2]]
+
+
+@pytest.mark.parametrize("position", [at(-30), at(2.5), at(2, 70)])
+def test_pixels_land_on_the_slice_at_their_position_and_empty_frames_may_lie_anywhere(
+    tmp_path: Path, scan: Scan, position: tuple[float, ...]
+) -> None:
+    frames = [Frame(DOT, at(3)), Frame(ONE, at(0)), Frame(NONE, position)]
     image = read(write_segmentation(tmp_path / "seg", frames), scan)
     assert voxels(image) == [[0, 0, 0], [1, 1, 3], [2, 2, 3]]  # column, row, slice
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_geometry_stands_once_or_in_every_frame(tmp_path: Path, scan: Scan, shared: bool) -> None:
-    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(2))], shared=shared)
-    assert voxels(read(file, scan)) == [[0, 0, 2]]
-
-
-def test_position_too_may_stand_once_where_there_is_one_frame(tmp_path: Path, scan: Scan) -> None:
-    def damage(one: Dataset) -> None:
-        shared, own = one.SharedFunctionalGroupsSequence[0], one.PerFrameFunctionalGroupsSequence[0]
-        shared.update(own)
-        one.PerFrameFunctionalGroupsSequence = [Dataset()]
-
-    file = write_segmentation(tmp_path / "seg", [Frame(ONE, at(2))], damage=damage)
-    assert voxels(read(file, scan)) == [[0, 0, 2]]
 
 
 @pytest.mark.parametrize(("value", "is_in"), [(0, False), (49, False), (50, True), (100, True)])
@@ -105,64 +103,60 @@ def test_half_of_the_largest_fraction_is_foreground(
 
 
 @pytest.mark.parametrize(
-    ("choice", "expected"),
-    [((1,), [[0, 0, 1]]), (("pancreas",), [[1, 1, 1]]), ((1, 2), [[0, 0, 1], [1, 1, 1]])],
+    ("labels", "expected"),
+    [
+        ([(1,)], {(0, 0, 1): 1}),
+        ([("pancreas",)], {(1, 1, 1): 1, (2, 1, 1): 1}),
+        ([(1, 2)], {(0, 0, 1): 1, (1, 1, 1): 1, (2, 1, 1): 1}),
+        ([("pancreas",), ("liver",)], {(0, 0, 1): 2, (1, 1, 1): 1, (2, 1, 1): 1}),
+        ([("background",)], "no_such_segment"),  # its number is PixelPaddingValue
+    ],
 )
 def test_values_of_a_label_map_are_segment_numbers(
-    tmp_path: Path, scan: Scan, choice: Sequence[Label], expected: list[list[int]]
+    tmp_path: Path, scan: Scan, labels: list[Sequence[Label]], expected: Any
 ) -> None:
     pixels = np.zeros((4, 3))
-    pixels[0, 0], pixels[1, 1] = 1, 2
-    background = {0: ("Background", "125040", "Background")}
-    file = write_segmentation(
-        tmp_path / "seg", [Frame(pixels, at(1))], kind="LABELMAP", segments=background | BOTH
-    )
-    assert voxels(read(file, scan, choice)) == expected
+    pixels[0, 0], pixels[1, 1:] = 1, 2
+    segments = {0: ("Background", "125040", "Background"), **BOTH}
+    frames = [Frame(pixels, at(1))]
+    file = write_segmentation(tmp_path / "seg", frames, kind="LABELMAP", segments=segments)
+    if isinstance(expected, str):
+        assert refusal(file, scan, *labels).code == expected
+    else:
+        assert codes_of(read(file, scan, *labels)) == expected
 
 
-def test_the_background_of_a_label_map_is_no_choice(tmp_path: Path, scan: Scan) -> None:
+def test_the_only_segment_of_a_label_map_needs_no_choice(tmp_path: Path, scan: Scan) -> None:
     segments = {0: ("Background", "125040", "Background"), 1: PANCREAS}
     frames = [Frame(ONE, at(1))]
     file = write_segmentation(tmp_path / "seg", frames, kind="LABELMAP", segments=segments)
     assert voxels(read(file, scan)) == [[0, 0, 1]]
-    assert refusal(file, scan, ("Background",)).code == "no_such_segment"
 
 
 @pytest.mark.parametrize("choice", [(2,), ("pancreas",), ("PANCREAS",), (15776009,), ("2", "x")])
-def test_a_segment_is_chosen_by_number_label_or_code(
+def test_a_segment_is_chosen_by_number_label_or_code_and_others_are_not_judged(
     tmp_path: Path, scan: Scan, choice: Sequence[Label]
 ) -> None:
-    frames = [Frame(DOT, at(1), 1), Frame(ONE, at(1), 2), Frame(ONE, at(2), 2)]
+    beside = (99.3, 0, 0)
+    frames = [Frame(DOT, beside, 1), Frame(ONE, at(1), 2), Frame(ONE, at(2), 2)]
     file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
     assert voxels(read(file, scan, choice)) == [[0, 0, 1], [0, 0, 2]]
 
 
-def test_chosen_segments_that_overlap_are_united(tmp_path: Path, scan: Scan) -> None:
-    corner = [[1, 1, 0], *DOT[1:]]
-    frames = [Frame(corner, at(1), 1), Frame(ONE, at(1), 2)]
-    file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
-    assert voxels(read(file, scan, (1, 2))) == [[0, 0, 1], [1, 0, 1], [1, 1, 1], [2, 2, 1]]
-    assert voxels(read(file, scan, (2,))) == [[0, 0, 1]]
-
-
-def test_of_structures_that_overlap_the_later_one_wins(tmp_path: Path, scan: Scan) -> None:
+def test_segments_that_overlap_are_united_and_the_later_structure_wins(
+    tmp_path: Path, scan: Scan
+) -> None:
     frames = [Frame(ONE, at(1), 2), Frame([[1, 1, 0], *DOT[1:]], at(1), 1)]
     file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
-    whole = {(1, 0, 1): 1, (1, 1, 1): 1, (2, 2, 1): 1}
-    assert codes_of(read(file, scan, ("liver",), ("pancreas",))) == whole | {(0, 0, 1): 2}
-    assert codes_of(read(file, scan, ("liver", "pancreas"), (2,))) == whole | {(0, 0, 1): 2}
-    only = codes_of(read(file, scan, ("spleen",), ("liver",)))
-    assert only == dict.fromkeys([*whole, (0, 0, 1)], 2)
-
-
-def test_segments_of_a_label_map_become_codes_of_structures(tmp_path: Path, scan: Scan) -> None:
-    pixels = np.zeros((4, 3))
-    pixels[0], pixels[1, 1] = 2, 1
-    file = write_segmentation(
-        tmp_path / "seg", [Frame(pixels, at(1))], kind="LABELMAP", segments=BOTH
-    )
-    codes = codes_of(read(file, scan, ("pancreas",), ("liver",)))
-    assert codes == {(0, 0, 1): 1, (1, 0, 1): 1, (2, 0, 1): 1, (1, 1, 1): 2}
+    rest, both = [(1, 0, 1), (1, 1, 1), (2, 2, 1)], (0, 0, 1)
+    for labels, expected in (
+        ([(1, 2)], {both: 1, **dict.fromkeys(rest, 1)}),
+        ([(2,)], {both: 1}),
+        ([("liver",), ("pancreas",)], {both: 2, **dict.fromkeys(rest, 1)}),
+        ([("liver", "pancreas"), (2,)], {both: 2, **dict.fromkeys(rest, 1)}),
+        ([("spleen",), ("liver",)], dict.fromkeys([both, *rest], 2)),
+    ):
+        assert codes_of(read(file, scan, *labels)) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,12 +171,6 @@ def test_names_of_segments_are_not_quoted_in_a_reason(
     assert (refused.code, "DOE" in str(refused)) == (code, False)
     assert len(str(refused)) <= REASON_LENGTH
     assert refused.names[:2] == ("1 Liver of DOE JOHN", "2 Liver of DOE JOHN")
-
-
-def test_frames_of_other_segments_are_not_decoded_nor_judged(tmp_path: Path, scan: Scan) -> None:
-    frames = [Frame(DOT, (99.3, 0, 0), 1), Frame(ONE, at(1), 2)]
-    file = write_segmentation(tmp_path / "seg", frames, segments=BOTH)
-    assert voxels(read(file, scan, (2,))) == [[0, 0, 1]]
 
 
 TURNS: dict[str, tuple[Any, Any, tuple[float, ...], tuple[float, float]]] = {
@@ -260,14 +248,6 @@ def test_rounded_positions_are_the_images(
 ) -> None:
     file = write_segmentation(tmp_path / "seg", [Frame(ONE, position)])
     assert voxels(read(file, scan)) == [[0, 0, 2]]
-
-
-@pytest.mark.parametrize("position", [at(-30), at(2.5), at(2, 70)])
-def test_an_empty_frame_may_lie_anywhere(
-    tmp_path: Path, scan: Scan, position: tuple[float, ...]
-) -> None:
-    frames = [Frame(NONE, position), Frame(ONE, at(1))]
-    assert voxels(read(write_segmentation(tmp_path / "seg", frames), scan)) == [[0, 0, 1]]
 
 
 def test_a_label_on_repaired_slices_follows_the_repair(tmp_path: Path) -> None:

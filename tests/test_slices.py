@@ -12,16 +12,8 @@ import SimpleITK
 from pydicom.dataset import Dataset
 from scipy.interpolate import interp1d
 
-from pancseg.dicom.series import read_mask_series
-from pancseg.dicom.slices import (
-    Repair,
-    SlicePlane,
-    SliceStack,
-    build_stack,
-    find_value,
-    functional_groups,
-    planes_of,
-)
+from pancseg.dicom.pixels import SlicePlane, find_value, functional_groups, planes_of
+from pancseg.dicom.series import Repair, SliceStack, build_stack, read_mask_series
 from pancseg.errors import Refused
 from tests.tiny_dicom import AXIAL, find, put, read, write_series
 from tests.tiny_labels import structures

@@ -275,16 +275,20 @@ def test_runs_with_one_test_set_are_scored_as_an_ensemble(
     assert command("train", "-m", *words).code == 0
     assert command("evaluate", f"checkpoint={seeds}").code == 0
     figures = json.loads((seeds / "scores" / "test.json").read_text())
-    assert (figures["n"], figures["judges_of_a_patient"], figures["held_out"]) == (2, 2, True)
+    assert (figures["n"], figures["models_per_patient"], figures["held_out"]) == (2, 2, True)
 
-    from pancseg.inference.members import look_together, open_members
+    from pancseg.inference.checkpoint import open_checkpoints
+    from pancseg.inference.predictor import Predictor
 
-    members = open_members(seeds, device="cpu", precision=figures["arithmetic"])
+    models = open_checkpoints([seeds])
     row = rows_of(seeds)[0]
     image = nib.load(prepared / "cases" / f"{row['case']}_image.nii.gz")
-    each = [member.network.probability(image) for member in members]
-    assert not np.array_equal(*each)
-    mean = look_together(members, image).probability()
-    np.testing.assert_allclose(mean, (each[0] + each[1]) / 2, atol=1e-6)
+    ensembles = (models[:1], models[1:], models)
+    a, b, mean = (
+        Predictor(members, precision=figures["arithmetic"]).predict(image, 0.0).probability
+        for members in ensembles
+    )
+    assert not np.array_equal(a, b)
+    np.testing.assert_allclose(mean, (a + b) / 2, atol=1e-6)
     mask = nib.load(seeds / "scores" / "test" / f"{row['case']}_prediction.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj) > 0, mean > 0.5)

@@ -14,8 +14,8 @@ import torch
 
 from pancseg.data.manifest import read_manifest
 from pancseg.errors import PancsegError
-from pancseg.inference.archive import load_tensors
 from pancseg.inference.checkpoint import open_checkpoint
+from pancseg.models.pretrained import load_tensors
 from tests.conftest import Command, Ended, smoke
 
 

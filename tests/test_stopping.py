@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pancseg.applying.scan_run import ScanRun
+from pancseg.inference.evaluation import CaseScorer
+from pancseg.inference.scan_batch import ScanBatch
 from pancseg.intake import convert
-from pancseg.judging.case_judge import CaseJudge
 from pancseg.models.segmenter import Segmenter
 from pancseg.requeue import requeue
 from pancseg.stopping import SIGNALS, stop_on_signals
@@ -92,8 +92,8 @@ def test_evaluate_and_predict_end_in_one_line(
 ) -> None:
     best = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
     scans = [f"input={dicom / 'images'}", f"output={tmp_path / 'masks'}"]
-    signal_at(monkeypatch, ScanRun, "look", 2, USR1)
-    signal_at(monkeypatch, CaseJudge, "judge", 1, TERM)
+    signal_at(monkeypatch, ScanBatch, "segment", 2, USR1)
+    signal_at(monkeypatch, CaseScorer, "score", 1, TERM)
     for name, words, code in (("evaluate", ["subset=test"], 143), ("predict", scans, 138)):
         ended = command(name, best, *words)
         assert ended.code == code

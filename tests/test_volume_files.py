@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from pancseg.dicom.series import Scan
 from pancseg.errors import Refused
 from pancseg.intake import volume_files
-from pancseg.intake.types import ReadOptions, Scan
 from pancseg.intake.volume_files import (
     LARGEST_TAIL,
+    ReadOptions,
     is_volume_file,
     read_label_file,
     read_scan_file,

@@ -9,18 +9,24 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from pancseg.dicom.series import Series, SeriesVolume, SkippedSeries, find_series, read_series
-from pancseg.dicom.slices import Repair
+from pancseg.dicom.series import (
+    Repair,
+    Series,
+    Scan,
+    SkippedFile,
+    find_series,
+    read_series,
+)
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def find(folder: Path) -> tuple[list[Series], list[SkippedSeries]]:
+def find(folder: Path) -> tuple[list[Series], list[SkippedFile]]:
     """Search a folder at any depth."""
     return find_series(folder, [path for path in folder.rglob("*") if not path.is_dir()])
 
 
-def read(folder: Path, **repair: bool) -> SeriesVolume:
+def read(folder: Path, **repair: bool) -> Scan:
     """Read the only series of a folder."""
     (series,), _ = find(folder)
     assert series.problem == ""

@@ -16,9 +16,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pancseg.dicom.series import read_series
-from pancseg.dicom.slices import Repair
-from pancseg.intake.types import Scan
+from pancseg.dicom.series import Repair, Scan, read_series
 from pancseg.structures import Label, Structure, parse_structures
 from tests.tiny_dicom import AXIAL, decimals, write_series
 
@@ -41,8 +39,7 @@ class Frame:
 
 def scan_of(folder: Path, repair: Repair = Repair(), **options: Any) -> Scan:  # noqa: B008
     """A series as ``write_series`` makes it, as read."""
-    volume = read_series(tuple(sorted(write_series(folder, **options).iterdir())), repair)
-    return Scan(volume.image, volume.stack, flags=volume.flags)
+    return read_series(tuple(sorted(write_series(folder, **options).iterdir())), repair)
 
 
 def structures(*labels: Sequence[Label] | None) -> tuple[Structure, ...]:

@@ -8,11 +8,10 @@ import nibabel as nib
 import numpy as np
 
 from pancseg.data.datamodule import CTDataModule
-from pancseg.data.groups import cut_group, plan_cut
 from pancseg.data.manifest import Case, Group, Manifest
 from pancseg.data.scan_statistics import scan_statistics
 from pancseg.files import write_nifti
-from pancseg.geometry import AIR_HU
+from pancseg.geometry import AIR_HU, cut_group, plan_cut
 from pancseg.structures import Structure
 
 SHAPE, SPACING_MM, DEPTH = (24, 24, 20), (8.0, 8.0, 8.0), 8

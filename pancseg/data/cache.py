@@ -22,6 +22,7 @@ from pancseg.data.manifest import Case, Group
 from pancseg.data.transforms import Preprocessing, deterministic
 from pancseg.errors import PancsegError
 from pancseg.files import replaced, unpacked_sha256
+from pancseg.hardware import VOLUME_SHARE
 from pancseg.parallel import cores, process_map, progress
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,6 @@ CACHE_FOLDER = re.compile("[0-9a-f]{16}")
 CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|label|foreground)\.npy")
 TIME_TOLERANCE_S = 1e-5  # not every file system keeps nanoseconds
 MIN_POOL_BYTES = 10**8  # of images; less is read faster than processes start
-# of the free memory, for the training volumes and then for the validation volumes: the third that
-# remains at least is for training steps and whole cases
-GPU_SHARE = 0.4
 USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
 
 
@@ -119,7 +117,7 @@ class VolumeCache:
         if storage == "gpu" and device.type == "cuda":
             arrays = (array for entry in self.entries for array in self.open(entry))
             needed = sum(array.nbytes for array in arrays if array is not None)
-            available = torch.cuda.mem_get_info(device)[0] * GPU_SHARE
+            available = torch.cuda.mem_get_info(device)[0] * VOLUME_SHARE
             self.is_on_gpu = needed <= available
             if not self.is_on_gpu:
                 sizes = f"{needed / 1e9:.1f} GB of volumes, {available / 1e9:.1f} GB for them"

@@ -21,10 +21,9 @@ from pancseg import __version__
 from pancseg.data import sampling as samples
 from pancseg.data.cache import STORAGES, Entry, VolumeCache, evict
 from pancseg.data.manifest import Manifest, has_manifest, read_manifest
-from pancseg.data.plan import Plan, make_plan
 from pancseg.data.scan_statistics import training_profile
 from pancseg.data.splits import SUBSETS, Split, make_split, persons_of
-from pancseg.data.transforms import Preprocessing
+from pancseg.data.transforms import Plan, Preprocessing, make_plan
 from pancseg.errors import PancsegError
 from pancseg.files import check_writable
 from pancseg.models.augmentation import Augmentation, Augmenter, step_seed
@@ -175,14 +174,15 @@ class CTDataModule(pl.LightningDataModule):
     @property
     def fingerprint(self) -> str:
         """Hash of all cases of the folder and of their preprocessing."""
-        stored = sorted(case.image_sha256 + case.label_sha256 for case in self.manifest.cases)
-        return json_hash([stored, asdict(self.preprocessing), self.manifest.settings])
+        return data_fingerprint(self.manifest, self.preprocessing)
 
     def state_dict(self) -> dict[str, Any]:
         """Content of checkpoints beside the hyperparameters."""
         scans = [case.statistics for case in self.manifest.cases_of(self.split.train)]
         return {
             "split": asdict(self.split),
+            "structures": [structure.to_dict() for structure in self.manifest.structures],
+            "names": str(self.manifest.settings.get("names")),
             "fingerprint": self.fingerprint,
             "seen_before": sorted(self.seen_before),
             "profile": asdict(training_profile(scans)),
@@ -298,6 +298,14 @@ class CTDataModule(pl.LightningDataModule):
 def is_first_process() -> bool:
     """Whether this is the first or only process that trains."""
     return not rank_zero_only.rank  # type: ignore[attr-defined]
+
+
+def data_fingerprint(manifest: Manifest, preprocessing: Preprocessing) -> str:
+    """Hash of all cases of a prepared folder and of their preprocessing."""
+    stored = sorted(case.image_sha256 + case.label_sha256 for case in manifest.cases)
+    orientation, spacing_mm, window_hu, size = vars(preprocessing).values()
+    numbers = [[float(n) for n in values or ()] for values in (spacing_mm, window_hu, size)]
+    return json_hash([stored, orientation, numbers, manifest.settings])
 
 
 def json_hash(value: Any) -> str:

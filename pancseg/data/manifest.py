@@ -3,7 +3,6 @@
 The manifest is read back with checks, because folders are copied and edited by hand.
 """
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pancseg.errors import PancsegError
-from pancseg.files import read_json, to_csv, write_text
+from pancseg.files import read_csv, read_json, to_csv, write_text
 from pancseg.structures import Structure, structures_from_manifest
 
 MANIFEST = "manifest.json"
 TABLE = "intake.csv"
 SCHEMA = 2
 LIMITS = {"shape": (1, 2**20), "spacing_mm": (1e-3, 1e4)}
-MANUFACTURERS = ("siemens", "ge", "philips", "canon", "other", "unknown")
 Entry = TypeVar("Entry")
 
 
@@ -45,7 +43,7 @@ class Case:
     study_hash: str = ""  # keyed, of StudyInstanceUID
     series_hash: str = ""  # keyed, of SeriesInstanceUID
     patient_id_hash: str = ""  # keyed, of PatientID; ``patient`` may be the name of a folder
-    manufacturer: str = "unknown"  # one of MANUFACTURERS
+    manufacturer: str = "unknown"  # siemens, ge, philips, canon, other or unknown
     contrast: str = "unknown"  # contrast agent: yes, no or unknown
     repairs: list[str] = field(default_factory=list)  # of the geometry, with numbers
     prepared_before: bool = False  # in an earlier run; duplicates added later give way to it
@@ -263,19 +261,12 @@ class Row:
         return self.path or self.case, self.kind
 
 
-COLUMNS = [column.name for column in fields(Row)]
-
-
 def read_rows(root: Path) -> list[Row]:
     """Rows of a prepared folder's table; none where there is no table of this version."""
-    path = root / TABLE
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        reader = csv.DictReader(file)
-        return [Row(**row) for row in reader] if reader.fieldnames == COLUMNS else []
+    return read_csv(root / TABLE, Row)
 
 
 def rows_to_csv(rows: Iterable[Row]) -> str:
     """The table as text, ordered by path."""
-    return to_csv(COLUMNS, map(astuple, sorted(rows, key=lambda row: row.key)))
+    columns = [column.name for column in fields(Row)]
+    return to_csv(columns, map(astuple, sorted(rows, key=lambda row: row.key)))

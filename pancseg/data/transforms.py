@@ -1,14 +1,83 @@
-"""The deterministic MONAI transforms of training and inference."""
+"""Input of a network: its planned voxel spacing and size, and the MONAI transforms to it."""
 
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from monai import transforms as mt
 
 AXES = (("L", "R"), ("P", "A"), ("I", "S"))
+MIN_SIDE = 32  # voxels of a patch
+COARSENING = 1.02  # factor of a step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Input of a network: voxel spacing, and voxels of a patch or of a resized group."""
+
+    spacing_mm: tuple[float, ...]
+    spatial_size: tuple[int, ...]
+
+    def __str__(self) -> str:
+        field_mm = np.multiply(self.spatial_size, self.spacing_mm).round()
+        triples = (self.spatial_size, self.spacing_mm, field_mm)
+        voxels, spacing, field = (" x ".join(f"{n:g}" for n in triple) for triple in triples)
+        return f"{voxels} voxels of {spacing} mm: {field} mm"
+
+
+def make_plan(
+    cases: Sequence[Any],
+    patch_voxels: int,
+    field_mm: Sequence[float],
+    spacing_mm: Sequence[float] | None = None,
+    spatial_size: Sequence[int] | None = None,
+) -> Plan:
+    """Plan the spacing and the size of a patch for whole scans, where they are None.
+
+    As in nnU-Net (Isensee et al. 2021): the median spacing of the data and the largest patch that
+    the machine allows. Where that patch would cover too little of the abdomen, the spacing is
+    coarser. ``cases`` have ``shape`` and ``spacing_mm``; a patch has at most ``patch_voxels``, and
+    should cover ``field_mm``.
+    """
+    if spacing_mm is None or spatial_size is None:
+        spacings_mm = np.array([case.spacing_mm for case in cases], dtype=float)
+        extent_mm = np.median(spacings_mm * [case.shape for case in cases], axis=0)
+        patch_voxels = patch_voxels if spatial_size is None else math.prod(spatial_size)
+        if spacing_mm is None:
+            field = np.minimum(field_mm, extent_mm)
+            spacing_mm = coarsened(np.median(spacings_mm, axis=0), field, patch_voxels)
+        if spatial_size is None:
+            field = np.array(field_mm) / spacing_mm
+            spatial_size = largest_patch(extent_mm / spacing_mm, field, patch_voxels)
+    return Plan(tuple(map(float, spacing_mm)), tuple(map(int, spatial_size)))
+
+
+def coarsened(spacing_mm: Any, field_mm: Any, patch_voxels: int) -> list[float]:
+    """Make the finest axes coarser until the field of view fits into a patch."""
+    spacing = np.array(spacing_mm, dtype=float)
+    while math.prod(field_mm / spacing) > patch_voxels * COARSENING:
+        finest = spacing.min()
+        spacing[spacing < finest * COARSENING] = finest * COARSENING
+    return [round(float(mm), 2) for mm in spacing]
+
+
+def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:
+    """Largest patch within a volume, in proportion to the field of view; sizes in voxels."""
+    patch = [max(MIN_SIDE, math.ceil(side / side_step(side)) * side_step(side)) for side in volume]
+    while math.prod(patch) > most_voxels and max(patch) > MIN_SIDE:
+        axis = int(np.where(np.array(patch) > MIN_SIDE, patch / field, 0.0).argmax())
+        patch[axis] -= side_step(patch[axis])
+    return patch
+
+
+def side_step(side: float) -> int:
+    """Divisor of a side: networks halve a long side five times and a short side four times."""
+    return 32 if side > 128 else 16
 
 
 @dataclass(frozen=True)

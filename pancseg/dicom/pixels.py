@@ -1,8 +1,9 @@
-"""DICOM files opened, checked against their headers, and decoded to HU."""
+"""A DICOM file: opened and checked, its slices read from the header, its pixels decoded to HU."""
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,21 @@ from pydicom.encaps import generate_frames
 from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import pixel_array
 
-from pancseg.dicom.slices import MOST_FRAMES, SlicePlane, size_of
 from pancseg.errors import Refused, parsing, quiet
 
+Floats = NDArray[np.float64]
 INT16 = np.iinfo(np.int16)
+# sequences of an enhanced multi-frame file that hold an attribute (DICOM PS3.3 C.7.6.16)
+MACRO_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+    "RescaleSlope": "PixelValueTransformationSequence",
+    "RescaleIntercept": "PixelValueTransformationSequence",
+    "RescaleType": "PixelValueTransformationSequence",
+    "ReferencedSegmentNumber": "SegmentIdentificationSequence",
+    "FrameAcquisitionNumber": "FrameContentSequence",
+}
 # pydicom itself would try GDCM first, which ends the process on some damaged files
 DECODERS = {
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
@@ -28,10 +40,49 @@ DECODERS = {
     uid.RLELossless: "pydicom",
 }
 CONVERT = "convert it with gdcmconv --raw or dcmdjpeg"
+LARGEST_SIDE = 8192  # pixels; a header that claims more is damaged
+MOST_FRAMES = 100_000  # a SEG of many structures with empty frames has tens of thousands
+FARTHEST_MM = 1e6  # from the scanner's isocentre
 LARGEST_BYTES = 4 * 2**30  # of decoded pixels in a file
 LARGEST_EXCESS = 64 * 2**20  # bytes that a deflated file may hold beside its pixels
 DEFLATE_RATIO = 1032  # of the deflate format, at most
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
+
+
+def are_unit_vectors(orientation: Floats) -> bool:
+    """Whether two vectors have length 1 and are at right angles, as far as headers hold digits."""
+    axes = orientation.reshape(2, 3)
+    return bool(np.abs(axes @ axes.T - np.eye(2)).max() < 0.02)
+
+
+# numbers of a slice: their count, a default, what is expected of them, and whether they fulfil it
+NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
+    "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
+    "ImageOrientationPatient": (6, None, "two unit vectors at right angles", are_unit_vectors),
+    "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
+    "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
+    "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
+}
+
+
+@dataclass(frozen=True)
+class SlicePlane:
+    """A stored slice."""
+
+    file: Path
+    frame: int  # number in the file, from 0
+    rows: int
+    columns: int
+    position_mm: tuple[float, ...]  # centre of the first pixel, LPS
+    orientation: tuple[float, ...]  # unit vector along a row, then along a column, LPS
+    spacing_mm: tuple[float, ...]  # from row to row, then from column to column
+    slope: float  # HU per stored value
+    intercept: float  # HU of stored value 0
+    frame_of_reference_uid: str
+    acquisition_number: str = ""  # text that slices of an acquisition share, empty if unknown
+    acquisition_time: str = ""
+    is_hu: bool = True  # False where RescaleType of a CT names another unit
+    segment_number: int = -1  # of a frame of a SEG that holds one segment
 
 
 def open_dicom(file: Path) -> Dataset:
@@ -107,6 +158,80 @@ def check_pixels(dataset: Dataset, file: Path) -> None:
     if syntax not in DECODERS and size < claimed:  # bytes may follow the pixels (PS3.5 8.1.1)
         sentence = f"{file.name} has {size} bytes of pixels, its header claims {claimed}"
         raise Refused("truncated", sentence)
+
+
+def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
+    """The slices of a file, in stored order; refused if an attribute is missing or out of range.
+
+    Call it within ``parsing``: values of damaged headers raise any error.
+    """
+    rows, columns = size_of(dataset, file)
+    frame_uid, modality = str(dataset.get("FrameOfReferenceUID") or ""), dataset.get("Modality")
+    number, date, time = (
+        # not converted: it is only compared, and text that is no number must not refuse a series
+        str(getattr(dataset.get_item(f"Acquisition{name}"), "value", None) or "")
+        for name in ("Number", "Date", "Time")
+    )
+    time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
+    planes = []
+    for n, levels in enumerate(functional_groups(dataset, file)):
+        position_mm, axes, spacing_mm, (slope,), (intercept,) = (
+            read_numbers(levels, keyword, file) for keyword in NUMBERS
+        )
+        grid = rows, columns, position_mm, axes, spacing_mm
+        acquisition = str(find_value(levels, "FrameAcquisitionNumber", number)), time
+        unit = str(find_value(levels, "RescaleType", "")).strip().upper()
+        is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
+        segment = int(find_value(levels, "ReferencedSegmentNumber", -1))
+        values = *grid, slope, intercept, frame_uid, *acquisition, is_hu, segment
+        planes.append(SlicePlane(file, n, *values))
+    return planes
+
+
+def functional_groups(dataset: Dataset, file: Path) -> list[list[Dataset]]:
+    """For each frame the data sets that describe it: per-frame and shared groups, and the file."""
+    count = dataset.get("NumberOfFrames")
+    frames = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if not frames and (count is None or int(count) == 1):
+        return [[dataset]]
+    if len(frames) != int(count or 0) or len(frames) > MOST_FRAMES:
+        sentence = f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
+        raise Refused("bad_frames", sentence)
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
+    return [[frame, *shared, dataset] for frame in frames]
+
+
+def find_value(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
+    """A value from the innermost level where it is not empty."""
+    for level in levels[:-1]:
+        macro = level.get(MACRO_OF[keyword])
+        if macro and macro[0].get(keyword) is not None:
+            return macro[0].get(keyword)
+    value = levels[-1].get(keyword)
+    return default if value is None else value
+
+
+def read_numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...]:
+    """Numbers of a slice; refused if they are not as expected."""
+    count, default, expected, is_usable = NUMBERS[keyword]
+    try:
+        values = np.atleast_1d(np.array(find_value(levels, keyword, default), dtype=float))
+    except (TypeError, ValueError):
+        values = np.array([])
+    if len(values) == count and (np.abs(values) < FARTHEST_MM).all() and is_usable(values):
+        return tuple(values.tolist())
+    code = "no_rescale" if keyword.startswith("Rescale") else "no_geometry"
+    raise Refused(code, f"{file.name} has no usable {keyword}, expected {expected}")
+
+
+def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
+    """Rows and columns; refused if they are missing or too large."""
+    rows, columns = dataset.get("Rows"), dataset.get("Columns")
+    if not rows or not columns:
+        raise Refused("no_geometry", f"{file.name} has no Rows or no Columns")
+    if max(rows, columns) > LARGEST_SIDE:
+        raise Refused("too_large", f"{file.name} has a side above {LARGEST_SIDE} pixels")
+    return int(rows), int(columns)
 
 
 def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:

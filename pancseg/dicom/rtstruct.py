@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pancseg.dicom.pixels import read_dataset
+from pancseg.dicom.pixels import FARTHEST_MM, Floats, read_dataset
 from pancseg.dicom.segmentation import names_of_codes, off_grid
-from pancseg.dicom.slices import FARTHEST_MM, Floats, SliceStack
+from pancseg.dicom.series import SliceStack
 from pancseg.errors import Refused, parsing
 from pancseg.structures import LabelMap, Structure, match_names
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 
-from pancseg.dicom.pixels import decode_frames, open_dicom
-from pancseg.dicom.slices import GRID_TOLERANCE, SlicePlane, SliceStack, planes_of
+from pancseg.dicom.pixels import SlicePlane, decode_frames, open_dicom, planes_of
+from pancseg.dicom.series import GRID_TOLERANCE, SliceStack
 from pancseg.errors import Refused, parsing
 from pancseg.structures import LabelMap, Structure, match_names
 

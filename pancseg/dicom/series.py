@@ -7,19 +7,28 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, uid
+from scipy import ndimage
 
-from pancseg.dicom.pixels import HUVolume, check_deflated, decode_frames, open_dicom, read_dataset
-from pancseg.dicom.slices import Repair, SlicePlane, SliceStack, build_stack, planes_of
+from pancseg.dicom.pixels import (
+    Floats,
+    HUVolume,
+    SlicePlane,
+    check_deflated,
+    decode_frames,
+    open_dicom,
+    planes_of,
+    read_dataset,
+)
 from pancseg.errors import Refused, parsing, quiet
-from pancseg.geometry import AIR_HU
+from pancseg.geometry import AIR_HU, Affine, slices_from_feet
 from pancseg.parallel import process_map, progress
 from pancseg.structures import LabelMap, Structure, encode_values
 
@@ -38,7 +47,10 @@ LOCALIZER = re.compile(r"\b(LOCALIZER|SCOUT|SURVIEW|REF_SURVIEW)\b")  # in Image
 MANUFACTURER = re.compile(r"\b(siemens|ge|philips|canon|toshiba)\b")
 EMPTY = "empty_file: 0 bytes"
 BATCH = 200  # files that a process reads the headers of
-Extent = NDArray[np.float64] | None  # sorted shape, lowest and highest corner of a grid, RAS mm
+EQUAL = 1e-3  # mm, or direction cosines
+GRID_TOLERANCE = 0.1  # between a slice and a grid: of a pixel, and of the distance of slices
+WIDEST_REPAIR = 4.5  # spacings: up to three slices in a row are interpolated
+Extent = Floats | None  # sorted shape, lowest and highest corner of a grid, RAS mm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,26 +160,19 @@ class Series(Header):
 
 
 @dataclass(frozen=True)
-class SkippedSeries:
-    """Files of a folder that belong to no series; the path is of the first."""
+class SkippedFile:
+    """A file or series that belongs to no case: its row in ``intake.csv``."""
 
-    path: Path
-    status: str
+    path: Path  # the first of several files
+    kind: str  # image, label or other
+    status: str  # dropped or refused
     reason: str
-    count: int
-
-
-class SeriesVolume(NamedTuple):
-    """A series as read: HU, slice 0 nearest the feet, and flags of ``intake.csv``."""
-
-    image: nib.Nifti1Image
-    stack: SliceStack
-    flags: tuple[str, ...]
+    slices: int = 0  # or files; 0 where they were not counted
 
 
 def find_series(
     root: Path, files: Iterable[Path], processes: int = 0
-) -> tuple[list[Series], list[SkippedSeries]]:
+) -> tuple[list[Series], list[SkippedFile]]:
     """Group files under a folder into series, and those that belong to none."""
     files = list(files)
     batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
@@ -185,7 +190,7 @@ def find_series(
         first, slices = headers[0], tuple(header.files[0] for header in headers)
         if first.problem:
             status = "refused" if first.is_damaged else "dropped"
-            skipped.append(SkippedSeries(slices[0], status, first.problem, len(slices)))
+            skipped.append(SkippedFile(slices[0], "other", status, first.problem, len(slices)))
             damaged += [first] if first.is_damaged or first.problem == EMPTY else []
             continue
         patients = len({header.patient_id for header in headers})
@@ -270,10 +275,225 @@ def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
     return marked
 
 
-def read_series(files: tuple[Path, ...], repair: Repair) -> SeriesVolume:
+@dataclass(frozen=True)
+class Repair:
+    """Irregularities that are resampled instead of refused."""
+
+    gaps: bool = False
+    tilt: bool = False
+
+
+@dataclass(frozen=True)
+class SliceStack:
+    """Slices of a series in order along their normal, and their regular grid."""
+
+    planes: tuple[SlicePlane, ...]  # slice k of a stored volume is planes[k]
+    normal: Floats  # unit vector, LPS
+    offsets_mm: Floats  # (slices,), along the normal, from the first slice of the grid
+    shifts_mm: Floats  # (slices, 2), along rows and columns, where a tilt is repaired; else 0
+    grid_index: Floats  # (slices,), position of each slice on the grid
+    step_mm: float  # between slices of the grid
+    repairs: tuple[str, ...] = ()  # what is repaired, with numbers
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Stored columns, rows and slices."""
+        return self.planes[0].columns, self.planes[0].rows, len(self.planes)
+
+    @property
+    def corner_mm(self) -> Floats:
+        """Centre of the first voxel of the grid, LPS, before a tilt is repaired."""
+        return np.array(self.planes[0].position_mm) - self.offsets_mm[0] * self.normal
+
+    def to_image(self, stored: NDArray[Any], *, linear: bool, fill: float) -> nib.Nifti1Image:
+        """Resample a stored volume ``(columns, rows, slices)`` to the grid, from the feet upwards.
+
+        Where it is repaired, values are interpolated linearly (HU) or by the nearest voxel (masks);
+        ``fill`` stands outside of the scanned volume.
+        """
+        corner_mm = self.corner_mm
+        if self.shifts_mm.any():
+            pixel_mm = np.array(self.planes[0].spacing_mm[::-1])
+            stored, moved = straighten(stored, self.shifts_mm / pixel_mm, linear=linear, fill=fill)
+            axes = np.reshape(self.planes[0].orientation, (2, 3))
+            corner_mm = corner_mm + moved * pixel_mm @ axes
+        if (np.diff(self.grid_index) != 1).any():
+            stored = fill_gaps(stored, self.grid_index, linear=linear)
+        return slices_from_feet(nib.Nifti1Image(stored, self.affine_at(corner_mm)))
+
+    def affine_at(self, corner_mm: Floats) -> Affine:
+        """Affine of the grid, RAS, with its first voxel at an LPS position."""
+        row, column = np.reshape(self.planes[0].orientation, (2, 3))
+        row_mm, column_mm = self.planes[0].spacing_mm
+        axes = np.column_stack([row * column_mm, column * row_mm, self.normal * self.step_mm])
+        return np.diag([-1, -1, 1, 1]) @ nib.affines.from_matvec(axes, corner_mm)
+
+
+def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
+    """Fit a regular grid to planes, or refuse with all problems and the repairs that would help."""
+    check_alike(planes)
+    axes = np.reshape(planes[0].orientation, (2, 3))
+    normal = np.cross(*axes)
+    normal /= np.linalg.norm(normal)  # headers hold few decimals
+    planes = sorted(planes, key=lambda plane: normal @ plane.position_mm)
+    relative_mm = np.array([plane.position_mm for plane in planes]) - planes[0].position_mm
+    offsets_mm, lateral_mm = relative_mm @ normal, relative_mm @ axes.T
+    gaps_mm = np.diff(offsets_mm)
+    problems = overlapping_acquisitions(planes, offsets_mm)
+    if shared := int((gaps_mm < EQUAL).sum()):
+        sentence = f"{shared + 1} slices or more share a position and differ in content"
+        refuse_if([*problems, Refused("same_position", sentence)])
+    start_mm, step_mm, grid_index, gap_problem = fit_grid(offsets_mm)
+    along, across = offsets_mm - offsets_mm.mean(), lateral_mm - lateral_mm.mean(axis=0)
+    slopes = along @ across / (along @ along)  # of the axis through the slices
+    beside_mm = np.linalg.norm(across - np.outer(along, slopes), axis=1).max()
+    if beside_mm > max(0.02 * step_mm, 0.1):
+        sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
+        problems.append(Refused("shifted_slice", sentence))
+    repairs, shifts_mm = [], np.zeros_like(lateral_mm)
+    slope = float(np.linalg.norm(slopes))
+    degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
+    is_tilted = slope * offsets_mm[-1] > max(1.0, *planes[0].spacing_mm)
+    if is_tilted and repair.tilt:
+        shifts_mm = lateral_mm
+        repairs.append(f"tilt of {degrees}")
+    elif is_tilted:
+        sentence = f"slices are stacked at {degrees} to their normal"
+        problems.append(Refused("gantry_tilt", sentence, repairs=["tilt"]))
+    if gap_problem and repair.gaps and gap_problem.repairs:
+        span = f"{gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm"
+        repairs.append(f"gaps of {span}, now {step_mm:.2f} mm")
+    elif gap_problem:
+        problems.append(gap_problem)
+    refuse_if(problems)
+    offsets_mm -= start_mm
+    stacked, repaired = tuple(planes), tuple(repairs)
+    return SliceStack(stacked, normal, offsets_mm, shifts_mm, grid_index, step_mm, repaired)
+
+
+def refuse_if(problems: list[Refused]) -> None:
+    """Refuse for all problems at once, with repairs if they mend all of them."""
+    if problems:
+        are_mended = all(problem.repairs for problem in problems)
+        repairs = [key for problem in problems for key in problem.repairs] if are_mended else []
+        sentences = [problems[0].sentence, *map(str, problems[1:])]
+        raise Refused(problems[0].code, "; ".join(sentences), repairs=repairs)
+
+
+def check_alike(planes: list[SlicePlane]) -> None:
+    """Refuse fewer than three planes, or several sizes, spacings, orientations or references."""
+    if len(planes) < 3:  # the only gap of two is confirmed by no other
+        raise Refused("too_few_slices", f"{len(planes)} slices, expected at least 3")
+    problems = []
+    for code, name, values in (
+        ("mixed_size", "Rows and Columns", [(plane.rows, plane.columns) for plane in planes]),
+        ("mixed_spacing", "PixelSpacing", [plane.spacing_mm for plane in planes]),
+        ("mixed_orientation", "ImageOrientationPatient", [plane.orientation for plane in planes]),
+    ):
+        spread = np.ptp(values, axis=0).max()
+        if spread > EQUAL:
+            problems.append(Refused(code, f"{name} differ by up to {spread:g} between slices"))
+    if (count := len({plane.frame_of_reference_uid for plane in planes})) > 1:
+        problems.append(Refused("mixed_frame_of_reference", f"{count} FrameOfReferenceUIDs, not 1"))
+    refuse_if(problems)
+
+
+def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> list[Refused]:
+    """A problem if slices of several acquisitions overlap in space.
+
+    Acquisitions of a slice each, and of blocks that follow each other, make one scan.
+    """
+    for name in ("number", "time"):
+        groups = defaultdict(list)
+        for plane, offset_mm in zip(planes, offsets_mm.tolist(), strict=True):
+            groups[getattr(plane, f"acquisition_{name}")].append(offset_mm)
+        groups.pop("", None)
+        spans = sorted((group[0], group[-1]) for group in groups.values() if len(group) > 1)
+        if any(after[0] < before[1] - EQUAL for before, after in pairwise(spans)):
+            sentence = f"{len(groups)} acquisitions overlap in space; split the series by"
+            return [Refused("mixed_acquisitions", f"{sentence} Acquisition{name.title()}")]
+    return []
+
+
+def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
+    """Fit a regular grid by least squares to slices, ascending along the normal.
+
+    Returns its start and step, mm; positions of the slices on it, whole numbers unless uneven; and
+    the problem if slices are missing or uneven.
+
+    >>> start_mm, step_mm, grid_index, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
+    >>> round(step_mm, 2), grid_index.tolist(), problem
+    (1.26, [0.0, 1.0, 2.0, 3.0, 4.0], None)
+    """
+    gaps_mm = np.diff(offsets_mm)
+    median_mm = float(np.median(gaps_mm))
+    jumps = np.rint(gaps_mm / median_mm)
+    grid_index = np.concatenate([[0.0], np.cumsum(jumps)])
+    centred = grid_index - grid_index.mean()
+    step_mm = float(centred @ (offsets_mm - offsets_mm.mean()) / (centred @ centred))
+    start_mm = float(offsets_mm.mean() - step_mm * grid_index.mean())
+    away_mm = np.abs(offsets_mm - start_mm - step_mm * grid_index).max()
+    is_regular = jumps.min() >= 1 and away_mm <= GRID_TOLERANCE * step_mm
+    if is_regular and jumps.max() == 1:
+        return start_mm, step_mm, grid_index, None
+    repairs, limit = ["gaps"], ""
+    if gaps_mm.max() > WIDEST_REPAIR * median_mm:
+        repairs, limit = [], f"; above {WIDEST_REPAIR} spacings nothing is interpolated"
+    if not is_regular:
+        sentence = f"gaps go from {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm{limit}"
+        problem = Refused("uneven_gaps", sentence, repairs=repairs)
+        return 0.0, median_mm, offsets_mm / median_mm, problem
+    wide = np.flatnonzero(jumps > 1)
+    gaps = "1 gap" if len(wide) == 1 else f"{len(wide)} gaps, the first"
+    sentence = f"{gaps} of {gaps_mm[wide[0]]:.1f} mm at slice {wide[0] + 1}, spacing is"
+    problem = Refused("missing_slice", f"{sentence} {step_mm:.1f} mm{limit}", repairs=repairs)
+    return start_mm, step_mm, grid_index, problem
+
+
+def fill_gaps(stored: NDArray[Any], grid_index: Floats, *, linear: bool) -> NDArray[Any]:
+    """Interpolate slices ``(columns, rows, slices)`` at positions ``grid_index`` from 0 up."""
+    whole = np.arange(int(np.floor(grid_index[-1] + 0.01)) + 1)
+    places = np.interp(whole, grid_index, np.arange(len(grid_index)))  # among the stored slices
+    regular = np.empty((*stored.shape[:2], len(whole)), stored.dtype, order="F")
+    for k, place in enumerate(places if linear else np.ceil(places - 0.5)):
+        lower, upper = int(np.floor(place)), int(np.ceil(place))
+        mixed = (upper - place) * stored[..., lower] + (1 - upper + place) * stored[..., upper]
+        regular[..., k] = np.rint(mixed) if stored.dtype.kind in "iu" else mixed
+    return regular
+
+
+def straighten(
+    stored: NDArray[Any], shifts: Floats, *, linear: bool, fill: float
+) -> tuple[NDArray[Any], Floats]:
+    """Shift each slice ``(columns, rows, slices)`` by columns and rows ``(slices, 2)``.
+
+    The volume is enlarged to hold every slice whole; returned too is the shift of its first voxel.
+    """
+    low, high = np.floor(shifts.min(axis=0)), np.ceil(shifts.max(axis=0))
+    size = tuple((np.array(stored.shape[:2]) + high - low).astype(int).tolist())
+    straight = np.empty((*size, stored.shape[2]), stored.dtype, order="F")
+    for k, shift in enumerate(shifts):
+        values, options = stored[..., k].astype(np.float32), {"order": int(linear), "cval": fill}
+        moved = ndimage.affine_transform(values, np.ones(2), low - shift, size, **options)
+        straight[..., k] = np.rint(moved) if stored.dtype.kind in "iu" else moved
+    return straight, low
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image as read."""
+
+    image: nib.Nifti1Image  # HU, slice 0 nearest the feet, int16 where lossless, else float32
+    stack: SliceStack | None = None  # positions of DICOM slices
+    file_affine: Affine | None = None  # RAS, mm, of the array as stored in a NIfTI or NRRD file
+    qform: Affine | None = None  # of a NIfTI file, where it differs from its sform
+    flags: tuple[str, ...] = ()
+
+
+def read_series(files: tuple[Path, ...], repair: Repair) -> Scan:
     """Read a series as HU; refused if its slices do not form a regular stack."""
     stack, values, flags = read_stack(files, repair)
-    return SeriesVolume(stack.to_image(values, linear=True, fill=AIR_HU), stack, flags)
+    return Scan(stack.to_image(values, linear=True, fill=AIR_HU), stack, flags=flags)
 
 
 def read_mask_series(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from pancseg.errors import PancsegError
-from pancseg.inference.checkpoint import Trained, open_checkpoint
+from pancseg.inference.old_checkpoint import Trained, open_checkpoint
 from pancseg.inference.members import checkpoints_of
 from pancseg.inference.postprocess import Postprocess, recorded
 

@@ -12,7 +12,7 @@ import torch
 from pancseg import __version__
 from pancseg.exporting.exportable import Exportable
 from pancseg.exporting.scored import RunFacts
-from pancseg.models.networks import count_parameters
+from pancseg.models.factory import count_parameters
 from pancseg.output.page import banners_of
 from pancseg.output.score_table import headline
 from pancseg.output.score_words import shown, title_of_column

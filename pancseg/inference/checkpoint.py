@@ -1,223 +1,223 @@
-"""Opening a checkpoint that somebody else may have written."""
+"""Checkpoints: which there are, and what they hold. Their authors need not be trusted."""
 
-import inspect
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
+from torch import Tensor, nn
+
+from pancseg.config import BEST
 from pancseg.data.scan_statistics import TrainingProfile
-from pancseg.data.splits import SUBSETS, Split
+from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
-from pancseg.inference.archive import load_tensors
-from pancseg.inference.checkpoint_content import check_content, check_network_fits
-from pancseg.models.segmenter import Segmenter
+from pancseg.models.device_tuning import fix_short_axes
+from pancseg.models.factory import build, build_on_meta
+from pancseg.models.pretrained import load_tensors
+from pancseg.structures import Structure, structures_from_manifest
 
-# of the machine, of an untrained network, or of validation only
-FREE = {"fused", "use_checkpoint", "prior", "overlap"}
+SPACING_LIMITS_MM = 0.1, 100.0
+MAX_INPUT_VOXELS = 2**28  # 640 along each axis
+NETWORK = "network."  # prefix of the network's weights in a checkpoint
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds.
+class TrainedModel:
+    """Content of a checkpoint.
 
     Attributes:
-        segmenter: The network with its best or last weights, in evaluation mode.
+        path: The file.
+        network: In evaluation mode, on the CPU.
+        hparams: Arguments of the LightningModule: ``model``, ``loss``, ``view`` and others.
         data: Arguments of the data module, ``root`` absolute.
-        preprocessing: Numbers of the deterministic transforms.
-        split: Who was dealt where.
-        epoch: Epochs that were complete.
-        fingerprint: Of the data it was trained on.
-        seen_before: Patients whom the weights it began with were trained on or chosen by.
-        profile: What the training scans looked like; None where nothing tells it.
-        averaged: Whether its weights are a running mean, beside which it keeps the current ones.
+        preprocessing: Arguments of the deterministic transforms.
+        split: Patients of the subsets.
+        structures: What is segmented.
+        names: How the prepared folder names patients, with an identifier of its key.
+        epoch: Completed epochs.
+        step: Optimizer steps.
+        fingerprint: Of the prepared data.
+        has_average: Whether the weights are a running mean.
+        optimizer_states: As Lightning stores them.
+        trained_s: Seconds that count towards ``trainer.max_time``.
+        seen_before: Patients of train and validation of the initial weights.
+        profile: Statistics of the training scans; None if they are unknown.
     """
 
-    segmenter: Segmenter
+    path: Path
+    network: nn.Module
+    hparams: dict[str, Any]
     data: dict[str, Any]
     preprocessing: Preprocessing
     split: Split
+    structures: tuple[Structure, ...]
+    names: str
     epoch: int
+    step: int
     fingerprint: str
-    averaged: bool
-    step: int = 0  # optimizer steps
-    optimizer_states: Any = None  # as Lightning stores them
-    trained_s: float = 0.0  # seconds that count towards trainer.max_time
-    seen_before: frozenset[str] = frozenset()
-    profile: TrainingProfile | None = None
+    has_average: bool
+    optimizer_states: Any
+    trained_s: float
+    seen_before: frozenset[str]
+    profile: TrainingProfile | None
 
     @property
     def seen(self) -> frozenset[str]:
-        """Patients whom its weights may know: trained on or chosen by, now or before."""
+        """Patients whom the weights were trained on or chosen by, now or before."""
         return self.seen_before | {*self.split.train, *self.split.val}
 
     @property
     def depth(self) -> int | None:
-        """Slices of the groups it was trained on; None for patches of whole cases."""
+        """Slices of the groups it was trained on; None for patches of whole scans."""
         return None if self.preprocessing.spatial_size is None else self.data["depth"]
 
+    @property
+    def fold(self) -> int | None:
+        """Test fold of ``split=kfold``."""
+        return self.data["split"].get("fold")
 
-def open_checkpoint(path: Path, key: str = "checkpoint") -> Trained:
-    """Load a checkpoint; nothing in it is executed.
+    @property
+    def mirrored_axes(self) -> tuple[int, ...]:
+        """Axes along which training mirrored images.
+
+        Raises:
+            PancsegError: If there is none: organs have sides, which the network then relies on.
+        """
+        chances = (self.data["augment"] or {}).get("flip_probability") or ()
+        axes = tuple(axis for axis, chance in enumerate(chances) if chance > 0)
+        if not axes:
+            raise PancsegError(
+                f"tta=true: {self.path} was trained without mirrored images "
+                "(augment.flip_probability is 0 on every axis), which would mislead it; leave tta "
+                "out"
+            )
+        return axes
+
+
+def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
+    """Open a checkpoint. No code of the file is run, and no more memory taken than it holds.
 
     Args:
         path: The file.
-        key: What the path was given as, for messages.
+        key: Option that names it, for messages.
 
     Raises:
         PancsegError: If it is no checkpoint of pancseg.
     """
-    if not path.is_file():
-        raise PancsegError(f"{key}={path}: there is no such file")
     try:
         content = load_tensors(path)
-        check_content(content)
-        data = dict(content["datamodule_hyper_parameters"])
+        hparams, data = content["hyper_parameters"], dict(content["datamodule_hyper_parameters"])
         state = content["CTDataModule"]
-        split = Split(**state["split"])
-        numbers = ("orientation", "spacing_mm", "window_hu", "spatial_size")
-        preprocessing = Preprocessing(*(plain(data[name]) for name in numbers))
+        names = ("orientation", "spacing_mm", "window_hu", "spatial_size")
+        values = (tuple(v) if isinstance(v := data[name], list) else v for name in names)
+        preprocessing = Preprocessing(*values)
+        check_sizes(preprocessing.spacing_mm, (hparams["view"] or {}).get("size"))
         if data["sampling"]["kind"] == "patches":
             preprocessing = replace(preprocessing, spatial_size=None)
-        segmenter = rebuilt(content)
-        profile = TrainingProfile(**state["profile"]) if "profile" in state else None
-        return Trained(
-            segmenter.eval(),
-            data,
-            preprocessing,
-            split,
-            int(content["epoch"]) + 1,
-            state["fingerprint"],
-            "current_model_state" in content,
-            int(content["global_step"]),
-            content.get("optimizer_states"),
-            trained_seconds(content),
-            frozenset(state.get("seen_before", ())),
-            profile,
+        timer = (content.get("callbacks") or {}).get("Timer", {}).get("time_elapsed", {})
+        profile = state.get("profile")
+        return TrainedModel(
+            path=path,
+            network=rebuild_network(hparams["model"], content["state_dict"]),
+            hparams=hparams,
+            data=data,
+            preprocessing=preprocessing,
+            split=Split(**state["split"]),
+            structures=structures_from_manifest(state["structures"]),
+            names=str(state["names"]),
+            epoch=int(content["epoch"]) + 1,
+            step=int(content["global_step"]),
+            fingerprint=str(state["fingerprint"]),
+            has_average="current_model_state" in content,
+            optimizer_states=content.get("optimizer_states"),
+            trained_s=float(timer.get("train", 0.0)),
+            seen_before=frozenset(state.get("seen_before", ())),
+            profile=TrainingProfile(**profile) if profile else None,
         )
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error
-    except (
-        UnpicklingError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        EOFError,
-        ValueError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # a damaged or forged file raises nearly any
         raise PancsegError(
             f"{key}={path}: is no checkpoint that pancseg.train wrote "
             f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
         ) from error
 
 
-def trained_seconds(content: dict[str, Any]) -> float:
-    """Seconds of training that Lightning's timer has counted; 0 without ``trainer.max_time``."""
-    states = content.get("callbacks") or {}
-    return float(states.get("Timer", {}).get("time_elapsed", {}).get("train", 0.0))
-
-
-def rebuilt(content: dict[str, Any]) -> Segmenter:
-    """The network with its weights.
-
-    By hand: Lightning's ``load_from_checkpoint`` calls what the file names as ``_instantiator``.
+def check_sizes(spacing_mm: Sequence[float], size: Sequence[int] | None) -> None:
+    """Check the numbers that decide how much memory a scan takes.
 
     Raises:
-        PancsegError: If it cannot be built of what the file says.
-        RuntimeError: If the weights are of another network.
+        PancsegError: If the voxels are too fine, or the network's input too large.
     """
-    stored = content["hyper_parameters"]
-    check_network_fits(stored["model"], content["state_dict"])
-    known = inspect.signature(Segmenter).parameters
-    segmenter = Segmenter(**{name: value for name, value in stored.items() if name in known})
-    segmenter.load_state_dict(content["state_dict"])
-    return segmenter
+    low, high = SPACING_LIMITS_MM
+    if len(spacing_mm) != 3 or not all(low <= mm <= high for mm in spacing_mm):
+        raise PancsegError(f"holds data.spacing_mm={list(spacing_mm)}; expected {low} to {high} mm")
+    if size is not None and not 1 <= math.prod(size) <= MAX_INPUT_VOXELS:
+        raise PancsegError(f"holds data.spatial_size={list(size)}, which no network takes")
 
 
-def check_resumable(
-    trained: Trained,
-    segmenter: Segmenter,
-    data: dict[str, Any],
-    preprocessing: Preprocessing,
-    split: Split,
-    ema_decay: float,
-) -> None:
-    """Check that a run can go on from a checkpoint with what is configured now.
+def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """Build a network with the weights of a checkpoint, in evaluation mode.
 
-    Args:
-        trained: The checkpoint.
-        segmenter: As it is configured now.
-        data: Arguments of the data module now.
-        preprocessing: Numbers of the deterministic transforms now.
-        split: Who is dealt where now.
-        ema_decay: Of a running mean of the weights now; 0 keeps none.
+    It is built without memory and filled with the tensors of the file, so that a small file cannot
+    name a large network.
 
     Raises:
-        PancsegError: If it would go on with other patients, another network, samples, loss or
-            optimiser, or with a mean of weights as if they were the last.
+        PancsegError: If it is not an allowed network, or a tensor is larger than its storage.
+        RuntimeError: If the weights are those of another network.
     """
-    if any(getattr(trained.split, part) != getattr(split, part) for part in SUBSETS):
-        raise PancsegError(
-            "ckpt_path was trained with another split or other patients; to go on with its own, "
-            "give split=file split.path=RUN/splits.json"
-        )
-    own, here = trained.segmenter.hparams, segmenter.hparams
-    before, now = asdict(trained.preprocessing), asdict(preprocessing)
-    if (before["spatial_size"] is None) != (now["spatial_size"] is None):
-        kind = "patches" if before["spatial_size"] is None else "whole"
-        raise PancsegError(f"ckpt_path was trained with sampling={kind}; give the same")
-    sizes = ({"spatial_size": one["view"] and one["view"]["size"]} for one in (own, here))
-    changed = (
-        difference("model", own["model"], here["model"])
-        or difference("data", before, now)
-        or difference("data", *sizes)
-        or difference("sampling", trained.data["sampling"], data["sampling"])
-        or difference("", {"seed": own["seed"]}, {"seed": here["seed"]})
-    )
-    if changed:
-        raise PancsegError(
-            f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
-            "overrides as before"
-        )
-    parts = [(part, own[part], here[part]) for part in ("optimizer", "loss", "scheduler")]
-    parts.append(("augment", trained.data["augment"], data["augment"]))
-    changed = next(filter(None, (difference(*part) for part in parts)), "")
-    if changed:
-        raise PancsegError(
-            f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "
-            "weights by init_from"
-        )
-    if trained.averaged and not ema_decay:
-        raise PancsegError(
-            "ckpt_path keeps a running mean of its weights; give the ema_decay of its experiment "
-            "or overrides, or begin anew with the mean by init_from"
-        )
+    weights = {k.removeprefix(NETWORK): v for k, v in state.items() if k.startswith(NETWORK)}
+    for name, tensor in weights.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise PancsegError(f"holds {name} of shape {tuple(tensor.shape)} without its values")
+    network = build_on_meta(model)
+    network.load_state_dict(weights, strict=True, assign=True)
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network = build(model, nn.Module)  # it computes tensors that checkpoints do not hold
+        network.load_state_dict(weights, strict=True)
+    fix_short_axes(network)
+    return network.eval()
 
 
-def difference(group: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
-    """The first number that was another one, as it is given; empty where none was.
+def checkpoint_paths(path: Path) -> list[Path]:
+    """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order.
 
-    >>> difference("model", {"width": 8, "dropout": 0.0}, {"width": 32, "dropout": 0.0})
-    'model.width=8, not 32'
-    >>> difference("data", {"window_hu": (-200.0, 200.0)}, {"window_hu": (-100.0, 200.0)})
-    'data.window_hu=[-200.0,200.0], not [-100.0,200.0]'
+    Raises:
+        PancsegError: If a folder holds none.
     """
-
-    def given(values: dict[str, Any]) -> str:
-        value = values.get(key)
-        text = str(list(value)) if isinstance(value, (list, tuple)) else str(value)
-        return text.replace(", ", ",")
-
-    before, now = before or {}, now or {}
-    for key in sorted((set(before) | set(now)) - FREE):
-        if before.get(key) != now.get(key):
-            name = f"{group}.{key}" if group else key
-            return f"{name}={given(before)}, not {given(now)}"
-    return ""
+    if not path.is_dir():
+        return [path]
+    runs = sorted((run for run in path.iterdir() if run.is_dir()), key=job_order)
+    found = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]
+    if not found:
+        raise PancsegError(
+            f"checkpoint={path}: is the folder of neither a run nor a sweep: there is no {BEST} in "
+            "it or in its folders"
+        )
+    return found
 
 
-def plain(value: Any) -> Any:
-    """Lists as tuples."""
-    return tuple(value) if isinstance(value, list) else value
+def job_order(folder: Path) -> tuple[int, str]:
+    """Sort key by the number of a job: 2 is before 10."""
+    return (int(folder.name), "") if folder.name.isdecimal() else (1 << 30, folder.name)
+
+
+def open_checkpoints(paths: Sequence[Path]) -> list[TrainedModel]:
+    """Open files, and the best checkpoints of runs and sweeps, each once.
+
+    Raises:
+        PancsegError: If there is none, or one cannot be opened.
+    """
+    found = dict.fromkeys(file for path in paths for file in checkpoint_paths(path))
+    return [open_checkpoint(file) for file in found]
+
+
+def run_folder_of(path: Path) -> Path:
+    """Folder of the run or sweep that a checkpoint or folder belongs to."""
+    if path.is_dir():
+        return path.resolve()
+    folder = path.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder

@@ -11,7 +11,7 @@ from pancseg.data.splits import SUBSETS
 from pancseg.errors import PancsegError
 from pancseg.files import is_mapping
 from pancseg.models.augmentation import Augmentation
-from pancseg.models.networks import build
+from pancseg.models.factory import build
 
 LONGEST_AXIS = 4096  # voxels of a patch
 MOST_VOXELS = 2**28  # of a patch: 640 along each axis

@@ -12,7 +12,7 @@ import torch
 from pancseg.config import BEST
 from pancseg.errors import PancsegError
 from pancseg.geometry import with_right_angles
-from pancseg.inference.checkpoint import Trained, open_checkpoint
+from pancseg.inference.old_checkpoint import Trained, open_checkpoint
 from pancseg.inference.own_grid import OwnGrid
 from pancseg.inference.postprocess import Postprocess
 from pancseg.inference.region import look_coarse_to_fine

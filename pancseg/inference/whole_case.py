@@ -4,9 +4,8 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from pancseg.data.groups import covering_starts, cut_group
 from pancseg.data.transforms import Preprocessing
-from pancseg.geometry import AIR_HU, with_right_angles
+from pancseg.geometry import AIR_HU, covering_starts, cut_group, with_right_angles
 from pancseg.inference.network_view import group_view, whole_view
 from pancseg.inference.own_grid import OwnGrid, Piece
 from pancseg.inference.windows import Windows

@@ -1,16 +1,79 @@
-"""Match each label with the image that it was drawn on."""
+"""Match each label with the image that it was drawn on, and make cases of them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path, PurePosixPath
 
-from pancseg.dicom.series import Extent, Series, same_extent, series_extent
-from pancseg.intake.types import SourceItem
+from pancseg.dicom.rtstruct import read_rtstruct
+from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.series import (
+    Extent,
+    Scan,
+    Series,
+    SkippedFile,
+    read_mask_series,
+    read_series,
+    same_extent,
+    series_extent,
+)
+from pancseg.errors import Refused
+from pancseg.intake.volume_files import ReadOptions, read_label_file, read_scan_file, stem_of
+from pancseg.structures import LabelMap
 
-Index = dict[tuple[str, str], list[SourceItem]]  # images by kind and value of an attribute
 REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series and frame of reference
+IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
+NO_LABEL = "no_label: no label belongs to this image"
+OTHER_SERIES = "other_series: the label belongs to another series of this patient"
+MOST_NAMES = 20  # labels in a warning
+LabelReader = Callable[[Scan], LabelMap]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceItem(Series):
+    """A series, or a file of the format ``file``, of a source; its folder is absolute."""
+
+    path: Path  # in the table: the folder, or the first file where other series lie in the folder
+    key: str  # relative folder and stem of a file, or the text that wildcards of a pattern match
+    names_patient: bool  # whether the key does, as under patterns and of files
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """An image, with its label if there is one, that may become a case.
+
+    Readers are module functions bound by ``functools.partial``, because they are pickled.
+    """
+
+    path: Path  # folder or file of the image, for the table
+    patient: str  # identity, before the pseudonym
+    files: tuple[Path, ...]  # everything that is read, to notice changes and to count bytes
+    read_image: Callable[[], Scan]
+    read_label: LabelReader | None = None
+    label_path: Path | None = None
+    input_key: str = ""  # recognises the same input in a later run
+    study_uid: str = ""
+    series_uid: str = ""
+    patient_id: str = ""
+    manufacturer: str = "unknown"  # as of Header
+    contrast: str = "unknown"  # yes, no or unknown
+    is_phantom: bool = False
+    is_dicom: bool = False
+    flags: tuple[str, ...] = ()  # found before reading
+
+
+@dataclass
+class SourceContents:
+    """Everything that a source holds."""
+
+    cases: list[CaseSource] = field(default_factory=list)
+    skipped: list[SkippedFile] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def skip(self, path: Path, kind: str, status: str, reason: str, slices: int = 0) -> None:
+        """Add the row of a file or series that belongs to no case."""
+        self.skipped.append(SkippedFile(path, kind, status, reason, slices))
 
 
 @dataclass(frozen=True)
@@ -20,6 +83,9 @@ class Match:
     label: SourceItem
     image: SourceItem | None = None
     problem: str = ""
+
+
+Index = dict[tuple[str, str], list[SourceItem]]  # images by kind and value of an attribute
 
 
 def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Match]:
@@ -108,3 +174,127 @@ def resolve(match: Match, claims: list[Match]) -> Match:
         return Match(match.label, problem="no_image: the image has a label of its own path")
     reason = f"ambiguous_label: {len(claims)} labels belong to this image, expected one"
     return replace(match, problem=reason)
+
+
+def add_cases(
+    contents: SourceContents,
+    images: list[SourceItem],
+    matches: list[Match] | None,
+    options: ReadOptions,
+) -> None:
+    """Add cases, of every image where matches are None, rows of what makes none, and warnings."""
+    by_image: dict[SourceItem, Match] = {}
+    for match in matches or ():
+        if match.image and (match.image not in by_image or not match.problem):
+            by_image[match.image] = match
+    patients, input_keys = patients_of(images), input_keys_of(images)
+    labelled = {patients[image] for image in by_image}
+    for image in images:
+        own = by_image.get(image)
+        label_problem = (own.problem or own.label.problem) if own else ""
+        if problem := image.problem or label_problem:
+            contents.skip(image.path, "image", "refused", problem, len(image.files))
+        elif own or matches is None:
+            label = own.label if own else None
+            case = make_case(image, label, patients[image], input_keys[image], options)
+            contents.cases.append(case)
+        elif patients[image] in labelled:
+            contents.skip(image.path, "image", "dropped", OTHER_SERIES, len(image.files))
+        else:
+            contents.skip(image.path, "image", "refused", NO_LABEL, len(image.files))
+    for match in matches or ():
+        image_reason = IMAGE_REFUSED if match.image and match.image.problem else ""
+        if problem := match.problem or match.label.problem or image_reason:
+            files = match.label.files
+            contents.skip(match.label.path, "label", "refused", problem, len(files))
+    contents.skipped = list(dict.fromkeys(contents.skipped))
+    warn_of_structures(contents, matches or [])
+
+
+def make_case(
+    image: SourceItem, label: SourceItem | None, patient: str, input_key: str, options: ReadOptions
+) -> CaseSource:
+    """The case of an image and its label, if it has one."""
+    label_files, label_flags = (label.files, label.flags) if label else ((), ())
+    return CaseSource(
+        path=image.path,
+        patient=patient,
+        files=image.files + label_files,
+        read_image=partial(read_scan, image.format, image.files, options),
+        read_label=partial(read_label, label.format, label_files, options) if label else None,
+        label_path=label.path if label else None,
+        input_key=input_key,
+        study_uid=image.study_uid,
+        series_uid=image.uid,
+        patient_id=image.patient_id,
+        manufacturer=image.manufacturer,
+        contrast=image.contrast,
+        is_phantom=image.is_phantom,
+        is_dicom=image.format == "image",
+        flags=tuple(dict.fromkeys(image.flags + label_flags)),
+    )
+
+
+def read_scan(format_: str, files: tuple[Path, ...], options: ReadOptions) -> Scan:
+    """Read a series, or a file of the format ``file``, as HU; raise ``Refused`` if it cannot be."""
+    return read_scan_file(files[0]) if format_ == "file" else read_series(files, options.repair)
+
+
+def read_label(format_: str, files: tuple[Path, ...], options: ReadOptions, scan: Scan) -> LabelMap:
+    """Read the label of a scan; raise ``Refused`` if it cannot be."""
+    if format_ == "file":
+        return read_label_file(files[0], options, scan)
+    if format_ == "image":
+        return read_mask_series(files, options.repair, options.structures)
+    if scan.stack is None:
+        raise Refused("label_needs_dicom", "SEG and RTSTRUCT are read for DICOM images alone")
+    read = read_segmentation if format_ == "seg" else read_rtstruct
+    return read(files[0], scan.stack, options.structures)
+
+
+def patients_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
+    """The patient of each series: a pattern's key, PatientID, or a folder where that is empty.
+
+    Series of a study are of one patient, also where some or all of them have no PatientID.
+    """
+    named = {scan.study_uid: scan.patient_id for scan in scans if scan.patient_id}
+    folders: dict[str, str] = {}
+    patients = {}
+    for scan in scans:
+        patient = scan.folder.resolve().name if scan.key == "." else scan.key
+        if scan.study_uid:
+            patient = folders.setdefault(scan.study_uid, patient)
+            patient = named.get(scan.study_uid, patient)
+        patients[scan] = scan.key if scan.names_patient else scan.patient_id or patient
+    return patients
+
+
+def input_keys_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
+    """Text by which each scan is recognised in a later run: of a file, its path.
+
+    Of a series it is made of header values, so that it stays where files move or more appear.
+    Series without UID, or whose UID an anonymiser gave to several, are told apart by their folders.
+    """
+    texts = {s: "\n".join((s.uid, s.study_uid, s.patient_id, s.modality)) for s in scans}
+    count = Counter(texts.values())
+    locations = {scan: scan.path if scan.format == "file" else scan.folder for scan in scans}
+    return {
+        scan: text if scan.uid and count[text] == 1 else f"{locations[scan]}\n{text}"
+        for scan, text in texts.items()
+    }
+
+
+def warn_of_structures(contents: SourceContents, matches: list[Match]) -> None:
+    """Warn where labels of different names belong to the same image."""
+    names = defaultdict(set)
+    for match in matches:
+        if match.image:
+            label = match.label
+            name = label.folder.name if label.format == "image" else stem_of(label.path)
+            names[match.image].add(name)
+    if several := [shared for shared in names.values() if len(shared) > 1]:
+        shown = ", ".join(sorted(set().union(*several))[:MOST_NAMES])
+        contents.warnings.append(
+            f"images with several labels: {len(several)}; give the folder, or the files by a "
+            f"pattern, of one structure as source.labels: {shown}"
+        )

@@ -1,22 +1,51 @@
-"""Sources of scans and labels: ``dicom``, ``nifti``, ``ircadb`` and ``nih``."""
+"""Sources of scans and labels: ``dicom``, ``nifti``, ``nnunet``, ``msd``, ``ircadb`` and ``nih``.
 
+Folders are searched at any depth, or by patterns such as ``DIR/*/CT``.
+"""
+
+import os
 import re
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from pancseg.data.manifest import MANIFEST, TABLE
+from pancseg.dicom.series import Scan, find_series
 from pancseg.errors import PancsegError
+from pancseg.files import read_json
 from pancseg.geometry import oriented_like, same_grid, spacing_of
-from pancseg.intake.cases import add_cases
-from pancseg.intake.locate import is_pattern, locate_files, locate_series
-from pancseg.intake.match_labels import REFERRING, Match, match_labels
-from pancseg.intake.types import LabelReader, ReadOptions, Scan, SourceContents, SourceItem
-from pancseg.structures import LabelMap
+from pancseg.intake.match_labels import (
+    REFERRING,
+    LabelReader,
+    Match,
+    SourceContents,
+    SourceItem,
+    add_cases,
+    match_labels,
+)
+from pancseg.intake.volume_files import (
+    ReadOptions,
+    is_volume_file,
+    stem_of,
+    unread_format,
+    without_suffix,
+)
+from pancseg.structures import LabelMap, Structure, parse_structures
 
+WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
+WILDCARD_GROUPS = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
+MANIFEST_KEYS = {"schema", "settings", "cases"}
+KEY_SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
+OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
+RESOURCE_FORK = "resource_fork: macOS keeps it beside a file"
+NOT_A_FILE = "not_a_file: a broken link, pipe, socket or device"
+PREPARED = "prepared_folder: pancseg wrote it; it is no source"
 NOT_CT = "not_ct: Modality is not CT"
 NO_SCAN = f"{NOT_CT}, expected CT; source.modality=any takes it"
 OTHER_CHANNEL = "other_channel: only channel 0000 is read"
@@ -24,6 +53,9 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
 NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
 NO_NUMBER = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
 NIH_SPACING_TOLERANCE = 0.01  # of the spacing
+TEST_FOLDERS = {"imagesTs": "image", "labelsTs": "label"}
+IGNORE = "ignore"  # nnU-Net's name of voxels that nobody labelled
+Values = dict[str, tuple[int, ...]]  # of a label map, by the name of the label
 
 
 def find_dicom(
@@ -248,3 +280,261 @@ def read_nih_label(read_label: LabelReader, scan: Scan) -> LabelMap:
         return label
     placed = nib.Nifti1Image(np.asanyarray(turned.dataobj), image.affine)
     return replace(label, image=placed, flags=(*label.flags, "label_placed_by_axes"))
+
+
+def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
+    """Raw data of nnU-Net, ``imagesTr/<id>_0000.nii.gz`` with ``labelsTr/<id>.nii.gz``.
+
+    Names without channel, as in the Medical Segmentation Decathlon, are read too. Labels of
+    structures may be names in dataset.json. PancsegError if there is no usable dataset.json, or
+    channel 0 is no CT.
+    """
+    file, contents = folder / "dataset.json", SourceContents()
+    described = read_description(file)
+    values = label_values(described, file)
+    options = replace(
+        options,
+        structures=with_values(options.structures, values),
+        declared=tuple({value for group in values.values() for value in group}),
+        ignore=values.get(IGNORE, (None,))[0],
+    )
+    if "dataset" in described:
+        images, labels = listed_files(described["dataset"], file, contents)
+    else:
+        images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
+        labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
+    add_cases(contents, *match_files(images, labels, contents), options)
+    for name, kind in TEST_FOLDERS.items():
+        reason = f"test_{kind}: lies in {name}, which is not for training"
+        for test in locate_files(folder / name, kind, contents):
+            contents.skip(test.path, kind, "dropped", reason)
+    warn_of_parts(contents)
+    return contents
+
+
+find_msd = find_nnunet
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """Read dataset.json; PancsegError unless it describes CT in a format that is read."""
+    if not file.is_file():
+        below = sorted(path.parent.name for path in file.parent.glob("*/dataset.json"))
+        advice = f"give one of its folders: {', '.join(below[:8])}" if below else "expected there"
+        raise PancsegError(f"source.folder={file.parent}: holds no dataset.json; {advice}")
+    described: dict[str, Any] = read_json(file, "a description of a data set")
+    channels = described.get("channel_names", described.get("modality"))
+    channel = str(channels.get("0") if isinstance(channels, dict) else None)
+    if channel.strip().casefold() != "ct":
+        expected = 'expected "channel_names": {"0": "CT"}'
+        raise PancsegError(f"{file}: channel 0 is {channel[:40]!r}, {expected}")
+    ending = str(described.get("file_ending", ".nii.gz"))[:40]
+    if not is_volume_file(Path(f"p7{ending}")):
+        raise PancsegError(f"{file}: file_ending {ending!r} is not read; convert to .nii.gz")
+    return described
+
+
+def label_values(described: dict[str, Any], file: Path) -> Values:
+    """Values of labels without the background; PancsegError if there are none.
+
+    New files hold ``{"pancreas": 1, "whole": [1, 2]}``, old ones ``{"1": "pancreas"}``.
+
+    >>> label_values({"labels": {"0": "background", "1": "pancreas"}}, Path())
+    {'pancreas': (1,)}
+    """
+    try:
+        entries = described["labels"].items()
+        if all(key.isdigit() for key, _ in entries):
+            entries = [(str(name), int(key)) for key, name in entries]
+        lists = {name: value if isinstance(value, list) else [value] for name, value in entries}
+        values = {name: tuple(map(int, group)) for name, group in lists.items()}
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
+        expected = '{"background": 0, "pancreas": 1}'
+        raise PancsegError(f'{file}: expected "labels": {expected}') from None
+    return {name: group for name, group in values.items() if any(group)}
+
+
+def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Structure, ...]:
+    """Structures with the values of their labels in place of names.
+
+    PancsegError if a name is unknown, or by value a structure is part of another, by name not.
+    """
+    known = {name.strip().casefold(): group for name, group in values.items()}
+    available = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
+    changed = []
+    for structure in structures:
+        numbers: list[int] = []
+        for label in structure.labels or ():
+            name = str(label).strip().casefold()
+            if name not in known and not name.isdigit():
+                raise PancsegError(f"label {label!r} is not in dataset.json, which has {available}")
+            numbers += known.get(name) or [int(name)]
+        changed.append(replace(structure, labels=structure.labels and tuple(numbers)))
+    node = {structure.name: structure.to_dict() for structure in changed}
+    if [s.values for s in parse_structures(node)] != [s.values for s in structures]:
+        raise PancsegError(f"structures: give all labels as values; dataset.json has {available}")
+    return tuple(changed)
+
+
+def listed_files(
+    listed: Any, file: Path, contents: SourceContents
+) -> tuple[list[SourceItem], list[SourceItem]]:
+    """Images and labels of ``{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}``.
+
+    Paths are relative to the folder of the file, and lie in it. Rows of other channels are added.
+    """
+    images: list[SourceItem] = []
+    labels: list[SourceItem] = []
+    folder = Path(os.path.normpath(file.parent))
+    try:
+        for key, entry in listed.items():
+            names = [*entry["images"], entry["label"]]
+            image, *others, label = [Path(os.path.normpath(folder / name)) for name in names]
+            if not all(path.is_relative_to(folder) for path in (image, label)):
+                raise PancsegError(f"{file}: lists files outside of its folder; copy them into it")
+            for path in others:
+                contents.skip(path, "other", "dropped", OTHER_CHANNEL)
+            images += [volume_item(path, key) for path in files_under(image, contents)]
+            labels += [volume_item(path, key) for path in files_under(label, contents)]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'
+        raise PancsegError(f'{file}: expected "dataset": {expected}') from None
+    return images, labels
+
+
+def locate_series(
+    path: Path, options: ReadOptions, contents: SourceContents, without: Collection[Path] = ()
+) -> list[SourceItem]:
+    """Series that a path or pattern names; rows of other files, except some, are added."""
+    located = []
+    for pattern_key, match, files in search(path, contents):
+        root = match if match.is_dir() else match.parent
+        rest = [file for file in files if file not in without]
+        series, skipped = find_series(root, rest, options.processes)
+        contents.skipped += skipped
+        count = Counter(item.folder for item in series if item.format == "image")
+        for item in series:
+            folder, key = root / item.folder, pattern_key or item.folder.as_posix()
+            has_folder = item.format == "image" and count[item.folder] == 1
+            place = {"folder": folder, "path": folder if has_folder else item.files[0], "key": key}
+            located.append(SourceItem(**vars(item) | place, names_patient=bool(pattern_key)))
+    return located
+
+
+def locate_files(
+    path: Path, role: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
+) -> list[SourceItem]:
+    """NIfTI and NRRD files that a path or pattern names; rows of what is not read are added.
+
+    Unread formats get rows of the kind ``role``, ``image`` or ``label``; an empty role, none.
+    """
+    located = []
+    for pattern_key, match, files in search(path, contents):
+        for file in files:
+            if reason := role and unread_format(file):
+                contents.skip(file, role, "refused", reason)
+            elif is_volume_file(file) and not (role == "image" and ".seg." in file.name.lower()):
+                if file == match:  # the text of * in ct.nii* names nobody
+                    key = KEY_SUFFIX.sub("", pattern_key) or stem(file)
+                else:
+                    folder = Path(pattern_key) / file.parent.relative_to(match)
+                    key = (folder / stem(file)).as_posix()
+                located.append(volume_item(file, key))
+    return located
+
+
+def volume_item(file: Path, key: str) -> SourceItem:
+    """An image or label file."""
+    return SourceItem(
+        format="file", folder=file.parent, path=file, files=(file,), key=key, names_patient=True
+    )
+
+
+def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:
+    """Paths that a path or pattern names, each with its key and files; rows are added.
+
+    A file that several matches of a pattern contain belongs to the first.
+    """
+    located, known = [], set[Path]()
+    for key, match in expand_pattern(path):
+        files = [file for file in files_under(match, contents) if file not in known]
+        known.update(files)
+        located.append((key, match, files))
+    return located
+
+
+def files_under(root: Path, contents: SourceContents) -> list[Path]:
+    """Regular files below a folder, sorted, or the file itself; rows of what is not read are added.
+
+    Links to files are read. Links to folders are not followed: the folder is searched by its own
+    path, or lies outside and gets a row. Prepared folders are not searched.
+    """
+
+    def skip_folder(error: OSError) -> None:
+        reason = f"unreadable: cannot be listed ({error.strerror})"
+        contents.skip(Path(error.filename), "other", "refused", reason)
+
+    files: list[Path] = []
+    walk: Iterable[tuple[str, list[str], list[str]]] = ()
+    if root.is_symlink() and contains(root, root.parent):
+        contents.skip(root, "other", "refused", OUTSIDE)
+    elif root.is_dir():
+        walk = os.walk(root, onerror=skip_folder)
+    elif root.exists():
+        walk = [(str(root.parent), [], [root.name])]
+    for name, folders, names in walk:
+        folder = Path(name)
+        if {MANIFEST, TABLE} <= set(names) and is_prepared(folder):
+            contents.skip(folder, "other", "dropped", PREPARED)
+            folders.clear()
+            continue
+        for path in map(folder.joinpath, folders):
+            if path.is_symlink() and not contains(root, path):
+                contents.skip(path, "other", "refused", OUTSIDE)
+        for path in map(folder.joinpath, names):
+            if path.name.startswith("._"):
+                contents.skip(path, "other", "dropped", RESOURCE_FORK)
+            elif os.path.isfile(path):  # noqa: PTH113, Path.is_file raises in a closed folder
+                files.append(path)
+            else:
+                contents.skip(path, "other", "refused", NOT_A_FILE)
+    return sorted(files)
+
+
+def contains(folder: Path, path: Path) -> bool:
+    """Whether a path, with links resolved, lies in a folder or is that folder."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds a manifest of pancseg."""
+    path = folder / MANIFEST
+    try:
+        return path.is_file() and read_json(path, "a manifest").keys() >= MANIFEST_KEYS
+    except (PancsegError, OSError):
+        return False
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether a path has wildcards and no file or folder is named exactly so."""
+    return bool(WILDCARD.search(str(path))) and not path.exists()
+
+
+def expand_pattern(path: Path) -> list[tuple[str, Path]]:
+    """Paths that a path or pattern names, each with the text that the wildcards match, sorted.
+
+    ``*`` matches a name or a part of it, ``**`` folders at any depth, ``?`` a character, as in
+    :meth:`pathlib.Path.glob`.
+    """
+    if not is_pattern(path):
+        return [("", path)]
+    fixed = next(n for n, part in enumerate(path.parts) if WILDCARD.search(part))
+    root, pattern = Path(*path.parts[:fixed]), "/".join(path.parts[fixed:])
+    parts = WILDCARD.split(pattern)  # in turn texts and wildcards
+    parts[0::2] = [re.escape(text) for text in parts[0::2]]
+    parts[1::2] = [WILDCARD_GROUPS.get(w) or f"({w.replace('[!', '[^')})" for w in parts[1::2]]
+    expression = re.compile("".join(parts))
+    return sorted(
+        ("/".join(filter(None, match.groups())), path)
+        for path in root.glob(pattern)
+        if (match := expression.fullmatch(path.relative_to(root).as_posix()))
+    )

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,10 @@ import numpy as np
 from isal import igzip
 from numpy.typing import NDArray
 
-from pancseg.dicom.pixels import DEFLATE_RATIO, LARGEST_BYTES, HUVolume
-from pancseg.dicom.slices import FARTHEST_MM, LARGEST_RESCALE
+from pancseg.dicom.pixels import DEFLATE_RATIO, FARTHEST_MM, LARGEST_BYTES, HUVolume
+from pancseg.dicom.series import Repair, Scan
 from pancseg.errors import Refused, parsing
 from pancseg.geometry import Affine, oriented_like, same_grid, slices_from_feet, spacing_of
-from pancseg.intake.types import ReadOptions, Scan
 from pancseg.parallel import main_memory
 from pancseg.structures import LabelMap, Structure, encode_values, match_names
 
@@ -36,7 +36,19 @@ NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio
     **dict.fromkeys(("gz", "gzip"), (igzip.open, DEFLATE_RATIO)),
     **dict.fromkeys(("bz2", "bzip2"), (bz2.open, 10**5)),
 }
+LARGEST_RESCALE = 1e6  # of slope and intercept
 LARGEST_TAIL = 2**20  # bytes after the voxels; more is another file than its header describes
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How the scans and labels of a source are read."""
+
+    structures: tuple[Structure, ...]
+    repair: Repair = field(default_factory=Repair)
+    processes: int = 1  # that read headers
+    declared: tuple[int, ...] = ()  # values of label files that are known, chosen or not
+    ignore: int | None = None  # value of voxels in label files that nobody labelled
 
 
 class Volume(NamedTuple):

@@ -347,7 +347,7 @@ def sampling_grid(
     """
     # without align_corners -1 and 1 are the outer faces of the box: 0 is its centre
     to_box = 2 / (np.asarray(spacing_mm) * np.asarray(box))
-    matrix = torch.from_numpy(to_box[:, None] * np.linalg.inv(affine_matrix(parameters)))
+    matrix = to_box[:, None] * np.linalg.inv(affine_matrix(parameters))
     positions = []
     for axis, (count, step) in enumerate(zip(size, spacing_mm, strict=True)):
         shape = [count if other == axis else 1 for other in range(3)]
@@ -374,7 +374,7 @@ def voxel_centers(count: int, step: float, device: torch.device) -> Tensor:
 
 def displacement_field(
     parameters: SampleParameters,
-    matrix: Tensor,
+    matrix: NDArray[np.float64],
     spacing_mm: Floats,
     size: Ints,
     device: torch.device,
@@ -393,7 +393,7 @@ def displacement_field(
     generator = torch.Generator().manual_seed(parameters.elastic_seed)
     shape = (3, *(weight.shape[1] for weight in weights))
     lattice = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
-    lattice = torch.tensordot(matrix, lattice * parameters.elastic_mm, dims=1)
+    lattice = torch.tensordot(torch.from_numpy(matrix), lattice * parameters.elastic_mm, dims=1)
     displacement = lattice.to(device, torch.float32)
     for weight in weights:  # contracts lattice axis 1 and appends the voxels as the last axis
         displacement = torch.tensordot(displacement, weight, dims=([1], [1]))

@@ -17,10 +17,10 @@ from torchmetrics import MeanMetric
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.hardware import is_out_of_memory
 from pancseg.models.augmentation import step_seed
-from pancseg.models.layers import fix_short_axes, use_channels_last
+from pancseg.models.device_tuning import fix_short_axes, use_channels_last
+from pancseg.models.factory import build
 from pancseg.models.losses import deep_supervision_loss
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
-from pancseg.models.networks import build
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
@@ -77,22 +77,23 @@ class Segmenter(pl.LightningModule):
         self.sum_device: torch.device | None = None  # of windows; None: of the image
 
     def prepare_for(
-        self, device_type: str, channels_last: bool | None = None, compiled: bool = False
+        self, device_type: str, channels_last: bool | None = None, compile_mode: str | None = None
     ) -> None:
-        """Arrange the network as is fast on a device; weights and checkpoints stay the same.
+        """Arrange the network as is fast on a device; names of weights in checkpoints stay.
 
         Args:
             device_type: ``cpu`` or ``cuda``.
             channels_last: Memory format; None is the faster one for the network.
-            compiled: Whether it is compiled at its first call.
+            compile_mode: Mode of ``torch.compile``, at the first call; None does not compile.
         """
         if channels_last is None:
             channels_last = use_channels_last(self.network, device_type)
         if channels_last:
             self.memory_format = torch.channels_last_3d
             self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        if compiled:
-            self.network.compile()
+        if compile_mode:
+            # static shapes: a graph for each batch size of training and validation
+            self.network.compile(mode=compile_mode, dynamic=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
@@ -102,7 +103,7 @@ class Segmenter(pl.LightningModule):
         """
         view = self.hparams["view"]
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
-            return self.finest(self.network(image))
+            return finest(self.network(image))
         try:
             return sliding_window_inference(  # type: ignore[return-value]
                 image,
@@ -124,26 +125,15 @@ class Segmenter(pl.LightningModule):
     def window_logits(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, h, w, d)`` of windows, float32."""
         image = image.contiguous(memory_format=self.memory_format)
-        return self.finest(self.network(image)).float()
-
-    @staticmethod
-    def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
-        """The logits at full resolution."""
-        return logits if isinstance(logits, Tensor) else logits[0]
+        return finest(self.network(image)).float()
 
     def window_foreground_logit(self, image: Tensor) -> Tensor:
         """Logit of pancreas, ``(B, 1, h, w, d)`` float32, of windows that the network takes."""
         return self.foreground_logit(self.window_logits(image))
 
     def foreground_logit(self, logits: Tensor) -> Tensor:
-        """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches.
-
-        A loss with ``sigmoid``, as the recipe's, teaches each channel by itself; others teach a
-        softmax over both, where the difference counts.
-        """
-        if self.hparams["loss"].get("sigmoid"):
-            return logits[:, 1:]
-        return logits[:, 1:] - logits[:, :1]
+        """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches."""
+        return foreground_logit(logits, bool(self.hparams["loss"].get("sigmoid")))
 
     def probability_of(self, logits: Tensor) -> Tensor:
         """Probability of pancreas, ``(B, 1, H, W, D)``."""
@@ -164,7 +154,7 @@ class Segmenter(pl.LightningModule):
         every_n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n and self.trainer.global_step % every_n == 0:
             self.check_finite(loss, f"step {self.global_step}: the loss", batch["name"])
-        self.log_metrics(batch, self.finest(logits).float(), loss.detach(), "train")
+        self.log_metrics(batch, finest(logits).float(), loss.detach(), "train")
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -265,6 +255,20 @@ class Segmenter(pl.LightningModule):
                 for name, value in state.items():
                     if value is not None and value.shape == parameter.shape:
                         state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
+    """The logits at full resolution, of a network that may give several."""
+    return logits if isinstance(logits, Tensor) else logits[0]
+
+
+def foreground_logit(logits: Tensor, sigmoid: bool) -> Tensor:
+    """Logit of the foreground, ``(B, 1, H, W, D)``, of logits ``(B, 2, H, W, D)``.
+
+    A loss with ``sigmoid``, as the recipe's, teaches each channel by itself; others teach a softmax
+    over both, where the difference counts.
+    """
+    return logits[:, 1:] if sigmoid else logits[:, 1:] - logits[:, :1]
 
 
 def timer_of(trainer: pl.Trainer) -> Timer | None:

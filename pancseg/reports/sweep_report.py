@@ -19,15 +19,13 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from matplotlib import pyplot as plt
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pancseg.config import SUMMARY, changes_result, conf_folder
 from pancseg.errors import PancsegError, printable
 from pancseg.files import read_json, write_csv, write_json, write_text
-from pancseg.output.page import banners_of, write_page
-from pancseg.output.run_files import read_yaml
+from pancseg.reports.page import banners_of, write_page
+from pancseg.reports.run_folder import is_inside, read_yaml
+from pancseg.reports.tables import Column, Table, print_table
 
 log = logging.getLogger(__name__)
 OVERRIDES = Path(".hydra", "overrides.yaml")
@@ -74,16 +72,12 @@ def report_sweep(folder: Path) -> Path:
     write_csv(folder / "sweep.csv", heads, rows)
     found = {"jobs": [dict(zip(heads, row, strict=True)) for row in rows], "importances": shares}
     write_json(folder / "sweep.json", {**found, "best": best.name if best else None})
-    pairs = [[(value, shown(value)) for value in row] for row in rows]
-    table = Table(*map(escape, heads), title=escape(headline))
-    for line in pairs:
-        table.add_row(*(escape(text) for _, text in line))
-    Console(width=None if Console().is_terminal else 160).print(table)
-    content = {"headline": headline, "heads": heads, "charts": charts, "experiment": experiment}
+    table = Table(headline, [Column(head, None, head in ("job", "status")) for head in heads], rows)
+    print_table(table, width=160)
     banners = banners_of(any(job.phantoms for job in jobs), held_out=True)
-    page, title = folder / "sweep.html", f"Sweep {printable(folder.absolute().name)}"
-    write_page(page, page.name, title, banners=banners, rows=pairs, **content)
-    return page
+    content = {"banners": banners, "jobs": table, "charts": charts, "experiment": experiment}
+    title = f"Sweep {printable(folder.absolute().name)}"
+    return write_page(folder / "sweep.html", "sweep.html", title, **content)
 
 
 def read_jobs(folder: Path) -> list[Job]:
@@ -92,11 +86,6 @@ def read_jobs(folder: Path) -> list[Job]:
     if not found:
         raise PancsegError(f"sweep={folder}: no folder in it holds a job's {OVERRIDES}")
     return [read_job(one) for one in sorted(found, key=lambda one: (len(one.name), one.name))]
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file is there and no link below the folder leads to it."""
-    return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
 def read_job(folder: Path) -> Job:
@@ -128,11 +117,6 @@ def cell(value: Any) -> Any:
     """A number as it is, any other value as printable text: ``null`` for None."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return value if is_number(value) else printable(text)
-
-
-def shown(value: Any) -> str:
-    """Text of a cell, with four digits of a float."""
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def draw_charts(jobs: list[Job], varied: list[str]) -> tuple[dict[str, float], list[Any]]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from pancseg.errors import PancsegError
 from pancseg.files import write_csv
 from pancseg.models.segmenter import timer_of
-from pancseg.output.history import draw_history
+from pancseg.reports.pictures import draw_history
 from pancseg.training.checkpoints import is_at_last_step, is_cut_short, is_partial
 from pancseg.training.sweeps import pruning_callback
 

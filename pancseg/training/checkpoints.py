@@ -17,9 +17,10 @@ from pancseg.config import BEST, LAST, run_path
 from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.files import replaced
-from pancseg.inference.checkpoint import Trained, check_resumable
+from pancseg.inference.checkpoint import TrainedModel
 from pancseg.models.segmenter import Segmenter
 from pancseg.requeue import has_own_folder, is_run_again
+from pancseg.training.resume import check_resumable
 
 log = logging.getLogger(__name__)
 WRITE_ERRORS = ("inline_container", "PytorchStreamWriter")  # in torch's errors of a full disk
@@ -200,7 +201,7 @@ def resume_checkpoint(cfg: DictConfig) -> Path | None:
 
 
 def check_resumed(
-    cfg: DictConfig, earlier: Trained, segmenter: Segmenter, data: CTDataModule
+    cfg: DictConfig, earlier: TrainedModel, segmenter: Segmenter, data: CTDataModule
 ) -> None:
     """Check that the configured training continues the one of a checkpoint.
 

@@ -1,6 +1,7 @@
 """Parts of a training, built from its configuration, and the checks before it starts."""
 
 import logging
+import math
 import os
 import re
 import warnings
@@ -20,14 +21,23 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pancseg.data.datamodule import CTDataModule, is_first_process
-from pancseg.data.plan import Plan
+from pancseg.data.transforms import Plan
 from pancseg.errors import PancsegError
-from pancseg.hardware import check_accelerator, detect, is_out_of_memory
-from pancseg.inference.initial_weights import begin_with, open_weights
-from pancseg.models.networks import check_spatial_size, describe_cost
+from pancseg.hardware import (
+    COMPILE_FROM_S,
+    can_compile,
+    check_accelerator,
+    detect,
+    estimated_step_s,
+    is_out_of_memory,
+)
+from pancseg.models.factory import build_on_meta
+from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
+from pancseg.models.pretrained import load_pretrained, open_weights
 from pancseg.models.segmenter import Segmenter
-from pancseg.output.sample_sheet import COLUMNS, ROWS, draw_samples
+from pancseg.reports.pictures import SAMPLE_COLUMNS, SAMPLE_ROWS, draw_samples
 from pancseg.requeue import has_own_folder
+from pancseg.training.checkpoints import seconds_of
 
 log = logging.getLogger(__name__)
 SHELLS = ("bash", "interactive")  # names of Slurm's jobs whose tasks Lightning starts by itself
@@ -148,7 +158,7 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule) -> Segmenter:
     segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=view, seed=cfg.seed)
     if cfg.init_from:
         weights = open_weights(Path(cfg.init_from))
-        log.info(begin_with(segmenter.network, weights))
+        log.info(load_pretrained(segmenter.network, weights))
         data.seen_before.update(weights.seen or ())
         if weights.seen is None:
             log.warning("init_from does not say whom it was trained on: held_out counts without it")
@@ -157,9 +167,34 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule) -> Segmenter:
     segmenter.prepare_for(
         "cpu" if cfg.hardware.accelerator == "cpu" else "cuda",
         cfg.hardware.channels_last,
-        cfg.hardware.compile,
+        cfg.hardware.compile_mode if is_compiled(cfg, data) else None,
     )
     return segmenter
+
+
+def is_compiled(cfg: DictConfig, data: CTDataModule) -> bool:
+    """Whether the network is compiled: as configured, else for long trainings on a GPU."""
+    if cfg.hardware.compile is not None:
+        return cfg.hardware.compile
+    if cfg.hardware.accelerator == "cpu" or cfg.trainer.fast_dev_run or not can_compile():
+        return False
+    is_long = estimated_seconds(cfg, data) >= COMPILE_FROM_S
+    if is_long:
+        log.info("the network is compiled at its first step, which takes minutes")
+    return is_long
+
+
+def estimated_seconds(cfg: DictConfig, data: CTDataModule) -> float:
+    """Length of a training on a GPU, by the limits of ``cfg.trainer``; infinite without any."""
+    trainer, network = cfg.trainer, build_on_meta(model_arguments(cfg, data.plan))
+    multiply_adds = count_multiply_adds(network, data.plan.spatial_size)
+    step_s = estimated_step_s(multiply_adds, cfg.data.batch_size)
+    limits = [step_s * trainer.max_steps] if trainer.max_steps > 0 else []
+    if (trainer.max_epochs or 0) > 0:
+        limits.append(step_s * data.batches_per_epoch() * trainer.max_epochs)
+    if trainer.max_time:
+        limits.append(seconds_of(trainer.max_time))
+    return min(limits, default=math.inf)
 
 
 def describe_model(cfg: DictConfig, plan: Plan) -> str:
@@ -214,7 +249,7 @@ def fit_errors(data: CTDataModule) -> Iterator[None]:
 
 def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
     """Draw the first samples of the training as the network gets them, in a PNG file."""
-    count = COLUMNS * ROWS
+    count = SAMPLE_COLUMNS * SAMPLE_ROWS
     samples: list[Any] = []
     for batch in data.train_dataloader():
         batch = data.augment_batch(batch)

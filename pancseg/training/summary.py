@@ -14,9 +14,9 @@ from torch.utils.tensorboard.summary import hparams
 from pancseg import __version__
 from pancseg.config import leaves
 from pancseg.data.datamodule import CTDataModule
-from pancseg.data.plan import Plan
 from pancseg.data.splits import SUBSETS
-from pancseg.models.networks import count_parameters
+from pancseg.data.transforms import Plan
+from pancseg.models.factory import count_parameters
 from pancseg.training.callbacks import EpochReport, best_row
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")

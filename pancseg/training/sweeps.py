@@ -61,7 +61,7 @@ def check_configuration(cfg: DictConfig, folder: Path) -> None:
 
     Interpolations are compared unresolved, so that the machines of a sweep may differ.
     """
-    from pancseg.output.run_files import read_yaml
+    from pancseg.reports.run_folder import read_yaml
 
     path = folder / ".hydra" / "config.yaml"
     earlier = dict(leaves(read_yaml(path, dict))) if path.is_file() else {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from pancseg.output.outlines import DRAWN, PREDICTED, show_slice
+from pancseg.reports.pictures import PREDICTED, REFERENCE, show_slice
 
 Batch = dict[str, Any]
 Picture = NDArray[np.uint8]
@@ -197,7 +197,7 @@ def draw_slice(
     figure = Figure(figsize=(width * inches, height * inches), dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    masks = {"drawn": (label[::-1, :, k].T > 0, DRAWN)}
+    masks = {"reference": (label[::-1, :, k].T > 0, REFERENCE)}
     if probability is not None:
         masks["predicted"] = (probability[::-1, :, k].T > 0.5, PREDICTED)
     outlines = list(masks.values())

@@ -8,11 +8,10 @@ import importlib
 for _name in (
     "hydra._internal.hydra", "matplotlib.pyplot", "pytest.__main__", "scipy.stats",
     "torch.utils.tensorboard",
-    "pancseg.applying.batch", "pancseg.applying.output_folder", "pancseg.applying.scan_files",
-    "pancseg.applying.scan_run", "pancseg.applying.scan_segmenter", "pancseg.data.datamodule",
-    "pancseg.intake.preparation", "pancseg.evaluate", "pancseg.inference.checkpoint",
-    "pancseg.intake.sources", "pancseg.applying.find_scans", "pancseg.judging.case_judge",
-    "pancseg.output.run_report", "pancseg.predict", "pancseg.prepare", "pancseg.report",
+    "pancseg.data.datamodule", "pancseg.inference.evaluation", "pancseg.inference.scan_batch",
+    "pancseg.intake.convert", "pancseg.evaluate", "pancseg.inference.checkpoint",
+    "pancseg.intake.sources", "pancseg.inference.find_scans",
+    "pancseg.reports.run_report", "pancseg.predict", "pancseg.prepare", "pancseg.report",
     "pancseg.train", "pancseg.training.setup", "pancseg.training.checkpoints",
     "pancseg.training.callbacks", "pancseg.training.tensorboard", "pancseg.training.summary",
 ):  # fmt: skip

@@ -1,1 +1,0 @@
-"""Applying trained networks to scans that nobody has drawn on."""

@@ -1,1 +1,0 @@
-"""The machine, looked at: each room tries one thing for real and says what it found."""

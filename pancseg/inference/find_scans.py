@@ -1,0 +1,105 @@
+"""Scans to segment below a path: DICOM series and volume files, without labels."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from pancseg.errors import PancsegError
+from pancseg.intake.match_labels import CaseSource, SourceContents, add_cases
+from pancseg.intake.sources import find_dicom, is_pattern, locate_files
+from pancseg.intake.volume_files import ReadOptions, without_suffix
+
+LABEL_NAME = re.compile(r"[_\-.](label|lbl|seg|mask)$", re.IGNORECASE)
+LABEL_FOLDERS = {"labelstr", "labelsts", "labels", "segmentations"}
+SAFE_STEM = re.compile(r"\w[\w .()+-]{0,79}")  # of output files
+HASH_DIGITS = 12
+
+
+def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
+    """Everything at a path that can be segmented, and rows of what is refused.
+
+    Args:
+        path: NIfTI or NRRD file, folder of such files or of DICOM or both, or a pattern such as
+            ``DIR/*/ct.nii.gz``.
+        modality: Of DICOM series; ``any`` takes all.
+        processes: That read headers.
+
+    Raises:
+        PancsegError: If there is nothing that could be an image.
+    """
+    if not (path.exists() or is_pattern(path)):
+        raise PancsegError(f"input={path}: there is no such file or folder")
+    contents, options = SourceContents(), ReadOptions((), processes=processes)
+    files = locate_files(path, "image", contents)
+    labels = {file.path for file in files if path.is_dir() and is_label(file.path)}
+    add_cases(contents, [file for file in files if file.path not in labels], None, options)
+    if labels:
+        contents.warnings.append(
+            f"{len(labels)} label files are left out, such as {min(labels).name}"
+        )
+    if path.is_dir() or not files:
+        dicom = find_dicom(path, None, modality, options)
+        taken = {file for case in dicom.cases for file in case.files}  # slices may be named .img
+        contents.cases += dicom.cases
+        contents.skipped = [row for row in contents.skipped if row.path not in taken]
+        contents.skipped += dicom.skipped
+    contents.skipped = [
+        replace(row, reason=row.reason.replace("source.modality=", "modality="))
+        for row in dict.fromkeys(contents.skipped)
+        if row.status == "refused"
+    ]
+    if not contents.cases and not contents.skipped:
+        raise PancsegError(
+            f"input={path}: holds neither a CT series nor a NIfTI or NRRD image; give a folder of "
+            "DICOM, such a file or a folder of them"
+        )
+    return contents
+
+
+def is_label(path: Path) -> bool:
+    """Whether a name or folder says that a file is a label.
+
+    >>> is_label(Path("a_seg.nii.gz")), is_label(Path("labelsTr/a.nii.gz")), is_label(Path("a.nii"))
+    (True, True, False)
+    """
+    is_named = LABEL_NAME.search(without_suffix(path)) is not None
+    return is_named or path.parent.name.lower() in LABEL_FOLDERS
+
+
+def case_names(cases: list[CaseSource], base: Path) -> list[str]:
+    """A different name for each case, also on file systems that ignore capitals."""
+    count: Counter[str] = Counter()
+    names: dict[str, str] = {}
+    for case in cases:
+        name = own = case_name(case, base)
+        while name.casefold() in names:
+            count[own] += 1
+            name = f"{own}-{count[own] + 1}"
+        names[name.casefold()] = name
+    return list(names.values())
+
+
+def case_name(case: CaseSource, base: Path) -> str:
+    """Name of the output files: of no header and no folder, safe on every file system.
+
+    A series is named by a hash of its UID, or of a file without it; a file by its stem, with a hash
+    of its path where it lies in a folder below ``base``, or where the stem is not safe or too long.
+    """
+    if case.is_dicom:
+        name, hashed = "series", case.series_uid.encode() or min(case.files).read_bytes()
+        return f"{name}-{hash_of(hashed)}"
+    name = without_suffix(case.path)
+    is_safe = SAFE_STEM.fullmatch(name) is not None
+    if base in (case.path, case.path.parent) and is_safe:
+        return name
+    inside = case.path.relative_to(base) if case.path.is_relative_to(base) else case.path
+    stem = name if is_safe else re.sub(r"[^\w.-]+", "-", name).strip("-.")[:60] or "scan"
+    return f"{stem}-{hash_of(os.fsencode(inside))}"
+
+
+def hash_of(content: bytes) -> str:
+    """Short hash, hexadecimal."""
+    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]

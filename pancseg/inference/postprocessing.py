@@ -1,0 +1,191 @@
+"""From a probability to a mask: threshold and components, as given or chosen on validation."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pancseg.errors import PancsegError
+from pancseg.geometry import CONNECTIVITY_26, bounding_box
+from pancseg.inference.calibration import is_between, read_sidecar, write_sidecar
+from pancseg.metrics.statistics import per_patient
+
+AUTO = "auto"
+THRESHOLDS = [round(0.1 + 0.05 * i, 2) for i in range(17)]  # 0.1 to 0.9
+MIN_GAIN = 1e-4  # of the mean Dice, to leave the defaults
+
+
+@dataclass(frozen=True)
+class Postprocess:
+    """How a probability becomes a mask.
+
+    Attributes:
+        threshold: Voxels above it belong to the mask.
+        largest_component: Whether only the largest 26-connected component is kept.
+    """
+
+    threshold: float = 0.5
+    largest_component: bool = False
+
+    def mask_of(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """The mask, of the probability's shape."""
+        above = probability > self.threshold
+        return largest_component(above) if self.largest_component else above
+
+    def describe(self) -> str:
+        """For people.
+
+        >>> Postprocess(0.45, True).describe()
+        'threshold 0.45, largest component'
+        """
+        kept = "largest component" if self.largest_component else "all components"
+        return f"threshold {self.threshold:g}, {kept}"
+
+
+DEFAULT = Postprocess()
+
+
+def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest 26-connected component of a mask.
+
+    >>> largest_component(np.array([[[1, 0, 1, 1]]], bool)).astype(int).tolist()
+    [[[0, 0, 1, 1]]]
+    """
+    box = bounding_box(mask)
+    labels, count = ndimage.label(mask[box], CONNECTIVITY_26)
+    if count < 2:
+        return mask
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    largest = np.zeros_like(mask)
+    largest[box] = labels == sizes.argmax()
+    return largest
+
+
+@dataclass(frozen=True)
+class PostprocessOptions:
+    """The options ``postprocess.*``: a value, ``auto`` (chosen on validation patients), or None.
+
+    None takes what was chosen before for the checkpoint, else the default.
+    """
+
+    threshold: float | str | None = None
+    largest_component: bool | str | None = None
+
+    def __post_init__(self) -> None:
+        t, largest = self.threshold, self.largest_component
+        if not (t in (None, AUTO) or (is_between(t, 0, 1) and t not in (0, 1))):
+            raise PancsegError(
+                f"postprocess.threshold={t}: expected auto or a number between 0 and 1"
+            )
+        if largest not in (None, AUTO, True, False):
+            raise PancsegError(
+                f"postprocess.largest_component={largest}: expected auto, true or false"
+            )
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether something is chosen on validation patients."""
+        return AUTO in (self.threshold, self.largest_component)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether something is given by hand."""
+        return self.threshold not in (None, AUTO) or self.largest_component in (True, False)
+
+    def override(self, chosen: Postprocess) -> Postprocess:
+        """What was chosen, with the given values in its place."""
+        t, largest = self.threshold, self.largest_component
+        return Postprocess(
+            chosen.threshold if t in (None, AUTO) else float(t),
+            chosen.largest_component if largest in (None, AUTO) else bool(largest),
+        )
+
+    def candidates(self, chosen: Postprocess) -> list[Postprocess]:
+        """Settings to try where something is ``auto``, those nearest to the defaults first.
+
+        >>> [c.largest_component for c in PostprocessOptions(0.4, "auto").candidates(DEFAULT)]
+        [False, True]
+        """
+        fixed = self.override(chosen)
+        thresholds = THRESHOLDS if self.threshold == AUTO else [fixed.threshold]
+        largest = [False, True] if self.largest_component == AUTO else [fixed.largest_component]
+        near = sorted(thresholds, key=lambda threshold: abs(threshold - DEFAULT.threshold))
+        return [Postprocess(threshold, keep) for keep in largest for threshold in near]
+
+
+def mean_postprocess(members: list[Postprocess]) -> Postprocess:
+    """Of an ensemble: the mean threshold, the largest component if all members keep it alone.
+
+    >>> mean_postprocess([Postprocess(0.4, True), Postprocess(0.6, False)])
+    Postprocess(threshold=0.5, largest_component=False)
+    """
+    threshold = float(np.mean([member.threshold for member in members]))
+    return Postprocess(threshold, all(member.largest_component for member in members))
+
+
+Case = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
+
+
+def choose(candidates: list[Postprocess], cases: Iterable[Case]) -> tuple[Postprocess, int]:
+    """Choose by the mean Dice over validation patients with a reference.
+
+    Args:
+        candidates: The defaults first.
+        cases: Patient, probability and reference on the scan's grid.
+
+    Returns:
+        The choice, and the number of patients.
+    """
+    patients: list[str] = []
+    dice: list[list[float]] = []
+    for patient, probability, reference in cases:
+        if reference.any():
+            patients.append(patient)
+            dice.append(dice_of_each(candidates, probability, reference))
+    means = [float(np.mean(per_patient(patients, values))) for values in zip(*dice, strict=True)]
+    best = 0
+    for i, mean in enumerate(means):
+        if mean > means[best] + MIN_GAIN:
+            best = i
+    return candidates[best], len(set(patients))
+
+
+def dice_of_each(
+    candidates: list[Postprocess], probability: NDArray[np.float32], reference: NDArray[np.bool_]
+) -> list[float]:
+    """Dice of a case by each candidate."""
+    box = bounding_box(reference | (probability > min(c.threshold for c in candidates)))
+    p, inside = probability[box], reference[box]
+    masks = (candidate.mask_of(p) for candidate in candidates)
+    return [2 * int((m & inside).sum()) / (int(m.sum()) + int(inside.sum())) for m in masks]
+
+
+def postprocess_path(checkpoint: Path) -> Path:
+    """``best.postprocess.json`` beside the checkpoint."""
+    return checkpoint.with_suffix(".postprocess.json")
+
+
+def write_postprocess(checkpoint: Path, chosen: Postprocess, **details: Any) -> None:
+    """Write a choice beside its checkpoint."""
+    write_sidecar(postprocess_path(checkpoint), checkpoint, {**asdict(chosen), **details})
+
+
+def read_postprocess(checkpoint: Path) -> Postprocess | None:
+    """What was chosen for a checkpoint on validation patients; None if nothing was.
+
+    Raises:
+        PancsegError: If the file beside it cannot be used.
+    """
+
+    def is_usable(values: dict[str, Any]) -> bool:
+        is_threshold = is_between(values.get("threshold"), 1e-6, 1 - 1e-6)
+        return is_threshold and isinstance(values.get("largest_component"), bool)
+
+    path = postprocess_path(checkpoint)
+    values = read_sidecar(path, checkpoint, "a choice of threshold and components", is_usable)
+    return values and Postprocess(float(values["threshold"]), values["largest_component"])

@@ -1,1 +1,0 @@
-"""Judging trained networks: prediction, scores and pictures of a case meet here."""

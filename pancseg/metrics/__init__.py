@@ -1,0 +1,1 @@
+"""Scores of masks and probabilities, statistics over patients, and their tables."""

@@ -1,0 +1,97 @@
+"""``scores/<subset>.csv`` with a row a case, and ``<subset>.json`` with figures over patients."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from pancseg.errors import PancsegError
+from pancseg.files import write_csv, write_json
+from pancseg.metrics.case_scores import EMPTY_REFERENCE
+from pancseg.metrics.probability_scores import calibration_summary
+from pancseg.metrics.statistics import agreement, describe
+
+FAILED = "failed"  # start of the status of a case that could not be scored
+DIGITS = 6
+TEXT_COLUMNS = ("patient", "case", "structure", "manufacturer", "contrast", "status")
+NOT_MEASURES = (*TEXT_COLUMNS, "fold", *(f"spacing_{axis}_mm" for axis in "xyz"))
+Row = dict[str, Any]
+
+
+def summarise(
+    rows: Sequence[Row], calibrations: Mapping[str, Sequence[ArrayLike]], about: Row
+) -> Row:
+    """Figures over patients; cases with an empty reference and failed ones are listed.
+
+    Args:
+        rows: A row a case.
+        calibrations: Counts of each case with a reference, by patient.
+        about: Other facts for the file, ``held_out`` among them.
+    """
+    values = {
+        name: list(by_patient(rows, name).values()) for name in rows[0] if name not in NOT_MEASURES
+    }
+    volumes = values.pop("volume_ml"), values.pop("reference_ml")
+    return {
+        "n": len(values["dice"]),
+        "held_out": about["held_out"],
+        **{name: describe(each) for name, each in values.items()},
+        "volume_agreement_ml": agreement(*volumes),
+        "calibration": calibration_summary(calibrations),
+        "cases": len(rows),
+        "empty_reference": [row["case"] for row in rows if row["status"] == EMPTY_REFERENCE],
+        "failed": [row["case"] for row in rows if row["status"].startswith(FAILED)],
+        **about,
+    }
+
+
+def by_patient(rows: Sequence[Row], name: str) -> dict[str, float]:
+    """Mean of a column over the scored cases of each patient, sorted by patient.
+
+    Patients without a value are left out.
+
+    >>> rows = [{"patient": "b", "dice": 0.5}, {"patient": "a", "dice": None}]
+    >>> by_patient([*rows, {"patient": "b", "dice": 1.0}], "dice")
+    {'b': 0.75}
+    """
+    frame = pd.DataFrame(rows, columns=list(dict.fromkeys(["patient", "dice", name])))
+    scored = frame[frame["dice"].notna()].astype({name: float})
+    return scored.groupby("patient")[name].mean().dropna().to_dict()
+
+
+def write_scores(
+    folder: Path, subset: str, rows: Sequence[Row], figures: Row | None = None
+) -> None:
+    """Write ``<subset>.csv``, and ``<subset>.json`` if there are figures yet."""
+    cells = (
+        [round(v, DIGITS) if isinstance(v, float) else v for v in row.values()] for row in rows
+    )
+    write_csv(folder / f"{subset}.csv", rows[0], cells)
+    if figures is not None:
+        write_json(folder / f"{subset}.json", figures)
+
+
+def read_scores(folder: Path, subset: str) -> list[Row]:
+    """Rows of ``<subset>.csv``: texts, floats, and None for an empty cell.
+
+    Raises:
+        PancsegError: If the file cannot be read.
+    """
+    path = folder / f"{subset}.csv"
+    options: Any = {
+        "dtype": defaultdict(lambda: float, dict.fromkeys(TEXT_COLUMNS, str)),
+        "keep_default_na": False,  # a patient may be called NA
+        "na_values": [""],
+        "encoding_errors": "surrogateescape",
+    }
+    try:
+        frame = pd.read_csv(path, **options)
+        rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    except (ValueError, OSError) as error:
+        raise PancsegError(f"{path}: cannot be read as a table of scores ({error})") from error
+    if not rows or not {"patient", "case", "dice", "status"} <= rows[0].keys():
+        raise PancsegError(f"{path}: is not a table of scores of pancseg.evaluate")
+    return rows

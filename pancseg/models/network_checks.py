@@ -1,0 +1,152 @@
+"""Cost of a network, and the patch sizes that it takes, found on the meta device."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pancseg.errors import PancsegError
+from pancseg.models.factory import build_on_meta, count_parameters, one_line
+
+STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # tried as the divisor of a patch size
+
+
+def count_multiply_adds(network: nn.Module, spatial_size: Sequence[int]) -> int:
+    """Multiply-adds of convolutions and matrix products of the inference of one patch.
+
+    ``network`` is on the meta device; 0 if it reads values, which are not there.
+    """
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network.eval()(torch.empty(1, 1, *spatial_size, device="meta"))
+    except Exception as error:  # networks of other libraries raise any kind
+        if not needs_values(error):
+            raise
+        return 0
+    return counter.get_total_flops() // 2
+
+
+def describe_cost(model: dict[str, Any], spatial_size: Sequence[int]) -> str:
+    """Parameters of a network, and its multiply-adds for a patch where they can be counted."""
+    network = build_on_meta(model)
+    parameters = f"{count_parameters(network) / 1e6:.1f} M parameters"
+    multiply_adds = count_multiply_adds(network, spatial_size)
+    if not multiply_adds:
+        return parameters
+    return f"{parameters}, {multiply_adds / 1e9:.0f} G multiply-adds a patch"
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether a network failed only because it reads values, which the meta device lacks.
+
+    >>> needs_values(RuntimeError("Tensor.item() cannot be called on meta tensors"))
+    True
+    """
+    return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
+
+
+def check_spatial_size(
+    model: dict[str, Any], spatial_size: Sequence[int], batch_size: int = 2
+) -> None:
+    """Check that a network takes patches of a size, voxels, and returns two logits per voxel.
+
+    Raises:
+        PancsegError: With the axis and the two nearest sizes that work if sizes must be multiples
+            of a number, else with the network's own message.
+    """
+    size = [int(voxels) for voxels in spatial_size]
+    if len(size) != 3:
+        raise PancsegError(f"data.spatial_size={size}: expected three sizes, voxels")
+    depends_on_size = "img_size" in model  # then the constructor refuses the size
+    try:
+        network = build_on_meta(model)
+    except PancsegError:
+        if depends_on_size:
+            check_by_trials(model, None, size, batch_size)
+        raise
+    for axis, (step, least) in enumerate(strides_rule(getattr(network, "strides", ()))):
+        check_axis(size, axis, step, least)
+    if problem := find_problem(network, size, batch_size):
+        check_by_trials(model, None if depends_on_size else network, size, batch_size)
+        raise PancsegError(problem)
+
+
+def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> str:
+    """Why a network on the meta device cannot be trained on patches of a size; empty if it can."""
+    image, name = torch.empty(batch_size, 1, *size, device="meta"), type(network).__name__
+    try:
+        with torch.no_grad():
+            outputs, logits = network.train()(image), network.eval()(image)
+    except Exception as error:  # networks of other libraries raise any kind
+        if needs_values(error):  # cannot be tried here
+            return ""
+        return f"data.spatial_size={list(size)}: this network does not take it: {one_line(error)}"
+    finest = outputs[0] if isinstance(outputs, (list, tuple)) and outputs else outputs
+    if not isinstance(finest, Tensor) or not isinstance(logits, Tensor):
+        return (
+            f"{name}: expected a tensor of logits in evaluation, and in training a tensor or a "
+            "list of tensors from fine to coarse"
+        )
+    expected = [batch_size, 2, *size]
+    for shape in (list(finest.shape), list(logits.shape)):
+        if shape != expected:
+            images = f"images of shape {list(image.shape)}"
+            return f"{name}: gives logits of shape {shape} for {images}; expected {expected}"
+    return ""
+
+
+def strides_rule(strides: Sequence[int | Sequence[int]]) -> list[tuple[int, int]]:
+    """Divisor and least size of each axis of a network with strides; empty without.
+
+    The divisor is the product of the strides, so that skip connections fit; the least size is twice
+    that, because a bottom level of one voxel has no spatial context.
+
+    >>> strides_rule([2, [2, 2, 1]])
+    [(4, 8), (4, 8), (2, 4)]
+    """
+    by_axis = [[stride] * 3 if isinstance(stride, int) else stride for stride in strides]
+    if any(len(stride) != 3 for stride in by_axis):  # a network for two dimensions
+        return []
+    steps = [math.prod(stride[axis] for stride in by_axis) for axis in range(3)]
+    return [(step, 2 * step) for step in steps] if by_axis else []
+
+
+def check_axis(size: Sequence[int], axis: int, step: int, least: int) -> None:
+    """Raise with the two nearest sizes unless an axis is a multiple of ``step`` from ``least``."""
+    if size[axis] >= least and size[axis] % step == 0:
+        return
+    below = max(least, size[axis] // step * step)
+    raise PancsegError(
+        f"data.spatial_size={list(size)}: axis {axis} is {size[axis]}, but this network takes "
+        f"multiples of {step} from {least} on; the nearest that work are {below} and {below + step}"
+    )
+
+
+def check_by_trials(
+    model: dict[str, Any], network: nn.Module | None, size: list[int], batch_size: int
+) -> None:
+    """Find the divisor of each axis by trying sizes, and check the size by it.
+
+    Without ``network``, it is built anew with each size as its ``img_size``.
+    """
+
+    def takes(tried: list[int]) -> bool:
+        try:
+            trial = network or build_on_meta({**model, "img_size": tried})
+        except PancsegError:
+            return False
+        return not find_problem(trial, tried, batch_size)
+
+    whole = [max(128, math.ceil(voxels / 128) * 128) for voxels in size]  # every step divides it
+    for axis in range(3) if takes(whole) else ():
+
+        def takes_along(voxels: int, axis: int = axis) -> bool:
+            return takes([*whole[:axis], voxels, *whole[axis + 1 :]])
+
+        step = next((step for step in STEPS if takes_along(128 + step)), None)
+        if step:
+            least = next(n for n in range(step, 129 + step, step) if takes_along(n))
+            check_axis(size, axis, step, least)

@@ -1,0 +1,246 @@
+"""Solid shapes: fields in mm at nodes in space, negative inside."""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.interpolate import CubicSpline
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from pancseg.phantoms.tissue import Tissue
+
+Axis = NDArray[np.float64]
+Field = NDArray[np.floating[Any]]  # float32, which numpy's types lose at Python numbers
+Rng = np.random.Generator
+STEP_MM = 3.0  # between nodes
+FAR_MM = 60.0  # value of a tube's field farther than REACH_MM from its surface
+REACH_MM = 7.0
+BLOCK = 4  # nodes along an edge of the blocks that ``tube`` tests first
+BLOCK_MM = 1.35 * (BLOCK - 1) * STEP_MM * np.sqrt(3)  # diagonal of a block, at most
+
+
+class SmoothNoise:
+    """Sum of plane waves in random directions: mean 0, variance 1, defined everywhere."""
+
+    def __init__(self, rng: Rng, wavelength_mm: float, waves: int = 12) -> None:
+        direction = rng.standard_normal((waves, 3))
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        self.wave_xyz = direction * (2 * np.pi / wavelength_mm * rng.uniform(0.7, 1.4, (waves, 1)))
+        self.phase = rng.uniform(0, 2 * np.pi, waves)
+
+    def on_axes(self, z_mm: Axis, y_mm: Axis, x_mm: Axis) -> Field:
+        """Evaluate on the grid that three axes span; ``(slices, rows, columns)``.
+
+        ``exp(i(x + y + z)) = exp(ix) exp(iy) exp(iz)`` separates the axes, so that a matrix
+        product gives the volume.
+
+        >>> axis = np.arange(0.0, 400.0, 5.0)
+        >>> values = SmoothNoise(np.random.default_rng(0), 20.0).on_axes(axis, axis, axis)
+        >>> values.shape, round(float(values.std()), 1)
+        ((80, 80, 80), 1.0)
+        """
+        x, y, z = self.wave_xyz.T
+        zy = np.exp(1j * (np.outer(z_mm, z) + self.phase))[:, None] * np.exp(1j * np.outer(y_mm, y))
+        left = np.concatenate([zy.real, -zy.imag], axis=-1) * np.sqrt(2 / len(x))
+        right = np.exp(1j * np.outer(x_mm, x))
+        right = np.concatenate([right.real, right.imag], axis=-1)
+        return left.astype(np.float32) @ right.T.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels of an axial scan; arrays are ``(slices, rows, columns)``, slice 0 nearest the feet."""
+
+    shape: tuple[int, int, int]  # columns, rows, slices
+    spacing_mm: tuple[float, float, float]  # between columns, rows, slices
+    corner_mm: tuple[float, float, float]  # centre of the first voxel, RAS
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """``(4, 4)`` matrix from (column, row, slice) to RAS mm."""
+        affine = np.diag([-self.spacing_mm[0], -self.spacing_mm[1], self.spacing_mm[2], 1.0])
+        affine[:3, 3] = self.corner_mm
+        return affine
+
+    @property
+    def axes_mm(self) -> tuple[Axis, Axis, Axis]:
+        """World coordinates of slices (z), rows (y) and columns (x)."""
+        a = self.affine
+        x, y, z = (a[i, 3] + a[i, i] * np.arange(self.shape[i]) for i in range(3))
+        return z, y, x
+
+
+class Body:
+    """Size and pose of a patient, from slight to heavy, supine, not quite straight.
+
+    Shapes are defined in the standard body: mm, RAS, with the origin in the middle of the abdomen
+    at the height of the pancreas.
+    """
+
+    def __init__(self, rng: Rng) -> None:
+        size = rng.normal(1.0, 0.04)
+        scale = size * np.clip(rng.normal(1.0, [0.045, 0.05, 0.04]), 0.9, 1.1)
+        self.scale = np.clip(scale, 0.86, 1.14)  # (3,)
+        tilt_deg = np.clip(rng.normal(0, [2.0, 2.0, 4.0]), -8, 8)
+        self.rotation = Rotation.from_euler("xyz", tilt_deg, degrees=True).as_matrix()
+        weight = rng.uniform(0, 1)
+        self.centre_mm = np.round(rng.uniform([-25, 80, -1100], [25, 220, -300]), 2)
+        self.warp = [SmoothNoise(rng, 130) for _ in range(3)]  # along the standard axes
+        self.warp_mm = float(rng.uniform(2.0, 3.5))  # standard deviation of the warp
+        self.subcutaneous_mm = float(6 + 26 * weight**1.5 + rng.uniform(0, 6))  # fat
+        self.belly = float(0.86 + 0.3 * weight + rng.uniform(-0.06, 0.06))  # relative depth
+        self.curvature = float(rng.uniform(2, 9))  # of the spine, mm at 100 mm from the middle
+
+
+class Curve(NamedTuple):
+    """Centre line of a tube in the standard body, mm: ``(n, 3)`` points, ``(n,)`` radii."""
+
+    points_mm: NDArray[np.float64]
+    radius_mm: NDArray[np.float64]
+
+    @property
+    def length_mm(self) -> float:
+        """Length along the line."""
+        return float(np.linalg.norm(np.diff(self.points_mm, axis=0), axis=1).sum())
+
+
+def curve_through(knots: ArrayLike) -> Curve:
+    """Cubic spline with a point every 1.5 mm through ``(n, 4)`` knots: x, y, z, radius, mm.
+
+    >>> round(curve_through([[0, 0, 0, 5], [30, 0, 0, 5], [60, 0, 0, 4]]).length_mm)
+    60
+    """
+    values = np.asarray(knots, dtype=float)
+    steps = np.linalg.norm(np.diff(values[:, :3], axis=0), axis=1)
+    along = np.concatenate([[0.0], np.cumsum(steps)])
+    dense = CubicSpline(along, values)(np.linspace(0, along[-1], int(along[-1] / 1.5) + 2))
+    return Curve(dense[:, :3], np.maximum(dense[:, 3], 1.0))
+
+
+class Layer(NamedTuple):
+    """A shape of one tissue, or of a shell of ``shell_mm`` around a core of another tissue."""
+
+    field: Field
+    tissue: Tissue
+    shell_mm: float = 0.0
+    core: Tissue | None = None
+
+
+class Lattice:
+    """Nodes every 3 mm over the part of the patient that a scan covers.
+
+    Shapes are evaluated at the nodes and interpolated to the voxels. Nodes are multiples of 3 mm
+    in the world, so that the shapes of a patient do not depend on the grid of the scan.
+    """
+
+    def __init__(self, body: Body, grid: Grid) -> None:
+        self.body, self.grid = body, grid
+        axes = []
+        for axis, centre, reach in zip(
+            grid.axes_mm, body.centre_mm[::-1], (np.inf, 190.0, 210.0), strict=True
+        ):
+            low = max(axis.min(), centre - reach)
+            high = max(min(axis.max(), centre + reach), low)
+            axes.append(np.arange(low // STEP_MM - 1, np.ceil(high / STEP_MM) + 2) * STEP_MM)
+        self.axes_mm = axes[0], axes[1], axes[2]  # world coordinates: z, y, x, ascending
+        z, y, x = np.ix_(*axes)
+        away = x - body.centre_mm[0], y - body.centre_mm[1], z - body.centre_mm[2]
+        self.xyz = np.zeros((3, *map(len, axes)), np.float32)  # standard coordinates of the nodes
+        for nodes, turn, warp in zip(
+            self.xyz, (body.rotation / body.scale).T, body.warp, strict=True
+        ):
+            x, y, z = ((t * a).astype(np.float32) for t, a in zip(turn, away, strict=True))
+            nodes += body.warp_mm * warp.on_axes(*self.axes_mm)
+            nodes += z + y
+            nodes += x
+        self.x, self.y, self.z = self.xyz
+
+    def noise(self, rng: Rng, wavelength_mm: float, waves: int = 12) -> Field:
+        """Draw smooth noise and evaluate it at the nodes."""
+        return SmoothNoise(rng, wavelength_mm, waves).on_axes(*self.axes_mm)
+
+    def tube(self, curve: Curve, flatten: ArrayLike = (1, 1, 1)) -> tuple[Field, Field]:
+        """Tube around a curve, thinner along axes whose ``flatten`` is above 1.
+
+        Returns:
+            The field, and the distance of each node near the tube in front of the centre line, mm.
+        """
+        field, rise = np.full((2, *self.x.shape), FAR_MM, np.float32)
+        reach = float(curve.radius_mm.max()) + REACH_MM
+        stretch = np.asarray(flatten, dtype=np.float32)
+        tree = cKDTree(curve.points_mm * stretch)
+        corners = np.moveaxis(self.xyz[:, ::BLOCK, ::BLOCK, ::BLOCK], 0, -1)
+        near = tree.query(corners * stretch, distance_upper_bound=reach + BLOCK_MM)[0] < np.inf
+        close = near.repeat(BLOCK, 0).repeat(BLOCK, 1).repeat(BLOCK, 2)
+        close = close[tuple(map(slice, field.shape))]
+        points = self.xyz[:, close].T
+        distance, nearest = tree.query(points * stretch, distance_upper_bound=reach)
+        found = np.isfinite(distance)
+        nearest[~found] = 0
+        field[close] = np.where(found, distance - curve.radius_mm[nearest], FAR_MM)
+        rise[close] = np.where(found, points[:, 1] - curve.points_mm[nearest, 1], FAR_MM)
+        return field, rise
+
+    def ellipsoid(self, centre_mm: ArrayLike, radii_mm: ArrayLike) -> Field:
+        """Ellipsoid along the axes of the standard body; the field approximates the distance."""
+        centre, radii = np.asarray(centre_mm, np.float32), np.asarray(radii_mm, np.float32)
+        axes = zip(self.xyz, centre, radii, strict=True)
+        squares = sum(((axis - c) / r) ** 2 for axis, c, r in axes)
+        return (np.sqrt(squares) - 1) * radii.min()
+
+    def paint(self, layers: list[Layer]) -> NDArray[np.uint8]:
+        """Tissue of each voxel, ``(slices, rows, columns)``; later layers cover earlier ones.
+
+        Fields are interpolated linearly between the nodes.
+        """
+        volume = np.full(self.grid.shape[::-1], Tissue.AIR, np.uint8)
+        for layer in layers:
+            inside = layer.field < 0
+            if not inside.any():
+                continue
+            nodes, voxels, weights = [], [], []
+            for axis in range(3):
+                node_mm, voxel_mm = self.axes_mm[axis], self.grid.axes_mm[axis]
+                hit = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+                nodes.append(slice(max(hit[0] - 1, 0), hit[-1] + 2))
+                near_mm = node_mm[nodes[-1]]
+                covered = (voxel_mm >= near_mm[0]) & (voxel_mm <= near_mm[-1])
+                voxels.append(slice(first := covered.argmax(), first + covered.sum()))
+                distance = np.abs(voxel_mm[voxels[-1], None] - near_mm) / STEP_MM
+                weights.append(np.maximum(1 - distance, 0).astype(np.float32))
+            along_z = np.tensordot(weights[0], layer.field[tuple(nodes)], 1)
+            field = np.matmul(weights[1], along_z) @ weights[2].T
+            target = volume[tuple(voxels)]
+            target[field < 0] = layer.tissue
+            if layer.core is not None:
+                target[field < -layer.shell_mm] = layer.core
+        return volume
+
+
+def joined(first: Field, second: Field, round_mm: float) -> Field:
+    """Union of two shapes; the corner between them is filled."""
+    return np.minimum(first, second) - _corner(first, second, round_mm)
+
+
+def common(first: Field, second: Field, round_mm: float) -> Field:
+    """Intersection of two shapes; the edge between them is rounded."""
+    return np.maximum(first, second) + _corner(first, second, round_mm)
+
+
+def _corner(first: Field, second: Field, round_mm: float) -> Field:
+    """Parabola where two fields differ by less than ``round_mm``, else 0."""
+    corner = np.maximum(round_mm - np.abs(first - second), 0)
+    return corner * corner * (0.25 / round_mm)
+
+
+def kept_off(field: Field, others: list[Layer], gap_mm: float | Field) -> Field:
+    """Remove the part of a shape that is less than ``gap_mm`` away from other shapes."""
+    return np.maximum(field, gap_mm - reduce(np.minimum, (other.field for other in others)))
+
+
+def across(first: Field, second: Field) -> Field:
+    """Distance from an axis, from the two coordinates perpendicular to it."""
+    return np.sqrt(first * first + second * second)

@@ -1,0 +1,250 @@
+"""Pictures of CT slices with mask outlines, reference green and prediction red; curves of a run.
+
+PNG files are written whole or not at all.
+"""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from pancseg.files import replaced
+from pancseg.geometry import bounding_box
+from pancseg.intake.contact_sheet import BACKGROUND, TEXT, WINDOW_HU, radiological, shortened
+from pancseg.reports.charts import plot_curves
+
+REFERENCE, PREDICTED = "#3ddc84", "#ff5a4f"
+WIDTH_INCHES = 11.0
+CASE_MARGIN_MM, VIEW_MARGIN_MM = 50.0, 25.0  # around both masks
+SAMPLE_COLUMNS, SAMPLE_ROWS = 4, 4
+TITLE_CHARACTERS, SAMPLE_CHARACTERS = 110, 38  # of a whole picture, and of a sample
+VIEW_SIDE = 96  # voxels of a view along an axis, at most
+GREY_STEP = 85  # between the four values of a mask in a view
+Mask = NDArray[np.bool_]
+
+
+def draw_case(
+    path: Path, image: nib.Nifti1Image, prediction: Mask, reference: Mask, title: str
+) -> None:
+    """Draw the middle slice of the reference, and the slice with most wrong voxels.
+
+    ``image`` holds HU in any axis order; the masks lie on its grid.
+    """
+    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
+    predicted, expected = (upright(image, mask)[0] for mask in (prediction, reference))
+    columns, rows, _ = bounding_box(expected | predicted, CASE_MARGIN_MM, spacing_mm)
+    wrong = (predicted ^ expected).sum(axis=(0, 1))
+    filled = np.flatnonzero((expected if expected.any() else predicted).any(axis=(0, 1)))
+    middle = int(filled[len(filled) // 2]) if len(filled) else hu.shape[2] // 2
+    aspect = spacing_mm[1] / spacing_mm[0]
+    height = WIDTH_INCHES / 2 * aspect * (rows.stop - rows.start) / (columns.stop - columns.start)
+    figure = Figure(figsize=(WIDTH_INCHES, height + 0.7), layout="constrained")
+    slices = (("middle", middle), ("worst", int(wrong.argmax())))
+    for axes, (name, k) in zip(figure.subplots(1, 2), slices, strict=True):
+        pixels, masks = (
+            hu[columns, rows, k].T,
+            (expected[columns, rows, k], predicted[columns, rows, k]),
+        )
+        outlines = [(masks[0].T, REFERENCE), (masks[1].T, PREDICTED)]
+        show_slice(axes, pixels, outlines, aspect=aspect)
+        axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong[k]} wrong voxels", fontsize=10)
+    save_png(figure, path, f"{title}   (green reference, red predicted)")
+
+
+def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> None:
+    """Draw the axial, coronal and sagittal slice of largest area; middle ones for an empty mask.
+
+    ``image`` holds HU in any axis order; the mask lies on its grid.
+    """
+    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
+    found, _ = upright(image, mask)
+    lengths = np.multiply(hu.shape, spacing_mm)
+    widths = lengths[[0, 0, 1]]
+    height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
+    box = bounding_box(found)  # counting all voxels of a scan takes seconds
+    planes = figure.subplots(1, 3, width_ratios=widths)
+    for axes, axis in zip(planes, (2, 1, 0), strict=True):
+        k = box[axis].start + largest_slice(found[box], axis)
+        across, up = (spacing_mm[i] for i in range(3) if i != axis)
+        outline = (found.take(k, axis).T, PREDICTED)
+        show_slice(axes, hu.take(k, axis).T, [outline], aspect=up / across)
+    planes[2].invert_xaxis()  # the front on the left
+    save_png(figure, path, title)
+
+
+def draw_samples(
+    path: Path,
+    images: Sequence[NDArray[Any]],
+    labels: Sequence[NDArray[Any]],
+    titles: Sequence[str],
+    heading: str,
+    *,
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> None:
+    """Draw the slice of largest label area of up to sixteen samples, patient's right on the left.
+
+    Args:
+        path: PNG file.
+        images: Each ``(H, W, D)`` 0..1, in RAS.
+        labels: Of the same shapes; voxels above 0 are outlined.
+        titles: A title for each sample.
+        heading: Title of the sheet.
+        spacing_mm: Voxel size.
+    """
+    samples = list(zip(images, labels, titles, strict=True))[: SAMPLE_COLUMNS * SAMPLE_ROWS]
+    rows, aspect = max(1, math.ceil(len(samples) / SAMPLE_COLUMNS)), spacing_mm[1] / spacing_mm[0]
+    tallest = max((aspect * image.shape[1] / image.shape[0] for image, *_ in samples), default=1.0)
+    height = rows * (WIDTH_INCHES / SAMPLE_COLUMNS * tallest + 0.25) + 0.4
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
+    grid = figure.subplots(rows, SAMPLE_COLUMNS, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (image, label, title) in zip(grid, samples, strict=False):
+        k = largest_slice(label > 0)
+        outline = (label[::-1, :, k].T > 0, REFERENCE)
+        show_slice(axes, image[::-1, :, k].T, [outline], window=(0, 1), aspect=aspect)
+        title = shortened(title, SAMPLE_CHARACTERS)
+        axes.set_title(title, color=TEXT, fontsize=9, parse_math=False)
+    save_png(figure, path, heading)
+
+
+def draw_history(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Draw loss and Dice over epochs, which are rows of ``metrics.csv``."""
+    figure = Figure(figsize=(WIDTH_INCHES, 4.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "dice"), strict=True):
+        axes.grid(alpha=0.3)
+        plot_curves(axes, rows, name)
+    save_png(figure, path, title)
+
+
+def save_png(figure: Figure, path: Path, title: str) -> None:
+    """Write a figure with a title; equal figures give equal bytes."""
+    colour = TEXT if figure.get_facecolor()[0] < 0.5 else "black"
+    title = shortened(title, TITLE_CHARACTERS)
+    figure.suptitle(title, fontsize=11, color=colour, parse_math=False)
+    with replaced(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
+
+
+def upright(
+    image: nib.Nifti1Image, values: NDArray[Any]
+) -> tuple[NDArray[Any], tuple[float, float, float]]:
+    """An array on the image's grid with axes to left, front and head, and its spacing, mm."""
+    turned, spacing_mm = radiological(image, values)
+    return turned[:, ::-1], spacing_mm
+
+
+def show_slice(
+    axes: Axes,
+    pixels: NDArray[Any],
+    outlines: Sequence[tuple[Mask, str]],
+    *,
+    window: tuple[float, float] = WINDOW_HU,
+    aspect: float | Literal["auto"] = 1.0,
+    width: float = 1.1,
+) -> None:
+    """Show a slice with outlines of masks.
+
+    Args:
+        axes: Where to.
+        pixels: ``(rows, columns)``, the lowest row first.
+        outlines: Masks of that shape, each with its colour.
+        window: Values of black and white.
+        aspect: Height of a pixel over its width; ``auto`` fills the axes.
+        width: Of the lines, points.
+    """
+    low, high = window
+    axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
+    for mask, colour in outlines:
+        if mask.any() and not mask.all():  # otherwise there is no outline, and matplotlib warns
+            axes.contour(mask, levels=[0.5], colors=colour, linewidths=width)
+    axes.set_axis_off()
+
+
+def largest_slice(mask: NDArray[Any], axis: int = 2) -> int:
+    """The first slice with most voxels; the middle slice of an empty mask.
+
+    >>> mask = np.zeros((2, 2, 7), np.uint8)
+    >>> largest_slice(mask)
+    3
+    >>> mask[0, 0, 1] = mask[0, :, 2] = 1
+    >>> largest_slice(mask)
+    2
+    """
+    areas = np.count_nonzero(mask, axis=tuple(i for i in range(3) if i != axis))
+    return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
+
+
+def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict[str, Any]:
+    """Cut a case to a box around both masks, on cubic voxels, as pictures for a page.
+
+    ``image`` holds HU in any axis order; the masks lie on its grid. JPEG and PNG, which every
+    browser unpacks, take a tenth of the bytes of the voxels.
+
+    Returns:
+        ``shape`` (columns, rows, slices), ``step_mm``, number of slices side by side in
+        ``columns``, and data URLs of ``image`` (8 bits of the abdominal window) and ``masks`` (85
+        times: 1 reference, 2 predicted, 3 both). The first row is the front, the first column the
+        patient's right, the first slice nearest the feet.
+    """
+    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
+    predicted, expected = (upright(image, mask)[0] for mask in (prediction, reference))
+    marked = predicted | expected
+    if not marked.any():
+        marked = np.zeros(marked.shape, bool)
+        marked[tuple(np.array(marked.shape) // 2)] = True
+    box = bounding_box(marked, VIEW_MARGIN_MM, spacing_mm)
+    extent_mm = [(side.stop - side.start) * mm for side, mm in zip(box, spacing_mm, strict=True)]
+    step_mm = max(max(extent_mm) / VIEW_SIDE, min(spacing_mm))
+    shape = tuple(max(1, math.floor(length / step_mm + 1e-6)) for length in extent_mm)
+    zoom = np.divide(step_mm, spacing_mm)
+
+    def resampled(values: NDArray[Any], order: int) -> NDArray[Any]:
+        first = (zoom - 1) / 2  # centre of the first voxel
+        values = values[box].astype(np.float32)
+        return ndimage.affine_transform(
+            values, zoom, offset=first, output_shape=shape, order=order, mode="nearest"
+        )
+
+    grey = np.rint(np.interp(resampled(hu, 1), WINDOW_HU, (0, 255)))
+    kinds = (resampled(expected, 0) > 0.5) * 1 + (resampled(predicted, 0) > 0.5) * 2
+    columns = math.ceil(math.sqrt(shape[2]))
+    return {
+        "shape": shape,
+        "step_mm": round(step_mm, 3),
+        "columns": columns,
+        "image": data_url(side_by_side(grey, columns), "JPEG", quality=80),
+        "masks": data_url(side_by_side(kinds * GREY_STEP, columns), "PNG", optimize=True),
+    }
+
+
+def side_by_side(volume: NDArray[Any], columns: int) -> NDArray[np.uint8]:
+    """Slices of a volume ``(left, front, head)`` as tiles of one picture, row by row.
+
+    >>> side_by_side(np.arange(6).reshape(1, 2, 3), columns=2).tolist()
+    [[3, 4], [0, 1], [5, 0], [2, 0]]
+    """
+    width, height, depth = volume.shape
+    sheet = np.zeros((math.ceil(depth / columns) * height, columns * width), np.uint8)
+    for k in range(depth):
+        top, left = k // columns * height, k % columns * width
+        sheet[top : top + height, left : left + width] = volume[:, ::-1, k].T
+    return sheet
+
+
+def data_url(picture: NDArray[np.uint8], form: str, **options: Any) -> str:
+    """A picture as a data URL."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,193 @@
+"""Files of a run, read for reports. The run may be a stranger's: links are not followed."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pancseg.config import BEST, SPLITS, SUMMARY, changes_result, leaves
+from pancseg.errors import PancsegError, printable
+from pancseg.files import read_json
+from pancseg.metrics.tables import read_scores
+from pancseg.reports.tables import worst_first
+
+EXTERNAL = "external"  # name of the scores of masks of other tools
+PATH_KEYS = (
+    "data.root", "data.cache_folder", "split.path", "source.", "privacy.key_file",
+    "hydra.run.dir", "hydra.sweep.dir", "ckpt_path", "init_from",
+)  # fmt: skip
+REPETITION_KEYS = ("seed", "data.root", "split.fold", "split.path")  # in which repetitions differ
+FIGURES = {"n", "held_out", "phantoms", "geometry", "dice", "hd95_mm", "calibration", "flags"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, a sweep whose runs were scored together, or scores of masks of other tools.
+
+    Attributes:
+        folder: Folder of the run, the sweep or the scores.
+        parts: Folders of the runs: the run itself, those of the sweep, or none.
+    """
+
+    folder: Path
+    parts: list[Path]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it is a sweep."""
+        return self.parts not in ([], [self.folder])
+
+    @property
+    def summaries(self) -> list[dict[str, Any]]:
+        """``summary.json`` of each part that has ended."""
+        paths = [part / SUMMARY for part in self.parts]
+        return [read_json(path, "a run's summary") for path in paths if self.has(path)]
+
+    @property
+    def name(self) -> str:
+        """Name in the configuration, or else of the folder."""
+        names = sorted({str(summary["name"]) for summary in self.summaries})
+        return printable(", ".join(names) or self.folder.absolute().name)
+
+    def has(self, path: Path) -> bool:
+        """Whether a path is a file inside the folder."""
+        return is_inside(path, self.folder)
+
+    def figures(self, subset: str) -> dict[str, Any]:
+        """``scores/<subset>.json``; of masks of other tools ``scores/external.json``.
+
+        Raises:
+            PancsegError: If the subset was not scored, or the file is damaged.
+        """
+        path = self.folder / "scores" / f"{subset if self.parts else EXTERNAL}.json"
+        if not self.has(path) or not self.has(path.with_suffix(".csv")):
+            checkpoint = self.folder if self.is_sweep else self.folder / BEST
+            raise PancsegError(
+                f"{self.folder}: has no scores of {subset}; run "
+                f"python -m pancseg.evaluate checkpoint={checkpoint} subset={subset}"
+            )
+        return read_json(
+            path,
+            "figures that evaluate wrote",
+            lambda v: isinstance(v, dict) and v.keys() >= FIGURES,
+        )
+
+    def rows(self, subset: str) -> list[dict[str, Any]]:
+        """Rows of ``scores/<subset>.csv``, the lowest Dice first, those without Dice last."""
+        subset = subset if self.parts else EXTERNAL
+        return worst_first(read_scores(self.folder / "scores", subset))
+
+    def views(self, subset: str, cases: Iterable[str]) -> dict[str, Any]:
+        """Slices for the report of those cases that have any, by case."""
+        folder = self.folder / "scores" / subset / "views"
+        paths = {case: folder / f"{case}.json" for case in cases}
+        own = {case: path for case, path in paths.items() if is_inside(path, folder)}
+        return {case: read_json(p, "slices of a case") for case, p in own.items() if self.has(p)}
+
+    def history(self) -> list[dict[str, Any]]:
+        """Rows of ``metrics.csv`` of a single run; none for a sweep.
+
+        Raises:
+            PancsegError: If the file is damaged.
+        """
+        path = self.folder / "metrics.csv"
+        if not self.has(path):
+            return []
+        try:
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            return [{key: float(text) if text else None for key, text in r.items()} for r in rows]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise PancsegError(f"{path}: cannot be read as metrics of epochs ({error})") from error
+
+    def trained_on(self) -> set[str]:
+        """Patients who were trained on, or used to choose a checkpoint, in any part."""
+        paths = [part / SPLITS for part in self.parts if self.has(part / SPLITS)]
+        splits = [read_json(path, "a split") for path in paths]
+        before = {patient for s in self.summaries for patient in s.get("seen_before", ())}
+        return before.union(*(split[subset] for split in splits for subset in ("train", "val")))
+
+    def composed(self) -> dict[str, Any]:
+        """The configuration of the first part, unresolved; empty without a file."""
+        paths = [part / ".hydra" / "config.yaml" for part in self.parts[:1]]
+        return read_yaml(paths[0], dict) if paths and self.has(paths[0]) else {}
+
+    def configuration(self) -> dict[str, Any]:
+        """Values by dotted key, equal in repetitions with other seeds."""
+        values = leaves(self.composed())
+        return {k: v for k, v in values if changes_result(k) and k not in REPETITION_KEYS}
+
+    def command(self) -> str:
+        """Command line of the training, without paths of data, which may name patients."""
+        if not self.composed():
+            return "the configuration of this run is not in its folder"
+        path, start = self.parts[0] / ".hydra" / "overrides.yaml", "train"
+        overrides = read_yaml(path, list) if self.has(path) else []
+        if self.has(path := self.folder / "multirun.yaml"):
+            hydra, start = read_yaml(path, dict).get("hydra") or {}, "train -m"
+            overrides = (hydra.get("overrides") or {}).get("task") or []
+        return " ".join([f"python -m pancseg.{start}", *(without_path(str(o)) for o in overrides)])
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a file below a folder, without links or ``..`` on the way."""
+    return (
+        path.is_file()
+        and path.is_relative_to(folder)
+        and path.resolve() == folder.resolve() / path.relative_to(folder)
+    )
+
+
+def open_run(folder: Path, key: str = "run") -> Run:
+    """Open the folder of a run, a sweep or ``evaluate predictions=``, given as an option ``key``.
+
+    Raises:
+        PancsegError: If it is none of them.
+    """
+    if not folder.is_dir():
+        raise PancsegError(f"{key}={folder}: there is no such folder")
+    if (folder / BEST).is_file() or (folder / SUMMARY).is_file():
+        return Run(folder, [folder])
+    parts = sorted(part for part in folder.iterdir() if (part / BEST).is_file())
+    if not parts and not (folder / "scores" / f"{EXTERNAL}.json").is_file():
+        raise PancsegError(
+            f"{key}={folder}: is not the folder of a run; expected {BEST} in it or in its "
+            f"folders, or scores/{EXTERNAL}.json"
+        )
+    return Run(folder, parts)
+
+
+def read_yaml(path: Path, kind: type) -> Any:
+    """The ``dict`` or ``list`` in a file that Hydra wrote.
+
+    Interpolations are not resolved: ``${oc.env:...}`` would put secrets of this machine in a page.
+
+    Raises:
+        PancsegError: If it holds anything else, or aliases, which can expand to fill the memory.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        aliases = [e for e in yaml.parse(text, yaml.SafeLoader) if isinstance(e, yaml.AliasEvent)]
+        values = None if aliases else OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError, OSError) as error:
+        name = type(error).__name__
+        raise PancsegError(f"{path}: cannot be read as a file of Hydra ({name})") from error
+    if not isinstance(values, kind):
+        raise PancsegError(
+            f"{path}: cannot be read as a file of Hydra (expected a {kind.__name__})"
+        )
+    return values
+
+
+def without_path(override: str) -> str:
+    """An override without the path that it may hold.
+
+    >>> without_path("data.root=/scans/Miller"), without_path("seed=1")
+    ('data.root=...', 'seed=1')
+    """
+    name, equals, _ = override.lstrip("+~").partition("=")
+    return f"{name}{equals}..." if name.startswith(PATH_KEYS) else override

@@ -1,0 +1,140 @@
+"""``RUN/report.html``: the training, the data, the scores and the slices of each case."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pancseg.metrics.tables import by_patient
+from pancseg.reports import charts, tables
+from pancseg.reports.page import banners_of, write_page
+from pancseg.reports.run_folder import EXTERNAL, Run
+from pancseg.reports.tables import Column, Row, Table, format_interval, format_value, heading
+
+MAX_VIEWS = 100  # cases, the worst: a page with the slices of a thousand opens in no browser
+HIDDEN = (
+    "patient", "dice_plain", "recipe_metric", "expected_dice", "spacing_x_mm", "spacing_y_mm",
+    "manufacturer", "contrast",
+)  # fmt: skip
+QUOTED = ("dice", "hd95_mm", "volume_ml", "reference_ml")  # beside the slices
+
+
+def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
+    """Write the report of the scores of a run, a sweep or masks of other tools.
+
+    Args:
+        run: Folder.
+        subset: ``train``, ``val``, ``test`` or ``external_<root>``.
+        by: Column of the scores table, for a section of subgroups.
+
+    Returns:
+        ``report.html`` for ``test`` and masks of other tools, else ``report_<subset>.html``.
+
+    Raises:
+        PancsegError: If the subset was not scored, a file is damaged, or ``by`` is no column.
+    """
+    figures, rows = run.figures(subset), run.rows(subset)
+    subset = subset if run.parts else EXTERNAL
+    people, history, summaries = tables.people_of(figures), run.history(), run.summaries
+    views = run.views(subset, [row["case"] for row in rows[:MAX_VIEWS]])
+    return write_page(
+        run.folder / ("report.html" if subset in ("test", EXTERNAL) else f"report_{subset}.html"),
+        "report.html",
+        f"{figures.get('predictions') or run.name}: {subset}",
+        banners=banners_of(figures["phantoms"], figures["held_out"]),
+        headline=tables.headline(figures),
+        figures=figures,
+        people=people,
+        data=data_facts(run, figures),
+        curves={
+            name: charts.as_svg(f"{name} over epochs", charts.plot_curves, history, name)
+            for name in ("loss", "dice")
+            if history
+        },
+        cases=case_table(rows, figures, f"{subset}: {len(rows)} cases of {figures['n']} {people}"),
+        measures=measure_table(rows, figures),
+        subgroups=tables.subgroup_table(rows, by) if by else None,
+        charts=score_charts(rows, figures) if figures["n"] else None,
+        views={row["case"]: view_of(row, views) for row in rows if row["case"] in views},
+        command=run.command() if run.parts else "",
+        checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
+        patients="data.root=..." if subset.startswith(EXTERNAL) else f"subset={subset}",
+        summary=summaries[0] if summaries else None,
+        max_views=MAX_VIEWS,
+    )
+
+
+def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
+    """The training and the scored data."""
+    facts: list[tuple[str, str]] = []
+    if summaries := run.summaries:
+        first = summaries[0]
+        for subset, counts in first["parts"].items():
+            facts.append((subset, ", ".join(f"{n} {unit}" for unit, n in counts.items())))
+        facts.append(("network", f"{first['parameters']:,} parameters"))
+        epochs = (
+            f"{first['epochs']} in {first['seconds']:,.0f} s; the best is {first['best_epoch']}"
+        )
+        facts.append(("epochs", epochs))
+    if run.is_sweep:
+        facts.append(("runs", f"{len(run.parts)} of a sweep; the numbers above are of the first"))
+        facts.append(("networks a patient", str(figures["models_per_patient"])))
+    if folds := figures.get("missing_folds"):
+        facts.append(
+            ("missing folds", f"{', '.join(map(str, folds))}: their patients are not here")
+        )
+    if split := figures.get("split"):
+        seed = "" if split["seed"] is None else f", seed {split['seed']}"
+        facts.append(("split", f"{split['rule']}{seed}"))
+        facts.append(("data fingerprint", figures["data_fingerprint"][:16]))
+    flags = [f"{case}: {', '.join(names)}" for case, names in figures["flags"].items()]
+    facts.append(("intake flags", f"{len(flags)} cases: {'; '.join(flags)}" if flags else "none"))
+    for key in ("changed_since_prepared", "without_mask", "without_case"):
+        if names := figures.get(key):
+            facts.append((key.replace("_", " "), f"{len(names)}: {', '.join(names)}"))
+    return facts
+
+
+def case_table(rows: Sequence[Row], figures: Row, title: str) -> Table:
+    """All cases, with their intake flags."""
+    table = tables.score_table(rows, [name for name in rows[0] if name not in HIDDEN], title)
+    flags = [" ".join(figures["flags"].get(row["case"], [])) for row in rows]
+    lines = [[*line, text] for line, text in zip(table.rows, flags, strict=True)]
+    return Table(title, [*table.columns, Column("flags", is_text=True)], lines)
+
+
+def measure_table(rows: Sequence[Row], figures: Row) -> Table:
+    """Figures over patients, a line a measure."""
+    lines = []
+    for name in rows[0]:
+        figure, (title, digits) = figures.get(name), heading(name)
+        if not isinstance(figure, dict) or figure["mean"] is None:
+            continue
+        digits = max(1, digits)  # also of a mean of counts
+        mean, sd, median = (format_value(figure[key], digits) for key in ("mean", "sd", "median"))
+        intervals = (figure["ci95"], (figure["q1"], figure["q3"]), (figure["min"], figure["max"]))
+        interval, quartiles, extremes = (format_interval(ends, digits) for ends in intervals)
+        lines.append([title, mean, interval, sd, median, quartiles, extremes])
+    heads = ("measure", "mean", "95 % interval", "sd", "median", "quartiles", "range")
+    return Table("Figures over patients", [*map(Column, heads)], lines)
+
+
+def score_charts(rows: Sequence[Row], figures: Row) -> dict[str, str]:
+    """Charts of at least one scored patient."""
+    shares = [n for n in rows[0] if n in ("dice", "precision", "recall") or n.startswith("nsd_")]
+    boxes = {heading(name)[0]: [*by_patient(rows, name).values()] for name in shares}
+    volumes = [[*by_patient(rows, name).values()] for name in ("reference_ml", "volume_ml")]
+    agreement, bins = figures["volume_agreement_ml"], figures["calibration"]["bins"]
+    svg = charts.as_svg
+    return {
+        "boxes": svg("Box plots", charts.plot_boxes, boxes),
+        "volumes": svg("Predicted against reference volume", charts.plot_volumes, *volumes),
+        "bland_altman": svg("Bland-Altman plot", charts.plot_bland_altman, *volumes, agreement),
+        "calibration": svg("Calibration", charts.plot_calibration, bins) if bins else "",
+    }
+
+
+def view_of(row: Row, views: dict[str, Any]) -> dict[str, Any]:
+    """Slices of a case, and its scores in a line."""
+    scores = ((*heading(name), row[name]) for name in QUOTED if row[name] is not None)
+    text = ", ".join(f"{title} {format_value(value, digits)}" for title, digits, value in scores)
+    return {"data": views[row["case"]], "scores": text}

@@ -1,0 +1,199 @@
+"""Tables of scores, for the console and for pages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table as ConsoleTable
+from rich.text import Text
+
+from pancseg.errors import PancsegError, printable
+from pancseg.metrics.case_scores import MEASURES
+from pancseg.metrics.statistics import describe
+from pancseg.metrics.tables import TEXT_COLUMNS, by_patient
+
+Row = dict[str, Any]
+HEADINGS = {  # heading and digits, where the heading is not the name of the column
+    **{name: (measure.heading, measure.digits) for name, measure in MEASURES.items()},
+    "dice_plain": ("Dice at 0.5", 3),
+    "recipe_metric": ("recipe_metric", 3),
+    "expected_dice": ("expected Dice", 3),
+    **{f"spacing_{axis}_mm": (f"{axis} mm", 2) for axis in "xyz"},
+}
+CONSOLE_COLUMNS = (
+    "case", "structure", "dice", "nsd_2mm", "hd95_mm", "assd_mm", "volume_ml", "reference_ml",
+    "components", "fold", "status",
+)  # fmt: skip
+PLAIN = {"threshold": 0.5, "largest_component": False}
+NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
+HELD_OUT = {True: "held out", False: NOT_HELD_OUT, None: "not known whether held out"}
+
+
+class Column(NamedTuple):
+    """Heading and digits of numbers (None: four significant ones), or a column of text."""
+
+    heading: str
+    digits: int | None = 0
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers, texts or None, for the console or a page."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+
+
+def heading(name: str) -> tuple[str, int]:
+    """Heading and digits of a column of the scores table.
+
+    >>> heading("nsd_2mm"), heading("hd95_mm"), heading("fold")
+    (('NSD 2 mm', 3), ('HD95 mm', 1), ('fold', 0))
+    """
+    if name.startswith("nsd_"):
+        return f"NSD {name.removeprefix('nsd_').removesuffix('mm')} mm", 3
+    return HEADINGS.get(name, (name, 0))
+
+
+def direction(name: str) -> int:
+    """1 where higher values are better, -1 where lower ones are, 0 for volumes and counts.
+
+    >>> direction("nsd_2mm"), direction("hd95_mm"), direction("volume_ml")
+    (1, -1, 0)
+    """
+    if name.startswith("nsd_") or name in ("dice_plain", "recipe_metric"):
+        return 1
+    return MEASURES[name].better if name in MEASURES else 0
+
+
+def format_value(value: Any, digits: int | None = None) -> str:
+    """Text of a cell.
+
+    >>> format_value(0.87654, 3), format_value(0.00012345), format_value(None), format_value("a", 1)
+    ('0.877', '0.0001235', '-', 'a')
+    """
+    if isinstance(value, float):
+        return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
+    return "-" if value is None else str(value)
+
+
+def format_interval(ends: Sequence[float | None], digits: int, sign: str = "") -> str:
+    """Text of an interval.
+
+    >>> format_interval([0.81, 0.905], 2), format_interval([0.5, 1.5], 1, "+")
+    ('0.81 to 0.91', '+0.5 to +1.5')
+    """
+    return "-" if None in ends else " to ".join(f"{end:{sign}.{digits}f}" for end in ends)
+
+
+def score_table(rows: Sequence[Row], names: Sequence[str], title: str) -> Table:
+    """Columns of the scores table; without ``fold`` where no patient has any."""
+    if all(row["fold"] is None for row in rows):
+        names = [name for name in names if name != "fold"]
+    columns = [Column(*heading(name), name in TEXT_COLUMNS) for name in names]
+    return Table(title, columns, [[row[name] for name in names] for row in rows])
+
+
+def worst_first(rows: Sequence[Row]) -> list[Row]:
+    """Rows by ascending Dice, those without Dice last."""
+    return sorted(rows, key=lambda row: (row["dice"] is None, row["dice"] or 0.0))
+
+
+def print_table(table: Table, caption: str = "", width: int = 120) -> None:
+    """Print a table; text is not parsed as markup, and control characters are escaped."""
+
+    def plain(text: str) -> Text:
+        return Text(printable(text))
+
+    view = ConsoleTable(title=plain(table.title), caption=plain(caption))
+    for i, column in enumerate(table.columns):
+        justify = "left" if column.is_text else "right"
+        view.add_column(plain(column.heading), justify=justify, no_wrap=i == 0)
+    for row in table.rows:
+        cells = zip(row, table.columns, strict=True)
+        view.add_row(*(plain(format_value(value, column.digits)) for value, column in cells))
+    Console(width=None if Console().is_terminal else width).print(view)
+
+
+def print_scores(rows: Sequence[Row], figures: Row, subset: str) -> None:
+    """Print ``scores/<subset>.csv``, worst Dice first, with the headline of its figures."""
+    wanted = {*CONSOLE_COLUMNS, quoted_nsd(rows[0])}
+    if any(postprocess != PLAIN for postprocess in figures.get("postprocess", ())):
+        wanted.add("dice_plain")
+    names = [name for name in rows[0] if name in wanted]
+    title = console_title(subset, figures["n"], figures)
+    caption = f"{headline(figures)}; {figures['geometry']}"
+    print_table(score_table(worst_first(rows), names, title), caption)
+
+
+def console_title(subset: str, n: int, figures: Row) -> str:
+    """Title of a table of patients."""
+    people = "PHANTOMS" if figures["phantoms"] else "patients"
+    return f"{subset}: {n} {people}, {HELD_OUT[figures['held_out']]}"
+
+
+def people_of(figures: Row) -> str:
+    """``phantoms`` or ``patients``."""
+    return "phantoms" if figures["phantoms"] else "patients"
+
+
+def quoted_nsd(row: Row) -> str:
+    """Column of the NSD that is quoted: at 2 mm, or else the first."""
+    return "nsd_2mm" if "nsd_2mm" in row else next(name for name in row if name[:4] == "nsd_")
+
+
+def headline(figures: Row) -> str:
+    """The figures to quote, in a line.
+
+    >>> dice = {"mean": 0.871, "ci95": [0.842, 0.894]}
+    >>> measures = {"dice": dice, "hd95_mm": {"mean": 6.21}, "nsd_2mm": {"mean": 0.912}}
+    >>> headline({**measures, "n": 24, "held_out": True, "phantoms": False})
+    'Dice 0.871 (95 % CI 0.842 to 0.894), n = 24 held-out patients, HD95 6.2 mm, NSD@2mm 0.91'
+    """
+    dice, nsd, people = figures["dice"], quoted_nsd(figures), people_of(figures)
+    if dice["mean"] is None:
+        return "no case has a reference to score against"
+    kinds = {True: f"held-out {people}", False: f"{people}, NOT HELD OUT"}
+    kind = kinds.get(figures["held_out"], f"{people}, {HELD_OUT[None]}")
+    interval = f" (95 % CI {format_interval(dice['ci95'], 3)})" if figures["n"] > 1 else ""
+    return (
+        f"Dice {dice['mean']:.3f}{interval}, n = {figures['n']} {kind}, "
+        f"HD95 {figures['hd95_mm']['mean']:.1f} mm, "
+        f"NSD@{nsd.removeprefix('nsd_')} {figures[nsd]['mean']:.2f}"
+    )
+
+
+def subgroup_table(rows: Sequence[Row], name: str) -> Table:
+    """Dice and NSD of subgroups of patients: tertiles of a column of numbers, or its texts.
+
+    Raises:
+        PancsegError: If there is no such column.
+    """
+    if name not in rows[0]:
+        raise PancsegError(f"by={name}: no such column; expected one of {', '.join(rows[0])}")
+    scored = [row for row in rows if row["dice"] is not None]
+    numbers = [row[name] for row in scored if isinstance(row[name], float)]
+    borders = np.quantile(numbers, [1 / 3, 2 / 3]) if numbers else []
+    groups: dict[Any, list[Row]] = {}
+    for row in sorted(scored, key=lambda row: (row[name] is None, row[name])):
+        value = row[name]
+        key = int(np.searchsorted(borders, value)) if isinstance(value, float) else value
+        groups.setdefault(key, []).append(row)
+    columns, lines = [Column(name, is_text=True), Column("n")], []
+    measures = ("dice", quoted_nsd(rows[0]))
+    for measure in measures:
+        columns += [Column(f"{heading(measure)[0]}, mean", 3), Column("95 % interval")]
+    for group in groups.values():
+        ends = dict.fromkeys(
+            format_value(row[name], heading(name)[1]) for row in (group[0], group[-1])
+        )
+        line: list[Any] = [" to ".join(ends), len(by_patient(group, "dice"))]
+        for measure in measures:
+            figure = describe(list(by_patient(group, measure).values()))
+            line += [figure["mean"], format_interval(figure["ci95"], 3)]
+        lines.append(line)
+    return Table(f"Scores by {name}", columns, lines)
