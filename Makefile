@@ -53,7 +53,7 @@ storm: $(STAMP)  ## kills, full disks and other weather, a quarter of an hour; w
 	rm -f .storm.json
 	STORM_ROWS=.storm.json $(BIN)/python -m pytest -m 'storm or slow' -s tests/storm
 	STORM_ROWS=.storm.json $(BIN)/python -m pytest -m row tests/test_spoilt_files.py \
-	  tests/test_hostile_checkpoints.py tests/test_stopping.py
+	  tests/test_hostile_checkpoints.py tests/test_signals.py
 
 # Debian's Slurm is installed where it is missing and can be; no service of it is left running
 slurm: $(STAMP)  ## a real Slurm on loopback, and the tests on it

@@ -32,8 +32,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from pancseg.config import RANKS, conf_folder, is_sweep_job, leaves, register_resolvers
 from pancseg.errors import NO_ROOM, Incomplete, PancsegError, lacks_room
-from pancseg.requeue import has_own_folder, requeue
-from pancseg.stopping import Stopped, stop_on_signals
+from pancseg.signals import Stopped, has_fixed_folder, requeue, stop_on_signals
 
 CONFIGURATION_ERRORS = (
     ConfigCompositionException,
@@ -134,7 +133,7 @@ class Job:
             with stop_on_signals():
                 return self.task(cfg)
         except Stopped as stopped:
-            if self.name != "train" or has_own_folder():
+            if self.name != "train" or has_fixed_folder():
                 stopped.note = requeue(stopped.signum)
             raise
         except Exception as error:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ RANKS = ("LOCAL_RANK", "SLURM_PROCID")  # in the environment of processes that t
 SUMMARY = "summary.json"  # written at the end of a training
 SPLITS = "splits.json"  # patients of each subset
 # keys that change no result, or say where things lie
-NO_RESULT = (
+KEYS_WITHOUT_EFFECT = (
     "ckpt_path", "trial", "preview", "source", "intake", "privacy",
     "data.cache", "data.cache_folder", "data.num_workers", "data.pin_memory",
     "hardware.cache", "hardware.num_workers", "hardware.pin_memory",
     "callbacks", "logger", "trainer.default_root_dir", "trainer.enable_progress_bar",
     "trainer.plugins",
 )  # fmt: skip
-OF_A_SEARCH = ("hydra/sweeper=", "hydra.sweeper.params", "hydra.sweeper.study_name=")
+SEARCH_OVERRIDES = ("hydra/sweeper=", "hydra.sweeper.params", "hydra.sweeper.study_name=")
 
 
 def conf_folder() -> Path:
@@ -37,13 +38,14 @@ def conf_folder() -> Path:
 
 def register_resolvers() -> None:
     """Make known what configuration files may ask of the run and of the machine."""
-    OmegaConf.register_new_resolver("run", run_path, replace=True)
-    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-    OmegaConf.register_new_resolver("settings_folder", settings_folder, replace=True)
-    OmegaConf.register_new_resolver("machine", machine_fact, replace=True)
-    OmegaConf.register_new_resolver("divide", lambda a, b: a / b, replace=True)
+    register = partial(OmegaConf.register_new_resolver, replace=True)
+    register("run", run_path)
+    register("run_folder", run_folder)
+    register("settings_folder", settings_folder)
+    register("machine", machine_fact)
+    register("divide", lambda a, b: a / b)
     # cached: a job has other overrides than its sweep, and is to lie in the sweep's folder
-    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
+    register("sweep_folder", sweep_folder, use_cache=True)
 
 
 def run_path(inside: str = "") -> str:
@@ -90,27 +92,27 @@ def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
     ('.hydra', '.hydra')
     """
+    run = Path(folder)
     if any(int(os.environ.get(rank) or 0) for rank in RANKS):
         return None
-    for path in (*Path(folder).glob("*"), *Path(folder).glob("*/*")):
+    for path in (*run.glob("*"), *run.glob("*/*")):
         if path.is_symlink():
             raise PancsegError(f"{path}: is a link; a run is written to files of its own folder")
-    is_trained = any((Path(folder) / name).is_file() for name in (LAST, SUMMARY))
-    if is_trained_into(Path(folder)) or (is_trained and (is_sweep_job() or not checkpoint)):
+    is_trained = (run / LAST).is_file() or (run / SUMMARY).is_file()
+    if is_in_training(run) or (is_trained and (is_sweep_job() or not checkpoint)):
         return None
-    resumed = checkpoint == "last" and (Path(folder) / LAST).is_file()
-    return ".hydra_resumed" if resumed or is_of_a_run(checkpoint) else ".hydra"
+    is_resumed = checkpoint == "last" and (run / LAST).is_file()
+    return ".hydra_resumed" if is_resumed or is_of_a_run(checkpoint) else ".hydra"
 
 
-def is_trained_into(folder: Path) -> bool:
+def is_in_training(run: Path) -> bool:
     """Whether a training is at work in a folder."""
-    path = folder / TRAINING_LOCK
-    if not path.is_file():
+    if not (run / TRAINING_LOCK).is_file():
         return False
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(path, blocking=False):
+        with FileLock(run / TRAINING_LOCK, blocking=False):
             return False
     except (OSError, Timeout) as error:
         return isinstance(error, Timeout)
@@ -132,7 +134,7 @@ def sweep_folder(name: str, words: Sequence[str], hydra_words: Sequence[str]) ->
     False
     """
     asked = [word for word in words if changes_result(word)]
-    asked += [word for word in hydra_words if word.lstrip("+").startswith(OF_A_SEARCH)]
+    asked += [word for word in hydra_words if word.lstrip("+").startswith(SEARCH_OVERRIDES)]
     digest = hashlib.sha256("\n".join(asked).encode(errors="surrogateescape")).hexdigest()
     return f"runs/{name}/sweep_{digest[:8]}"
 
@@ -144,7 +146,7 @@ def changes_result(override: str) -> bool:
     (True, False)
     """
     key = override.lstrip("+~").partition("=")[0]
-    return not any(key == one or key.startswith(f"{one}.") for one in NO_RESULT)
+    return not any(key == one or key.startswith(f"{one}.") for one in KEYS_WITHOUT_EFFECT)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from pancseg.errors import PancsegError
-from pancseg.stopping import SIGNALS
+from pancseg.signals import SIGNALS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pancseg.cli import command
-from pancseg.config import LAST, SPLITS, SUMMARY, is_sweep_job, run_path
+from pancseg.config import BEST, LAST, SPLITS, SUMMARY, is_sweep_job, run_path
 from pancseg.training.sweeps import register_sweeper, train_job
 
 log = logging.getLogger(__name__)
@@ -36,22 +36,21 @@ def train_run(cfg: DictConfig) -> float | None:
     """Train; see :func:`train`."""
     from pancseg.inference.checkpoint import open_checkpoint
     from pancseg.prepare import fill_prepared_folder
-    from pancseg.training import checkpoints, setup
+    from pancseg.training import resume, setup
 
     setup.check_start(cfg)
     setup.set_up_process(cfg.seed)
-    checkpoint = checkpoints.resume_checkpoint(cfg)
+    checkpoint = resume.resume_checkpoint(cfg)
     earlier = open_checkpoint(checkpoint, "ckpt_path") if checkpoint else None
     data = setup.build_data(cfg, partial(fill_prepared_folder, cfg) if cfg.get("source") else None)
-    segmenter = setup.build_segmenter(cfg, data)
+    segmenter = setup.build_segmenter(cfg, data, is_resumed=checkpoint is not None)
     if cfg.preview:
         title = f"{cfg.name}: samples as the network gets them"
         setup.draw_preview(Path(run_path("preview.png")), data, title)
         log.info("%s", run_path("preview.png"))
         return None
     if checkpoint and earlier:
-        checkpoints.check_resumed(cfg, earlier, segmenter, data)
-        checkpoints.copy_best_checkpoint(checkpoint)
+        resume.check_resumed(cfg, earlier, segmenter, data)
     return fit(cfg, data, segmenter, checkpoint)
 
 
@@ -59,13 +58,15 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
     """Fit, and write ``splits.json`` before and ``summary.json`` after it."""
     from pancseg.files import write_json
     from pancseg.training import callbacks, setup, summary
-    from pancseg.training.checkpoints import ensure_best_checkpoint
+    from pancseg.training.checkpoints import copy_checkpoint
 
     monitor = setup.monitored_metric(data)
     built = callbacks.build_callbacks(cfg, monitor)
     trainer = setup.build_trainer(cfg, built, is_validated=monitor is not None)
     is_writing = trainer.is_global_zero and not cfg.trainer.fast_dev_run
-    splits = Path(run_path(SPLITS))
+    splits, best = Path(run_path(SPLITS)), Path(run_path(BEST))
+    if is_writing and checkpoint:
+        copy_checkpoint(checkpoint.with_name(best.name), best)
     if is_writing and not (checkpoint and splits.exists()):
         write_json(splits, asdict(data.split))
     report = next(callback for callback in built if isinstance(callback, callbacks.EpochReport))
@@ -78,7 +79,8 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
         return None
     result = summary.describe_run(cfg, trainer, segmenter, data, report)
     if is_writing:
-        ensure_best_checkpoint(Path(run_path(LAST)))
+        if copy_checkpoint(Path(run_path(LAST)), best):
+            log.info("nothing was validated: best.ckpt is the last")
         write_json(Path(run_path(SUMMARY)), result)
         summary.log_hyperparameters(trainer, cfg, data.plan, result)
         log.info("%s", run_path())

@@ -99,10 +99,9 @@ def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
         assert set(composed("train", f"augment={name}").augment) == set(
             inspect.signature(Augmentation).parameters
         )
-    for name in options("sampling"):
-        assert set(composed("train", f"sampling={name}").sampling) == set(
-            inspect.signature(Sampling).parameters
-        )
+    patches = composed("train", "sampling=patches").sampling
+    assert set(patches) == set(inspect.signature(Sampling).parameters)
+    assert composed("train", "sampling=whole").sampling == {"kind": "whole"}
     machine = set(inspect.signature(Machine).parameters) - {"advice"}
     for name in options("hardware"):
         chosen = {"devices", "channels_last", "compile", "compile_mode", "benchmark", "fused"}

@@ -1,7 +1,6 @@
 """The documentation names what there is."""
 
 import re
-from pathlib import Path
 
 import hydra
 import pytest
@@ -12,7 +11,7 @@ from pancseg.config import conf_folder, register_resolvers
 from pancseg.inference.mask_flags import MASK_FLAGS
 from pancseg.intake.checks import FLAGS
 from pancseg.reports.tables import HEADINGS
-from tests.documented import PAGES, ROOT, Typed, blocks_of, commands_of
+from tests.documented import PAGES, ROOT, Typed, commands_of
 
 CONF = conf_folder()
 MADE = {ROOT / "docs" / name for name in (*hooks.BROUGHT, *hooks.MADE)}  # while the site is built
@@ -95,15 +94,3 @@ def test_the_page_of_refusals_names_codes_that_there_are() -> None:
     known |= {f"{what}_{kind}" for what in ("ambiguous", "no_such") for kind in ("segment", "roi")}
     assert len(named) > 20
     assert named <= known
-
-
-def test_a_network_is_scored_on_another_set_as_the_page_shows(
-    trained: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = ROOT / "docs" / "howto" / "public_data.md"
-    (text,) = [text for language, text in blocks_of(page) if language == "python"]
-    text = text.replace("runs/msd", str(trained)).replace("data/prepared/nih", str(prepared))
-    exec(compile(text, page.name, "exec"), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 7
-    assert printed[-1].endswith("of 6")

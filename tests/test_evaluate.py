@@ -206,7 +206,7 @@ def test_the_page_says_who_chose_the_threshold(
     for word, said in (
         ("postprocess.threshold=null", "Nothing was chosen"),
         ("postprocess.threshold=0.4", "given by hand"),
-        ("postprocess.threshold=auto", "chosen on validation patients, never on one it is used"),
+        ("postprocess.threshold=auto", "chosen on validation patients, never on a patient"),
     ):
         assert command("evaluate", f"checkpoint={run}", word).code == 0
         assert said in (run / "report.html").read_text()
@@ -249,6 +249,11 @@ def test_a_second_call_scores_only_what_is_missing_or_changed(
     assert masks[0].stat().st_mtime_ns == first
     assert masks[1].stat().st_mtime_ns > second
     assert (run / "scores" / "test.csv").read_text() == table
+    for path in masks:  # damaged records
+        path.with_name(path.name.replace("_prediction.nii.gz", ".json")).write_text("{")
+    times = [path.stat().st_mtime_ns for path in masks]
+    assert command("evaluate", f"checkpoint={run}").code == 0
+    assert all(path.stat().st_mtime_ns > t for path, t in zip(masks, times, strict=True))
     times = [path.stat().st_mtime_ns for path in masks]
     assert command("evaluate", f"checkpoint={run}", "postprocess.threshold=0.4").code == 0
     assert all(path.stat().st_mtime_ns > t for path, t in zip(masks, times, strict=True))
@@ -274,7 +279,7 @@ def test_another_prepared_folder_is_scored_without_the_patients_that_were_seen(
 ) -> None:
     """The other folder holds the same six phantoms as groups of 16: three were seen in training."""
     run, other = tmp_path / "run", tmp_path / "other"
-    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores"))
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("scores", "report*"))
     assert prepare(dicom, other, "data.depth=16") == 0
     split = json.loads((trained / "splits.json").read_text())
     ended = command("evaluate", f"checkpoint={run}", f"data.root={other}")

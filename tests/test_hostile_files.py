@@ -62,14 +62,14 @@ FORBIDDEN = {
 }  # fmt: skip
 # where each of these may stand, and with what beside it
 KNOWN = {
-    "torch.load": {"inference/archive.py"},
+    "torch.load": {"models/pretrained.py"},
     "import_module": {
         "models/factory.py",
         # names of our own
         "api.py", "cli.py",
     },
     # Slurm's programs and nvidia-smi, with words of our own
-    "subprocess.run": {"requeue.py", "hardware.py", "doctor.py"},
+    "subprocess.run": {"signals.py", "hardware.py", "doctor.py"},
     # of what the user typed, never of a file's
     "instantiate": {"prepare.py", "training/setup.py", "training/callbacks.py"},
     "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program

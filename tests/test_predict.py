@@ -12,6 +12,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from pancseg.inference.predictor import load_segmenter
+from pancseg.inference.scan_batch import LABEL_MAP
 from tests.conftest import Command, run_command
 
 COLUMNS = (
@@ -308,7 +309,7 @@ def test_masks_and_label_maps_are_dropped_with_a_row(
     rows = {row["case"]: row for row in rows_of(out)}
     assert rows["ct"]["status"] == "done"
     for name in ("liver", "total"):
-        assert (rows[name]["status"], rows[name]["reason"]) == ("dropped", "label_map: not a CT")
+        assert (rows[name]["status"], rows[name]["reason"]) == ("dropped", LABEL_MAP)
     assert len(list(out.glob("*_pancreas.nii.gz"))) == 1
 
 

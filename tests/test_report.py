@@ -129,9 +129,7 @@ def test_subgroups_are_tertiles_of_numbers_and_values_of_text(
     def lines(column: str) -> list[list[str]]:
         ended = command("report", f"run={run}", f"by={column}")
         assert ended.code == 0, ended.err
-        assert f"Scores by {column}" in (
-            Page(run / "report.html").text
-        )
+        assert f"Scores by {column}" in Page(run / "report.html").text
         cells = [line.split("│")[1:-1] for line in ended.out.splitlines() if line.startswith("│")]
         return [[cell.strip() for cell in line][:5] for line in cells]
 

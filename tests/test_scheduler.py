@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Command, run_command, smoke
-from tests.test_run_control import curves
-
-SMALL = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
+from tests.test_run_control import PATCHES, curves
 
 
 @pytest.mark.parametrize(
@@ -23,7 +21,7 @@ SMALL = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoc
 def test_the_rate_follows_the_scheduler_to_the_last_step(
     prepared: Path, tmp_path: Path, choice: str, factors: list[float]
 ) -> None:
-    words = [*SMALL, f"scheduler={choice}", "optimizer=sgd", "optimizer.lr=0.01"]
+    words = [*PATCHES, f"scheduler={choice}", "optimizer=sgd", "optimizer.lr=0.01"]
     assert run_command("train", *smoke(prepared, tmp_path, *words, "trainer.max_epochs=3")) == 0
     rates = [float(row["lr"]) / 0.01 for row in curves(tmp_path)]
     assert rates == pytest.approx(factors, abs=1e-6)
@@ -43,7 +41,7 @@ def test_a_training_without_an_end_has_no_rate_that_falls_to_it(
 def test_any_other_scheduler_of_torch_is_named_by_its_target(
     prepared: Path, tmp_path: Path
 ) -> None:
-    words = [*SMALL, "scheduler._target_=torch.optim.lr_scheduler.StepLR", "~scheduler.factor"]
+    words = [*PATCHES, "scheduler._target_=torch.optim.lr_scheduler.StepLR", "~scheduler.factor"]
     words += ["~scheduler.total_iters", "+scheduler.step_size=4", "+scheduler.gamma=0.5"]
     run = smoke(prepared, tmp_path, *words, "optimizer.lr=0.01", "trainer.max_epochs=2")
     assert run_command("train", *run) == 0

@@ -250,13 +250,13 @@ def test_a_missing_fold_is_reported(swept: Path, tmp_path: Path, command: Comman
     shutil.rmtree(tmp_path / "sweep" / "1")
     ended = command("evaluate", f"checkpoint={tmp_path / 'sweep'}")
     assert ended.code == 0
-    assert "no run of folds [1]" in ended.out
+    assert "folds [1] have no run" in ended.out
     assert json.loads((tmp_path / "sweep" / "scores" / "test.json").read_text())["n"] < 6
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["subset=val"], "subset=val: of 3 checkpoints"), ([], "neither a run nor a sweep")],
+    [(["subset=val"], "subset=val: of 3 checkpoints"), ([], "the folder of neither a run nor a sweep")],
 )
 def test_what_a_sweep_cannot_score_is_refused(
     swept: Path, tmp_path: Path, command: Command, words: list[str], message: str

@@ -62,7 +62,7 @@ def test_a_bit_flipped_in_the_content_of_a_checkpoint_is_detected(best: Path, fl
     for _ in range(flips):
         at = chance.choice(places)
         best.write_bytes(good[:at] + bytes([good[at] ^ 1 << chance.randrange(8)]) + good[at + 1 :])
-        with pytest.raises(PancsegError, match=r"is damaged: .* is not what was written"):
+        with pytest.raises(PancsegError, match=r"is damaged in "):
             load_tensors(best)
 
 
@@ -81,11 +81,11 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint_is_detected_or_changes_no_weight
         at = chance.randrange(len(good))
         best.write_bytes(good[:at] + bytes([good[at] ^ 1 << chance.randrange(8)]) + good[at + 1 :])
         try:
-            found = open_checkpoint(best).segmenter.state_dict()
+            found = open_checkpoint(best).network.state_dict()
         except PancsegError as error:
             told.append(str(error))
             continue
-        assert all(torch.equal(found[name], value) for name, value in weights.items())
+        assert all(torch.equal(found[name.removeprefix("network.")], value) for name, value in weights.items())
     assert all(str(best) in one and "\n" not in one for one in told)
     assert len(told) > flips / 2
 
@@ -112,7 +112,7 @@ def test_evaluate_names_the_file_with_a_flipped_bit_and_what_to_do(
 ) -> None:
     good, at = best.read_bytes(), content_at(best)[-1]
     best.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
-    one_line(command("evaluate", f"checkpoint={best}"), 2, str(best), "take another checkpoint")
+    one_line(command("evaluate", f"checkpoint={best}"), 2, str(best), "use another checkpoint")
 
 
 @pytest.mark.row("a checkpoint swapped for another run's", "one line, code 2")
@@ -152,7 +152,7 @@ def test_a_scan_changed_since_preparation_is_named_by_train_and_evaluate(
         values = np.asanyarray(image.dataobj).copy()
         values[0, 0, 0] += 1  # one voxel by one HU
         nib.save(nib.Nifti1Image(values, image.affine), path)
-    told = "is not what pancseg.prepare wrote; it is used as it is."
+    told = "is not what pancseg.prepare wrote; it is used as it is"
     ended = command("train", *smoke(root, tmp_path / "other", "trainer.max_epochs=1"))
     assert (ended.code, ended.out.count(told)) == (0, 8)  # groups of train and val
     ended = command("evaluate", f"checkpoint={best}", f"data.root={root}", "subset=test")

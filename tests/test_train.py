@@ -129,21 +129,17 @@ def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
     ("change", "says"),
     [
         ("split.seed=1", "trained with another split"),
-        ("model.norm=instance", "trained with model.norm=batch, not instance; give it, or"),
-        ("optimizer.lr=0.5", "goes on with its own optimizer.lr"),
-        ("optimizer=sgd", "goes on with its own optimizer."),
-        ("sampling=patches", "trained with sampling=whole; give the same"),
-        (
-            "data.window_hu=[-100,100]",
-            "with data.window_hu=[-200,200], not [-100,100]; give it",
-        ),
-        (
-            "scheduler=cosine",
-            "goes on with its own scheduler._target_=torch.optim.lr_scheduler.ConstantLR, not",
-        ),
-        ("loss=dice_ce", "goes on with its own loss."),
-        ("augment=light", "goes on with its own augment."),
-        ("seed=1", "trained with seed=0, not 1; give it"),
+        ("model.norm=instance", "trained with model.norm=batch, not instance; give the same"),
+        ("optimizer.lr=0.5", "trained with optimizer.lr=0.001, not 0.5; give the same"),
+        ("optimizer=sgd", "trained with optimizer."),
+        ("sampling=patches", "trained with sampling.kind=whole, not patches"),
+        ("data.spatial_size=[48,32,32]", "trained with data.spatial_size=[32,32,32], not [48,"),
+        ("data.window_hu=[-100,100]", "trained with data.window_hu=[-200,200], not [-100,100]"),
+        ("scheduler=cosine", "with scheduler._target_=torch.optim.lr_scheduler.ConstantLR, not"),
+        ("loss=dice_ce", "trained with loss."),
+        ("augment=light", "trained with augment."),
+        ("seed=1", "trained with seed=0, not 1; give the same"),
+        ("init_from=x.ckpt", "init_from: a training that ckpt_path resumes has weights; give one"),
     ],
 )
 def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(

@@ -9,14 +9,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from pancseg.dicom.series import (
-    Repair,
-    Series,
-    Scan,
-    SkippedFile,
-    find_series,
-    read_series,
-)
+from pancseg.dicom.series import Repair, Scan, Series, SkippedFile, find_series, read_series
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

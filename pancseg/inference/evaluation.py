@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -108,9 +109,9 @@ class CaseScorer:
         if not (path.is_file() and self.mask_path(case).is_file()):
             return None
         keys = {"key", "row", "calibration", "changed"}
-        return read_json(
-            path, "a case's scores", lambda v: isinstance(v, dict) and keys <= v.keys()
-        )
+        with suppress(PancsegError):  # a damaged record: the case is scored again
+            return read_json(path, "scores", lambda v: isinstance(v, dict) and keys <= v.keys())
+        return None
 
     def score_anew(self, case: Case) -> dict[str, Any]:
         """Segment, write and score a case."""
@@ -377,7 +378,7 @@ def find_masks(
 
 def unknown_row(name: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     """Row of a mask that belongs to no case."""
-    return {**dict.fromkeys(columns), "patient": "", "case": name, "status": NO_CASE}
+    return {**dict.fromkeys(columns), "case": name, "status": NO_CASE}
 
 
 def read_mask(path: Path | None, image: nib.Nifti1Image) -> NDArray[np.bool_]:

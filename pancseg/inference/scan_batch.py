@@ -36,6 +36,7 @@ READ_AHEAD_MB = 150  # of files: larger scans are read when their turn comes
 LARGE_MB = 300  # of HU: two such scans are not held at a time
 CONFIDENCE_MARGIN = 0.02  # below the lowest of validation: few patients, who chose the checkpoint
 MAX_LABEL = 255
+LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
 IMAGE_CHECKS = Checks()
 
@@ -155,7 +156,7 @@ class ScanBatch:
         with state.step():
             state.scan = source.read_image()
             if is_label_map(state.scan.image):
-                state.row = replace(state.row, status=DROPPED, reason="label_map: not a CT")
+                state.row = replace(state.row, status=DROPPED, reason=LABEL_MAP)
                 state.scan = None
         return state
 

@@ -33,7 +33,7 @@ def calibration_counts(
     return np.stack([np.histogram(p, edges, weights=w)[0].astype(np.float64) for w in weights])
 
 
-def calibration_summary(counts: Mapping[str, Sequence[ArrayLike]]) -> dict[str, Any]:
+def calibration_summary(counts: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Expected calibration error (Naeini et al. 2015) and the bins of the reliability diagram.
 
     Every patient has the same weight: a patient's counts are divided by the patient's voxels.

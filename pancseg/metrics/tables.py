@@ -21,9 +21,7 @@ NOT_MEASURES = (*TEXT_COLUMNS, "fold", *(f"spacing_{axis}_mm" for axis in "xyz")
 Row = dict[str, Any]
 
 
-def summarise(
-    rows: Sequence[Row], calibrations: Mapping[str, Sequence[ArrayLike]], about: Row
-) -> Row:
+def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about: Row) -> Row:
     """Figures over patients; cases with an empty reference and failed ones are listed.
 
     Args:

@@ -84,18 +84,17 @@ class Augmentation:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             low, high = LIMITS.get(name, (0, 1 if name.endswith(PROBABILITY) else math.inf))
-            count = len(field.default) if isinstance(field.default, tuple) else 0
-            is_list = isinstance(value, Sequence) and not isinstance(value, str)
+            expected: Any = field.default if isinstance(field.default, tuple) else (field.default,)
+            is_list = isinstance(value, list | tuple)
             values = tuple(value) if is_list else (value,)
-            is_valid = is_list == bool(count) and len(values) == (count or 1)
+            is_valid = is_list == isinstance(field.default, tuple) and len(values) == len(expected)
             is_valid = is_valid and all(type(v) in (int, float) for v in values)  # not bool
             is_valid = is_valid and all(low <= v <= high and math.isfinite(v) for v in values)
-            if not is_valid or (count == 2 and values[0] > values[1]):
-                expected = f"{count} numbers" if count else "a number"
-                order = ", the lowest first" if count == 2 else ""
+            if not is_valid or (len(values) == 2 and values[0] > values[1]):
+                order = ", the lowest first" if len(expected) == 2 else ""
                 raise PancsegError(
-                    f"augment.{name}={list(values) if is_list else value}: expected {expected} "
-                    f"from {low} to {high}{order}"
+                    f"augment.{name}={list(values) if is_list else value}: expected "
+                    f"{len(expected)} number(s) from {low} to {high}{order}"
                 )
             if is_list:
                 object.__setattr__(self, name, values)

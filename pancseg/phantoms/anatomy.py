@@ -136,7 +136,7 @@ class Abdomen(Lattice):
         depth = CAVITY_DEPTH_MM * np.where(y > 0, body.belly * (1 - chest) + chest, 1)
         radius = across(x, y) + 1e-3
         relative = ((np.abs(x) / width) ** 2.4 + (np.abs(y) / depth) ** 2.4) ** (1 / 2.4)
-        self.cavity = radius - radius / (relative + 1e-4)  # within the abdominal wall
+        self.cavity = radius - radius / (relative + 1e-4)  # negative within the abdominal wall
         self.front = front = y / radius  # cosine of the angle to the front
         side = np.sqrt(np.maximum(1 - front * front, 0))
         wall = 8 + 4 * side + 16 * np.maximum(-front - 0.3, 0) - 3 * np.exp(-((x / 8) ** 2))
@@ -145,8 +145,8 @@ class Abdomen(Lattice):
         fat *= (1 + 0.35 * np.maximum(-front, 0) - 0.1 * side) * (1 - 0.25 * np.tanh(z / 60 + 0.5))
         depth = np.where(y > -4, np.float32(0.5), np.float32(0.95)) * (y + 4) ** 2
         domes = np.minimum((x - 55) ** 2 - 11238, (x + 60) ** 2 - 10095) + depth
-        self.diaphragm = (0.0105 * domes + z - float(rng.normal(0, 6))) / 1.3  # below it
-        self.inside = common(self.cavity + 4, self.diaphragm + 2, 6)  # space of the organs
+        self.diaphragm = (0.0105 * domes + z - float(rng.normal(0, 6))) / 1.3  # negative below it
+        self.inside = common(self.cavity + 4, self.diaphragm + 2, 6)  # space of organs
         lungs = common(self.cavity, 1.5 - self.diaphragm, 5)
         lungs = common(lungs, 36 - across(x, y - self.spine_y + 20), 5)
         back = CAVITY_DEPTH_MM + 40 + 1.35 * body.subcutaneous_mm
@@ -362,8 +362,8 @@ class Abdomen(Lattice):
     ) -> Layers:
         """Hollow organ: wall, content, and gas that rises to the front.
 
-        ``mm`` holds height and wavelength of bumps on the surface; then of the thickness of the
-        wall, and of the level of the gas above the centre line: value, variation, wavelength.
+        ``mm`` holds (height, wavelength) of bumps on the surface, then (value, variation,
+        wavelength) of the thickness of the wall and of the level of gas above the centre line.
         """
         bumps_mm, (wall, thicker, wall_wavelength), (level, sd, level_wavelength) = mm
         field, rise = self.tube(curve_through(knots))

@@ -149,9 +149,8 @@ class Lattice:
         z, y, x = np.ix_(*axes)
         away = x - body.centre_mm[0], y - body.centre_mm[1], z - body.centre_mm[2]
         self.xyz = np.zeros((3, *map(len, axes)), np.float32)  # standard coordinates of the nodes
-        for nodes, turn, warp in zip(
-            self.xyz, (body.rotation / body.scale).T, body.warp, strict=True
-        ):
+        turns = (body.rotation / body.scale).T
+        for nodes, turn, warp in zip(self.xyz, turns, body.warp, strict=True):
             x, y, z = ((t * a).astype(np.float32) for t, a in zip(turn, away, strict=True))
             nodes += body.warp_mm * warp.on_axes(*self.axes_mm)
             nodes += z + y

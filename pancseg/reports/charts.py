@@ -70,7 +70,7 @@ def plot_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
 
 def plot_boxes(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
     """Plot boxes of values from 0 to 1 by name, with a point a patient."""
-    faint = {name: {"color": FAINT} for name in ("boxprops", "whiskerprops", "capprops")}
+    faint: Any = {name: {"color": FAINT} for name in ("boxprops", "whiskerprops", "capprops")}
     axes.boxplot(
         list(values.values()), positions=range(len(values)), widths=0.5, showfliers=False,
         manage_ticks=False, medianprops={"color": POINT}, **faint,

@@ -157,7 +157,7 @@ def all_held_out(runs: Sequence[ScoredRun]) -> bool | None:
 
 def describe_group(name: str, group: Sequence[ScoredRun]) -> Found:
     """Figures of a configuration; the value of a patient is the mean over its seeds."""
-    values: pd.DataFrame = sum(run.values for run in group) / len(group)  # type: ignore[assignment]
+    values: pd.DataFrame = sum(run.values for run in group) / len(group)
     means = [run.values.mean() for run in group]
     return {
         "name": name,

@@ -51,12 +51,9 @@ def draw_case(
     figure = Figure(figsize=(WIDTH_INCHES, height + 0.7), layout="constrained")
     slices = (("middle", middle), ("worst", int(wrong.argmax())))
     for axes, (name, k) in zip(figure.subplots(1, 2), slices, strict=True):
-        pixels, masks = (
-            hu[columns, rows, k].T,
-            (expected[columns, rows, k], predicted[columns, rows, k]),
-        )
-        outlines = [(masks[0].T, REFERENCE), (masks[1].T, PREDICTED)]
-        show_slice(axes, pixels, outlines, aspect=aspect)
+        part = (columns, rows, k)
+        outlines = [(expected[part].T, REFERENCE), (predicted[part].T, PREDICTED)]
+        show_slice(axes, hu[part].T, outlines, aspect=aspect)
         axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong[k]} wrong voxels", fontsize=10)
     save_png(figure, path, f"{title}   (green reference, red predicted)")
 
@@ -73,14 +70,14 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> Non
     height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
     box = bounding_box(found)  # counting all voxels of a scan takes seconds
-    planes = figure.subplots(1, 3, width_ratios=widths)
+    planes = figure.subplots(1, 3, width_ratios=widths.tolist())
     for axes, axis in zip(planes, (2, 1, 0), strict=True):
         k = box[axis].start + largest_slice(found[box], axis)
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
         outline = (found.take(k, axis).T, PREDICTED)
         show_slice(axes, hu.take(k, axis).T, [outline], aspect=up / across)
     planes[2].invert_xaxis()  # the front on the left
-    save_png(figure, path, title)
+    save_png(figure, path, title, TEXT)
 
 
 def draw_samples(
@@ -116,7 +113,7 @@ def draw_samples(
         show_slice(axes, image[::-1, :, k].T, [outline], window=(0, 1), aspect=aspect)
         title = shortened(title, SAMPLE_CHARACTERS)
         axes.set_title(title, color=TEXT, fontsize=9, parse_math=False)
-    save_png(figure, path, heading)
+    save_png(figure, path, heading, TEXT)
 
 
 def draw_history(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -128,9 +125,8 @@ def draw_history(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> N
     save_png(figure, path, title)
 
 
-def save_png(figure: Figure, path: Path, title: str) -> None:
+def save_png(figure: Figure, path: Path, title: str, colour: str = "black") -> None:
     """Write a figure with a title; equal figures give equal bytes."""
-    colour = TEXT if figure.get_facecolor()[0] < 0.5 else "black"
     title = shortened(title, TITLE_CHARACTERS)
     figure.suptitle(title, fontsize=11, color=colour, parse_math=False)
     with replaced(path) as temporary:

@@ -86,8 +86,8 @@ class Run:
         """Slices for the report of those cases that have any, by case."""
         folder = self.folder / "scores" / subset / "views"
         paths = {case: folder / f"{case}.json" for case in cases}
-        own = {case: path for case, path in paths.items() if is_inside(path, folder)}
-        return {case: read_json(p, "slices of a case") for case, p in own.items() if self.has(p)}
+        own = {case: p for case, p in paths.items() if is_inside(p, folder) and self.has(p)}
+        return {case: read_json(path, "slices of a case") for case, path in own.items()}
 
     def history(self) -> list[dict[str, Any]]:
         """Rows of ``metrics.csv`` of a single run; none for a sweep.

@@ -36,6 +36,8 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
     subset = subset if run.parts else EXTERNAL
     people, history, summaries = tables.people_of(figures), run.history(), run.summaries
     views = run.views(subset, [row["case"] for row in rows[:MAX_VIEWS]])
+    cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
+    title = f"{subset}: {len(rows)} cases of {figures['n']} {people}"
     return write_page(
         run.folder / ("report.html" if subset in ("test", EXTERNAL) else f"report_{subset}.html"),
         "report.html",
@@ -50,7 +52,7 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
             for name in ("loss", "dice")
             if history
         },
-        cases=case_table(rows, figures, f"{subset}: {len(rows)} cases of {figures['n']} {people}"),
+        cases=tables.score_table(cases, [name for name in cases[0] if name not in HIDDEN], title),
         measures=measure_table(rows, figures),
         subgroups=tables.subgroup_table(rows, by) if by else None,
         charts=score_charts(rows, figures) if figures["n"] else None,
@@ -92,14 +94,6 @@ def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
         if names := figures.get(key):
             facts.append((key.replace("_", " "), f"{len(names)}: {', '.join(names)}"))
     return facts
-
-
-def case_table(rows: Sequence[Row], figures: Row, title: str) -> Table:
-    """All cases, with their intake flags."""
-    table = tables.score_table(rows, [name for name in rows[0] if name not in HIDDEN], title)
-    flags = [" ".join(figures["flags"].get(row["case"], [])) for row in rows]
-    lines = [[*line, text] for line, text in zip(table.rows, flags, strict=True)]
-    return Table(title, [*table.columns, Column("flags", is_text=True)], lines)
 
 
 def measure_table(rows: Sequence[Row], figures: Row) -> Table:

@@ -82,18 +82,18 @@ def report_sweep(folder: Path) -> Path:
 
 def read_jobs(folder: Path) -> list[Job]:
     """Read the jobs of a sweep, in the order of their numbers."""
-    found = [one for one in folder.glob("*") if is_inside(one / OVERRIDES, folder)]
+    found = [path for path in folder.glob("*") if is_inside(path / OVERRIDES, folder)]
     if not found:
         raise PancsegError(f"sweep={folder}: no folder in it holds a job's {OVERRIDES}")
-    return [read_job(one) for one in sorted(found, key=lambda one: (len(one.name), one.name))]
+    return [read_job(path) for path in sorted(found, key=lambda path: (len(path.name), path.name))]
 
 
 def read_job(folder: Path) -> Job:
     """Read one job."""
     try:
-        words = [str(word) for word in read_yaml(folder / OVERRIDES, list)]
-        overrides = OverridesParser.create().parse_overrides(words)
-        params = {one.get_key_element().lstrip("+"): one.value() for one in overrides}
+        texts = [str(text) for text in read_yaml(folder / OVERRIDES, list)]
+        overrides = OverridesParser.create().parse_overrides(texts)
+        params = {o.get_key_element().lstrip("+"): o.value() for o in overrides}
     except (HydraException, ValueError, RecursionError) as error:
         raise PancsegError(f"{folder / OVERRIDES}: holds no overrides of Hydra") from error
     path = folder / SUMMARY
@@ -156,7 +156,7 @@ def draw_charts(jobs: list[Job], varied: list[str]) -> tuple[dict[str, float], l
 
 
 def as_png(axes: Any) -> str:
-    """Axes of pyplot, one or an array, as base64 of a PNG file; their figure is closed."""
+    """Axes of pyplot, or an array of them, as base64 of a PNG file; their figure is closed."""
     figure = getattr(axes, "flat", [axes])[0].figure
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
@@ -196,7 +196,7 @@ def is_plain(value: Any) -> bool:
 
 
 def base_experiment(name: Any) -> list[Any]:
-    """Defaults with a sweep's experiment, or the one below it if it starts a search by itself."""
+    """Defaults with a sweep's experiment, or with its base if it starts a search by itself."""
     if not CHOICE.fullmatch(str(name or "")):
         return []
     path = conf_folder() / "experiment" / f"{name}.yaml"

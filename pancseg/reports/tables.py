@@ -73,8 +73,8 @@ def direction(name: str) -> int:
 def format_value(value: Any, digits: int | None = None) -> str:
     """Text of a cell.
 
-    >>> format_value(0.87654, 3), format_value(0.00012345), format_value(None), format_value("a", 1)
-    ('0.877', '0.0001235', '-', 'a')
+    >>> format_value(0.87654, 3), format_value(0.000123), format_value(None), format_value("a", 1)
+    ('0.877', '0.000123', '-', 'a')
     """
     if isinstance(value, float):
         return f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
@@ -94,7 +94,7 @@ def score_table(rows: Sequence[Row], names: Sequence[str], title: str) -> Table:
     """Columns of the scores table; without ``fold`` where no patient has any."""
     if all(row["fold"] is None for row in rows):
         names = [name for name in names if name != "fold"]
-    columns = [Column(*heading(name), name in TEXT_COLUMNS) for name in names]
+    columns = [Column(*heading(name), name in (*TEXT_COLUMNS, "flags")) for name in names]
     return Table(title, columns, [[row[name] for name in names] for row in rows])
 
 
@@ -110,9 +110,8 @@ def print_table(table: Table, caption: str = "", width: int = 120) -> None:
         return Text(printable(text))
 
     view = ConsoleTable(title=plain(table.title), caption=plain(caption))
-    for i, column in enumerate(table.columns):
-        justify = "left" if column.is_text else "right"
-        view.add_column(plain(column.heading), justify=justify, no_wrap=i == 0)
+    for i, (head, _, is_text) in enumerate(table.columns):
+        view.add_column(plain(head), justify="left" if is_text else "right", no_wrap=i == 0)
     for row in table.rows:
         cells = zip(row, table.columns, strict=True)
         view.add_row(*(plain(format_value(value, column.digits)) for value, column in cells))

@@ -13,7 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar, WeightAveraging
 from torch import Tensor
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from pancseg.errors import PancsegError
 from pancseg.files import write_csv
 from pancseg.models.segmenter import timer_of
 from pancseg.reports.pictures import draw_history
-from pancseg.training.checkpoints import is_at_last_step, is_cut_short, is_partial
+from pancseg.training.checkpoints import is_at_last_step, is_discarded, is_partial
 from pancseg.training.sweeps import pruning_callback
 
 log = logging.getLogger(__name__)
@@ -42,28 +42,31 @@ def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
     Raises:
         PancsegError: If patience is asked for where nothing is validated.
     """
-    nodes = {name: node for name, node in cfg.callbacks.items() if node is not None}
     absent = {
-        "weight_averaging": not cfg.ema_decay,
-        "early_stopping": cfg.patience is None,
+        "weight_averaging": not average_decay(cfg),
+        "early_stopping": OmegaConf.select(cfg, "callbacks.early_stopping.patience") is None,
         "progress_bar": not cfg.trainer.enable_progress_bar,
         "best": bool(cfg.trainer.fast_dev_run),
         "last": bool(cfg.trainer.fast_dev_run),
     }
-    if monitor is None and cfg.patience is not None:
+    if monitor is None and not absent["early_stopping"]:
         raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
-    kept = {name: node for name, node in nodes.items() if not absent.get(str(name))}
+    kept = {name: node for name, node in cfg.callbacks.items() if node and not absent.get(name)}
     if "epoch_report" not in kept:
         raise PancsegError("callbacks.epoch_report: metrics.csv and summary.json need it; keep it")
     monitors = {name: {"monitor": monitor} for name in ("best", "early_stopping")}
     callbacks = [
-        instantiate(node, **monitors.get(str(name), {}), _convert_="all")
-        for name, node in kept.items()
+        instantiate(node, **monitors.get(name, {}), _convert_="all") for name, node in kept.items()
     ]
     callbacks.append(SignalHandlers())
     if cfg.trial and monitor:
         callbacks.insert(0, pruning_callback(**dict(cfg.trial)))
     return callbacks
+
+
+def average_decay(cfg: DictConfig) -> float:
+    """Decay of the average of the weights; 0 without it."""
+    return OmegaConf.select(cfg, "callbacks.weight_averaging.decay") or 0.0
 
 
 class EpochReport(pl.Callback):
@@ -104,7 +107,7 @@ class EpochReport(pl.Callback):
         """Write the epoch's row and print its line."""
         # Lightning ends the last epoch again where a run goes on to max_steps
         is_again = self.rows and self.rows[-1]["step"] == trainer.global_step
-        if is_again or is_cut_short(trainer):
+        if is_again or is_discarded(trainer):
             return
         values = {name: finite_or_none(trainer.callback_metrics.get(name)) for name in METRICS}
         if not self.has_validated:  # Lightning keeps those of an earlier epoch
@@ -120,16 +123,12 @@ class EpochReport(pl.Callback):
         self.is_partial = is_partial(trainer)
         if trainer.is_global_zero:
             log.info(epoch_line(self.rows, trainer.max_epochs))
-            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-                self.write()
-
-    def write(self) -> None:
-        """Write ``metrics.csv``; the next epoch tries again where another program holds it."""
-        try:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             cells = ([row.get(name) for name in COLUMNS] for row in self.rows)
-            write_csv(self.folder / "metrics.csv", COLUMNS, cells)
-        except PermissionError as error:
-            log.warning("metrics.csv cannot be written now: %s", error)
+            try:
+                write_csv(self.folder / "metrics.csv", COLUMNS, cells)
+            except PermissionError as error:  # another program holds it; the next epoch tries again
+                log.warning("metrics.csv cannot be written now: %s", error)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves and print the closing line."""
@@ -183,30 +182,28 @@ def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
 def epoch_line(rows: list[dict[str, Any]], max_epochs: int | None) -> str:
     """``epoch 12/600 train loss 0.41 dice 0.52 | val loss 0.47 dice 0.44 | best 0.46 at 9``."""
     row, total = rows[-1], f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
-    parts = [f"epoch {row['epoch']}{total} train {loss_and_dice(row, 'train')}"]
+
+    def loss_and_dice(subset: str) -> str:
+        values = {name: row[f"{subset}/{name}"] for name in ("loss", "dice")}
+        return " ".join(
+            f"{name} {value:.3f}" for name, value in values.items() if value is not None
+        )
+
+    parts = [f"epoch {row['epoch']}{total} train {loss_and_dice('train')}"]
     if row["val/loss"] is not None:
-        parts.append(f"val {loss_and_dice(row, 'val')}")
+        parts.append(f"val {loss_and_dice('val')}")
     if best := best_row(rows, "val/dice"):
         parts.append(f"best {best['val/dice']:.3f} at {best['epoch']}")
     return " | ".join(parts)
 
 
-def loss_and_dice(row: dict[str, Any], subset: str) -> str:
-    """Loss and Dice of a subset, where they were measured."""
-    values = {name: row[f"{subset}/{name}"] for name in ("loss", "dice")}
-    return " ".join(f"{name} {value:.3f}" for name, value in values.items() if value is not None)
-
-
 def closing_line(rows: list[dict[str, Any]]) -> str:
-    """``train completed, best dice 0.71 at epoch 18, best loss 0.21 at 20``."""
-    subset = "val" if best_row(rows, "val/loss") else "train"
-    dice, loss = best_row(rows, f"{subset}/dice"), best_row(rows, f"{subset}/loss")
-    line = "train completed"
-    if dice:
-        line += f", best dice {dice[f'{subset}/dice']:.3f} at epoch {dice['epoch']}"
-    if loss:
-        line += f", best loss {loss[f'{subset}/loss']:.3f} at {loss['epoch']}"
-    return line if subset == "val" else line + " (of training: nothing was validated)"
+    """``train completed, best dice 0.71 at epoch 18, best loss 0.21 at epoch 20``."""
+    subset, parts = "val" if best_row(rows, "val/loss") else "train", ["train completed"]
+    for name in ("dice", "loss"):
+        if best := best_row(rows, f"{subset}/{name}"):
+            parts.append(f"best {name} {best[f'{subset}/{name}']:.3f} at epoch {best['epoch']}")
+    return ", ".join(parts) + " (of training: nothing was validated)" * (subset == "train")
 
 
 class SignalHandlers(pl.Callback):
@@ -296,7 +293,6 @@ class ProgressBar(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(leave=False)
-        self.start_s, self.first_step = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Start the clock."""
@@ -309,29 +305,15 @@ class ProgressBar(TQDMProgressBar):
         """Loss and Dice of the last logged step, and the time left."""
         metrics = super().get_metrics(trainer, *args)
         metrics.pop("v_num", None)
-        for name in ("train/loss_step", "train/dice_step"):
-            if name in trainer.callback_metrics:
-                short = name.removesuffix("_step")
-                metrics[short] = f"{float(trainer.callback_metrics[name]):.3f}"
-        seconds = seconds_left(
-            time.perf_counter() - self.start_s,
-            trainer.global_step - self.first_step,
-            trainer.estimated_stepping_batches - trainer.global_step,
-        )
-        timer = timer_of(trainer)
-        if timer is not None and seconds is not None:
-            seconds = min(seconds, timer.time_remaining() or 0.0)
-        if seconds is not None:
-            metrics["left"] = tqdm.format_interval(seconds)
+        for name in ("train/loss", "train/dice"):
+            if f"{name}_step" in trainer.callback_metrics:
+                metrics[name] = f"{float(trainer.callback_metrics[f'{name}_step']):.3f}"
+        left_s = math.inf
+        if steps := trainer.global_step - self.first_step:
+            a_step = (time.perf_counter() - self.start_s) / steps
+            left_s = a_step * (trainer.estimated_stepping_batches - trainer.global_step)
+        if timer := timer_of(trainer):
+            left_s = min(left_s, timer.time_remaining() or 0.0)
+        if math.isfinite(left_s):
+            metrics["left"] = tqdm.format_interval(max(0.0, left_s))
         return metrics
-
-
-def seconds_left(elapsed_s: float, steps_done: int, steps_to_do: float) -> float | None:
-    """Time left at the pace so far; None before the first step or without an end.
-
-    >>> seconds_left(elapsed_s=10.0, steps_done=5, steps_to_do=100)
-    200.0
-    """
-    if steps_done < 1 or steps_to_do == float("inf"):
-        return None
-    return elapsed_s / steps_done * max(0.0, steps_to_do)

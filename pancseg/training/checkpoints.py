@@ -1,6 +1,5 @@
 """Checkpoints: ``best.ckpt`` and ``last.ckpt``, of whole epochs, written atomically."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,20 +8,12 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
-from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from pancseg.config import BEST, LAST, run_path
-from pancseg.data.datamodule import CTDataModule, is_first_process
-from pancseg.errors import Incomplete, PancsegError
+from pancseg.errors import Incomplete
 from pancseg.files import replaced
-from pancseg.inference.checkpoint import TrainedModel
-from pancseg.models.segmenter import Segmenter
-from pancseg.requeue import has_own_folder, is_run_again
-from pancseg.training.resume import check_resumable
 
-log = logging.getLogger(__name__)
 WRITE_ERRORS = ("inline_container", "PytorchStreamWriter")  # in torch's errors of a full disk
 
 
@@ -76,7 +67,7 @@ class EpochCheckpoint(ModelCheckpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, unless the epoch was cut short or lacks the monitored metric."""
         has_metric = self.monitor is None or self.monitor in trainer.callback_metrics
-        if has_metric and not is_cut_short(trainer):
+        if has_metric and not is_discarded(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -108,7 +99,7 @@ class BestCheckpoint(EpochCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         """Skip the validation of an epoch that is cut short: nothing of it is kept."""
-        if trainer.should_stop and is_cut_short(trainer):
+        if trainer.should_stop and is_discarded(trainer):
             trainer.limit_val_batches = 0
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
@@ -138,7 +129,7 @@ def is_partial(trainer: pl.Trainer) -> bool:
     return done < trainer.num_training_batches and not is_at_last_step(trainer)
 
 
-def is_cut_short(trainer: pl.Trainer) -> bool:
+def is_discarded(trainer: pl.Trainer) -> bool:
     """Whether this epoch is partial and not the first.
 
     Such an epoch leaves no row and no checkpoint: a training goes on from whole epochs. Of a
@@ -152,125 +143,10 @@ def is_at_last_step(trainer: pl.Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
 
 
-def ensure_best_checkpoint(last: Path) -> None:
-    """Copy ``last.ckpt`` to ``best.ckpt`` where the run ended before its first validation."""
-    best = last.with_name(Path(BEST).name)
-    if last.is_file() and not best.is_file():
-        log.info("nothing was validated: best.ckpt is the last")
-        with replaced(best) as temporary:
-            shutil.copyfile(last, temporary)
-
-
-def copy_best_checkpoint(checkpoint: Path) -> None:
-    """Copy ``best.ckpt`` from beside a checkpoint of another run folder to this one."""
-    source, target = checkpoint.with_name(Path(BEST).name), Path(run_path(BEST))
-    if is_first_process() and source.is_file() and not target.is_file():
-        with replaced(target) as temporary:
-            shutil.copyfile(source, temporary)
-
-
-def resume_checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint to resume from; a job that Slurm runs again resumes by itself.
-
-    Raises:
-        PancsegError: If Slurm runs the job again in another run folder, or the run folder holds
-            another training.
-    """
-    last = Path(run_path(LAST))
-    if is_run_again():
-        if not has_own_folder():
-            raise PancsegError(
-                "Slurm runs this job again, and the run's folder is named by the clock; give "
-                "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
-            )
-        if last.is_file():
-            log.info("started again by Slurm: going on with %s", last)
-            return last
-    if last.is_file() and not cfg.ckpt_path:
-        raise PancsegError(
-            f"{last.parent.parent}: holds a training; give ckpt_path=last to go on with it, or "
-            "another hydra.run.dir"
-        )
-    if cfg.ckpt_path != "last":
-        return Path(cfg.ckpt_path) if cfg.ckpt_path else None
-    if not last.is_file():
-        log.info("ckpt_path=last: there is none yet, a new training begins")
-        return None
-    log.info("ckpt_path=last: going on with %s", last)
-    return last
-
-
-def check_resumed(
-    cfg: DictConfig, earlier: TrainedModel, segmenter: Segmenter, data: CTDataModule
-) -> None:
-    """Check that the configured training continues the one of a checkpoint.
-
-    Raises:
-        PancsegError: If it cannot.
-    """
-    settings, trainer = dict(data.hparams), cfg.trainer
-    data.seen_before.update(earlier.seen_before)
-    check_resumable(earlier, segmenter, settings, data.preprocessing, data.split, cfg.ema_decay)
-    check_optimizer_states(earlier.optimizer_states, segmenter)
-    spent = [
-        f"trainer.{key}={trainer[key]}, ckpt_path has {done}"
-        for key, done in (("max_epochs", earlier.epoch), ("max_steps", earlier.step))
-        if 0 < (trainer[key] or 0) <= done
-    ]
-    if trainer.max_time and earlier.trained_s >= seconds_of(trainer.max_time):
-        spent.append(
-            f"trainer.max_time={trainer.max_time}, ckpt_path has {earlier.trained_s:.0f} s"
-        )
-    if spent:
-        log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
-    if earlier.data["batch_size"] != settings["batch_size"]:
-        log.warning(
-            "data.batch_size=%s, ckpt_path was trained with %s: the batches are other ones from "
-            "here on",
-            settings["batch_size"],
-            earlier.data["batch_size"],
-        )
-    if earlier.fingerprint != data.fingerprint:
-        log.warning("the prepared data are not those that ckpt_path was trained on")
-
-
-def check_optimizer_states(states: Any, segmenter: Segmenter) -> None:
-    """Check that the states of an optimizer fit its parameters.
-
-    Raises:
-        PancsegError: If they do not: a fused optimizer would write beyond their memory.
-    """
-    parameters = [p for p in segmenter.parameters() if p.requires_grad]
-
-    def fits(name: str, value: Any, parameter: Tensor) -> bool:
-        if name == "step":
-            return isinstance(value, Tensor) and value.ndim == 0
-        is_none = value is None  # momentum before the first step
-        same = isinstance(value, Tensor) and value.shape == parameter.shape
-        return is_none or (same and value.dtype == parameter.dtype)
-
-    try:
-        (state,) = states
-        numbers = [number for group in state["param_groups"] for number in group["params"]]
-        is_right = numbers == list(range(len(parameters))) and all(
-            fits(name, value, parameters[number])
-            for number, values in state["state"].items()
-            for name, value in values.items()
-        )
-    except (TypeError, ValueError, LookupError, AttributeError):
-        is_right = False
-    if not is_right:
-        raise PancsegError(
-            "ckpt_path holds the state of another optimizer or network; begin with its weights by "
-            "init_from"
-        )
-
-
-def seconds_of(max_time: str) -> int:
-    """Seconds of ``days:hours:minutes:seconds``.
-
-    >>> seconds_of("00:00:10:00")
-    600
-    """
-    days, hours, minutes, seconds = map(int, str(max_time).split(":"))
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+def copy_checkpoint(source: Path, target: Path) -> bool:
+    """Copy a checkpoint to where there is none; whether it was copied."""
+    if not source.is_file() or target.is_file():
+        return False
+    with replaced(target) as temporary:
+        shutil.copyfile(source, temporary)
+    return True

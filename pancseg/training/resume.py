@@ -1,95 +1,164 @@
-"""Whether a training can go on from a checkpoint."""
+"""Resuming a training: from which checkpoint, and whether it is the same training."""
 
-from dataclasses import asdict
+import logging
+from pathlib import Path
 from typing import Any
 
-from pancseg.data.splits import SUBSETS, Split
+from omegaconf import DictConfig
+from torch import Tensor
+
+from pancseg.config import LAST, leaves, run_path
+from pancseg.data.datamodule import CTDataModule
+from pancseg.data.splits import SUBSETS
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import TrainedModel
 from pancseg.models.segmenter import Segmenter
+from pancseg.signals import has_fixed_folder, is_requeued
+from pancseg.training.callbacks import average_decay
 
-# of the machine, of an untrained network, or of validation only
-IGNORED = {"fused", "use_checkpoint", "prior", "overlap"}
+log = logging.getLogger(__name__)
+# last part of keys that may change: of the machine, of an untrained network, of validation only
+FREE_KEYS = ("fused", "use_checkpoint", "prior", "overlap")
 
 
-def check_resumable(
-    earlier: TrainedModel,
-    segmenter: Segmenter,
-    data: dict[str, Any],
-    preprocessing: Preprocessing,
-    split: Split,
-    ema_decay: float,
-) -> None:
-    """Check that the configured training equals the one of a checkpoint.
-
-    Args:
-        earlier: The checkpoint.
-        segmenter: As configured.
-        data: Arguments of the data module.
-        preprocessing: Of the deterministic transforms.
-        split: Patients of the subsets.
-        ema_decay: Of a running mean of the weights; 0 for none.
+def resume_checkpoint(cfg: DictConfig) -> Path | None:
+    """The checkpoint to resume from; a job that Slurm runs again resumes by itself.
 
     Raises:
-        PancsegError: If patients, network, samples, loss or optimizer differ, or the checkpoint
-            holds a mean of the weights and none is configured.
+        PancsegError: If Slurm runs the job again in another run folder, the run folder holds
+            another training, or initial weights are given too.
     """
-    if any(getattr(earlier.split, subset) != getattr(split, subset) for subset in SUBSETS):
+    last = Path(run_path(LAST))
+    if is_requeued():
+        if not has_fixed_folder():
+            raise PancsegError(
+                "Slurm runs this job again, and the run's folder is named by the clock; give "
+                "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
+            )
+        if last.is_file():
+            log.info("started again by Slurm: going on with %s", last)
+            return last
+    if last.is_file() and not cfg.ckpt_path:
+        raise PancsegError(
+            f"{last.parent.parent}: holds a training; give ckpt_path=last to go on with it, or "
+            "another hydra.run.dir"
+        )
+    if cfg.ckpt_path != "last":
+        if cfg.ckpt_path and cfg.init_from:
+            raise PancsegError("init_from: a training that ckpt_path resumes has weights; give one")
+        return Path(cfg.ckpt_path) if cfg.ckpt_path else None
+    if not last.is_file():
+        log.info("ckpt_path=last: there is none yet, a new training begins")
+        return None
+    log.info("ckpt_path=last: going on with %s", last)
+    return last
+
+
+def check_resumed(
+    cfg: DictConfig, earlier: TrainedModel, segmenter: Segmenter, data: CTDataModule
+) -> None:
+    """Check that the configured training continues the one of a checkpoint.
+
+    Raises:
+        PancsegError: If patients, network, samples, loss, optimizer or seed differ, or the
+            checkpoint holds an average of the weights and none is configured.
+    """
+    data.seen_before.update(earlier.seen_before)
+    if any(getattr(earlier.split, subset) != getattr(data.split, subset) for subset in SUBSETS):
         raise PancsegError(
             "ckpt_path was trained with another split or other patients; to go on with its own, "
             "give split=file split.path=RUN/splits.json"
         )
-    before, now = asdict(earlier.preprocessing), asdict(preprocessing)
-    if (before["spatial_size"] is None) != (now["spatial_size"] is None):
-        kind = "patches" if before["spatial_size"] is None else "whole"
-        raise PancsegError(f"ckpt_path was trained with sampling={kind}; give the same")
-    own, configured = earlier.hparams, segmenter.hparams
-    sizes = ({"spatial_size": h["view"] and h["view"]["size"]} for h in (own, configured))
-    changed = (
-        difference("model", own["model"], configured["model"])
-        or difference("data", before, now)
-        or difference("data", *sizes)
-        or difference("sampling", earlier.data["sampling"], data["sampling"])
-        or difference("", {"seed": own["seed"]}, {"seed": configured["seed"]})
-    )
+    before = fixed_settings(earlier.hparams, earlier.data, earlier.preprocessing)
+    now = fixed_settings(segmenter.hparams, data.hparams, data.preprocessing)
+    changed = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
     if changed:
+        old, new = (str(values.get(changed)).replace(", ", ",") for values in (before, now))
         raise PancsegError(
-            f"ckpt_path was trained with {changed}; give it, or the same experiment, hardware and "
-            "overrides as before"
+            f"ckpt_path was trained with {changed}={old}, not {new}; give the same experiment, "
+            "hardware and overrides, or begin anew with its weights by init_from"
         )
-    parts = [(part, own[part], configured[part]) for part in ("optimizer", "loss", "scheduler")]
-    parts.append(("augment", earlier.data["augment"], data["augment"]))
-    changed = next(filter(None, (difference(*part) for part in parts)), "")
-    if changed:
-        raise PancsegError(
-            f"ckpt_path goes on with its own {changed}; give the same, or begin anew with its "
-            "weights by init_from"
-        )
-    if earlier.has_average and not ema_decay:
+    if earlier.has_average and not average_decay(cfg):
         raise PancsegError(
             "ckpt_path keeps a running mean of its weights; give the ema_decay of its experiment "
             "or overrides, or begin anew with the mean by init_from"
         )
+    check_optimizer_state(earlier.optimizer_states, segmenter)
+    limits = {"max_epochs": earlier.epoch, "max_steps": earlier.step}
+    spent = [
+        f"trainer.{key}={cfg.trainer[key]}, ckpt_path has {done}"
+        for key, done in limits.items()
+        if 0 < (cfg.trainer[key] or 0) <= done
+    ]
+    max_time = cfg.trainer.max_time
+    if max_time and earlier.trained_s >= seconds_of(max_time):
+        spent.append(f"trainer.max_time={max_time}, ckpt_path has {earlier.trained_s:.0f} s")
+    if spent:
+        log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
+    if (batch_size := earlier.data["batch_size"]) != cfg.data.batch_size:
+        log.warning(
+            "data.batch_size=%s, ckpt_path was trained with %s: the batches are other ones from "
+            "here on", cfg.data.batch_size, batch_size,
+        )  # fmt: skip
+    if earlier.fingerprint != data.fingerprint:
+        log.warning("the prepared data are not those that ckpt_path was trained on")
 
 
-def difference(group: str, before: dict[str, Any] | None, now: dict[str, Any] | None) -> str:
-    """The first value that differs, as an override; empty if none does.
+def fixed_settings(
+    hparams: Any, data: dict[str, Any], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Settings by dotted key that stay the same for a whole training.
 
-    >>> difference("model", {"width": 8, "dropout": 0.0}, {"width": 32, "dropout": 0.0})
-    'model.width=8, not 32'
-    >>> difference("data", {"window_hu": (-200.0, 200.0)}, {"window_hu": (-100.0, 200.0)})
-    'data.window_hu=[-200.0,200.0], not [-100.0,200.0]'
+    Args:
+        hparams: Of the segmenter.
+        data: Arguments of the data module.
+        preprocessing: Of the deterministic transforms.
     """
+    size = {"spatial_size": hparams["view"] and list(hparams["view"]["size"])}
+    transforms = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(preprocessing).items()}
+    parts = {name: hparams[name] for name in ("seed", "model", "loss", "optimizer", "scheduler")}
+    parts |= {"sampling": data["sampling"], "data": {**transforms, **size}}
+    parts |= {"augment": data["augment"] or {}}
+    return {key: value for key, value in leaves(parts) if not key.endswith(FREE_KEYS)}
 
-    def shown(values: dict[str, Any]) -> str:
-        value = values.get(key)
-        text = str(list(value)) if isinstance(value, (list, tuple)) else str(value)
-        return text.replace(", ", ",")
 
-    before, now = before or {}, now or {}
-    for key in sorted((set(before) | set(now)) - IGNORED):
-        if before.get(key) != now.get(key):
-            name = f"{group}.{key}" if group else key
-            return f"{name}={shown(before)}, not {shown(now)}"
-    return ""
+def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:
+    """Check that the state of an optimizer fits its parameters.
+
+    Raises:
+        PancsegError: If it does not: a fused optimizer would write beyond their memory.
+    """
+    parameters = [p for p in segmenter.parameters() if p.requires_grad]
+
+    def fits(name: str, value: Any, parameter: Tensor) -> bool:
+        if name == "step":
+            return value.ndim == 0
+        # None: momentum before the first step
+        return value is None or (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
+
+    try:
+        (state,) = states
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        is_right = numbers == list(range(len(parameters))) and all(
+            fits(name, value, parameters[number])
+            for number, values in state["state"].items()
+            for name, value in values.items()
+        )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        is_right = False
+    if not is_right:
+        raise PancsegError(
+            "ckpt_path holds the state of another optimizer or network; begin with its weights by "
+            "init_from"
+        )
+
+
+def seconds_of(max_time: str) -> int:
+    """Seconds of ``days:hours:minutes:seconds``.
+
+    >>> seconds_of("00:00:10:00")
+    600
+    """
+    days, hours, minutes, seconds = map(int, str(max_time).split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

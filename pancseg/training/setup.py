@@ -13,13 +13,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pancseg.config import is_sweep_job
 from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.data.transforms import Plan
 from pancseg.errors import PancsegError
@@ -36,8 +35,8 @@ from pancseg.models.network_checks import check_spatial_size, count_multiply_add
 from pancseg.models.pretrained import load_pretrained, open_weights
 from pancseg.models.segmenter import Segmenter
 from pancseg.reports.pictures import SAMPLE_COLUMNS, SAMPLE_ROWS, draw_samples
-from pancseg.requeue import has_own_folder
-from pancseg.training.checkpoints import seconds_of
+from pancseg.signals import has_fixed_folder
+from pancseg.training.resume import seconds_of
 
 log = logging.getLogger(__name__)
 SHELLS = ("bash", "interactive")  # names of Slurm's jobs whose tasks Lightning starts by itself
@@ -55,38 +54,30 @@ def check_start(cfg: DictConfig) -> None:
     """Check that a training can start on this machine, before anything is read.
 
     Raises:
-        PancsegError: If it cannot start as it is configured.
+        PancsegError: If it cannot start as it is configured, or processes that torchrun or Slurm
+            started would wait for each other for ever, or each train alone.
     """
     check_accelerator(cfg.hardware.accelerator)
-    max_time = cfg.trainer.max_time
+    max_time, nodes, devices = cfg.trainer.max_time, cfg.trainer.num_nodes, cfg.trainer.devices
     if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(max_time)):
         raise PancsegError(
             f"trainer.max_time={max_time}: expected days:hours:minutes:seconds; "
             "ten minutes are trainer.max_time=00:00:10:00"
         )
-    started = max(int(os.environ.get(name) or 1) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    together = cfg.trainer.num_nodes != 1 or cfg.trainer.devices not in (1, "1", [0])
-    if started > 1 and together and "SUBMITIT_EXECUTOR" not in os.environ:
+    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
+    started = max(int(os.environ.get("WORLD_SIZE") or 1), tasks)
+    is_shared = nodes != 1 or devices not in (1, "1", [0])
+    if started > 1 and is_shared and "SUBMITIT_EXECUTOR" not in os.environ:
         started_by = f"{started} processes were started by torchrun or Slurm, and each would"
-        if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        if is_sweep_job():
             raise PancsegError(
                 f"{started_by} begin the sweep anew; start it once, with "
                 "hydra/launcher=submitit_slurm"
             )
-        if cfg.ckpt_path in (None, "last") and not has_own_folder():
+        if cfg.ckpt_path in (None, "last") and not has_fixed_folder():
             raise PancsegError(
                 f"{started_by} name the run's folder by its own clock; give hydra.run.dir=FOLDER"
             )
-    check_slurm_tasks(cfg.trainer.num_nodes, cfg.trainer.devices)
-
-
-def check_slurm_tasks(nodes: int, devices: Any) -> None:
-    """Check that Slurm started as many tasks as train together.
-
-    Raises:
-        PancsegError: If they would wait for each other for ever, or each train alone.
-    """
-    tasks = int(os.environ.get("SLURM_NTASKS") or 1)
     if "SLURM_PROCID" not in os.environ or os.environ.get("SLURM_JOB_NAME") in SHELLS:
         return
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
@@ -149,14 +140,14 @@ def model_arguments(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
     return dict(to_plain(planned.model))
 
 
-def build_segmenter(cfg: DictConfig, data: CTDataModule) -> Segmenter:
-    """The network with loss, optimizer and scheduler, with initial weights if they are given."""
+def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = False) -> Segmenter:
+    """The network with loss, optimizer and scheduler; with initial weights unless resumed."""
     parts = {name: to_plain(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
     if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
         parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
     view = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
     segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=view, seed=cfg.seed)
-    if cfg.init_from:
+    if cfg.init_from and not is_resumed:
         weights = open_weights(Path(cfg.init_from))
         log.info(load_pretrained(segmenter.network, weights))
         data.seen_before.update(weights.seen or ())
@@ -249,22 +240,15 @@ def fit_errors(data: CTDataModule) -> Iterator[None]:
 
 def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
     """Draw the first samples of the training as the network gets them, in a PNG file."""
-    count = SAMPLE_COLUMNS * SAMPLE_ROWS
     samples: list[Any] = []
     for batch in data.train_dataloader():
         batch = data.augment_batch(batch)
         samples += zip(batch["image"], batch["label"], batch["name"], strict=True)
-        if len(samples) >= count:
+        if len(samples) >= SAMPLE_COLUMNS * SAMPLE_ROWS:
             break
-    images, labels, names = zip(*samples[:count], strict=True)
-    draw_samples(
-        path,
-        [image[0].cpu().numpy() for image in images],
-        [label[0].cpu().numpy() for label in labels],
-        names,
-        title,
-        spacing_mm=data.plan.spacing_mm,
-    )
+    images, labels, names = zip(*samples, strict=True)
+    volumes = ([volume[0].cpu().numpy() for volume in volumes] for volumes in (images, labels))
+    draw_samples(path, *volumes, names, title, spacing_mm=data.plan.spacing_mm)
 
 
 def to_plain(node: Any) -> Any:

@@ -1,5 +1,6 @@
 """What stands in ``summary.json`` and in the loggers' tables of runs."""
 
+import math
 import os
 import platform
 from dataclasses import asdict
@@ -8,8 +9,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
 
 from pancseg import __version__
 from pancseg.config import leaves
@@ -81,7 +80,7 @@ def describe_run(
     rows = report.rows
     by_dice, by_loss = best_row(rows, "val/dice"), best_row(rows, "val/loss")
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    pruned = any(getattr(one, "pruned", False) for one in callbacks)
+    pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
     return {
         "name": cfg.name,
         "best_dice": by_dice["val/dice"] if by_dice else None,
@@ -120,37 +119,16 @@ def log_hyperparameters(
     trainer: pl.Trainer, cfg: DictConfig, plan: Plan, summary: dict[str, Any]
 ) -> None:
     """Enter the run in the loggers' tables of hyperparameters, with its best score."""
-    planned = OmegaConf.merge(cfg, {"data": asdict(plan)})
-    values: Any = OmegaConf.to_container(planned, resolve=True)
-    searched = {key: values[key] for key in SEARCHED}
+    planned: Any = OmegaConf.to_container(
+        OmegaConf.merge(cfg, {"data": asdict(plan)}), resolve=True
+    )
     flat = {
         key: str(value) if isinstance(value, list) else value
-        for key, value in leaves(searched)
+        for key, value in leaves({name: planned[name] for name in SEARCHED})
         if key not in LEFT_OUT and value != {}
     }
-    score = summary["best_dice"] if summary["best_dice"] is not None else float("nan")
-    best_score = {"best/val_dice": score}
+    best = summary["best_dice"] if summary["best_dice"] is not None else math.nan
     for logger in trainer.loggers:
         logger.log_hyperparams(flat)
-        logger.log_metrics(best_score, step=trainer.global_step)
-        if isinstance(logger, TensorBoardLogger):
-            enter_trial(logger, flat, best_score)
+        logger.log_metrics({"best/val_dice": best}, step=trainer.global_step)
         logger.save()
-
-
-def enter_trial(board: TensorBoardLogger, flat: dict[str, Any], score: dict[str, float]) -> None:
-    """Enter a run in TensorBoard's table of hyperparameters.
-
-    Not by Lightning, which adds a description of the table made of this run alone: TensorBoard
-    takes one run's for all. Without any it puts first what differs between runs.
-
-    Args:
-        board: The run's.
-        flat: Hyperparameters by dotted key.
-        score: By the tag of its scalar.
-    """
-    told = {key: "none" if value is None else value for key, value in flat.items()}
-    _, start, end = hparams(told, score)
-    writer = board.experiment._get_file_writer()
-    writer.add_summary(start)
-    writer.add_summary(end)

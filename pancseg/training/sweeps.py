@@ -46,7 +46,7 @@ def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> f
         return score
     if last.is_file() and not cfg.ckpt_path:
         log.info("%s: resumes from its last checkpoint", folder)
-        cfg.ckpt_path = str(last)
+        cfg.ckpt_path = "last"
     devices = str(cfg.trainer.devices)
     if devices.isdigit() and int(devices) > 1 and "SLURM_PROCID" not in os.environ:
         raise PancsegError(  # Lightning's other processes would begin the sweep anew

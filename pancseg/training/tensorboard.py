@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
+from scipy.ndimage import binary_erosion
 from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
 
-from pancseg.reports.pictures import PREDICTED, REFERENCE, show_slice
+from pancseg.reports.pictures import PREDICTED, REFERENCE, largest_slice
 
 Batch = dict[str, Any]
 Picture = NDArray[np.uint8]
@@ -25,7 +26,7 @@ LAYOUT = {
 THRESHOLDS = 101  # of the precision-recall curve
 SAMPLES = 4  # of a batch, in a picture
 DICE_BINS = np.linspace(0, 1, 51)  # TensorBoard's own widen with the value: 0.08 at a Dice of 0.85
-SIDE_INCHES = 3.6  # the longer side of a picture, of 100 pixels an inch
+ZOOM = 3  # pixels of a picture for a voxel
 
 
 class RunLogger(TensorBoardLogger):
@@ -46,15 +47,38 @@ class RunLogger(TensorBoardLogger):
         named = {("train/epoch" if k == "epoch" else k): value for k, value in metrics.items()}
         super().log_metrics(named, step)
 
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Enter the run in the table of hyperparameters.
 
-def writers_of(trainer: pl.Trainer) -> list[Any]:
-    """TensorBoard writers of this process; none except in the first."""
-    if not trainer.is_global_zero:
-        return []
-    return [log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+        Lightning adds a description of the table made of this run alone, which TensorBoard takes
+        for all runs. Without any it puts first what differs between them.
+        """
+        super().log_hyperparams(params)
+        values = {key: "none" if value is None else value for key, value in params.items()}
+        _, start, end = hparams(values, {})
+        for part in (start, end):
+            self.experiment._get_file_writer().add_summary(part)
 
 
-class TensorBoardImages(pl.Callback):
+class TensorBoardCallback(pl.Callback):
+    """Base of callbacks that write to TensorBoard every few epochs.
+
+    Args:
+        every_n_epochs: How often.
+    """
+
+    def __init__(self, every_n_epochs: int) -> None:
+        self.every_n_epochs = every_n_epochs
+
+    def writers(self, trainer: pl.Trainer, always: bool = False) -> list[Any]:
+        """Writers of this process; none except in the first, and in epochs that are left out."""
+        is_due = trainer.current_epoch % self.every_n_epochs == 0 and not trainer.sanity_checking
+        if not trainer.is_global_zero or not (is_due or always):
+            return []
+        return [log.experiment for log in trainer.loggers if isinstance(log, TensorBoardLogger)]
+
+
+class TensorBoardImages(TensorBoardCallback):
     """Training samples, and the slice of largest area of a few validation volumes, with outlines.
 
     Args:
@@ -63,40 +87,31 @@ class TensorBoardImages(pl.Callback):
     """
 
     def __init__(self, every_n_epochs: int, volumes: int) -> None:
-        self.every_n_epochs, self.volumes = every_n_epochs, volumes
+        super().__init__(every_n_epochs)
+        self.volumes = volumes
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Draw the first samples of an epoch, augmented, as the network gets them."""
-        if batch_idx or not is_due(trainer, self.every_n_epochs) or not writers_of(trainer):
-            return
-        arrays = [as_arrays(batch, i) for i in range(min(SAMPLES, len(batch["image"])))]
-        add_image(trainer, "train/samples", tile([draw_slice(*pair) for pair in arrays]))
+        for writer in [] if batch_idx else self.writers(trainer):
+            samples = [draw_slice(batch, i) for i in range(min(SAMPLES, len(batch["image"])))]
+            writer.add_image("train/samples", tile(samples), trainer.global_step, dataformats="HWC")
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int,
         *_: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Draw the volumes of this batch that are among the first."""
         first = batch_idx * trainer.val_dataloaders.batch_size  # type: ignore[union-attr]
-        count = min(self.volumes - first, len(batch["image"]))
-        if count < 1 or not is_due(trainer, self.every_n_epochs) or not writers_of(trainer):
-            return
-        probability = pl_module.probability_of(outputs["logits"][:count])  # type: ignore[operator]
-        for i in range(count):
-            predicted = probability[i, 0].float().cpu().numpy()
-            add_image(
-                trainer, f"val/volume_{first + i + 1}", draw_slice(*as_arrays(batch, i), predicted)
-            )
+        for i in range(min(self.volumes - first, len(batch["image"]))):
+            for writer in self.writers(trainer):
+                predicted = pl_module.mask_of(outputs["logits"][i : i + 1])[0, 0].cpu().numpy()
+                picture, tag = draw_slice(batch, i, predicted), f"val/volume_{first + i + 1}"
+                writer.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
-class TensorBoardCurves(pl.Callback):
+class TensorBoardCurves(TensorBoardCallback):
     """Charts of training beside validation, learning rate, Dice of each patient and PR curve.
 
     With several processes curves are of the volumes of the first.
@@ -106,63 +121,39 @@ class TensorBoardCurves(pl.Callback):
     """
 
     def __init__(self, every_n_epochs: int) -> None:
-        self.every_n_epochs = every_n_epochs
+        super().__init__(every_n_epochs)
         self.counts = torch.zeros(2, THRESHOLDS, dtype=torch.float64)  # of 10^8 voxels, and exact
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the charts that hold training beside validation."""
-        for writer in writers_of(trainer):
+        for writer in self.writers(trainer, always=True):
             writer.add_custom_scalars(LAYOUT)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Enter the learning rate."""
-        for writer in writers_of(trainer):
+        for writer in self.writers(trainer, always=True):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             writer.add_scalar("train/lr", rate, trainer.global_step)
 
     def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Batch,
-        *_: Any,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, *_: Any
     ) -> None:
         """Count voxels by probability, labelled ones apart from the others."""
-        if is_due(trainer, self.every_n_epochs) and writers_of(trainer):
-            probability = pl_module.probability_of(outputs["logits"])  # type: ignore[operator]
+        if self.writers(trainer):
+            probability = pl_module.probability_of(outputs["logits"])
             labelled = (batch["label"] > 0).to(probability.device)
             self.counts += count_by_probability(probability, labelled).cpu()
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Enter the Dice of each patient and the precision-recall curve."""
         counts, self.counts = self.counts, torch.zeros_like(self.counts)
-        if not is_due(trainer, self.every_n_epochs):
-            return
-        dice = pl_module.dice["val_dice"].per_patient()  # type: ignore[index, union-attr]
-        step = trainer.global_step
-        for writer in writers_of(trainer):
+        for writer in self.writers(trainer):
+            dice, step = pl_module.dice["val_dice"].per_patient(), trainer.global_step
             if len(dice):
                 writer.add_histogram("val/dice_of_patients", dice, step, bins=DICE_BINS)
             if counts.sum():
                 curve = precision_recall(counts)
                 writer.add_pr_curve_raw("val/voxels", *curve, step, num_thresholds=THRESHOLDS)
-
-
-def is_due(trainer: pl.Trainer, every_n_epochs: int) -> bool:
-    """Whether this epoch is entered."""
-    return trainer.current_epoch % every_n_epochs == 0 and not trainer.sanity_checking
-
-
-def as_arrays(batch: Batch, i: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Image and label of a sample, ``(H, W, D)``."""
-    return batch["image"][i, 0].float().cpu().numpy(), batch["label"][i, 0].cpu().numpy()
-
-
-def add_image(trainer: pl.Trainer, tag: str, picture: Picture) -> None:
-    """Enter a picture ``(H, W, 3)``."""
-    for writer in writers_of(trainer):
-        writer.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
 def count_by_probability(probability: Tensor, labelled: Tensor) -> Tensor:
@@ -187,28 +178,23 @@ def precision_recall(counts: Tensor) -> tuple[Tensor, ...]:
     return true_positive, false_positive, true_negative, false_negative, precision, recall
 
 
-def draw_slice(
-    image: NDArray[Any], label: NDArray[Any], probability: NDArray[Any] | None = None
-) -> Picture:
-    """Draw the slice of largest label area of a volume ``(H, W, D)``, as RGB ``(H, W, 3)``."""
-    k = int((label > 0).sum(axis=(0, 1)).argmax())
-    width, height = image.shape[:2]
-    inches = SIDE_INCHES / max(width, height)
-    figure = Figure(figsize=(width * inches, height * inches), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    masks = {"reference": (label[::-1, :, k].T > 0, REFERENCE)}
-    if probability is not None:
-        masks["predicted"] = (probability[::-1, :, k].T > 0.5, PREDICTED)
-    outlines = list(masks.values())
-    grey = image[::-1, :, k].T
-    show_slice(axes, grey, outlines, window=(0, 1), aspect="auto", width=3 / len(masks))
-    for line, (name, (_, colour)) in enumerate(masks.items()):
-        if len(masks) > 1:
-            axes.annotate(name, (0, 1), (4, -4 - 11 * line), "axes fraction", "offset points",
-                          color=colour, va="top", fontsize=9)  # fmt: skip
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def draw_slice(batch: Batch, i: int, predicted: NDArray[np.bool_] | None = None) -> Picture:
+    """The slice of largest label area of a sample, RGB ``(rows, columns, 3)``, front up.
+
+    The label is outlined in green, a predicted mask ``(H, W, D)`` in red; lines are a voxel wide.
+    """
+    image, label = (
+        batch["image"][i, 0].float().cpu().numpy(),
+        batch["label"][i, 0].cpu().numpy() > 0,
+    )
+    k = largest_slice(label)
+    masks = [(label[..., k], REFERENCE)]
+    masks += [(predicted[..., k], PREDICTED)] if predicted is not None else []
+    picture = np.repeat(image[..., k, np.newaxis].clip(0, 1), 3, axis=2)
+    for mask, colour in masks:
+        picture[mask & ~binary_erosion(mask)] = to_rgb(colour)
+    upright = (255 * picture[::-1, ::-1]).astype(np.uint8).transpose(1, 0, 2)
+    return upright.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
 
 def tile(pictures: Sequence[Picture]) -> Picture:

@@ -15,8 +15,7 @@ from pancseg.inference.evaluation import CaseScorer
 from pancseg.inference.scan_batch import ScanBatch
 from pancseg.intake import convert
 from pancseg.models.segmenter import Segmenter
-from pancseg.requeue import requeue
-from pancseg.stopping import SIGNALS, stop_on_signals
+from pancseg.signals import SIGNALS, requeue, stop_on_signals
 from tests.conftest import Command, prepare, run_command, smoke
 from tests.test_run_control import EVERYTHING, PATCHES, assert_same, curves, learnt
 
