@@ -98,9 +98,9 @@ def read_scan(folder: Path) -> Scan:
         series_extent(other.files)
     if not series or series[0].problem:
         raise Refused("skipped", "by its header")
-    volume = read_series(series[0].files, Repair(gaps=True, tilt=True))
-    assert volume.image.ndim == 3
-    return Scan(volume.image, volume.stack)
+    scan = read_series(series[0].files, Repair(gaps=True, tilt=True))
+    assert scan.image.ndim == 3
+    return scan
 
 
 def read_label(file: Path, scan: Scan) -> LabelMap:

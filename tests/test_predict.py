@@ -326,7 +326,7 @@ def test_options_and_checkpoint_are_checked_before_the_input_is_read(
         (["checkpoint=nowhere.ckpt"], "checkpoint=nowhere.ckpt: there is no such file"),
         ([f"checkpoint={best}", "shard=3/3"], "shard=3/3: expected i/n"),
     ):
-        ended = command("predict", *words, f"input={tmp_path}", out)
+        ended = command("predict", *words, f"input={best.parent}", out)
         assert ended.code == 2
         assert text in ended.err
 

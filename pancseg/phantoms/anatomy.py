@@ -22,7 +22,7 @@ from pancseg.phantoms.shapes import (
     common,
     curve_through,
     joined,
-    kept_off,
+    outline,
 )
 from pancseg.phantoms.tissue import Tissue
 
@@ -117,10 +117,9 @@ def plan_pancreas(rng: Rng) -> PancreasPlan:
     knots[:, 2] += rng.normal(0, 9) * np.clip(-knots[:, 0] / 84, 0, 1) ** 1.2
     knots[:, 1] += rng.normal(0, 3)
     knots[:, 3] *= rng.uniform(0.92, 1.1) * rng.normal(1, 0.05, len(knots))
-    x, y, z = knots[1, :3]
     thick = 10 * rng.uniform(0.85, 1.15)
-    uncinate = [[x - 3, y - 4, z - 10, thick], [x - 14, y - 11, z - 15, 8.5]]
-    uncinate += [[x - 24, y - 15, z - 15, 4.5]]
+    uncinate = _knots([-3, -14, -24], [-4, -11, -15], [-10, -15, -15], [thick, 8.5, 4.5])
+    uncinate[:, :3] += knots[1, :3]
     return PancreasPlan(curve_through(knots), curve_through(uncinate), float(rng.uniform(1.2, 2.2)))
 
 
@@ -165,17 +164,18 @@ class Abdomen(Lattice):
         """All shapes in the order of painting."""
         kidneys = self._kidneys(self.stream("kidneys"))
         vessels = self._vessels(self.stream("vessels"))
-        pancreas = self._pancreas(kidneys, self.stream("lobules"))
-        near = [*pancreas, *vessels]
+        pancreas = self._pancreas(outline(kidneys), self.stream("lobules"))
+        near = outline(pancreas + vessels)
         duodenum = self._duodenum(near, self.stream("duodenum"))
-        near += kidneys
+        near = np.minimum(near, outline(kidneys))
         stomach = self._stomach(near, self.stream("stomach"))
-        near += duodenum + stomach
+        near = np.minimum(near, outline(duodenum + stomach))
         liver = self._liver(near, self.stream("liver"))
         spleen = self._spleen(near, self.stream("spleen"))
-        near += liver + spleen
+        near = np.minimum(near, outline(liver + spleen))
         colon = self._colon(near, self.stream("colon"))
-        bowel = self._small_bowel(near + colon, self.stream("bowel"))
+        near = np.minimum(near, outline(colon))
+        bowel = self._small_bowel(near, self.stream("bowel"))
         thorax = self._heart(self.stream("heart"))
         organs = [*bowel, *colon, *liver, *spleen, *kidneys, *stomach, *duodenum]
         return [*self.trunk, *thorax, *organs, *pancreas, *vessels]
@@ -219,13 +219,13 @@ class Abdomen(Lattice):
             Layer(across(x / 1.2, y + 25) - 8, Tissue.SPINAL_CANAL),
         ]
 
-    def _pancreas(self, kidneys: Layers, rng: Rng) -> Layers:
+    def _pancreas(self, kidneys: Field, rng: Rng) -> Layers:
         """Lobulated surface around the planned course; flatter from front to back."""
         field = self.tube(self.plan.axis, (1.0, 1.2, 0.95))[0]
         field = joined(field, self.tube(self.plan.uncinate, (0.9, 1.1, 0.9))[0], 6)
         lobules = 0.6 * self.noise(rng, 26) + 0.8 * self.noise(rng, 12, waves=24)
         field += self.plan.lobule_mm * np.clip(lobules, -1.3, 2.5)
-        return [Layer(kept_off(field, kidneys, 1.5), Tissue.PANCREAS)]
+        return [Layer(np.maximum(field, 1.5 - kidneys), Tissue.PANCREAS)]
 
     def _behind(self, share: float, radii: float) -> NDArray[np.float64]:
         """Point behind the axis of the pancreas, at a share of the way from head to tail."""
@@ -285,7 +285,7 @@ class Abdomen(Lattice):
             Layer(sinus, Tissue.FAT, 3, Tissue.KIDNEY_SINUS),
         ]
 
-    def _liver(self, near: Layers, rng: Rng) -> Layers:
+    def _liver(self, near: Field, rng: Rng) -> Layers:
         """Liver, its veins and the gallbladder: the space on the right below the diaphragm."""
         x, y, z = self.x, self.y, self.z
         low, slant = float(rng.normal(24, 7)), float(rng.uniform(0.54, 0.7))
@@ -293,10 +293,10 @@ class Abdomen(Lattice):
         field = common(self.cavity + 3, self.diaphragm + 1.5, 12)
         field = common(field, (underside - z + 4 * self.noise(rng, 60)) * 0.8, 12)
         field = common(field, float(-50 + rng.normal(0, 10)) - x - 0.2 * y, 14)
-        field = np.maximum(field, 36 - across(x / 1.1, y - self.spine_y + 5))
-        field = kept_off(field, near, 2.0)
+        spine = across(x / 1.1, y - self.spine_y + 5) - 36
+        field = np.maximum(field, np.maximum(-spine, 2 - near))
         centre, size = [56, 48, -6] + rng.normal(0, 4, 3), rng.uniform(0.7, 1.2)
-        bile = kept_off(self.ellipsoid(centre, size * np.array([16, 16, 27])), near, 1.0)
+        bile = np.maximum(self.ellipsoid(centre, size * np.array([16, 16, 27])), 1 - near)
         veins = 14 * across(self.noise(rng, 80), self.noise(rng, 80)) - 3  # where both are near 0
         return [
             Layer(field, Tissue.LIVER),
@@ -304,12 +304,12 @@ class Abdomen(Lattice):
             Layer(bile, Tissue.LIVER, 1.5, Tissue.GALLBLADDER),
         ]
 
-    def _spleen(self, near: Layers, rng: Rng) -> Layers:
+    def _spleen(self, near: Field, rng: Rng) -> Layers:
         """Cap on the left wall, hollowed by stomach, kidney and tail."""
         centre = [-104, -34, 46] + rng.normal(0, [2, 4, 6])
         field = self.ellipsoid(centre, np.array([33, 46, 48]) * rng.uniform(0.85, 1.15))
         field = common(field + 1.5 * self.noise(rng, 40), self.inside, 6)
-        return [Layer(kept_off(field, near, 2.0), Tissue.SPLEEN)]
+        return [Layer(np.maximum(field, 2 - near), Tissue.SPLEEN)]
 
     def _heart(self, rng: Rng) -> Layers:
         """Fat between the lungs, and the lower side of the heart on the diaphragm."""
@@ -320,7 +320,7 @@ class Abdomen(Lattice):
         heart = common(np.maximum(heart, self.cavity + 10), 1 - self.diaphragm, 8)
         return [Layer(between, Tissue.FAT), Layer(heart, Tissue.FAT, 5, Tissue.HEART)]
 
-    def _stomach(self, near: Layers, rng: Rng) -> Layers:
+    def _stomach(self, near: Field, rng: Rng) -> Layers:
         """In front of the pancreas, from empty and thick-walled to full."""
         full = float(rng.uniform(0.62, 1.05))
         knots = STOMACH_MM + rng.normal(0, 1, STOMACH_MM.shape) * [4, 3, 5, 0]
@@ -331,21 +331,21 @@ class Abdomen(Lattice):
         wall, level = (3.2 + 5 * (1.05 - full), 1.2, 13), (full * float(rng.uniform(1, 17)), 1, 70)
         return self._hollow(knots, near, rng, tissues, 0.8, (1.5, 30), wall, level)
 
-    def _duodenum(self, near: Layers, rng: Rng) -> Layers:
+    def _duodenum(self, near: Field, rng: Rng) -> Layers:
         """Around the head of the pancreas, in contact with it in places."""
         knots = DUODENUM_MM + rng.normal(0, 1, DUODENUM_MM.shape) * [2.5, 2, 3, 0]
         knots[:, 3] *= rng.uniform(0.8, 1.1) * rng.uniform(0.85, 1.15, len(knots))
         tissues = Tissue.DUODENUM_WALL, Tissue.DUODENUM_FLUID, Tissue.BOWEL_GAS
         return self._hollow(knots, near, rng, tissues, 0.3, (0.8, 16), (2.5, 4, 50), (5, 7, 70))
 
-    def _colon(self, near: Layers, rng: Rng) -> Layers:
+    def _colon(self, near: Field, rng: Rng) -> Layers:
         """Around the small bowel, with stool and gas."""
         knots = COLON_MM + rng.normal(0, 1, COLON_MM.shape) * [5, 4, 8, 1.5]
         knots[4:7, 1] += 88 * (self.body.belly - 1)
         tissues = Tissue.BOWEL_WALL, Tissue.COLON_STOOL, Tissue.BOWEL_GAS
         return self._hollow(knots, near, rng, tissues, 2.5, (2, 30), (2.2, 1, 50), (2, 14, 110))
 
-    def _small_bowel(self, near: Layers, rng: Rng) -> Layers:
+    def _small_bowel(self, near: Field, rng: Rng) -> Layers:
         """Loops below and left of the pancreas, up and down in columns; many are collapsed."""
         line: list[list[float]] = []
         places = product(np.arange(6, 72, LOOP_MM), np.arange(-84, 86, LOOP_MM))
@@ -358,7 +358,7 @@ class Abdomen(Lattice):
         return self._hollow(knots, near, rng, tissues, 0.5, (1, 15), (2.4, 4, 55), (9, 6, 70))
 
     def _hollow(
-        self, knots: Knots, near: Layers, rng: Rng, tissues: Tissues, gap_mm: float, *mm: Lengths
+        self, knots: Knots, near: Field, rng: Rng, tissues: Tissues, gap_mm: float, *mm: Lengths
     ) -> Layers:
         """Hollow organ: wall, content, and gas that rises to the front.
 
@@ -368,7 +368,7 @@ class Abdomen(Lattice):
         bumps_mm, (wall, thicker, wall_wavelength), (level, sd, level_wavelength) = mm
         field, rise = self.tube(curve_through(knots))
         field = common(field + bumps_mm[0] * self.noise(rng, bumps_mm[1]), self.inside, 4)
-        field = kept_off(field, near, np.clip(gap_mm + 1.6 * self.noise(rng, 45), -1, 6))
+        field = np.maximum(field, np.clip(gap_mm + 1.6 * self.noise(rng, 45), -1, 6) - near)
         lumen = field + wall + thicker * np.maximum(self.noise(rng, wall_wavelength), 0)
         gas = np.maximum(lumen, level + sd * self.noise(rng, level_wavelength) - rise)
         return list(map(Layer, (field, lumen, gas), tissues))

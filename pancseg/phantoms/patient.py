@@ -14,18 +14,17 @@ from pancseg.phantoms.anatomy import Anatomy
 from pancseg.phantoms.scanner import draw_scanner, scan
 from pancseg.phantoms.tissue import Tissue
 
-HU_LOW, HU_HIGH = -1024, 3071  # of 12 bits
-MASK_STORAGE = (1, 0, False)
-CT_STORAGES = ((1, -1024, False), (1, 0, True), (0.5, -1024, False), (2, -1024, False))
-SCANNERS = (("Imaginary Imaging", "Phantom One"), ("Sample Systems", "Helix 64"))
+CT_STORAGES = (1, -1024, False), (1, 0, True), (0.5, -1024, False), (2, -1024, False)
+"""Slope, intercept, whether stored numbers are signed."""
+SCANNERS = ("Imaginary Imaging", "Phantom One"), ("Sample Systems", "Helix 64")
 
 
 class SeriesStyle:
-    """Storage of a patient's series: pairs for CT and mask."""
+    """Storage of a patient's series: a pair for CT and mask each."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.feet_first, self.numbered_from_feet = rng.integers(0, 2, (2, 2)).tolist()
-        self.storage = CT_STORAGES[rng.integers(len(CT_STORAGES))], MASK_STORAGE
+        self.storage = CT_STORAGES[rng.integers(len(CT_STORAGES))], (1, 0, False)
         self.mask_value = int(rng.choice([1, 255]))
         self.scanner = SCANNERS[rng.integers(len(SCANNERS))]
 
@@ -67,7 +66,7 @@ def simulate_patient(
     scanner = draw_scanner(anatomy.stream("scanner"))
     style = SeriesStyle(anatomy.stream("dicom style"))
     hu = scan(tissue, grid, scanner, anatomy.stream("noise"))
-    np.clip(hu, HU_LOW, HU_HIGH, out=hu)
+    np.clip(hu, -1024, 3071, out=hu)  # 12 bits
     step_hu = max(1, int(style.storage[0][0]))
     return Phantom(
         patient=f"phantom-{seed}-{index:03d}",
@@ -142,10 +141,9 @@ def series_header(phantom: Phantom, mask: bool) -> Dataset:
     header.StudyInstanceUID = phantom.uid("study")
     header.SeriesInstanceUID = phantom.uid("series", "MASK" if mask else "CT")
     header.FrameOfReferenceUID = phantom.uid("frame of reference")
-    header.KVP = 120
     header.WindowCenter = style.mask_value / 2 if mask else 40
     header.WindowWidth = style.mask_value if mask else 400
-    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.KVP, header.SamplesPerPixel, header.PhotometricInterpretation = 120, 1, "MONOCHROME2"
     header.Columns, header.Rows = phantom.label.shape[:2]
     header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
     slope, intercept, signed = style.storage[mask]

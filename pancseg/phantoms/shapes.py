@@ -18,8 +18,8 @@ Rng = np.random.Generator
 STEP_MM = 3.0  # between nodes
 FAR_MM = 60.0  # value of a tube's field farther than REACH_MM from its surface
 REACH_MM = 7.0
-BLOCK = 4  # nodes along an edge of the blocks that ``tube`` tests first
-BLOCK_MM = 1.35 * (BLOCK - 1) * STEP_MM * np.sqrt(3)  # diagonal of a block, at most
+BLOCK = 5  # nodes along an edge of the blocks that ``tube`` tests first
+BLOCK_MM = 1.35 * (BLOCK // 2) * STEP_MM * np.sqrt(3)  # from the centre to a corner, at most
 
 
 class SmoothNoise:
@@ -82,8 +82,8 @@ class Body:
 
     def __init__(self, rng: Rng) -> None:
         size = rng.normal(1.0, 0.04)
-        scale = size * np.clip(rng.normal(1.0, [0.045, 0.05, 0.04]), 0.9, 1.1)
-        self.scale = np.clip(scale, 0.86, 1.14)  # (3,)
+        shape = np.clip(rng.normal(1.0, [0.045, 0.05, 0.04]), 0.9, 1.1)
+        self.scale = np.clip(size * shape, 0.86, 1.14)  # (3,)
         tilt_deg = np.clip(rng.normal(0, [2.0, 2.0, 4.0]), -8, 8)
         self.rotation = Rotation.from_euler("xyz", tilt_deg, degrees=True).as_matrix()
         weight = rng.uniform(0, 1)
@@ -156,6 +156,8 @@ class Lattice:
             nodes += z + y
             nodes += x
         self.x, self.y, self.z = self.xyz
+        middle = [np.minimum(np.arange(BLOCK // 2, len(a) + 2, BLOCK), len(a) - 1) for a in axes]
+        self.block_centres = np.moveaxis(self.xyz[np.ix_(np.arange(3), *middle)], 0, -1)
 
     def noise(self, rng: Rng, wavelength_mm: float, waves: int = 12) -> Field:
         """Draw smooth noise and evaluate it at the nodes."""
@@ -171,8 +173,8 @@ class Lattice:
         reach = float(curve.radius_mm.max()) + REACH_MM
         stretch = np.asarray(flatten, dtype=np.float32)
         tree = cKDTree(curve.points_mm * stretch)
-        corners = np.moveaxis(self.xyz[:, ::BLOCK, ::BLOCK, ::BLOCK], 0, -1)
-        near = tree.query(corners * stretch, distance_upper_bound=reach + BLOCK_MM)[0] < np.inf
+        centres = self.block_centres * stretch
+        near = tree.query(centres, distance_upper_bound=reach + BLOCK_MM)[0] < np.inf
         close = near.repeat(BLOCK, 0).repeat(BLOCK, 1).repeat(BLOCK, 2)
         close = close[tuple(map(slice, field.shape))]
         points = self.xyz[:, close].T
@@ -231,13 +233,15 @@ def common(first: Field, second: Field, round_mm: float) -> Field:
 
 def _corner(first: Field, second: Field, round_mm: float) -> Field:
     """Parabola where two fields differ by less than ``round_mm``, else 0."""
-    corner = np.maximum(round_mm - np.abs(first - second), 0)
-    return corner * corner * (0.25 / round_mm)
+    corner = np.minimum(np.abs(first - second), round_mm)
+    corner -= round_mm
+    corner *= corner
+    return corner * (0.25 / round_mm)
 
 
-def kept_off(field: Field, others: list[Layer], gap_mm: float | Field) -> Field:
-    """Remove the part of a shape that is less than ``gap_mm`` away from other shapes."""
-    return np.maximum(field, gap_mm - reduce(np.minimum, (other.field for other in others)))
+def outline(layers: list[Layer]) -> Field:
+    """Union of the shapes."""
+    return reduce(np.minimum, (layer.field for layer in layers))
 
 
 def across(first: Field, second: Field) -> Field:
