@@ -16,9 +16,9 @@ from intake import processor
 
 from pancseg.data.manifest import Case, read_manifest
 from pancseg.files import write_json, write_text
-from pancseg.parallel import cores
 from pancseg.metrics.case_scores import score_case
 from pancseg.metrics.statistics import describe, per_patient
+from pancseg.parallel import cores
 
 TOLERANCES_MM = [2.0]  # of the surface Dice, which is not shown
 

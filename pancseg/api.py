@@ -82,10 +82,10 @@ def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
             ) from error
         except Exception as error:
             job.failed.append(error)
-        for error in map(own_error, job.failed):
-            if is_job_error(error):
-                raise error
-            raise PancsegError(one_line(error, command)) from error
+        for failure in map(own_error, job.failed):
+            if is_job_error(failure):
+                raise failure
+            raise PancsegError(one_line(failure, command)) from failure
         folder = FOLDERS[command](job_return.cfg)
         return Path(folder or job_return.hydra_cfg.hydra.runtime.output_dir)
 

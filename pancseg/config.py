@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pancseg.errors import PancsegError
+from pancseg.files import is_of_a_run
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
@@ -160,14 +161,6 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def is_of_a_run(checkpoint: str | None) -> bool:
-    """Whether a checkpoint is there and lies where a run puts its own."""
-    if not checkpoint:
-        return False
-    path = Path(checkpoint)
-    return path.parent.name == "checkpoints" and path.is_file()
 
 
 def machine_fact(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""``python -m pancseg.export``: a trained network for those who have no pancseg."""
+"""``python -m pancseg.export``: a trained network for programs without pancseg."""
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,72 +10,64 @@ from pancseg.cli import command
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)
-FORMATS = ("bundle", "onnx")
+PACKAGES = {"bundle": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # that a format needs
 
 
 def export(cfg: DictConfig) -> None:
-    """Write one network as a MONAI bundle or as ONNX, with its model card.
+    """Write a network as a MONAI bundle or as ONNX, with its model card.
 
     Raises:
-        PancsegError: If it cannot, or what was written differs from the original; then nothing
-            is left.
+        PancsegError: If it cannot be exported, or the export differs from the checkpoint; then
+            nothing is written.
     """
-    check_request(cfg)
+    output = check_options(cfg)
     from pancseg.exporting.bundle import write_bundle
-    from pancseg.exporting.exportable import open_exportable
-    from pancseg.exporting.model_card import model_card
-    from pancseg.exporting.onnx_model import check_installed, write_onnx
-    from pancseg.exporting.scored import facts_of
+    from pancseg.exporting.model_card import model_card, read_run
+    from pancseg.exporting.onnx_model import write_onnx
+    from pancseg.exporting.patch_network import open_patch_network
     from pancseg.files import replaced_folder, write_text
 
-    if cfg.format == "onnx":
-        check_installed()
-    output = Path(cfg.output)
-    check_free(output)
-    net = open_exportable(cfg.checkpoint)
-    facts = facts_of(net)
+    net = open_patch_network(cfg.checkpoint)
+    summary, figures = read_run(net)
+    is_onnx = cfg.format == "onnx"
     with replaced_folder(output) as folder:
-        if cfg.format == "onnx":
-            difference = write_onnx(net, folder, cfg.tolerance)
-            card = folder / "README.md"
-        else:
-            difference = write_bundle(net, folder, cfg.tolerance, facts.figures)
-            card = folder / "docs" / "README.md"
-        write_text(card, model_card(net, facts, cfg.format))
-    log.info("on a random window, logits differ by at most %.3g", difference)
-    log.info("masks are made with %s", net.how.describe())
+        exported = write_onnx(net, folder) if is_onnx else write_bundle(net, folder, figures)
+        if not (difference := net.difference(exported)) <= cfg.tolerance:
+            raise PancsegError(
+                f"a logit of the export differs from the checkpoint's by {difference:.3g}, "
+                f"expected at most {cfg.tolerance:g}; nothing was written"
+            )
+        card = folder / ("README.md" if is_onnx else "docs/README.md")
+        write_text(card, model_card(net, summary, figures, cfg.format))
+    log.info("logits of a random window differ by at most %.3g", difference)
+    log.info("masks: %s", net.postprocess.describe())
     log.info("%s", output)
 
 
-def check_request(cfg: DictConfig) -> None:
-    """Check what is asked for before anything is opened.
+def check_options(cfg: DictConfig) -> Path:
+    """Check the options, and return the output folder.
 
     Raises:
-        PancsegError: If it makes no sense.
-    """
-    for key in ("checkpoint", "output"):
-        if OmegaConf.is_missing(cfg, key):
-            raise PancsegError(f"{key} is not given; give a path")
-    if cfg.format not in FORMATS:
-        raise PancsegError(f"format={cfg.format}: expected one of {', '.join(FORMATS)}")
-    if not cfg.tolerance > 0:
-        raise PancsegError(f"tolerance={cfg.tolerance}: expected a number above 0")
-
-
-def check_free(output: Path) -> None:
-    """Check that nothing is overwritten.
-
-    Raises:
-        PancsegError: If the output is a file or a folder that holds something, or cannot be made.
+        PancsegError: If one is missing or impossible, or the folder is not empty.
     """
     from pancseg.files import check_writable
 
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists():
-        held = "holds something" if output.is_dir() else "is a file"
-        raise PancsegError(f"output={output}: {held} already; give a folder that is not there yet")
+    for key in ("checkpoint", "output"):
+        if OmegaConf.is_missing(cfg, key):
+            raise PancsegError(f"{key} is not given; give a path")
+    if cfg.format not in PACKAGES:
+        raise PancsegError(f"format={cfg.format}: expected one of {', '.join(PACKAGES)}")
+    if missing := [name for name in PACKAGES[cfg.format] if find_spec(name) is None]:
+        raise PancsegError(
+            f"format=onnx: needs {', '.join(missing)}, not installed; pip install pancseg[export]"
+        )
+    if not cfg.tolerance > 0:
+        raise PancsegError(f"tolerance={cfg.tolerance}: expected a number above 0")
+    output = Path(cfg.output)
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise PancsegError(f"output={output}: exists already; expected a new or an empty folder")
     check_writable(output.resolve().parent, "output")
+    return output
 
 
 main = command(export)

@@ -229,3 +229,11 @@ def unpacked_sha256(path: Path) -> str:
 def chunks(buffer: memoryview) -> list[memoryview]:
     """Views of a buffer, so that packing needs no second copy of it."""
     return [buffer[start : start + CHUNK_BYTES] for start in range(0, len(buffer), CHUNK_BYTES)]
+
+
+def is_of_a_run(checkpoint: str | None) -> bool:
+    """Whether a checkpoint is there and lies where a run puts its own."""
+    if not checkpoint:
+        return False
+    path = Path(checkpoint)
+    return path.parent.name == "checkpoints" and path.is_file()

@@ -14,7 +14,7 @@ from types import FrameType
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from pancseg.config import is_of_a_run
+from pancseg.files import is_of_a_run
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)

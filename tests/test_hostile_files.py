@@ -72,7 +72,6 @@ KNOWN = {
     "subprocess.run": {"signals.py", "hardware.py", "doctor.py"},
     # of what the user typed, never of a file's
     "instantiate": {"prepare.py", "training/setup.py", "training/callbacks.py"},
-    "torch.export.load": {"exporting/whole_scan.py"},  # in a bundle, which is a program
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, run = out / "root", out / "run"
     best = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
     assert run_command("prepare", *source, f"data.root={root}", *SHALLOW) == 0
-    words = ["split.val=1", "split.test=1"]
+    words = ["split.val=1", "split.test=1", "sampling=patches", "sampling.steps_per_epoch=2"]
     assert run_command("train", *smoke(root, run, *words)) == 0
     assert run_command("evaluate", best, "subset=test") == 0
     for name, given in (("dicom", scans / "images" / f"{MARK}_0"), ("nifti", scans / "nifti")):

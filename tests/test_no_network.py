@@ -49,7 +49,8 @@ def the_demo(folder: Path) -> None:
     best = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
     assert run_command("phantom", f"out={folder / 'dicom'}", "patients=6", *PHANTOM) == 0
     assert run_command("prepare", *source, f"data.root={data}", *words) == 0
-    assert run_command("train", *smoke(data, run), "hardware.num_workers=1") == 0
+    patches = ["sampling=patches", "sampling.steps_per_epoch=2"]
+    assert run_command("train", *smoke(data, run, *patches), "hardware.num_workers=1") == 0
     assert run_command("evaluate", best, "subset=test") == 0
     images = folder / "dicom" / "images"
     one = min(path for path in images.iterdir() if path.is_dir())

@@ -22,7 +22,7 @@ from tests.test_conf import composed
 from tests.test_sweep import words
 
 LR = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
-OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.startup_trials=2"]
+OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.startup_trials=4"]
 GRID = "optimizer.weight_decay=choice(0.0,-1.0)"  # torch refuses the second
 SEARCH = [LR, GRID, *OPTUNA, "hydra.sweeper.n_trials=4"]
 

@@ -256,7 +256,10 @@ def test_a_missing_fold_is_reported(swept: Path, tmp_path: Path, command: Comman
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["subset=val"], "subset=val: of 3 checkpoints"), ([], "the folder of neither a run nor a sweep")],
+    [
+        (["subset=val"], "subset=val: of 3 checkpoints"),
+        ([], "the folder of neither a run nor a sweep"),
+    ],
 )
 def test_what_a_sweep_cannot_score_is_refused(
     swept: Path, tmp_path: Path, command: Command, words: list[str], message: str

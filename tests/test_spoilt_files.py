@@ -85,7 +85,10 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint_is_detected_or_changes_no_weight
         except PancsegError as error:
             told.append(str(error))
             continue
-        assert all(torch.equal(found[name.removeprefix("network.")], value) for name, value in weights.items())
+        assert all(
+            torch.equal(found[name.removeprefix("network.")], value)
+            for name, value in weights.items()
+        )
     assert all(str(best) in one and "\n" not in one for one in told)
     assert len(told) > flips / 2
 

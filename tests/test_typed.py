@@ -63,8 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         root = f"data.root={where.roots / name}"
         assert run_command("prepare", f"data={name}", root, *source) == 0
     root = f"data.root={where.roots / 'group64'}"
-    tiny = ("model.channels=[4,8,8,8,8]", "model.num_res_units=0")
-    words = short("train", (root, *tiny, f"hydra.run.dir={where.run}"))
+    words = short("train", (root, "model=tiny", f"hydra.run.dir={where.run}"))
     assert run_command("train", *words) == 0
     best = where.run / "checkpoints" / "best.ckpt"
     for subset in ("val", "test"):

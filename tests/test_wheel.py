@@ -32,9 +32,10 @@ def test_a_wheel_brings_its_configuration_on_board(tmp_path: Path) -> None:
     run("pancseg.phantom", "out=d", "patients=3", "shape=[48,48,40]", "spacing_mm=[8,8,8]")
     shallow = ["data.depth=32", "data.tail=shift", "data.root=r", "privacy=none"]
     run("pancseg.prepare", "source.images=d/images", "source.labels=d/labels", *shallow)
-    run("pancseg.train", "experiment=smoke", *shallow, "hydra.run.dir=run")
+    patches = ["sampling=patches", "sampling.steps_per_epoch=2", "data.spacing_mm=[8,8,8]"]
+    run("pancseg.train", "experiment=smoke", *shallow, *patches, "hydra.run.dir=run")
     assert "held out" in run("pancseg.evaluate", "checkpoint=run/checkpoints/best.ckpt")
     assert (away / "run" / "scores" / "test.csv").is_file()
     assert (away / "run" / "report.html").is_file()
     run("pancseg.export", "checkpoint=run/checkpoints/best.ckpt", "output=bundle")
-    assert (away / "bundle" / "scripts" / "whole_scan.py").is_file()
+    assert (away / "bundle" / "configs" / "inference.json").is_file()

@@ -1,1 +1,1 @@
-"""Handing a trained network on to those who have no pancseg."""
+"""Export of a trained network as a MONAI bundle or as ONNX."""

@@ -1,163 +1,147 @@
-"""A MONAI bundle: weights, program, and the configuration that ``monai.bundle run`` executes."""
+"""A MONAI bundle: weights, and a configuration of MONAI's own transforms.
 
-import shutil
+https://docs.monai.io/en/latest/mb_specification.html
+"""
+
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pancseg import __version__
-from pancseg.exporting import whole_scan
-from pancseg.exporting.exportable import Exportable
-from pancseg.exporting.processing import transforms_of
-from pancseg.exporting.program import check_same, program_of, quiet
+from pancseg.data.transforms import AXES
+from pancseg.exporting.patch_network import PatchNetwork
 from pancseg.files import write_json
-from pancseg.models.segmenter import WINDOWS
+from pancseg.models.factory import build
+from pancseg.models.pretrained import load_tensors
 
 SCHEMA = (
     "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
     "meta_schema_20240725.json"
 )
-SCRIPT = "scripts.whole_scan"
-NEEDED = ("nibabel", "scipy")  # beside MONAI, torch and numpy
+PACKAGES = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5", "scikit-image": "0.26.0"}  # as tested
+# columns along the last axis with any value above 0; all columns without any
+BODY = "$lambda x: (x > 0).any(-1, keepdim=True).expand_as(x) | ~(x > 0).any()"
 
 
-def write_bundle(net: Exportable, folder: Path, tolerance: float, scores: dict[str, Any]) -> float:
-    """Fill a folder with everything but the model card.
-
-    ``models/model.pt2`` is torch.export's: TorchScript (``model.ts``) is deprecated in torch 2.13.
-    ``models/model.pt`` is the same weights by name, for those who train on.
-
-    Args:
-        net: What is exported.
-        folder: Empty.
-        tolerance: Largest difference of a logit between the bundle and the original.
-        scores: Figures of ``scores/test.json``; empty where there are none.
-
-    Returns:
-        The largest difference that was found.
-
-    Raises:
-        PancsegError: If it is larger, or the network cannot be exported.
-    """
-    for name in ("configs", "models", "scripts", "docs"):
-        (folder / name).mkdir()
-    path = folder / "models" / "model.pt2"
-    with quiet():
-        torch.export.save(program_of(net.network, net.window), path)
-    torch.save(net.network.state_dict(), path.with_suffix(".pt"))
-    shutil.copyfile(whole_scan.__file__, folder / "scripts" / "whole_scan.py")
-    (folder / "scripts" / "__init__.py").touch()
+def write_bundle(net: PatchNetwork, folder: Path, figures: dict[str, Any]) -> nn.Module:
+    """Write ``configs`` and ``models`` into an empty folder; return the network as written."""
+    path = folder / "models" / "model.pt"
+    path.parent.mkdir()
+    torch.save(net.network.state_dict(), path)
     write_json(folder / "configs" / "inference.json", inference(net))
-    write_json(folder / "configs" / "metadata.json", metadata(net, scores))
-    with quiet():
-        return check_same(net.network, whole_scan.load_network(str(path)), net.window, tolerance)
+    write_json(folder / "configs" / "metadata.json", metadata(net, figures))
+    written = build(net.definition, nn.Module)
+    written.load_state_dict(load_tensors(path))
+    return written.eval()
 
 
-def inference(net: Exportable) -> dict[str, Any]:
-    """``configs/inference.json``; ``dataset_dir`` and ``output_dir`` are given when it is run."""
-    inside_body = {"_target_": f"{SCRIPT}.inside_body", "_mode_": "callable"}
+def processing(net: PatchNetwork) -> dict[str, Any]:
+    """Components of MONAI from a scan's file to a mask's, as ``data/transforms.py`` has them."""
+    numbers = net.trained.preprocessing
+    low, high = numbers.window_hu
+    scale = {"a_min": low, "a_max": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
+    crop = {"source_key": "image", "select_fn": BODY, "allow_smaller": True}
+    inverse = {"orig_keys": "image", "transform": "@preprocessing", "nearest_interp": False}
+    save = {"output_dir": "@output_dir", "output_postfix": net.structure, "output_dtype": "uint8"}
+    largest = [("KeepLargestConnectedComponentd", {"applied_labels": 1})]
+    to_image = [
+        ("LoadImaged", {"reader": "NibabelReader", "image_only": True}),
+        ("EnsureChannelFirstd", {}),
+        ("Orientationd", {"axcodes": numbers.orientation, "labels": AXES}),
+        ("Spacingd", {"pixdim": numbers.spacing_mm, "mode": "bilinear"}),
+        ("ScaleIntensityRanged", scale),
+        ("CropForegroundd", crop),
+    ]
+    to_mask = [
+        ("Activationsd", {net.activation: True}),
+        ("Lambdad", {"func": "$lambda p: p[1:]"}),  # the channel of the structure
+        ("Invertd", inverse),
+        ("AsDiscreted", {"threshold": net.postprocess.threshold}),
+        *(largest if net.postprocess.largest_component else []),
+        ("SaveImaged", {**save, "resample": False, "separate_folder": False}),
+    ]
     return {
-        "bundle_root": {"_target_": f"{SCRIPT}.bundle_root"},
-        "dataset_dir": None,
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {
-            "_target_": f"{SCRIPT}.load_network",
-            "path": "$@bundle_root + '/models/model.pt2'",
-            "device": "@device",
-        },
-        "preprocessing": {
-            "_target_": "monai.transforms.Compose",
-            "transforms": transforms_of(net.trained.preprocessing, inside_body),
-        },
+        "preprocessing": compose("image", to_image),
         "inferer": {
-            "_target_": "monai.inferers.SlidingWindowInferer",
+            "_target_": "SlidingWindowInferer",
             "roi_size": net.window,
-            "sw_batch_size": WINDOWS,
-            "overlap": net.overlap,
+            "sw_batch_size": 2,
+            "overlap": net.trained.hparams["view"]["overlap"],
             "mode": "gaussian",
         },
-        "predict": {
-            "_target_": f"{SCRIPT}.WholeScan",
-            "network": "@network_def",
-            "inferer": "@inferer",
-            "preprocessing": "@preprocessing",
-            "activation": net.activation,
-            "depth": net.trained.depth,
-            "device": "@device",
+        "postprocessing": compose("pred", to_mask),
+    }
+
+
+def compose(key: str, transforms: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Dictionary transforms of one key, in the words of bundles."""
+    nodes = [{"_target_": name, "keys": key, **arguments} for name, arguments in transforms]
+    return {"_target_": "Compose", "transforms": nodes}
+
+
+def inference(net: PatchNetwork) -> dict[str, Any]:
+    """``configs/inference.json``."""
+    return {
+        "imports": ["$import glob"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/scans'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
+        "network_def": net.definition,
+        "network": "$@network_def.to(@device)",
+        **processing(net),
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.nii*'))]",
+            "transform": "@preprocessing",
         },
-        "postprocessing": {
-            "_target_": f"{SCRIPT}.MaskOf",
-            "threshold": net.how.threshold,
-            "largest_component": net.how.largest_component,
-        },
-        "dataset": {"_target_": f"{SCRIPT}.find_scans", "folder": "@dataset_dir"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
+        "handlers": [
+            {
+                "_target_": "CheckpointLoader",
+                "load_path": "$@bundle_root + '/models/model.pt'",
+                "load_dict": {"model": "@network"},
+                "map_location": "@device",
+            }
+        ],
         "evaluator": {
-            "_target_": f"{SCRIPT}.Evaluator",
-            "dataset": "@dataset",
-            "predict": "@predict",
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network",
+            "inferer": "@inferer",
             "postprocessing": "@postprocessing",
-            "output_dir": "@output_dir",
+            "val_handlers": "@handlers",
         },
         "run": ["$@evaluator.run()"],
     }
 
 
-def metadata(net: Exportable, scores: dict[str, Any]) -> dict[str, Any]:
-    """``configs/metadata.json``, with the keys of MONAI's specification of bundles."""
-    patients = len(net.trained.split.train)
+def metadata(net: PatchNetwork, figures: dict[str, Any]) -> dict[str, Any]:
+    """``configs/metadata.json``."""
+    name = net.structure
+    tensor = {"type": "image", "modality": "CT", "spatial_shape": net.window, "dtype": "float32"}
+    image = {"format": "hounsfield", "num_channels": 1, "value_range": [0, 1]}
+    pred = {"format": "segmentation", "num_channels": 2, "value_range": []}
+    channels = {"0": "background", "1": name}
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "changelog": {__version__: "exported by pancseg"},
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {name: version(name) for name in NEEDED},
-        "name": "Pancreas on CT",
-        "task": "Segmentation of the pancreas on abdominal CT",
-        "description": f"Trained by pancseg {__version__} on {patients} patients; docs/README.md "
-        "has the model card",
+        "required_packages_version": PACKAGES,
+        "task": f"Segmentation of the {name} on abdominal CT",
+        "description": "For research, not for clinical use; docs/README.md is the model card",
         "authors": "not stated",
         "copyright": "not stated",
         "data_source": f"fingerprint {net.trained.fingerprint}",
-        "data_type": "CT as NIfTI, Hounsfield units",
-        "image_classes": "one channel, CT in Hounsfield units, windowed to 0..1",
-        "label_classes": "one channel, 1 is pancreas, 0 is everything else",
-        "pred_classes": "two channels of logits, 0 is background, 1 is pancreas",
-        "eval_metrics": {"mean_dice": scores["dice"]["mean"]} if scores else {},
-        "intended_use": "research; not for clinical use",
-        "references": [],
-        "network": net.model,
+        "eval_metrics": {"mean_dice": figures["dice"]["mean"]} if figures else {},
         "network_data_format": {
-            "inputs": {"image": tensor(net, 1, "magnitude", [0, 1], ["CT"])},
-            "outputs": {"pred": tensor(net, 2, "segmentation", [], ["background", "pancreas"])},
+            "inputs": {"image": tensor | image | {"channel_def": {"0": "CT"}}},
+            "outputs": {"pred": tensor | pred | {"channel_def": channels}},
         },
-    }
-
-
-def tensor(
-    net: Exportable, channels: int, kind: str, values: list[float], named: list[str]
-) -> dict[str, Any]:
-    """What a tensor is, as MONAI's metadata says it.
-
-    Args:
-        net: Whose.
-        channels: How many.
-        kind: One of MONAI's words.
-        values: Smallest and largest; empty where there is no such range.
-        named: The channels.
-    """
-    return {
-        "type": "image",
-        "format": kind,
-        "modality": "CT",
-        "num_channels": channels,
-        "spatial_shape": net.window,
-        "dtype": "float32",
-        "value_range": values,
-        "is_patch_data": net.trained.preprocessing.spatial_size is None,
-        "channel_def": {str(number): name for number, name in enumerate(named)},
     }

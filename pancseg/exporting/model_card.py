@@ -1,180 +1,122 @@
-"""The model card: what a network is, what it learnt from, how good it is, how it is run.
+"""The model card, in Markdown. It holds numbers of patients, never their names, and no path."""
 
-Numbers of patients stand in it, never their names; nor does any place of data.
-"""
-
-import platform
-from importlib.metadata import version
+from dataclasses import asdict
+from html import escape
 from typing import Any
 
 import torch
 
 from pancseg import __version__
-from pancseg.exporting.exportable import Exportable
-from pancseg.exporting.scored import RunFacts
+from pancseg.errors import PancsegError
+from pancseg.exporting.patch_network import PatchNetwork
+from pancseg.inference.checkpoint import run_folder_of
 from pancseg.models.factory import count_parameters
-from pancseg.output.page import banners_of
-from pancseg.output.score_table import headline
-from pancseg.output.score_words import shown, title_of_column
+from pancseg.reports.page import banners_of
+from pancseg.reports.run_folder import Run
+from pancseg.reports.tables import headline
 
-QUOTED = ("dice", "hd95_mm", "nsd_2mm")
-LIMITS = """\
-- Not a medical device: no part of it was made or tested for diagnosis or treatment.
-- It finds one structure, the pancreas, on CT in Hounsfield units; on anything else its masks mean
-  nothing. It does not notice that a scan is none of an abdomen.
-- It knows scanners, contrast phases, ages and diseases of the patients above and no others. Figures
-  are of those patients; on scans from elsewhere expect less, and measure it before you use it.
-- Probabilities are not calibrated on patients.
-- Scans whose voxels are much larger than those above are answered, and answered badly."""
-BUNDLE = """\
-    pip install "monai>=1.5.1" "torch>={torch}" nibabel scipy fire
-    python -m monai.bundle run --config_file FOLDER/configs/inference.json \\
-      --dataset_dir SCANS --output_dir MASKS
+NO_SCORES = "There are no scores of test patients for this checkpoint and these masks."
+CARD = """\
+# {title} on CT
 
-`SCANS` is a folder of NIfTI files, at any depth, or one file; each mask is uint8, on its scan's own
-grid and in its order of axes. pancseg is not needed. `scripts/whole_scan.py` turns the scan, cuts
-it into groups where the network was trained on groups, and brings the probability back to the grid;
-all numbers stand in `configs/inference.json`. A bundle runs what it holds: run none whose origin
-you do not trust."""
-ONNX = """\
+{banners}
+
+## Network
+
+{network}
+
+## Scores
+
+{scores}
+
+## Limits
+
+- Not a medical device; nothing here was made or tested for diagnosis or treatment.
+- It segments the {name} on CT in Hounsfield units, and does not notice other images.
+- It knows the scanners, contrast phases, ages and diseases of its training patients. Expect lower
+  scores on scans from elsewhere, and measure them first.
+
+## Use
+
+{use}
+"""
+USE = {
+    "bundle": """\
+    pip install "monai[fire,ignite,nibabel,skimage]>=1.5.1"
+    python -m monai.bundle run --config_file configs/inference.json --dataset_dir SCANS
+
+in this folder; `SCANS` is a folder of NIfTI files. Masks are written to `eval`, on the grids of the
+scans. A bundle is a program: run only bundles from people you trust.""",
+    "onnx": """\
     import onnxruntime
 
     session = onnxruntime.InferenceSession("FOLDER/model.onnx")
-    logits = session.run(["logits"], {{"image": windows}})[0]
+    logits = session.run(["logits"], {"image": windows})[0]
 
-`windows` are float32 `(B, 1, {size})`, logits `(B, 2, {size})`. `processing.json` says what
-is done to a scan before it and to logits after it, step by step; without these steps the network
-answers nonsense. In short: {groups}orientation {orientation}, voxels of {spacing} mm, {low:g} to
-{high:g} HU to 0..1, the box around the body{resize}, windows with an overlap of
-{overlap:g} weighted by a Gaussian, {activation}, back to the scan's grid, {mask}."""
+`processing.json` holds the steps from a scan to windows and from logits to a mask, as transforms of
+MONAI. Without them the logits mean nothing.""",
+}
 
 
-def model_card(net: Exportable, facts: RunFacts, kind: str) -> str:
-    """The card, Markdown.
-
-    Args:
-        net: What is exported.
-        facts: Of its run.
-        kind: ``bundle`` or ``onnx``.
-    """
-    held_out = facts.figures.get("held_out", net.trained.split.held_out)
-    warned = [("NOT FOR CLINICAL USE", "For research alone.")]
-    warned += banners_of(bool(facts.phantoms), held_out)
-    banners = "\n>\n".join(f"> **{title}** {words}" for title, words in warned)
-    parts = {
-        "What it is": table(identity(net)),
-        "Trained on": table(training(net, facts)),
-        "Scores": scores(facts),
-        "Limits": LIMITS,
-        "How to run it": running(net, kind),
-        "Versions": table(versions(facts)),
+def read_run(net: PatchNetwork) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``summary.json`` and ``scores/test.json``; empty if missing or of another network or mask."""
+    trained = net.trained
+    folder = run_folder_of(trained.path)
+    run = Run(folder, [folder])
+    summary = next(iter(run.summaries), {})
+    try:
+        figures = run.figures("test")
+    except PancsegError:  # not scored
+        figures = {}
+    own = {
+        "checkpoint": [trained.path.name],
+        "checkpoint_epoch": [trained.epoch],
+        "data_fingerprint": trained.fingerprint,
+        "postprocess": [asdict(net.postprocess)],
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
-    return f"# Pancreas on CT\n\n{banners}\n\n{body}\n"
+    is_summary = summary.get("data_fingerprint") == trained.fingerprint
+    return summary if is_summary else {}, figures if own.items() <= figures.items() else {}
 
 
-def identity(net: Exportable) -> list[tuple[str, str]]:
-    """The network and what it is given."""
-    numbers, depth = net.trained.preprocessing, net.trained.depth
-    low, high = numbers.window_hu
-    given = f"groups of {depth} slices, resized" if depth else "whole scans, resized"
-    return [
-        ("network", f"`{net.model['_target_']}`, {count_parameters(net.network):,} parameters"),
-        ("is given", "patches" if numbers.spatial_size is None else given),
-        ("voxels of its window", by(net.window)),
-        ("voxel size", f"{by(numbers.spacing_mm)} mm, {numbers.orientation}"),
-        ("Hounsfield units", f"{low:g} to {high:g} become 0 to 1"),
-        ("gives", f"logits of background and pancreas; {net.activation}"),
-        ("mask", net.how.describe()),
+def model_card(
+    net: PatchNetwork, summary: dict[str, Any], figures: dict[str, Any], kind: str
+) -> str:
+    """The card of a ``bundle`` or ``onnx``, with what :func:`read_run` gives."""
+    trained, numbers, split = net.trained, net.trained.preprocessing, net.trained.split
+    phantoms = summary.get("phantoms", figures.get("phantoms"))
+    held_out = figures.get("held_out", split.held_out)
+    banners = [
+        ("NOT FOR CLINICAL USE", "For research only."),
+        *banners_of(bool(phantoms), held_out),
     ]
-
-
-def training(net: Exportable, facts: RunFacts) -> list[tuple[str, str]]:
-    """The data and the training, in numbers."""
-    split, loss = net.trained.split, net.trained.segmenter.hparams["loss"]
-    phantoms = {True: "phantoms: synthetic scans", False: "CT of patients"}
-    rows = [
-        ("data", phantoms.get(facts.phantoms, "not known: no summary beside the checkpoint")),  # type: ignore[arg-type]
-        ("data fingerprint", f"`{net.trained.fingerprint}`"),
-        ("patients trained on", str(len(split.train))),
-        ("patients it was chosen by", str(len(split.val))),
-        ("patients for testing", str(len(split.test))),
-        ("split", split.rule if split.seed is None else f"{split.rule}, seed {split.seed}"),
-    ]
-    if net.trained.seen_before:
-        before = f"{len(net.trained.seen_before)} patients were seen by the weights it began with"
-        rows.append(("before", before))
-    rows += [("loss", f"`{loss['_target_']}`"), ("epochs", f"{net.trained.epoch} complete")]
-    if facts.summary:
-        rows.append(("precision", str(facts.summary["hardware"]["precision"])))
-    return rows
-
-
-def scores(facts: RunFacts) -> str:
-    """The test scores, with who they are of."""
-    figures = facts.figures
-    if not figures:
-        return facts.unscored
-    lines = [headline(figures) + ".", "", f"{figures['geometry'].capitalize()}.", ""]
-    rows = [("measure", "mean", "95 % CI"), ("--", "--", "--")]
-    for name in QUOTED:
-        if name in figures:
-            title, digits = title_of_column(name)
-            low, high = figures[name]["ci95"]
-            mean, *ends = (shown(v, digits) for v in (figures[name]["mean"], low, high))
-            rows.append((title, mean, " to ".join(ends)))
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def running(net: Exportable, kind: str) -> str:
-    """How it is run, to be pasted."""
-    if kind == "bundle":
-        return BUNDLE.format(torch=".".join(torch.__version__.split(".")[:2]))
-    numbers, depth = net.trained.preprocessing, net.trained.depth
-    low, high = numbers.window_hu
-    size = numbers.spatial_size
-    return ONNX.format(
-        size=", ".join(map(str, net.window)),
-        orientation=numbers.orientation,
-        spacing=by(numbers.spacing_mm),
-        low=low,
-        high=high,
-        groups=f"groups of {depth} slices, each by itself: " if depth else "",
-        resize=f" resized to {by(size)} voxels" if size else "",
-        mask=net.how.describe(),
-        overlap=net.overlap,
-        activation=net.activation,
+    data = {"True": "phantoms", "False": "CT of patients"}.get(str(phantoms), "not known")
+    size, spacing, window = (
+        ", ".join(f"{value:g}" for value in values)
+        for values in (net.window, numbers.spacing_mm, numbers.window_hu)
+    )
+    facts = {
+        "network": f"{net.definition['_target_']}, {count_parameters(net.network):,} parameters",
+        "input": f"{size} voxels of {spacing} mm, {numbers.orientation}; {window} HU are 0 and 1",
+        "output": f"logits of background and {net.structure}, {net.activation}",
+        "mask": net.postprocess.describe(),
+        "data": f"{data}, fingerprint {trained.fingerprint}",
+        "patients": f"{len(split.train)} training, {len(split.val)} validation, {len(split.test)} "
+        f"test ({split.rule}), {len(trained.seen_before)} of the initial weights",
+        "training": f"{trained.epoch} epochs, {trained.hparams['loss']['_target_']}",
+        "trained by": ", ".join(f"{k} {v}" for k, v in summary.get("versions", {}).items()),
+        "exported by": f"pancseg {__version__}, torch {torch.__version__}",
+    }
+    return CARD.format(
+        title=net.structure.capitalize(),
+        name=net.structure,
+        banners="\n>\n".join(f"> **{title}** {text}" for title, text in banners),
+        network=table(facts),
+        scores=escape(f"{headline(figures)}; {figures['geometry']}.") if figures else NO_SCORES,
+        use=USE[kind],
     )
 
 
-def versions(facts: RunFacts) -> list[tuple[str, str]]:
-    """Of the packages that exported and that trained."""
-    now = {"python": platform.python_version(), "torch": torch.__version__}
-    now |= {name: version(name) for name in ("monai", "numpy", "nibabel")}
-    told = {"exported by": {"pancseg": __version__, **now}}
-    if facts.summary:
-        told["trained by"] = facts.summary["versions"]
-    return [
-        (who, ", ".join(f"{name} {number}" for name, number in found.items()))
-        for who, found in told.items()
-    ]
-
-
-def table(rows: list[tuple[str, str]]) -> str:
-    """A table of two columns.
-
-    >>> print(table([("voxels", "3")]))
-    | | |
-    |--|--|
-    | voxels | 3 |
-    """
-    return "\n".join(["| | |", "|--|--|", *(f"| {name} | {text} |" for name, text in rows)])
-
-
-def by(numbers: Any) -> str:
-    """Sizes in words.
-
-    >>> by([1.5, 1.5, 1.0])
-    '1.5 x 1.5 x 1'
-    """
-    return " x ".join(f"{number:g}" for number in numbers)
+def table(rows: dict[str, Any]) -> str:
+    """A table of two columns, without HTML."""
+    texts = {key: " ".join(escape(str(v)).replace("|", "/").split()) for key, v in rows.items()}
+    return "\n".join(["| | |", "|--|--|", *(f"| {key} | {text} |" for key, text in texts.items())])

@@ -1,80 +1,67 @@
-"""A network as ONNX, with what has to be done before and after it as JSON."""
+"""A network as ONNX, with its pre- and postprocessing as JSON."""
 
-from importlib.util import find_spec
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import Dim
 
 from pancseg.errors import PancsegError
-from pancseg.exporting.exportable import Exportable
-from pancseg.exporting.processing import describe_processing
-from pancseg.exporting.program import check_same, program_of, quiet
+from pancseg.exporting.bundle import processing
+from pancseg.exporting.patch_network import PatchNetwork
 from pancseg.files import write_json
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-
-def check_installed() -> None:
-    """Check that what writes and runs ONNX is there, before any work is done.
-
-    Raises:
-        PancsegError: If it is not.
-    """
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise PancsegError(
-            f"format=onnx: needs {', '.join(missing)}, not installed; pip install pancseg[export]"
-        )
-
-
-def write_onnx(net: Exportable, folder: Path, tolerance: float) -> float:
-    """Fill a folder with ``model.onnx`` and ``processing.json``.
-
-    Args:
-        net: What is exported.
-        folder: Empty.
-        tolerance: Largest difference of a logit between onnxruntime and the original.
-
-    Returns:
-        The largest difference that was found.
-
-    Raises:
-        PancsegError: If it is larger, or the network cannot be exported.
-    """
-    path = folder / "model.onnx"
-    program = program_of(net.network, net.window)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torch's exporters log and warn of on every call."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with quiet():
-            exported = torch.onnx.export(
-                program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
-            )
-    except torch.onnx.OnnxExporterError as error:
-        name, told = net.model["_target_"], str(error).strip().partition("\n")[0]
-        raise PancsegError(f"{name}: torch writes no ONNX of it ({told})") from error
-    assert exported is not None  # as for every dynamo=True
-    shape = exported.model.graph.inputs[0].shape
-    assert shape is not None
-    exported.rename_axes({str(shape[0]): "batch"})
-    for node in exported.model.graph.all_nodes():
-        node.metadata_props.clear()  # says where in which file of this machine each step stands
-    exported.save(path, external_data=False)  # one file; ONNX takes 2 GB
-    write_json(folder / "processing.json", describe_processing(net))
-    return check_same(net.network, OnnxNetwork(path), net.window, tolerance)
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
 
 
-class OnnxNetwork:
-    """An ONNX file as a function, computed on the CPU.
+def write_onnx(net: PatchNetwork, folder: Path) -> Callable[[Tensor], Tensor]:
+    """Write ``model.onnx`` and ``processing.json`` into an empty folder; return the network.
 
-    Args:
-        path: Of the file.
+    Raises:
+        PancsegError: If torch cannot export the network.
     """
+    from onnxruntime import InferenceSession
 
-    def __init__(self, path: Path) -> None:
-        from onnxruntime import InferenceSession
+    path = folder / "model.onnx"
+    try:
+        exported = export_program(net)
+    except Exception as error:  # networks of other libraries raise any kind
+        reason = str(error).strip().partition("\n")[0]
+        raise PancsegError(
+            f"format=onnx: torch cannot export {type(net.network).__name__} "
+            f"({type(error).__name__}: {reason}); give format=bundle"
+        ) from error
+    exported.save(path, external_data=False)  # one file, at most 2 GB
+    write_json(folder / "processing.json", processing(net))
+    session = InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
-        self.session = InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """Logits ``(B, 2, H, W, D)`` of windows ``(B, 1, H, W, D)``."""
-        return torch.from_numpy(self.session.run(["logits"], {"image": image.numpy()})[0])
+@quiet()
+def export_program(net: PatchNetwork) -> Any:
+    """The network for any number of windows, without stack traces, which hold paths."""
+    example = torch.zeros(2, 1, *net.window)  # torch takes a size of 1 for a constant
+    with torch.no_grad():
+        program = torch.export.export(net.network, (example,), dynamic_shapes=({0: Dim("batch")},))
+    exported: Any = torch.onnx.export(
+        program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+    )
+    exported.rename_axes({str(exported.model.graph.inputs[0].shape[0]): "batch"})
+    for node in exported.model.graph.all_nodes():
+        node.metadata_props.clear()
+    return exported

@@ -112,7 +112,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
         hparams, data = content["hyper_parameters"], dict(content["datamodule_hyper_parameters"])
         state = content["CTDataModule"]
         names = ("orientation", "spacing_mm", "window_hu", "spatial_size")
-        values = (tuple(v) if isinstance(v := data[name], list) else v for name in names)
+        values: Any = (tuple(v) if isinstance(v := data[name], list) else v for name in names)
         preprocessing = Preprocessing(*values)
         check_sizes(preprocessing.spacing_mm, (hparams["view"] or {}).get("size"))
         if data["sampling"]["kind"] == "patches":

@@ -353,8 +353,8 @@ def find_masks(
     table = folder / "predictions.csv"
     if table.is_file():
         by_series = {case.series_hash: case.name for case in cases if case.series_hash}
-        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            for row in csv.DictReader(file):
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            for row in csv.DictReader(lines):
                 name = by_series.get(series_hash(row.get("series_uid") or "-"))
                 if name and row.get("case"):
                     names[row["case"]] = name

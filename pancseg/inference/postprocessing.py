@@ -188,4 +188,6 @@ def read_postprocess(checkpoint: Path) -> Postprocess | None:
 
     path = postprocess_path(checkpoint)
     values = read_sidecar(path, checkpoint, "a choice of threshold and components", is_usable)
-    return values and Postprocess(float(values["threshold"]), values["largest_component"])
+    if values is None:
+        return None
+    return Postprocess(float(values["threshold"]), values["largest_component"])

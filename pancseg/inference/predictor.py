@@ -311,7 +311,7 @@ class Predictor:
             sw_device=settings.device,
             device=settings.sum_device,
         )
-        return found[0, 0].cpu()  # type: ignore[index]
+        return found[0, 0].cpu()  # type: ignore[call-overload]
 
     def find_region(self, image: nib.Nifti1Image) -> Box | None:
         """The box around the organ, found at 4 mm by the first network; None if nothing is."""

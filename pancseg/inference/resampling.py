@@ -7,6 +7,7 @@ itself: a tenth of the memory, and values that do not depend on the block.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -84,7 +85,7 @@ def network_inputs(
     for start in covering_starts(slices, depth):
         group = cut_group(image, start, depth, fill=AIR_HU)
         values = torch.as_tensor(np.asanyarray(group.dataobj).astype(np.float32))[None]
-        item = {"image": MetaTensor(values, affine=torch.as_tensor(group.affine))}
+        item: dict[Any, Any] = {"image": MetaTensor(values, affine=torch.as_tensor(group.affine))}
         found = transform(item)["image"]
         affine = np.asarray(found.affine, np.float64)
         inputs.append(
@@ -127,7 +128,7 @@ def resampled_grid(
         Orientationd("image", axcodes=preprocessing.orientation, labels=AXES),
         Spacingd("image", pixdim=preprocessing.spacing_mm, mode="bilinear"),
     )
-    item = {"image": MetaTensor(empty, affine=torch.as_tensor(image.affine))}
+    item: dict[Any, Any] = {"image": MetaTensor(empty, affine=torch.as_tensor(image.affine))}
     for step in steps:
         item = step(item, lazy=True)
     x, y, z = (int(size) for size in item["image"].peek_pending_shape())

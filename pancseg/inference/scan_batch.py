@@ -1,6 +1,5 @@
 """A batch of scans: each becomes files and a row of ``predictions.csv``."""
 
-import csv
 import hashlib
 import logging
 import sys
@@ -20,7 +19,15 @@ from pancseg.dicom.series import Scan
 from pancseg.dicom.write_rtstruct import write_rtstruct
 from pancseg.dicom.write_seg import write_seg
 from pancseg.errors import Incomplete, PancsegError, Refused, brief, lacks_room
-from pancseg.files import PARTIAL, check_writable, read_json, write_csv, write_json, write_nifti
+from pancseg.files import (
+    PARTIAL,
+    check_writable,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_nifti,
+)
 from pancseg.geometry import Affine, bounding_box, oriented_like, spacing_of, voxel_ml
 from pancseg.inference.mask_flags import ReviewThresholds, mask_flags, sort_mask_flags
 from pancseg.inference.predictor import FAINT, Prediction, Predictor
@@ -411,13 +418,8 @@ def table_path(folder: Path, shard: str) -> Path:
 
 def read_tables(folder: Path) -> dict[str, Row]:
     """Rows of all tables of a folder by case; a table of another version has none."""
-    rows: dict[str, Row] = {}
-    for path in sorted([*folder.glob("predictions.*.csv"), *folder.glob(TABLE)]):
-        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames == COLUMNS:
-                rows |= {row["case"]: Row(**row) for row in reader if row["case"]}
-    return rows
+    paths = [*sorted(folder.glob("predictions.*.csv")), folder / TABLE]
+    return {row.case: row for path in paths for row in read_csv(path, Row) if row.case}
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:

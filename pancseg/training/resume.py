@@ -105,9 +105,7 @@ def check_resumed(
         log.warning("the prepared data are not those that ckpt_path was trained on")
 
 
-def fixed_settings(
-    hparams: Any, data: dict[str, Any], preprocessing: Preprocessing
-) -> dict[str, Any]:
+def fixed_settings(hparams: Any, data: Any, preprocessing: Preprocessing) -> dict[str, Any]:
     """Settings by dotted key that stay the same for a whole training.
 
     Args:

@@ -247,8 +247,8 @@ def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
         if len(samples) >= SAMPLE_COLUMNS * SAMPLE_ROWS:
             break
     images, labels, names = zip(*samples, strict=True)
-    volumes = ([volume[0].cpu().numpy() for volume in volumes] for volumes in (images, labels))
-    draw_samples(path, *volumes, names, title, spacing_mm=data.plan.spacing_mm)
+    images, labels = ([volume[0].cpu().numpy() for volume in each] for each in (images, labels))
+    draw_samples(path, images, labels, names, title, spacing_mm=data.plan.spacing_mm)
 
 
 def to_plain(node: Any) -> Any:

@@ -1,0 +1,114 @@
+"""The network to export: a checkpoint that was trained on patches, as a network of MONAI."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pancseg.errors import PancsegError
+from pancseg.inference.checkpoint import TrainedModel, checkpoint_paths, open_checkpoint
+from pancseg.inference.postprocessing import DEFAULT, Postprocess, read_postprocess
+from pancseg.models.factory import build
+from pancseg.models.resunet import ResUNet
+
+DYNUNET = (
+    "spatial_dims", "in_channels", "out_channels", "kernel_size", "strides",
+    "upsample_kernel_size", "filters", "dropout", "norm_name", "act_name", "trans_bias",
+)  # fmt: skip
+AXIS_CODES = "(?=.*[LR])(?=.*[AP])(?=.*[IS])[LRAPIS]{3}"
+PLAIN_JSON = r'(?!.*"_)[\w .,:+"{}\[\]-]*'  # without syntax of MONAI's configurations and HTML
+
+
+@dataclass(frozen=True)
+class PatchNetwork:
+    """A network that was trained on patches.
+
+    Attributes:
+        trained: Content of the checkpoint.
+        network: A network of MONAI that computes the same, in evaluation mode.
+        definition: Its ``_target_`` and arguments.
+        postprocess: How masks are made.
+        window: Size of the input, voxels.
+        activation: How logits become probabilities: ``sigmoid`` or ``softmax``.
+        structure: Name of the segmented structure.
+    """
+
+    trained: TrainedModel
+    network: nn.Module
+    definition: dict[str, Any]
+    postprocess: Postprocess
+    window: list[int]
+    activation: str
+    structure: str
+
+    @torch.no_grad()
+    def difference(self, exported: Callable[[Tensor], Tensor]) -> float:
+        """Largest difference of a logit to the checkpoint's, on a window of random values."""
+        image = torch.rand(1, 1, *self.window, generator=torch.Generator().manual_seed(0))
+        return float((exported(image) - self.trained.network(image)).abs().max())
+
+
+def open_patch_network(given: Any) -> PatchNetwork:
+    """Open the checkpoint to export: a file, or the folder of a run.
+
+    Raises:
+        PancsegError: If it cannot be exported.
+    """
+    paths = checkpoint_paths(Path(given)) if isinstance(given, str) else list(given)
+    if len(paths) != 1:
+        raise PancsegError(
+            f"checkpoint={given}: gives {len(paths)} networks, expected one; give the "
+            "checkpoints/best.ckpt of one run"
+        )
+    trained = open_checkpoint(Path(paths[0]))
+    if trained.depth is not None:
+        raise PancsegError(
+            f"checkpoint={trained.path}: was trained on groups of {trained.depth} slices, which "
+            "neither a bundle nor ONNX can represent; train on patches (data=volume) to export"
+        )
+    check_values(trained)
+    hparams, structure = trained.hparams, trained.structures[0].name
+    postprocess = read_postprocess(trained.path) or DEFAULT
+    activation = "sigmoid" if hparams["loss"].get("sigmoid") else "softmax"
+    window = list(hparams["view"]["size"])
+    return PatchNetwork(trained, *as_monai(trained), postprocess, window, activation, structure)
+
+
+def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of MONAI that computes the same in evaluation, and its definition."""
+    network = trained.network
+    if not isinstance(network, ResUNet):
+        return network, trained.hparams["model"]
+    arguments = {name: getattr(network, name) for name in DYNUNET}
+    definition = {"_target_": "monai.networks.nets.DynUNet", **arguments, "res_block": True}
+    dynunet = build(definition, nn.Module)
+    # a DynUNet has each weight under two names, and here no heads of deep supervision
+    dynunet.load_state_dict(network.state_dict(), strict=False)
+    return dynunet.eval(), definition
+
+
+def check_values(trained: TrainedModel) -> None:
+    """Check values for a bundle, whose text MONAI evaluates, and for the HTML of a model card.
+
+    Raises:
+        PancsegError: Naming the first that pancseg.train does not write.
+    """
+    hparams, numbers, split = trained.hparams, trained.preprocessing, trained.split
+    arguments = {key: value for key, value in hparams["model"].items() if key != "_target_"}
+    texts = [hparams["loss"]["_target_"], split.rule, trained.structures[0].name]
+    written = json.dumps([arguments, texts, hparams["view"], numbers.spacing_mm, numbers.window_hu])
+    checks = {
+        "orientation": re.fullmatch(AXIS_CODES, numbers.orientation),
+        "fingerprint": re.fullmatch("[0-9a-f]{8,64}", trained.fingerprint),
+        "arguments": re.fullmatch(PLAIN_JSON, written, re.ASCII),
+    }
+    if wrong := [name for name, is_safe in checks.items() if not is_safe]:
+        raise PancsegError(
+            f"checkpoint={trained.path}: its {wrong[0]} cannot be from pancseg.train; export a "
+            "checkpoint of pancseg.train"
+        )

@@ -1,1 +1,0 @@
-"""Scores of whole cases: arrays in, numbers out."""
