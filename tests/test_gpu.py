@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
 from pancseg.config import conf_folder, register_resolvers
+from pancseg.data.sampling import Sampling
 from pancseg.data.transforms import Plan
 from pancseg.hardware import BYTES_A_VOXEL
 from pancseg.models import augmentation
@@ -91,8 +92,9 @@ def composed(*words: str) -> DictConfig:
 
 def data_of(cfg: DictConfig, plan: Plan = STRONG, batches: int = 250) -> Any:
     """Stands in for the data module."""
-    sampling = SimpleNamespace(overlap=cfg.sampling.overlap)
-    return SimpleNamespace(plan=plan, sampling=sampling, batches_per_epoch=lambda: batches)
+    return SimpleNamespace(
+        plan=plan, sampling=Sampling(**cfg.sampling), batches_per_epoch=lambda: batches
+    )
 
 
 def segmenter_of(cfg: DictConfig, plan: Plan = STRONG) -> Segmenter:

@@ -134,7 +134,7 @@ def leaks(folder: Path) -> set[str]:
 @pytest.mark.slow
 def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(site: Path) -> None:
     written = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
-    for ending in (".ckpt", ".csv", ".json", ".html", ".png", ".nii.gz", ".npy", ".pt2", ".pt"):
+    for ending in (".ckpt", ".csv", ".json", ".html", ".png", ".nii.gz", ".npy", ".pt"):
         assert [name for name in written if name.endswith(ending)], ending
     assert [name for name in written if "tfevents" in name]
     assert {name for name in leaks(site) if not MAY.search(name)} == {"privacy.key.names.csv"}

@@ -90,7 +90,7 @@ def test_the_demo_runs_without_a_network_and_does_not_look_for_one(tmp_path: Pat
     told = in_a_namespace(tmp_path, "demo")
     assert told["asked"] == []
     assert set(told["sent"].values()) == {0}  # type: ignore[attr-defined]
-    assert (tmp_path / "bundle" / "models" / "model.pt2").is_file()
+    assert (tmp_path / "bundle" / "models" / "model.pt").is_file()
     assert list((tmp_path / "masks").glob("*_pancreas.dcm"))
 
 

@@ -83,7 +83,7 @@ def model(
         fingerprint="",
         has_average=False,
         optimizer_states=None,
-        trained_s=0.0,
+        training_seconds=0.0,
         seen_before=frozenset(),
         profile=None,
     )

@@ -3,6 +3,7 @@
 https://docs.monai.io/en/latest/mb_specification.html
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def processing(net: PatchNetwork) -> dict[str, Any]:
     }
 
 
-def compose(key: str, transforms: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+def compose(key: str, transforms: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Dictionary transforms of one key, in the words of bundles."""
     nodes = [{"_target_": name, "keys": key, **arguments} for name, arguments in transforms]
     return {"_target_": "Compose", "transforms": nodes}

@@ -19,8 +19,8 @@ NO_SCORES = "There are no scores of test patients for this checkpoint and these 
 CARD = """\
 # {title} on CT
 
+> **NOT FOR CLINICAL USE** For research only.
 {banners}
-
 ## Network
 
 {network}
@@ -60,8 +60,7 @@ MONAI. Without them the logits mean nothing.""",
 
 def read_run(net: PatchNetwork) -> tuple[dict[str, Any], dict[str, Any]]:
     """``summary.json`` and ``scores/test.json``; empty if missing or of another network or mask."""
-    trained = net.trained
-    folder = run_folder_of(trained.path)
+    trained, folder = net.trained, run_folder_of(net.trained.path)
     run = Run(folder, [folder])
     summary = next(iter(run.summaries), {})
     try:
@@ -85,10 +84,6 @@ def model_card(
     trained, numbers, split = net.trained, net.trained.preprocessing, net.trained.split
     phantoms = summary.get("phantoms", figures.get("phantoms"))
     held_out = figures.get("held_out", split.held_out)
-    banners = [
-        ("NOT FOR CLINICAL USE", "For research only."),
-        *banners_of(bool(phantoms), held_out),
-    ]
     data = {"True": "phantoms", "False": "CT of patients"}.get(str(phantoms), "not known")
     size, spacing, window = (
         ", ".join(f"{value:g}" for value in values)
@@ -109,7 +104,9 @@ def model_card(
     return CARD.format(
         title=net.structure.capitalize(),
         name=net.structure,
-        banners="\n>\n".join(f"> **{title}** {text}" for title, text in banners),
+        banners="".join(
+            f">\n> **{title}** {text}\n" for title, text in banners_of(bool(phantoms), held_out)
+        ),
         network=table(facts),
         scores=escape(f"{headline(figures)}; {figures['geometry']}.") if figures else NO_SCORES,
         use=USE[kind],

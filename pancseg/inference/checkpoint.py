@@ -42,7 +42,7 @@ class TrainedModel:
         fingerprint: Of the prepared data.
         has_average: Whether the weights are a running mean.
         optimizer_states: As Lightning stores them.
-        trained_s: Seconds that count towards ``trainer.max_time``.
+        training_seconds: Seconds that count towards ``trainer.max_time``.
         seen_before: Patients of train and validation of the initial weights.
         profile: Statistics of the training scans; None if they are unknown.
     """
@@ -60,7 +60,7 @@ class TrainedModel:
     fingerprint: str
     has_average: bool
     optimizer_states: Any
-    trained_s: float
+    training_seconds: float
     seen_before: frozenset[str]
     profile: TrainingProfile | None
 
@@ -133,7 +133,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
             fingerprint=str(state["fingerprint"]),
             has_average="current_model_state" in content,
             optimizer_states=content.get("optimizer_states"),
-            trained_s=float(timer.get("train", 0.0)),
+            training_seconds=float(timer.get("train", 0.0)),
             seen_before=frozenset(state.get("seen_before", ())),
             profile=TrainingProfile(**profile) if profile else None,
         )

@@ -92,8 +92,8 @@ def check_resumed(
         if 0 < (cfg.trainer[key] or 0) <= done
     ]
     max_time = cfg.trainer.max_time
-    if max_time and earlier.trained_s >= seconds_of(max_time):
-        spent.append(f"trainer.max_time={max_time}, ckpt_path has {earlier.trained_s:.0f} s")
+    if max_time and earlier.training_seconds >= seconds_of(max_time):
+        spent.append(f"trainer.max_time={max_time}, ckpt_path has {earlier.training_seconds:.0f} s")
     if spent:
         log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
     if (batch_size := earlier.data["batch_size"]) != cfg.data.batch_size:

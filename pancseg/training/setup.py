@@ -246,8 +246,8 @@ def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
         samples += zip(batch["image"], batch["label"], batch["name"], strict=True)
         if len(samples) >= SAMPLE_COLUMNS * SAMPLE_ROWS:
             break
-    images, labels, names = zip(*samples, strict=True)
-    images, labels = ([volume[0].cpu().numpy() for volume in each] for each in (images, labels))
+    *volumes, names = zip(*samples, strict=True)
+    images, labels = ([volume[0].cpu().numpy() for volume in each] for each in volumes)
     draw_samples(path, images, labels, names, title, spacing_mm=data.plan.spacing_mm)
 
 
