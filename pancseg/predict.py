@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -69,15 +70,20 @@ def predict(cfg: DictConfig) -> None:
             done = [rows[job.case] for job in jobs if job.case in rows]
             return done + ([] if shard else refused)
 
-        for row in progress(batch.run(missing), "segmenting", "scan", len(missing)):
-            rows[row.case] = row
-            sb.write_table(sb.table_path(folder, name), table())
-        sb.write_table(sb.table_path(folder, name), table())
+        path = sb.table_path(folder, name)
+        try:
+            for _ in progress(batch.run(missing, rows), "segmenting", "scan", len(missing)):
+                sb.write_table(path, table())
+        except BaseException:
+            with suppress(OSError):  # the disk may be full
+                sb.write_table(path, table())
+            raise
+        sb.write_table(path, table())
         if not shard:
-            for path in folder.glob("predictions.*.csv"):
-                path.unlink()
+            for part in folder.glob("predictions.*.csv"):
+                part.unlink()
     failed = print_rows(table())
-    log.info("%s", sb.table_path(folder, name))
+    log.info("%s", path)
     if failed:
         raise Incomplete(f"{failed} scans were refused or failed; see {folder / sb.TABLE}")
 

@@ -45,7 +45,7 @@ def lines(text: str) -> list[str]:
         (["train", "data.batch_size=0"], "data.batch_size=0"),
         (["prepare", "source.images=empty"], "source.labels is not given"),
         (["prepare", "data.depth=0", "source.images=empty", "source.labels=null"], "data.depth=0"),
-        (["evaluate"], "checkpoint is not given"),
+        (["evaluate"], "give checkpoint=RUN"),
         (["evaluate", "checkpoint=text.ckpt"], "no checkpoint that pancseg.train wrote"),
         (["evaluate", "checkpoint=gone.ckpt"], "there is no such file"),
         (["evaluate", "checkpoint=text.ckpt", "subset=all"], "expected one of train, val, test"),

@@ -93,13 +93,13 @@ def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works(
             else:
                 segmenting.set()
 
-        def write(self, state: Any) -> Any:
+        def write(self, state: Any, rows: Any) -> Any:
             if state.job.case == "a":
                 assert segmenting.wait(60)
             return state.job.case
 
     jobs = [cast(ScanJob, SimpleNamespace(case=c, source=SimpleNamespace(files=()))) for c in "ab"]
-    assert list(ScanBatch.run(cast(ScanBatch, Overlapping()), jobs)) == ["a", "b"]
+    assert list(ScanBatch.run(cast(ScanBatch, Overlapping()), jobs, {})) == ["a", "b"]
 
 
 def test_a_full_disk_ends_a_batch_in_one_line_and_what_is_done_stays(

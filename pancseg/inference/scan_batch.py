@@ -130,8 +130,12 @@ class ScanBatch:
     probabilities: bool = False
     rtstruct: bool = False
 
-    def run(self, jobs: Sequence[ScanJob]) -> Iterator[Row]:
+    def run(self, jobs: Sequence[ScanJob], rows: dict[str, Row]) -> Iterator[Row]:
         """Segment scans in order; the next one is read and the last one written meanwhile.
+
+        Args:
+            jobs: Scans.
+            rows: Takes the row of each scan once its files are written, also after a signal.
 
         Raises:
             Incomplete: If the disk is full.
@@ -150,7 +154,7 @@ class ScanBatch:
                 self.segment(state)
                 if writing:
                     yield writing.result()
-                writing = writer.submit(self.write, state)
+                writing = writer.submit(self.write, state, rows)
                 del state
             if writing:
                 yield writing.result()
@@ -174,8 +178,8 @@ class ScanBatch:
                 least = 0.0 if self.probabilities else FAINT
                 state.prediction = self.predictor.predict(state.scan.image, least)
 
-    def write(self, state: ScanState) -> Row:
-        """Write the files of a scan in place of earlier ones, and complete its row.
+    def write(self, state: ScanState, rows: dict[str, Row]) -> Row:
+        """Write the files of a scan in place of earlier ones, and add its row.
 
         Raises:
             Incomplete: If the disk is full.
@@ -192,7 +196,9 @@ class ScanBatch:
                 f"output={self.folder}: {case} cannot be written ({error.strerror}); make room and "
                 "run the same command again: what is done stays"
             ) from error
-        return replace(state.row, seconds=round(state.seconds, 2), peak_memory_mb=peak_memory_mb())
+        seconds = round(state.seconds, 2)
+        rows[case] = replace(state.row, seconds=seconds, peak_memory_mb=peak_memory_mb())
+        return rows[case]
 
     def paths(self, case: str) -> dict[str, Path]:
         """Files of a case."""

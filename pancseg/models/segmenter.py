@@ -127,10 +127,6 @@ class Segmenter(pl.LightningModule):
         image = image.contiguous(memory_format=self.memory_format)
         return finest(self.network(image)).float()
 
-    def window_foreground_logit(self, image: Tensor) -> Tensor:
-        """Logit of pancreas, ``(B, 1, h, w, d)`` float32, of windows that the network takes."""
-        return self.foreground_logit(self.window_logits(image))
-
     def foreground_logit(self, logits: Tensor) -> Tensor:
         """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches."""
         return foreground_logit(logits, bool(self.hparams["loss"].get("sigmoid")))

@@ -65,7 +65,7 @@ def plot_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
     if rows:
         axes.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
     if axes.lines:
-        axes.legend()
+        axes.legend(loc="lower right" if name == "dice" else "upper right")  # "best" is slow
 
 
 def plot_boxes(axes: Axes, values: Mapping[str, Sequence[float]]) -> None:
