@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FACE, CHANGELOG = ROOT / "pancseg" / "__init__.py", ROOT / "CHANGELOG.md"
 VERSION = re.compile(r'__version__ = "(.+)"')
-IN_WHEEL = ("pancseg/train.py", "pancseg/conf/train.yaml", "pancseg/output/page_parts/page.css")
+IN_WHEEL = ("pancseg/train.py", "pancseg/conf/train.yaml", "pancseg/reports/page_parts/page.css")
 IN_SDIST = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "conf/train.yaml", "LICENSE")
 
 
