@@ -125,7 +125,7 @@ def print_scores(rows: Sequence[Row], figures: Row, subset: str) -> None:
         wanted.add("dice_plain")
     names = [name for name in rows[0] if name in wanted]
     title = console_title(subset, figures["n"], figures)
-    caption = f"{headline(figures)}; {figures['geometry']}"
+    caption = f"{headline(figures)}\n{figures['geometry']}"
     print_table(score_table(worst_first(rows), names, title), caption)
 
 
