@@ -109,7 +109,8 @@ def print_table(table: Table, caption: str = "", width: int = 120) -> None:
     def plain(text: str) -> Text:
         return Text(printable(text))
 
-    view = ConsoleTable(title=plain(table.title), caption=plain(caption))
+    lines = Text("\n").join(plain(line) for line in caption.split("\n"))
+    view = ConsoleTable(title=plain(table.title), caption=lines)
     for i, (head, _, is_text) in enumerate(table.columns):
         view.add_column(plain(head), justify="left" if is_text else "right", no_wrap=i == 0)
     for row in table.rows:

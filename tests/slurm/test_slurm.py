@@ -137,7 +137,7 @@ def epochs(run_folder: Path) -> int:
     return len(curves(run_folder))
 
 
-def test_shards_of_prepare_and_workers_of_predict_are_jobs_of_the_launcher(
+def test_shards_of_prepare_and_predict_are_jobs_of_the_launcher(
     slurm: Slurm, dicom: Path, trained: Path, tmp_path: Path
 ) -> None:
     source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
@@ -153,11 +153,11 @@ def test_shards_of_prepare_and_workers_of_predict_are_jobs_of_the_launcher(
     scans.mkdir()
     for path in sorted((root / "cases").glob("*_image.nii.gz"))[:4]:
         (scans / path.name).symlink_to(path)
-    words = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", f"input={scans}", source[-1]]
-    ended = run(
-        slurm, command("predict", *LAUNCHER, *words, f"output={tmp_path / 'masks'}", "worker=0,1")
-    )
+    words = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", f"input={scans}"]
+    words.append(f"output={tmp_path / 'masks'}")
+    ended = run(slurm, command("predict", *LAUNCHER, *words, source[-1], "shard=0/2,1/2"))
     assert ended.returncode == 0, ended.stderr
+    assert run_command("predict", *words) == 0
     table = (tmp_path / "masks" / "predictions.csv").read_text().splitlines()
     assert len(table) == 1 + 4
     assert len(list((tmp_path / "masks").glob("*_pancreas.nii.gz"))) == 4
