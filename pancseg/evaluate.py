@@ -57,7 +57,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     from pancseg.files import check_writable
     from pancseg.inference.evaluation import CaseScorer, intake_flags, unknown_row
     from pancseg.metrics.tables import summarise, write_scores
-    from pancseg.parallel import progress
+    from pancseg.parallel import progress, throttled
     from pancseg.reports.run_folder import Run
     from pancseg.reports.run_report import write_run_report
     from pancseg.reports.tables import print_scores
@@ -75,10 +75,15 @@ def evaluate(cfg: DictConfig) -> float | None:
     scorer = CaseScorer(
         plan.root, folder / plan.name, list(cfg.nsd_tolerances_mm), text, **plan.scorer
     )
-    records = []
+    records: list[dict[str, Any]] = []
+
+    def write_rows() -> None:
+        write_scores(folder, plan.name, [record["row"] for record in records])
+
+    write_now_and_then = throttled(write_rows)
     for case in progress(cases, f"scoring {plan.name}", "case"):
         records.append(scorer.score(case))
-        write_scores(folder, plan.name, [record["row"] for record in records])
+        write_now_and_then()
     calibrations: dict[str, list[Any]] = {}
     for record in records:
         if record["calibration"]:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +21,7 @@ from pancseg.signals import SIGNALS
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SIGTERM_GRACE_S = 30  # that Slurm leaves after SIGTERM
+THROTTLE = 50  # times as long as a call takes
 LOG_INTERVAL_S = 10.0  # between progress lines where stderr is no terminal
 CGROUP_ROOT, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -164,6 +166,23 @@ def follow(steps: Iterator[tuple[int, int, str]], doing: str, unit: str) -> None
             waits = done == bar.n and bar.postfix not in (None, current)
             bar.set_postfix_str(current, refresh=waits)  # as when all that is left is with others
             bar.update(done - bar.n)
+
+
+def throttled(call: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls another, unless that would take more than about 2 % of the time.
+
+    For tables that are written anew after each item: with many rows, less often.
+    """
+    earliest_s = 0.0
+
+    def call_or_skip() -> None:
+        nonlocal earliest_s
+        start_s = time.monotonic()
+        if start_s >= earliest_s:
+            call()
+            earliest_s = time.monotonic() + THROTTLE * (time.monotonic() - start_s)
+
+    return call_or_skip
 
 
 def cores() -> int:

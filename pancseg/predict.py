@@ -27,7 +27,7 @@ def predict(cfg: DictConfig) -> None:
     from pancseg.inference.mask_flags import ReviewThresholds
     from pancseg.inference.postprocessing import PostprocessOptions
     from pancseg.inference.predictor import Predictor, is_auto
-    from pancseg.parallel import Shard, cores, progress
+    from pancseg.parallel import Shard, cores, progress, throttled
 
     scans, folder, options = *check_request(cfg), PostprocessOptions(**cfg.postprocess)
     if options.is_auto:
@@ -71,9 +71,10 @@ def predict(cfg: DictConfig) -> None:
             return done + ([] if shard else refused)
 
         path = sb.table_path(folder, name)
+        write_now_and_then = throttled(lambda: sb.write_table(path, table()))
         try:
             for _ in progress(batch.run(missing, rows), "segmenting", "scan", len(missing)):
-                sb.write_table(path, table())
+                write_now_and_then()
         except BaseException:
             with suppress(OSError):  # the disk may be full
                 sb.write_table(path, table())
@@ -85,7 +86,7 @@ def predict(cfg: DictConfig) -> None:
     failed = print_rows(table())
     log.info("%s", path)
     if failed:
-        raise Incomplete(f"{failed} scans were refused or failed; see {folder / sb.TABLE}")
+        raise Incomplete(f"{failed} scans were refused or failed; see {path}")
 
 
 def check_request(cfg: DictConfig) -> tuple[Path, Path]:

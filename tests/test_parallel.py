@@ -107,3 +107,23 @@ def test_the_limits_of_cgroup_v1_count(tmp_path: Path, monkeypatch: pytest.Monke
     assert parallel.core_quota() == 2.0
     (tmp_path / "cpu" / "docker" / "cpu.cfs_quota_us").write_text("-1")
     assert parallel.core_quota() is None
+
+
+def test_a_throttled_call_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of 2 s is skipped for the 100 s after it; quick calls are all made."""
+    clock, made = [0.0], []
+
+    def slow() -> None:
+        clock[0] += 2.0
+        made.append(clock[0])
+
+    monkeypatch.setattr(parallel.time, "monotonic", lambda: clock[0])
+    call = parallel.throttled(slow)
+    for _ in range(300):
+        call()
+        clock[0] += 1.0
+    assert made == [2.0, 104.0, 206.0]
+    quick = parallel.throttled(lambda: made.append(0.0))
+    for _ in range(5):
+        quick()
+    assert made[3:] == [0.0] * 5
