@@ -4,6 +4,7 @@ A script that calls them begins with ``if __name__ == "__main__":``, because ``p
 processes, which read the script again.
 """
 
+import json
 import logging
 import re
 import warnings
@@ -26,6 +27,7 @@ from pancseg.cli import Job, is_job_error, one_line, own_error
 from pancseg.config import conf_folder
 from pancseg.errors import PancsegError
 
+# the folder that each command writes to; doctor only examines it
 FOLDERS: dict[str, Callable[[DictConfig], Any]] = {
     "phantom": lambda cfg: cfg.out,
     "prepare": lambda cfg: cfg.data.root,
@@ -36,22 +38,17 @@ FOLDERS: dict[str, Callable[[DictConfig], Any]] = {
     "export": lambda cfg: cfg.output,
     "doctor": lambda cfg: cfg.data.root,
 }
-"""For each command, the folder that it writes to; doctor only examines it."""
 
 
 def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
-    """Run a command of pancseg in this process.
+    """Run a command of pancseg in this process, and return the folder that it wrote to.
 
     Args:
         command: ``phantom``, ``prepare``, ``train``, ``evaluate``, ``predict``, ``report``,
             ``export`` or ``doctor``.
-        overrides: Words as on the command line, such as ``"data=group64"``, and dictionaries of
-            keys and plain values, such as ``{"data.root": Path("my data"), "seed": 1}``, which
-            need no quotes. ``"hydra.mode=MULTIRUN"`` runs a sweep.
-
-    Returns:
-        The folder that the command wrote to: for ``train`` and ``evaluate`` that of the run or
-        sweep.
+        overrides: As on the command line, such as ``"data=group64"``, and dictionaries of keys and
+            plain values, such as ``{"data.root": Path("my data"), "seed": 1}``, which need no
+            quotes. ``"hydra.mode=MULTIRUN"`` runs a sweep.
 
     Raises:
         Incomplete: If some input was refused or failed; the rest is done.
@@ -61,9 +58,7 @@ def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
         raise PancsegError(f"{command}: no such command; there are {', '.join(FOLDERS)}")
     words = [word for given in overrides for word in as_words(given)]
     if flags := [word for word in words if word.startswith("-")]:
-        raise PancsegError(
-            f"{flags[0]}: flags belong on the command line; from Python, call run once for each job"
-        )
+        raise PancsegError(f"{flags[0]}: flags belong on the command line; call run for each job")
     module = import_module(f"pancseg.{command}")
     module.main.register()
     setbase("1.3")
@@ -114,16 +109,12 @@ def as_value(value: Any) -> str:
     >>> [as_value(value) for value in (None, 0.5, "C:\\", 'a "b"')]
     ['null', '0.5', '"C:\\\\"', '"a \\"b\\""']
     """
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
     if isinstance(value, list | tuple):
         return f"[{','.join(map(as_value, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{as_value(one)}' for key, one in value.items())}}}"
+        return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
     escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + (m[2] and '\\"'), str(value))
     return f'"{escaped}"'
 

@@ -18,15 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import errors as hydra_errors
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import (
-    ConfigCompositionException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
@@ -34,12 +29,6 @@ from pancseg.config import RANKS, conf_folder, is_sweep_job, leaves, register_re
 from pancseg.errors import NO_ROOM, Incomplete, PancsegError, lacks_room
 from pancseg.signals import Stopped, has_fixed_folder, requeue, stop_on_signals
 
-CONFIGURATION_ERRORS = (
-    ConfigCompositionException,
-    InstantiationException,
-    MissingConfigException,
-    OverrideParseException,
-)
 ON_WINDOWS = os.name == "nt"
 RESOLVER_ERROR = "PancsegError raised while resolving interpolation: "
 Task = Callable[[DictConfig], Any]
@@ -48,11 +37,7 @@ Task = Callable[[DictConfig], Any]
 def command(task: Task, set_up: Callable[[], None] | None = None) -> Callable[[], None]:
     """Turn ``task(cfg)`` of the module ``pancseg.X`` into the command ``python -m pancseg.X``.
 
-    Its configuration is ``conf/X.yaml``.
-
-    Args:
-        task: Of the command.
-        set_up: Registers what the configuration may refer to.
+    Its configuration is ``conf/X.yaml``; ``set_up`` registers what that refers to.
     """
     name = Path(task.__code__.co_filename).stem
 
@@ -73,9 +58,7 @@ def run(task: Task, name: str) -> int:
     """Run a Hydra application and return its exit code, with any error in one line."""
     show_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets errors through to here instead of printing them
-    shows_job = {"--cfg=job", "-c=job"} & set(sys.argv) or (
-        {"--cfg", "-c"} & set(sys.argv) and "job" in sys.argv
-    )
+    shows_job = re.search(r" (--cfg|-c)[ =]job\b", " ".join(sys.argv))
     if shows_job and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")
     # a full disk is reported once, without the traceback of each log line and writing thread
@@ -110,18 +93,11 @@ class Job:
 
     It is pickled as the command's name: the process of a launcher imports the command, which
     registers what a configuration may refer to.
-
-    Args:
-        task: Of the command.
-        name: Of the command.
-
-    Attributes:
-        failed: The error of a single job. An error of a sweep's job is raised, for its launcher.
     """
 
     def __init__(self, task: Task, name: str) -> None:
         self.task, self.name = task, name
-        self.failed: list[Exception] = []
+        self.failed: list[Exception] = []  # of a single job; a sweep's job raises
         self.__module__ = f"pancseg.{name}"  # Hydra names the job after it
 
     def __reduce__(self) -> tuple[Callable[[str], "Job"], tuple[str]]:
@@ -176,13 +152,14 @@ def exit_code(error: Exception) -> int:
 
 def is_job_error(error: Exception) -> bool:
     """Whether the error came out of a job, rather than out of composing its configuration."""
-    return not isinstance(error, CONFIGURATION_ERRORS)
+    return not isinstance(error, hydra_errors.CompactHydraException)
 
 
 def own_error(error: Exception) -> Exception:
     """The error itself where ``instantiate`` or a resolver wrapped it."""
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, PancsegError):
-        return error.__cause__
+    cause = error.__cause__
+    if isinstance(error, hydra_errors.InstantiationException) and isinstance(cause, PancsegError):
+        return cause
     text = str(error).partition("\n")[0]  # OmegaConf keeps the text of an error, not the error
     if isinstance(error, InterpolationResolutionError) and text.startswith(RESOLVER_ERROR):
         return PancsegError(text.removeprefix(RESOLVER_ERROR))
@@ -191,14 +168,14 @@ def own_error(error: Exception) -> Exception:
 
 def one_line(error: BaseException, name: str) -> str:
     """An error in one line: what was found, what was expected, what to do."""
-    if isinstance(error, OverrideParseException):
+    if isinstance(error, hydra_errors.OverrideParseException):
         return quoting_advice(str(error.override), name)
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, hydra_errors.MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: no such choice; choices are {', '.join(error.options)}"
     if str(error).startswith("Ambiguous value for argument"):
         return quoting_advice(str(error).split("'")[1], name)
-    if isinstance(error, ConfigCompositionException):
+    if isinstance(error, hydra_errors.ConfigCompositionException):
         return unknown_key_advice(error, name)
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, PancsegError):
@@ -215,31 +192,26 @@ def one_line(error: BaseException, name: str) -> str:
 def quoting_advice(override: str, name: str) -> str:
     """The command line again, with all values quoted that Hydra's grammar refuses."""
     is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    words = [
-        quoted(word) if word == override or needs_quotes(word, is_sweep) else word
-        for word in sys.argv[1:]
-    ]
-    line = " ".join(shell_quoted(word) for word in words)
+    line = " ".join(
+        shell_quoted(quoted(text) if text == override or needs_quotes(text, is_sweep) else text)
+        for text in sys.argv[1:]
+    )
     return f"{override}: has a character that needs quotes; paste: python -m pancseg.{name} {line}"
 
 
-def needs_quotes(word: str, is_sweep: bool) -> bool:
+def needs_quotes(argument: str, is_sweep: bool) -> bool:
     """Whether Hydra refuses an override as it stands, or splits its value at commas."""
-    if word.startswith("-") or "=" not in word:
+    if argument.startswith("-") or "=" not in argument:
         return False
     try:
-        (override,) = OverridesParser.create().parse_overrides([word])
-    except OverrideParseException:
+        (override,) = OverridesParser.create().parse_overrides([argument])
+    except hydra_errors.OverrideParseException:
         return True
     return override.is_sweep_override() and not is_sweep
 
 
 def quoted(override: str) -> str:
-    """An override with its value in quotes, or those items of a list that need them.
-
-    >>> quoted("labels=[Bauchspeicheldrüse,7]") if not ON_WINDOWS else 'labels=["Bauch...",7]'
-    'labels=["Bauchspeicheldrüse",7]'
-    """
+    """An override with its value in quotes, or those items of a list that need them."""
     key, _, value = override.partition("=")
     if value.startswith("[") and value.endswith("]"):
         items = re.findall(r"""\s*("[^"]*"|'[^']*'|[^,]+)""", value[1:-1])
@@ -256,14 +228,14 @@ def quoted_value(text: str) -> str:
     return mark + escaped + mark
 
 
-def shell_quoted(word: str) -> str:
-    """A word of a command line as the shell of this system takes it."""
+def shell_quoted(argument: str) -> str:
+    """An argument of a command line as the shell of this system takes it."""
     if not ON_WINDOWS:
-        return shlex.quote(word)
-    return f'"{word}"' if set(word) & set(" '(),") else word
+        return shlex.quote(argument)
+    return f'"{argument}"' if set(argument) & set(" '(),") else argument
 
 
-def unknown_key_advice(error: ConfigCompositionException, name: str) -> str:
+def unknown_key_advice(error: hydra_errors.ConfigCompositionException, name: str) -> str:
     """The unknown key, and the known key that is closest to it."""
     text = str(error).splitlines()[0]
     key = text.partition("'")[2].partition("'")[0]
@@ -275,5 +247,5 @@ def unknown_key_advice(error: ConfigCompositionException, name: str) -> str:
     parts = [key.split(".") for key, _ in leaves(values)]
     known = sorted({".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)})
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    advice = f"did you mean {close[0]}?" if close else ""
-    return f"{key}: no such key; {advice or f'python -m pancseg.{name} --cfg job lists them'}"
+    advice = f"did you mean {close[0]}?" if close else f"python -m pancseg.{name} --cfg job"
+    return f"{key}: no such key; {advice}"

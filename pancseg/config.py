@@ -1,8 +1,9 @@
-"""Where the configuration lies, and what its files may ask of the run and of the machine."""
+"""The configuration's folder, resolvers of its files, and the folder of a run."""
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pancseg.errors import PancsegError
-from pancseg.files import is_of_a_run
+from pancseg.files import PARTIAL, is_of_a_run
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.ckpt"
@@ -38,7 +39,7 @@ def conf_folder() -> Path:
 
 
 def register_resolvers() -> None:
-    """Make known what configuration files may ask of the run and of the machine."""
+    """Register the resolvers of configuration files."""
     register = partial(OmegaConf.register_new_resolver, replace=True)
     register("run", run_path)
     register("run_folder", run_folder)
@@ -68,15 +69,12 @@ def run_folder(checkpoint: str | None, default: str) -> str:
     Args:
         checkpoint: To go on from; ``last`` is that of the newest run beside the default folder.
         default: Of a new run.
-
-    >>> run_folder(None, "runs/b"), run_folder("last", "nowhere/b")
-    ('runs/b', 'nowhere/b')
     """
+    path = Path(str(checkpoint)) if is_of_a_run(checkpoint) else None
     if checkpoint == "last":
-        found = Path(default).parent.glob(f"*/{LAST}")
-        newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-        return str(newest.parent.parent) if newest else default
-    return str(Path(str(checkpoint)).parent.parent) if is_of_a_run(checkpoint) else default
+        others = Path(default).parent.glob(f"*/{LAST}")
+        path = max(others, key=lambda path: path.stat().st_mtime, default=None)
+    return str(path.parent.parent) if path else default
 
 
 def settings_folder(checkpoint: str | None, folder: str) -> str | None:
@@ -85,13 +83,6 @@ def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     None, which writes none, in all processes but the first; where another training is at work or
     was done, for this one will be refused; and for a job of a sweep that was trained before: its
     configuration is compared with this one.
-
-    Args:
-        checkpoint: To go on from.
-        folder: Of the run.
-
-    >>> settings_folder(None, "runs/b"), settings_folder("last", "nowhere/b")
-    ('.hydra', '.hydra')
     """
     run = Path(folder)
     if any(int(os.environ.get(rank) or 0) for rank in RANKS):
@@ -119,35 +110,47 @@ def is_in_training(run: Path) -> bool:
         return isinstance(error, Timeout)
 
 
-def sweep_folder(name: str, words: Sequence[str], hydra_words: Sequence[str]) -> str:
-    """The folder of a sweep: the same one when the same command is given again.
+@contextmanager
+def locked_run(folder: Path, is_writing: bool = True) -> Iterator[None]:
+    """Keep other trainings out of the folder of a run or sweep; a killed process releases it.
 
-    Args:
-        name: Of what is trained.
-        words: The command's overrides.
-        hydra_words: Those of Hydra's own keys.
-
-    >>> sweep_folder("unet", ["seed=0,1"], []) == sweep_folder(
-    ...     "unet", ["seed=0,1", "data.num_workers=2"], ["hydra.verbose=true"]
-    ... )
-    True
-    >>> sweep_folder("unet", ["seed=0,1"], []) == sweep_folder("unet", ["seed=0,2"], [])
-    False
+    ``is_writing`` is True in the first of the processes that train together.
     """
-    asked = [word for word in words if changes_result(word)]
-    asked += [word for word in hydra_words if word.lstrip("+").startswith(SEARCH_OVERRIDES)]
-    digest = hashlib.sha256("\n".join(asked).encode(errors="surrogateescape")).hexdigest()
+    if not is_writing:
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / TRAINING_LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror or error})"
+        if isinstance(error, Timeout):
+            reason = (
+                "another pancseg.train is writing to it; wait for its end, or give another folder"
+            )
+        raise PancsegError(f"hydra.run.dir={folder}: {reason}") from error
+    try:
+        for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"checkpoints/{PARTIAL}*")]:
+            path.unlink(missing_ok=True)  # of writes that were killed
+        yield
+    finally:
+        lock.release()
+
+
+def sweep_folder(name: str, overrides: Sequence[str], hydra_overrides: Sequence[str]) -> str:
+    """The folder of a sweep: the same one when the same command is given again."""
+    relevant = [text for text in overrides if changes_result(text)]
+    relevant += [text for text in hydra_overrides if text.lstrip("+").startswith(SEARCH_OVERRIDES)]
+    digest = hashlib.sha256("\n".join(relevant).encode(errors="surrogateescape")).hexdigest()
     return f"runs/{name}/sweep_{digest[:8]}"
 
 
 def changes_result(override: str) -> bool:
-    """Whether an override, or a key, may change what is trained.
-
-    >>> changes_result("optimizer.lr=0.1"), changes_result("data.num_workers=2")
-    (True, False)
-    """
+    """Whether an override, or a key, may change what is trained."""
     key = override.lstrip("+~").partition("=")[0]
-    return not any(key == one or key.startswith(f"{one}.") for one in KEYS_WITHOUT_EFFECT)
+    return not f"{key}.".startswith(tuple(f"{free}." for free in KEYS_WITHOUT_EFFECT))
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,7 +167,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def machine_fact(name: str) -> Any:
-    """What ``hardware=auto`` finds; imports torch, so only once a configuration is read."""
+    """A value of ``hardware=auto``; imports torch, so only once a configuration is read."""
     from pancseg.hardware import detect
 
     return getattr(detect(), name)

@@ -26,15 +26,11 @@ SMALL_DISK_GB, SCAN_GB = 20.0, 0.4  # case, groups and cache of 300 slices of 51
 
 
 def doctor(cfg: DictConfig) -> None:
-    """Print the report of ``torch.utils.collect_env`` and a line for each finding.
-
-    Raises:
-        Incomplete: If a finding is an error.
-    """
+    """Print the report of ``torch.utils.collect_env`` and findings; raise if one is an error."""
     print(f"{environment()}\n")
-    checks = check_packages(), check_gpus(), check_decoders(), check_disk(Path(cfg.data.root))
-    failed = []
-    for name, check in zip(("packages", "gpu", "decoders", "disk"), checks, strict=True):
+    checks = {"packages": check_packages(), "gpu": check_gpus(), "decoders": check_decoders()}
+    failed = {}
+    for name, check in {**checks, "disk": check_disk(Path(cfg.data.root))}.items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of torch, that the driver is too old
                 findings = list(check)
@@ -42,9 +38,9 @@ def doctor(cfg: DictConfig) -> None:
             findings = [(ERROR, f"{type(error).__name__}: {brief(error)}; {INSTALL}")]
         for status, text in findings:
             print(f"{status:8} {name:9} {text}")
-            failed += [name] if status == ERROR else []
+            failed |= {name: text} if status == ERROR else {}
     if failed:
-        raise Incomplete(f"errors: {', '.join(dict.fromkeys(failed))}; the lines give advice")
+        raise Incomplete(f"errors: {', '.join(failed)}; the lines give advice")
 
 
 def environment() -> str:
@@ -67,11 +63,12 @@ def check_packages() -> Findings:
         name, expected = requirement.name, requirement.specifier
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        with suppress(metadata.PackageNotFoundError):
+        try:
             versions[name] = metadata.version(name)
-        if name not in versions:
+        except metadata.PackageNotFoundError:
             yield ERROR, f"{name} is missing; {INSTALL}"
-        elif not expected.contains(versions[name], prereleases=True):
+            continue
+        if not expected.contains(versions[name], prereleases=True):
             yield WARNING, f"{name} {versions[name]}, expected {expected}; {INSTALL}"
     yield OK, ", ".join(f"{name} {version}" for name, version in versions.items())
 
@@ -124,18 +121,19 @@ def check_decoders() -> Findings:
 
     from pancseg.dicom.pixels import DECODERS
 
-    found = {}
+    decodes: dict[bool, list[str]] = {True: [], False: []}
     for syntax, plugin in DECODERS.items():
         with suppress(NotImplementedError):  # pydicom decodes no multi-component JPEG 2000
-            found[syntax.keyword] = plugin in get_decoder(syntax).available_plugins
-    if missing := [keyword for keyword in found if not found[keyword]]:
-        yield ERROR, f"cannot decode {', '.join(missing)}; {INSTALL}"
-    yield OK, ", ".join(keyword for keyword in found if found[keyword])
+            decodes[plugin in get_decoder(syntax).available_plugins].append(syntax.keyword)
+    if decodes[False]:
+        yield ERROR, f"cannot decode {', '.join(decodes[False])}; {INSTALL}"
+    yield OK, ", ".join(decodes[True])
 
 
 def check_disk(root: Path) -> Findings:
     """Check the free space for prepared data, and measure the caches below ``root``."""
-    folder = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
+    root = root.absolute()
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
     free_gb = shutil.disk_usage(folder).free / 1e9
     caches = (file for level in (".", "*") for file in root.glob(f"{level}/cache/*/*.npy"))
     cache_gb = sum(file.stat().st_size for file in caches) / 1e9

@@ -27,27 +27,19 @@ class Incomplete(PancsegError):
 class Refused(Exception):
     """A series or file cannot be used; the rest of the batch continues.
 
-    No value of a header may stand in the sentence: values may name patients.
-
     Args:
         code: Reason code in ``snake_case``, the same for every case of its kind.
-        sentence: What was found, with numbers, and what was expected.
+        sentence: What was found, with numbers, and what was expected. No value of a header may
+            stand in it: values may name patients.
         repairs: Keys of ``repair`` that would make the series usable, ``gaps`` and ``tilt``.
         names: Names of structures in the file, shown on the console when asked for.
     """
 
     def __init__(
-        self,
-        code: str,
-        sentence: str,
-        *,
-        repairs: Sequence[str] = (),
-        names: Sequence[str] = (),
+        self, code: str, sentence: str, *, repairs: Sequence[str] = (), names: Sequence[str] = ()
     ) -> None:
         super().__init__(f"{code}: {sentence}"[:REASON_LENGTH])
-        self.code = code
-        self.repairs = tuple(repairs)
-        self.names = tuple(names)
+        self.code, self.repairs, self.names = code, tuple(repairs), tuple(names)
 
     @property
     def sentence(self) -> str:
@@ -66,10 +58,8 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[31m\udcff")
     'a\\x1b[31m\\xff'
     """
-    decoded = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in decoded
-    )
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager
@@ -79,8 +69,7 @@ def quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logger.setLevel(level)
@@ -95,9 +84,9 @@ def parsing(file: Path) -> Iterator[None]:
     except Refused:
         raise
     except Exception as error:  # damaged headers raise nearly any
-        what = error.strerror if isinstance(error, OSError) else None
-        what = what or f"it is damaged ({type(error).__name__}); export or copy it again"
-        raise Refused("unreadable", f"{file.name}: {what}") from error
+        reason = error.strerror if isinstance(error, OSError) else None
+        reason = reason or f"it is damaged ({type(error).__name__}); export or copy it again"
+        raise Refused("unreadable", f"{file.name}: {reason}") from error
 
 
 def brief(error: Exception) -> str:

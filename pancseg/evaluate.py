@@ -1,7 +1,6 @@
 """``python -m pancseg.evaluate``: scores of whole cases on the scan's own grid."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,92 +12,71 @@ from pancseg.errors import Incomplete, PancsegError
 
 log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
+CAPTIONS = {True: "held out", False: "NOT HELD OUT", None: "not known whether held out"}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored, and what stands beside the figures.
+    """What is scored, and what stands beside the figures."""
 
-    Attributes:
-        name: Of the table: a subset, ``external_<root>`` or ``external``.
-        folder: Of a run, a sweep or the output.
-        parts: Folders of the runs.
-        root: Prepared folder.
-        cases: That are scored.
-        about: Facts in ``scores/<name>.json``.
-        scorer: Arguments of ``CaseScorer``.
-        unknown: Masks that belong to no case.
-        models: Whose masks are scored; empty for masks of other tools.
-    """
-
-    name: str
-    folder: Path
-    parts: list[Path]
-    root: Path
+    name: str  # of the table: a subset, ``external_<root>`` or ``external``
+    folder: Path  # of a run, a sweep or the output
+    parts: list[Path]  # folders of the runs
+    root: Path  # prepared folder
     cases: list[Any]
-    about: dict[str, Any]
-    scorer: dict[str, Any]
-    unknown: list[str]
-    models: list[Any]
+    about: dict[str, Any]  # facts in ``scores/<name>.json``
+    scorer: dict[str, Any]  # arguments of ``CaseScorer``
+    unknown: list[str]  # masks that belong to no case
 
 
 def evaluate(cfg: DictConfig) -> float | None:
-    """Score the masks of a checkpoint or a sweep, or those of another tool.
-
-    Returns:
-        Mean Dice over patients.
+    """Score masks of a checkpoint, a sweep or another tool; return the mean Dice over patients.
 
     Raises:
         PancsegError: If it cannot start.
         Incomplete: If a case failed; the others are scored.
     """
     check_request(cfg)
-    from pancseg.data.manifest import read_manifest
     from pancseg.files import check_writable
-    from pancseg.inference.evaluation import CaseScorer, intake_flags, unknown_row
+    from pancseg.inference.evaluation import CaseScorer, intake_flags
     from pancseg.metrics.tables import summarise, write_scores
     from pancseg.parallel import progress, throttled
     from pancseg.reports.run_folder import Run
     from pancseg.reports.run_report import write_run_report
     from pancseg.reports.tables import print_scores
 
-    plan = plan_masks(cfg, read_manifest) if cfg.predictions else plan_models(cfg, read_manifest)
-    folder, cases = plan.folder / "scores", plan.cases
+    plan = plan_masks(cfg) if cfg.predictions else plan_models(cfg)
+    name, folder, cases = plan.name, plan.folder / "scores", plan.cases
     check_writable(folder, "output" if cfg.predictions else "checkpoint")
     about = {
         "phantoms": any(case.phantom for case in cases),
         "flags": intake_flags(cases, plan.root),
         **plan.about,
     }
-    caption = {True: "held out", False: "NOT HELD OUT", None: "not known whether held out"}
-    text = ("PHANTOM, " if about["phantoms"] else "") + caption[about["held_out"]]
-    scorer = CaseScorer(
-        plan.root, folder / plan.name, list(cfg.nsd_tolerances_mm), text, **plan.scorer
-    )
+    caption = ("PHANTOM, " if about["phantoms"] else "") + CAPTIONS[about["held_out"]]
+    tolerances = list(cfg.nsd_tolerances_mm)
+    scorer = CaseScorer(plan.root, folder / name, tolerances, caption, **plan.scorer)
     records: list[dict[str, Any]] = []
-
-    def write_rows() -> None:
-        write_scores(folder, plan.name, [record["row"] for record in records])
-
-    write_now_and_then = throttled(write_rows)
-    for case in progress(cases, f"scoring {plan.name}", "case"):
+    rows: list[dict[str, Any]] = []
+    write_now_and_then = throttled(lambda: write_scores(folder, name, rows))
+    for case in progress(cases, f"scoring {name}", "case"):
         records.append(scorer.score(case))
+        rows.append(records[-1]["row"])
         write_now_and_then()
     calibrations: dict[str, list[Any]] = {}
     for record in records:
         if record["calibration"]:
             calibrations.setdefault(record["row"]["patient"], []).append(record["calibration"])
-    rows = [record["row"] for record in records]
     about["changed_since_prepared"] = [r["row"]["case"] for r in records if r["changed"]]
     figures = summarise(rows, calibrations, about)
-    rows += [unknown_row(name, rows[0]) for name in plan.unknown]
-    write_scores(folder, plan.name, rows, figures)
-    if plan.name == "val" and about["postprocess_origin"] != "given":
-        calibrate(plan.models[0].path, rows)
-    print_scores(rows, figures, plan.name)
-    table = folder / f"{plan.name}.csv"
-    log.info("scores   %s\npictures %s", table, folder / plan.name / "*.png")
-    log.info("report   %s", write_run_report(Run(plan.folder, plan.parts), plan.name))
+    rows += [{**dict.fromkeys(rows[0]), "case": n, "status": "no_case"} for n in plan.unknown]
+    write_scores(folder, name, rows, figures)
+    if name == "val" and about["postprocess_origin"] != "given":
+        calibrate(Path(cfg.checkpoint), rows)
+    print_scores(rows, figures, name)
+    table = folder / f"{name}.csv"
+    log.info("scores   %s\npictures %s", table, folder / name / "*.png")
+    log.info("report   %s", write_run_report(Run(plan.folder, plan.parts), name))
     if figures["failed"]:
         raise Incomplete(f"{len(figures['failed'])} of {len(cases)} cases failed; see {table}")
     if plan.unknown:
@@ -107,11 +85,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 
 def check_request(cfg: DictConfig) -> None:
-    """Check the options before anything is opened.
-
-    Raises:
-        PancsegError: If they contradict each other.
-    """
+    """Check the options before anything is opened."""
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         raise PancsegError(
             "give checkpoint=RUN/checkpoints/best.ckpt, or predictions=FOLDER of masks to score"
@@ -125,9 +99,10 @@ def check_request(cfg: DictConfig) -> None:
         raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")
 
 
-def plan_models(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluation:
+def plan_models(cfg: DictConfig) -> Evaluation:
     """Score a checkpoint, or the checkpoints of a sweep, on a subset or another prepared folder."""
     from pancseg.data.datamodule import data_fingerprint
+    from pancseg.data.manifest import read_manifest
     from pancseg.hardware import device_settings
     from pancseg.inference import evaluation as ev
     from pancseg.inference.checkpoint import open_checkpoints, run_folder_of
@@ -165,17 +140,18 @@ def plan_models(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evalua
         )
     if absent := ev.missing_folds(models, path):
         log.warning("folds %s have no run: their patients are not scored", absent)
-    if options.is_auto:
-        for model in models:
-            ev.choose_postprocess(
-                model, options, manifest.cases_of(model.split.val), root, **device
-            )
+    for model in models if options.is_auto else ():
+        val = manifest.cases_of(model.split.val)
+        ev.choose_postprocess(model, options, val, root, **device)
     predictors = {
         numbers: Predictor([models[n] for n in numbers], options=options, **device)
         for numbers in set(patients.values())
     }
-    recorded = options.is_auto or any(read_postprocess(model.path) for model in models)
-    used = sorted({n for numbers in patients.values() for n in numbers})
+    identities = {numbers: predictor.identity() for numbers, predictor in predictors.items()}
+    is_chosen = any(read_postprocess(model.path) for model in models)
+    origin = "given" if options.is_given else "validation" if is_chosen else "plain"
+    postprocess = dict.fromkeys(predictor.postprocess for predictor in predictors.values())
+    used = [models[n] for n in sorted({n for numbers in patients.values() for n in numbers})]
     about = {
         "subset": name,
         "held_out": held_out,
@@ -183,19 +159,13 @@ def plan_models(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evalua
         "geometry": "whole cases on their own grid, "
         f"{'groups' if first.depth else 'windows'} put together by mean probability",
         "checkpoints": len(used),
-        "checkpoint": sorted({models[n].path.name for n in used}),
+        "checkpoint": sorted({model.path.name for model in used}),
         "models_per_patient": max(map(len, patients.values())),
-        "checkpoint_epoch": [models[n].epoch for n in used],
+        "checkpoint_epoch": [model.epoch for model in used],
         "data_fingerprint": first.fingerprint,
         "arithmetic": device["precision"],
-        "postprocess": [
-            asdict(p) for p in dict.fromkeys(x.postprocess for x in predictors.values())
-        ],
-        "postprocess_origin": "given"
-        if options.is_given
-        else "validation"
-        if recorded
-        else "plain",
+        "postprocess": [asdict(values) for values in postprocess],
+        "postprocess_origin": origin,
         "missing_folds": absent,
     }
 
@@ -204,18 +174,18 @@ def plan_models(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evalua
         prediction = predictors[patients[case.patient]].predict(image, min_probability=0.0)
         return prediction.mask, prediction
 
-    identities = {numbers: predictor.identity() for numbers, predictor in predictors.items()}
     scorer = {
         "segment": segment,
         "identity": lambda case: identities[patients[case.patient]],
         "folds": {p: models[ns[0]].fold for p, ns in patients.items() if len(ns) == 1},
     }
     parts = [run_folder_of(model.path) for model in models]
-    return Evaluation(name, run_folder_of(path), parts, root, cases, about, scorer, [], models)
+    return Evaluation(name, run_folder_of(path), parts, root, cases, about, scorer, [])
 
 
-def plan_masks(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluation:
+def plan_masks(cfg: DictConfig) -> Evaluation:
     """Score masks of other tools on all labelled cases of a prepared folder."""
+    from pancseg.data.manifest import read_manifest
     from pancseg.inference import evaluation as ev
     from pancseg.intake.pseudonyms import make_pseudonyms
 
@@ -228,13 +198,10 @@ def plan_masks(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluat
     names = "none" if manifest.settings.get("names") == "none" else "pseudonym"
     has_key = names == "none" or key_file.is_file()
     series_hash = make_pseudonyms(names, key_file).hash if has_key else (lambda uid: "unknown")
-    structure = manifest.structures[0].name
-    masks, unknown = ev.find_masks(folder, cases, structure, series_hash)
-    without = [case.name for case in cases if case.name not in masks]
-    if without:
-        log.warning(
-            "%d cases have no mask and count as missed: %s", len(without), ", ".join(without)
-        )
+    masks, unknown = ev.find_masks(folder, cases, manifest.structures[0].name, series_hash)
+    if without := [case.name for case in cases if case.name not in masks]:
+        text = "%d cases have no mask and count as missed: %s"
+        log.warning(text, len(without), ", ".join(without))
 
     def identity(case: Any) -> Any:
         path = masks.get(case.name)
@@ -253,21 +220,22 @@ def plan_masks(cfg: DictConfig, read_manifest: Callable[[Path], Any]) -> Evaluat
         "identity": identity,
         "folds": {},
     }
-    output = Path(cfg.output)
-    return Evaluation("external", output, [], root, cases, about, scorer, unknown, [])
+    return Evaluation("external", Path(cfg.output), [], root, cases, about, scorer, unknown)
 
 
-def calibrate(checkpoint: Path, rows: list[dict[str, Any]]) -> None:
+def calibrate(path: Path, rows: list[dict[str, Any]]) -> None:
     """Fit the confidence of ``predict`` to the Dice of validation patients."""
     from pancseg.inference.calibration import calibration_path, fit_calibration, write_calibration
+    from pancseg.inference.checkpoint import checkpoint_paths
     from pancseg.metrics.tables import by_patient
 
+    (checkpoint,) = checkpoint_paths(path)
     expected, dice = (list(by_patient(rows, name).values()) for name in ("expected_dice", "dice"))
     calibration = fit_calibration(expected, dice)
     if calibration.n:
         write_calibration(checkpoint, calibration)
-        path = calibration_path(checkpoint)
-        log.info("confidence of predict: expected Dice times %s  %s", calibration.scale, path)
+        text = "confidence of predict: expected Dice times %s  %s"
+        log.info(text, calibration.scale, calibration_path(checkpoint))
 
 
 main = command(evaluate)

@@ -20,17 +20,18 @@ def export(cfg: DictConfig) -> None:
         PancsegError: If it cannot be exported, or the export differs from the checkpoint; then
             nothing is written.
     """
-    output = check_options(cfg)
+    check_options(cfg)
     from pancseg.exporting.bundle import write_bundle
     from pancseg.exporting.model_card import model_card, read_run
     from pancseg.exporting.onnx_model import write_onnx
     from pancseg.exporting.patch_network import open_patch_network
-    from pancseg.files import replaced_folder, write_text
+    from pancseg.files import check_writable, replaced, write_text
 
+    output, is_onnx = Path(cfg.output), cfg.format == "onnx"
+    check_writable(output.resolve().parent, "output")
     net = open_patch_network(cfg.checkpoint)
     summary, figures = read_run(net)
-    is_onnx = cfg.format == "onnx"
-    with replaced_folder(output) as folder:
+    with replaced(output, folder=True) as folder:
         exported = write_onnx(net, folder) if is_onnx else write_bundle(net, folder, figures)
         if not (difference := net.difference(exported)) <= cfg.tolerance:
             raise PancsegError(
@@ -44,14 +45,8 @@ def export(cfg: DictConfig) -> None:
     log.info("%s", output)
 
 
-def check_options(cfg: DictConfig) -> Path:
-    """Check the options, and return the output folder.
-
-    Raises:
-        PancsegError: If one is missing or impossible, or the folder is not empty.
-    """
-    from pancseg.files import check_writable
-
+def check_options(cfg: DictConfig) -> None:
+    """Refuse an option that is missing or impossible, and an output folder that is not empty."""
     for key in ("checkpoint", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise PancsegError(f"{key} is not given; give a path")
@@ -66,8 +61,6 @@ def check_options(cfg: DictConfig) -> Path:
     output = Path(cfg.output)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise PancsegError(f"output={output}: exists already; expected a new or an empty folder")
-    check_writable(output.resolve().parent, "output")
-    return output
 
 
 main = command(export)

@@ -1,8 +1,4 @@
-"""Atomic writing of text, CSV, JSON and NIfTI.
-
-A file is written under a temporary name in its own folder and then renamed, so that no reader meets
-a part of it.
-"""
+"""Atomic writing of text, CSV, JSON and NIfTI: no reader meets a part of a file."""
 
 import csv
 import hashlib
@@ -13,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,12 +29,12 @@ CHUNK_BYTES = 4 * 2**20
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; rename it to ``path`` if the body succeeds.
+def replaced(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the body succeeds.
 
-    The temporary name keeps the suffix, because writers choose their format by it.
+    The temporary name keeps the suffix, because writers choose their format by it. With ``folder``
+    it is that of a new folder, and ``path`` may exist if it is empty.
 
-    >>> import tempfile
     >>> target = Path(tempfile.mkdtemp()) / "a.txt"
     >>> with replaced(target) as temporary:
     ...     _ = temporary.write_text("whole")
@@ -48,43 +44,21 @@ def replaced(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
     try:
+        if folder:
+            temporary.mkdir()
         yield temporary
-        rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside ``path``; rename it to ``path`` if the body succeeds.
-
-    Nothing is left where the body fails. ``path`` may exist if it is empty.
-
-    >>> import tempfile
-    >>> target = Path(tempfile.mkdtemp()) / "a"
-    >>> with replaced_folder(target) as temporary:
-    ...     _ = (temporary / "b.txt").write_text("whole")
-    >>> [str(path.relative_to(target.parent)) for path in target.parent.rglob("*")]
-    ['a', 'a/b.txt']
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{PARTIAL}{secrets.token_hex(6)}-{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.is_dir():
+        if folder and path.is_dir():
             path.rmdir()  # it is empty; Windows does not rename to an existing folder
         rename(temporary, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, key: str) -> None:
-    """Check that a folder can be written before work begins.
-
-    Raises:
-        PancsegError: If it cannot.
-    """
+    """Check that a folder can be written before work begins; ``PancsegError`` if it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -96,11 +70,10 @@ def check_writable(folder: Path, key: str) -> None:
 def rename(temporary: Path, path: Path) -> None:
     """Rename; retry for a second where another program has the target open, as on Windows."""
     for _ in range(10):
-        try:
+        with suppress(PermissionError):
             temporary.replace(path)
             return
-        except PermissionError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     temporary.replace(path)
 
 
@@ -111,13 +84,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV text; None is an empty cell.
-
-    >>> print(to_csv(["patient", "dice"], [["a", 0.5], ["b", None]]), end="")
-    patient,dice
-    a,0.5
-    b,
-    """
+    """Rows as CSV text; None is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
@@ -147,18 +114,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def is_mapping(value: Any) -> bool:
-    """Whether JSON holds an object."""
-    return isinstance(value, dict)
-
-
-def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) -> Any:
-    """Read JSON, with or without a byte order mark, and check its shape.
-
-    Args:
-        path: File.
-        what: Description of the expected content, for messages.
-        check: Whether the value has the expected shape.
+def read_json(
+    path: Path, what: str, check: Callable[[Any], bool] = lambda value: isinstance(value, dict)
+) -> Any:
+    """Read JSON, with or without a byte order mark; ``check`` says whether it is ``what``.
 
     Raises:
         PancsegError: If the file is not JSON or not ``what``.
@@ -177,16 +136,8 @@ def read_json(path: Path, what: str, check: Callable[[Any], bool] = is_mapping) 
 def write_nifti(path: Path, image: "nib.Nifti1Image", qform: "Affine | None" = None) -> str:
     """Write ``.nii.gz`` atomically, with a new header: no text, affine as scanner coordinates.
 
-    nibabel packs with zlib, which takes most of the time of a conversion.
-
-    Args:
-        path: File.
-        image: Its affine is the sform.
-        qform: Where it is another affine.
-
-    Returns:
-        SHA-256 of the unpacked file, hexadecimal. Compare content by it: ISA-L does not always
-        pack equal content into equal bytes.
+    Return the SHA-256 of the unpacked file, hexadecimal. Compare content by it: ISA-L, which is
+    much faster than nibabel's zlib, does not always pack equal content into equal bytes.
     """
     import nibabel as nib
     import numpy as np
@@ -201,9 +152,11 @@ def write_nifti(path: Path, image: "nib.Nifti1Image", qform: "Affine | None" = N
     header["vox_offset"] = 352
     header.set_slope_inter(1, 0)
     voxels = np.ascontiguousarray(values.T).data.cast("B")  # NIfTI: first axis fastest
+    starts = range(0, len(voxels), CHUNK_BYTES)
+    chunks = (voxels[start : start + CHUNK_BYTES] for start in starts)  # without a second copy
     digest, packer = hashlib.sha256(), isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
     with replaced(path) as temporary, temporary.open("wb") as file:
-        for chunk in (header.binaryblock + bytes(4), *chunks(voxels)):
+        for chunk in (header.binaryblock + bytes(4), *chunks):
             digest.update(chunk)
             file.write(packer.compress(chunk))
         file.write(packer.flush())
@@ -211,12 +164,7 @@ def write_nifti(path: Path, image: "nib.Nifti1Image", qform: "Affine | None" = N
 
 
 def unpacked_sha256(path: Path) -> str:
-    """SHA-256 of an unpacked ``.gz`` file, as :func:`write_nifti` returned it.
-
-    Raises:
-        OSError: If it cannot be read or unpacked.
-        EOFError: If it is truncated.
-    """
+    """SHA-256 of an unpacked ``.gz`` file, as of :func:`write_nifti`; ``EOFError`` if truncated."""
     from isal import igzip
 
     digest = hashlib.sha256()
@@ -226,14 +174,7 @@ def unpacked_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def chunks(buffer: memoryview) -> list[memoryview]:
-    """Views of a buffer, so that packing needs no second copy of it."""
-    return [buffer[start : start + CHUNK_BYTES] for start in range(0, len(buffer), CHUNK_BYTES)]
-
-
 def is_of_a_run(checkpoint: str | None) -> bool:
     """Whether a checkpoint is there and lies where a run puts its own."""
-    if not checkpoint:
-        return False
-    path = Path(checkpoint)
+    path = Path(checkpoint or "")
     return path.parent.name == "checkpoints" and path.is_file()

@@ -33,28 +33,24 @@ STEP_S = 0.02  # least seconds of a step: many small kernels (estimated)
 FLOP_PER_S = 5e13  # of bf16 convolutions (estimated, RTX 4090)
 COMPILE_FROM_S = 20 * 60  # seconds of a training; compiling takes minutes
 MEMORY_ERRORS = (  # in RuntimeErrors of libraries below torch
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "unable to find an engine",
-    "CUDA error: out of memory",
-    "CUDA out of memory",
-    "can't allocate memory",
-)
+    "STATUS_ALLOC_FAILED", "unable to find an engine", "CUDA error: out of memory",
+    "CUDA out of memory", "can't allocate memory",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Settings for a kind of machine; ``conf/hardware/auto.yaml`` explains them."""
+    """Settings for a machine, by default a CPU; ``conf/hardware/auto.yaml`` explains them."""
 
     accelerator: str
     precision: str
-    num_workers: int
-    pin_memory: bool
-    cache: str
-    patch_voxels: int
-    width: int
-    batch_size: int
-    steps_per_epoch: int
+    num_workers: int = 0
+    pin_memory: bool = False
+    cache: str = "disk"
+    patch_voxels: int = 500_000
+    width: int = 8
+    batch_size: int = 2
+    steps_per_epoch: int = 50
     advice: str = ""  # a line for the user
 
 
@@ -66,46 +62,23 @@ def detect() -> Machine:
     autocast was measured many times slower there. On a CPU batches load in the training process:
     the step keeps the cores busy.
     """
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
-        patch_voxels = min(memory // MEMORY_A_PATCH_VOXEL, MAX_PATCH_VOXELS)
-        return Machine(
-            accelerator="gpu",
-            precision="bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed",
-            num_workers=min(8, cores()),
-            pin_memory=True,
-            cache="gpu",
-            patch_voxels=patch_voxels,
-            width=32,
-            batch_size=batch_that_fits(memory, patch_voxels),
-            steps_per_epoch=250,
-        )
-    return Machine(
-        accelerator="cpu",
-        precision="bf16-mixed" if cpu_has_bf16() else "32-true",
-        num_workers=0,
-        pin_memory=False,
-        cache="disk",
-        patch_voxels=500_000,
-        width=8,
-        batch_size=2,
-        steps_per_epoch=50,
-        advice=unusable_gpu(),
-    )
-
-
-def batch_that_fits(memory: int, patch_voxels: int) -> int:
-    """Patches of a training step of ``model=resunet`` that fill a GPU, from 2 to 8.
-
-    Args:
-        memory: Of the card, bytes.
-        patch_voxels: Of a patch.
-
-    >>> batch_that_fits(24_000_000_000, 1_600_000)  # (0.6 * 24e9 - 1.5e9) / 1600 / 1.6e6 = 5.04
-    5
-    """
+    if not torch.cuda.is_available():
+        precision = "bf16-mixed" if cpu_has_bf16() else "32-true"
+        return Machine("cpu", precision, advice=unusable_gpu())
+    memory = torch.cuda.get_device_properties(0).total_memory
+    patch_voxels = min(memory // MEMORY_A_PATCH_VOXEL, MAX_PATCH_VOXELS)
     voxels = (STEP_SHARE * memory - FIXED_BYTES) / BYTES_A_VOXEL
-    return max(2, min(int(voxels / patch_voxels), MAX_BATCH))
+    return Machine(
+        accelerator="gpu",
+        precision="bf16-mixed" if torch.cuda.is_bf16_supported(False) else "16-mixed",
+        num_workers=min(8, cores()),
+        pin_memory=True,
+        cache="gpu",
+        patch_voxels=patch_voxels,
+        width=32,
+        batch_size=max(2, min(int(voxels / patch_voxels), MAX_BATCH)),
+        steps_per_epoch=250,
+    )
 
 
 def estimated_step_s(multiply_adds: int, batch_size: int) -> float:
@@ -121,12 +94,9 @@ def can_compile() -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this x86 CPU multiplies bf16; False where torch (before 2.10) cannot tell.
-
-    ARM's units do not count: nothing was measured there.
-    """
+    """Whether this x86 CPU multiplies bf16; False where torch (before 2.10) cannot tell."""
     units: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(units.get(unit) for unit in BF16_UNITS)
+    return any(units.get(unit) for unit in BF16_UNITS)  # ARM's units were not measured
 
 
 def unusable_gpu() -> str:
@@ -136,22 +106,15 @@ def unusable_gpu() -> str:
         return ""
     if not driver:
         return "a GPU is here, and nvidia-smi does not answer; install NVIDIA's driver again"
-    index = next((index for least, index in WHEEL_INDEXES if driver >= least), None)
-    if index is None:
-        least = WHEEL_INDEXES[-1][0]
-        return (
-            f"a GPU is here, and its driver {driver} is too old for torch; install {least} or later"
-        )
+    oldest = WHEEL_INDEXES[-1][0]
+    if driver < oldest:
+        return f"a GPU is here, and driver {driver} is too old for torch; install {oldest} or later"
+    gpu = f"a GPU with driver {driver} is here, and"
+    index = next(index for least, index in WHEEL_INDEXES if driver >= least)
     if torch.version.cuda and f"cu{torch.version.cuda.replace('.', '')}" <= index:
-        return (
-            f"a GPU with driver {driver} is here, and torch finds none; check CUDA_VISIBLE_DEVICES "
-            "and the GPUs of the container or job"
-        )
+        return f"{gpu} torch finds none; check CUDA_VISIBLE_DEVICES and the GPUs of the container"
     built_for = torch.version.cuda or "CPUs only"
-    return (
-        f"a GPU with driver {driver} is here, this torch is built for {built_for}; to use it: "
-        f"{install_line(index)}"
-    )
+    return f"{gpu} this torch is built for {built_for}; to use it: {install_line(index)}"
 
 
 def install_line(index: str) -> str:
@@ -173,14 +136,7 @@ def driver_version() -> int | None:
 
 
 def device_settings(hardware: Mapping[str, Any]) -> dict[str, Any]:
-    """``device`` and ``precision`` of inference on the configured machine.
-
-    Args:
-        hardware: A file of ``conf/hardware``.
-
-    Raises:
-        PancsegError: If that machine is not here.
-    """
+    """``device`` and ``precision`` of inference by a file of ``conf/hardware``."""
     check_accelerator(hardware["accelerator"])
     torch.backends.cudnn.benchmark = bool(hardware["benchmark"])  # windows are of one shape
     devices = hardware["devices"]
@@ -197,11 +153,7 @@ def check_accelerator(accelerator: str) -> None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that caused it, says that memory ran out.
-
-    >>> is_out_of_memory(RuntimeError("CUDNN_STATUS_ALLOC_FAILED")), is_out_of_memory(ValueError())
-    (True, False)
-    """
+    """Whether an error, or one that caused it, says that memory ran out."""
     while error is not None:
         is_known = isinstance(error, RuntimeError) and any(m in str(error) for m in MEMORY_ERRORS)
         if is_known or isinstance(error, torch.OutOfMemoryError | MemoryError):

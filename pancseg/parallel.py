@@ -1,4 +1,4 @@
-"""Shards, process pools that survive a crash, progress bars, and the cores and memory there are."""
+"""Shards, process pools that survive a crash, progress bars, and the machine's cores and memory."""
 
 import multiprocessing
 import os
@@ -28,11 +28,7 @@ CGROUP_ROOT, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class Shard:
-    """Part ``index`` of ``count`` of the cases, chosen by a hash of each case.
-
-    >>> Shard.parse("1/4")
-    Shard(index=1, count=4)
-    """
+    """Part ``index`` of ``count`` of the cases, chosen by a hash of each case."""
 
     index: int
     count: int
@@ -58,12 +54,8 @@ def process_map(
 ) -> Iterator[Result]:
     """Results of a function in several processes, as they are ready, in any order.
 
-    Args:
-        function: A module function; it and the items are pickled.
-        items: Arguments.
-        processes: Pool size; with 0 everything runs in this process.
-        on_crash: Gives the result for an item whose process died: a decoder crashed, or the kernel
-            ended it when memory ran out.
+    With 0 ``processes`` everything runs in this one. ``on_crash`` gives the result for an item
+    whose process died: a decoder crashed, or the kernel ended it when memory ran out.
     """
     if processes < 1:
         yield from map(function, items)
@@ -102,15 +94,14 @@ def follow_parent() -> None:
     """End with the parent, and leave Ctrl-C and signals to the whole job to it."""
     for number in (signal.SIGINT, *SIGNALS):
         signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=exit_after, args=(parent,), daemon=True).start()
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
-def exit_after(parent: multiprocessing.process.BaseProcess) -> None:
-    """Wait for a process to end, then end this one."""
-    parent.join()
-    os._exit(1)
+def exit_after_parent() -> None:
+    """End this process as soon as its parent has ended."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def ignore_signals(worker: int) -> None:
@@ -118,61 +109,27 @@ def ignore_signals(worker: int) -> None:
 
     Only for a while: SIGTERM also ends workers whose parent has died.
     """
-
-    def end_soon(*_: object) -> None:
-        signal.alarm(SIGTERM_GRACE_S)
-
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, end_soon)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE_S))
 
 
 def progress(
-    items: Iterable[Item],
-    description: str,
-    unit: str,
-    total: int | None = None,
-    delay_s: float = 0.0,
+    items: Iterable[Item], doing: str, unit: str, total: int | None = None, delay_s: float = 0.0
 ) -> Iterator[Item]:
     """Iterate with a bar on a terminal, and with a line now and then elsewhere.
 
-    Args:
-        items: To iterate over.
-        description: Such as ``preparing``.
-        unit: Of an item.
-        total: Number of items, where they have no length.
-        delay_s: Show nothing before, and remove the bar at the end.
+    ``total`` is the number of items where they have no length. With ``delay_s`` nothing is shown
+    before, and the bar is removed at the end.
     """
     interval_s = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
-    yield from tqdm(
-        items,
-        description,
-        total,
-        unit=f" {unit}",
-        mininterval=interval_s,
-        dynamic_ncols=True,
-        delay=delay_s,
-        leave=not delay_s,
-    )
-
-
-def follow(steps: Iterator[tuple[int, int, str]], doing: str, unit: str) -> None:
-    """Run through steps: how many are done, how many there are, and what is worked on next."""
-    seconds = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
-    with tqdm(desc=doing, unit=f" {unit}", mininterval=seconds, dynamic_ncols=True) as bar:
-        for done, total, current in steps:
-            bar.total = total
-            waits = done == bar.n and bar.postfix not in (None, current)
-            bar.set_postfix_str(current, refresh=waits)  # as when all that is left is with others
-            bar.update(done - bar.n)
+    options = {"mininterval": interval_s, "dynamic_ncols": True, "leave": not delay_s}
+    yield from tqdm(items, doing, total, unit=f" {unit}", delay=delay_s, **options)
 
 
 def throttled(call: Callable[[], None]) -> Callable[[], None]:
-    """A function that calls another, unless that would take more than about 2 % of the time.
-
-    For tables that are written anew after each item: with many rows, less often.
-    """
+    """A function that calls another, unless that would take more than about 2 % of the time."""
     earliest_s = 0.0
 
     def call_or_skip() -> None:
@@ -195,34 +152,17 @@ def cores() -> int:
 def main_memory() -> int | None:
     """Bytes of memory of the machine, container or Slurm job; None where unknown, as on Windows."""
     try:
-        limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    for text in (
-        *cgroup_values("", "memory.max"),
-        *cgroup_values("memory", "memory.limit_in_bytes"),
-    ):
-        limits += [int(text)] if text.isdigit() else []
-    return min(limits)
-
-
-def core_quota() -> float | None:
-    """Cores that a container or job may keep busy, possibly a fraction; None if not limited."""
-    quotas = [tuple(text.split()) for text in cgroup_values("", "cpu.max")]
-    periods = cgroup_values("cpu", "cpu.cfs_period_us")
-    quotas += zip(cgroup_values("cpu", "cpu.cfs_quota_us"), periods, strict=False)
-    shares = [int(q) / int(p) for q, p in quotas if q.isdigit() and p.isdigit()]
-    return min(shares, default=None)
+    texts = cgroup_values("", "memory.max") + cgroup_values("memory", "memory.limit_in_bytes")
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
 
 
 def cgroup_values(controller: str, name: str) -> list[str]:
     """Contents of a control file of this process's cgroup and of each group above it.
 
-    Limits hold for all groups below, and Slurm sets them some levels above its tasks.
-
-    Args:
-        controller: Of cgroup v1; empty for cgroup v2.
-        name: Of the file.
+    Limits hold for all groups below. ``controller`` is that of cgroup v1, empty for cgroup v2.
     """
     groups = {Path()}
     for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.is_file() else ():

@@ -12,11 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def phantom(cfg: DictConfig) -> None:
-    """Write phantoms.
-
-    Raises:
-        PancsegError: If nothing sensible is asked for.
-    """
+    """Write phantoms."""
     from pancseg.parallel import progress
     from pancseg.phantoms.patient import simulate_patient, write_patient
 

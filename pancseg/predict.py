@@ -3,6 +3,7 @@
 import logging
 import sys
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,13 +21,13 @@ def predict(cfg: DictConfig) -> None:
         PancsegError: If it cannot start.
         Incomplete: If a scan was refused or failed; the others are done.
     """
+    from pancseg.files import check_writable
     from pancseg.hardware import device_settings
     from pancseg.inference import scan_batch as sb
     from pancseg.inference.checkpoint import open_checkpoints
     from pancseg.inference.find_scans import case_names, find_scans
-    from pancseg.inference.mask_flags import ReviewThresholds
     from pancseg.inference.postprocessing import PostprocessOptions
-    from pancseg.inference.predictor import Predictor, is_auto
+    from pancseg.inference.predictor import Predictor
     from pancseg.parallel import Shard, cores, progress, throttled
 
     scans, folder, options = *check_request(cfg), PostprocessOptions(**cfg.postprocess)
@@ -41,36 +42,30 @@ def predict(cfg: DictConfig) -> None:
     predictor = Predictor(
         open_checkpoints([Path(path) for path in paths]),
         mirror=cfg.tta,
-        roi=is_auto(cfg.roi),
+        roi=cfg.roi,
         options=options,
         **device_settings(cfg.hardware),
     )
     volume_ml = cfg.review.volume_ml and tuple(cfg.review.volume_ml)
-    thresholds = ReviewThresholds(**{**cfg.review, "volume_ml": volume_ml})
+    thresholds = sb.ReviewThresholds(**{**cfg.review, "volume_ml": volume_ml})
     structure = predictor.models[0].structures[0]
     batch = sb.ScanBatch(predictor, structure, folder, thresholds, cfg.probabilities, cfg.rtstruct)
-    found = find_scans(scans, cfg.modality, cores())
-    for warning in found.warnings:  # to the console alone: it names files
+    contents = find_scans(scans, cfg.modality, cores())
+    for warning in contents.warnings:  # to the console alone: it names files
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    names = case_names(found.cases, scans)
-    jobs = [sb.ScanJob(source, case) for source, case in zip(found.cases, names, strict=True)]
+    sources = dict(zip(case_names(contents.cases, scans), contents.cases, strict=True))
     if shard:
-        jobs = [job for job in jobs if shard.has(hash_of_name(job.case))]
-    refused = [sb.Row("", str(s.path), status=sb.REFUSED, reason=s.reason) for s in found.skipped]
+        sources = {case: source for case, source in sources.items() if shard.has(name_hash(case))}
+    refused = [sb.Row("", str(f.path), "", sb.REFUSED, f.reason) for f in contents.skipped]
+    check_writable(folder, "output")
     with sb.locked_output(folder, predictor, name):
-        earlier = sb.read_tables(folder)
-        rows = {
-            job.case: earlier[job.case]
-            for job in jobs
-            if job.case in earlier and batch.is_done(job, earlier[job.case])
-        }
-        missing = [job for job in jobs if job.case not in rows]
+        path, rows = sb.table_path(folder, name), sb.read_tables(folder)
+        rows = {c: rows[c] for c in sources if c in rows and batch.is_done(sources[c], rows[c])}
+        missing = {case: source for case, source in sources.items() if case not in rows}
 
         def table() -> list[sb.Row]:
-            done = [rows[job.case] for job in jobs if job.case in rows]
-            return done + ([] if shard else refused)
+            return [rows[case] for case in sources if case in rows] + ([] if shard else refused)
 
-        path = sb.table_path(folder, name)
         write_now_and_then = throttled(lambda: sb.write_table(path, table()))
         try:
             for _ in progress(batch.run(missing, rows), "segmenting", "scan", len(missing)):
@@ -80,9 +75,8 @@ def predict(cfg: DictConfig) -> None:
                 sb.write_table(path, table())
             raise
         sb.write_table(path, table())
-        if not shard:
-            for part in folder.glob("predictions.*.csv"):
-                part.unlink()
+        for part in () if shard else folder.glob("predictions.*.csv"):
+            part.unlink()
     failed = print_rows(table())
     log.info("%s", path)
     if failed:
@@ -90,11 +84,7 @@ def predict(cfg: DictConfig) -> None:
 
 
 def check_request(cfg: DictConfig) -> tuple[Path, Path]:
-    """Input and output, checked before anything is opened.
-
-    Raises:
-        PancsegError: If one is not given, or masks would be written among the scans.
-    """
+    """Input and output, checked before anything is opened."""
     for key in ("checkpoint", "input", "output"):
         if OmegaConf.is_missing(cfg, key):
             raise PancsegError(f"{key} is not given; give a path")
@@ -107,20 +97,18 @@ def check_request(cfg: DictConfig) -> tuple[Path, Path]:
     return scans, folder
 
 
-def hash_of_name(case: str) -> str:
+def name_hash(case: str) -> str:
     """What decides the shard of a scan."""
-    from hashlib import sha256
-
     return sha256(case.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def print_rows(rows: list) -> int:
     """Print each row to the console alone, and count the scans that were refused or failed."""
     for row in rows:
-        label = row.case or printable(row.path)
         result = f"{row.volume_ml} ml, confidence {row.confidence}" if row.status == "done" else ""
         flags = f"  [{row.flags}]" if row.flags else ""
-        print(f"{label}  {row.status}: {result or row.reason}{flags}")
+        name = row.case or printable(row.path)
+        print(f"{name}  {row.status}: {result or row.reason}{flags}")
     return sum(row.status in ("refused", "failed") for row in rows)
 
 

@@ -12,15 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def report(cfg: DictConfig) -> None:
-    """Write the report of ``run`` or of ``sweep``, or compare ``runs``.
-
-    Raises:
-        PancsegError: If folders are not scored runs, or were scored on different patients.
-    """
+    """Write the report of ``run`` or of ``sweep``, or compare ``runs``."""
     if sum(value is not None for value in (cfg.run, cfg.runs, cfg.sweep)) != 1:
-        raise PancsegError(
-            "give run=RUN, or sweep=SWEEP, or runs=[RUN_A,RUN_B,...] to compare them"
-        )
+        raise PancsegError("give run=RUN, or sweep=SWEEP, or runs=[RUN_A,RUN_B,...]")
     if cfg.by is not None and cfg.run is None:
         raise PancsegError(f"by={cfg.by}: needs run=RUN")
     if cfg.sweep is not None:
@@ -37,13 +31,10 @@ def report(cfg: DictConfig) -> None:
         if cfg.by is not None:
             print_table(subgroup_table(run.rows(cfg.subset), cfg.by))
     else:
-        from pancseg.reports.comparison import compare_runs, print_comparison, write_comparison
+        from pancseg.reports.comparison import report_comparison
 
-        found = compare_runs(list(cfg.runs), cfg.subset, list(cfg.measures))
-        for warning in found["warnings"]:
-            log.warning(warning)
-        print_comparison(found)
-        path = write_comparison(Path(cfg.output), found)
+        output = Path(cfg.output)
+        path = report_comparison(list(cfg.runs), cfg.subset, list(cfg.measures), output)
     log.info("%s", path)
 
 

@@ -16,20 +16,17 @@ from hydra.types import RunMode
 
 from pancseg.files import is_of_a_run
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
-)  # Windows has the first alone
-SCONTROL_S = 30  # longest wait for scontrol
+NAMES = ("SIGTERM", "SIGUSR1")  # Windows has the first alone
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised on a signal; handled like Ctrl-C."""
+    """Raised on a signal; handled like Ctrl-C. ``note`` is appended to the message."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
-        self.signum = signum
+        self.signum, self.note = signum, ""
         self.exit_code = 128 + signum  # as shells have it
-        self.note = ""  # appended to the message
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.signum).name}"
@@ -42,15 +39,13 @@ def stop_on_signals() -> Iterator[None]:
     Not in a job of submitit, which handles signals itself: it runs the job again.
     """
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or "SUBMITIT_EXECUTOR" in os.environ:
-        yield
-        return
+    numbers = SIGNALS if is_main and "SUBMITIT_EXECUTOR" not in os.environ else ()
 
     def stop(signum: int, frame: FrameType | None) -> None:
         ignore_signals()
         raise Stopped(signum)
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
@@ -76,20 +71,17 @@ def has_fixed_folder() -> bool:
     hydra = HydraConfig.get()
     if hydra.mode is RunMode.MULTIRUN:  # a sweep's folder follows from its overrides
         return True
-    values = dict(word.lstrip("+").split("=", 1) for word in hydra.overrides.task if "=" in word)
-    is_named = any(word.startswith("hydra.run.dir=") for word in hydra.overrides.hydra)
+    values = dict(text.lstrip("+").partition("=")[::2] for text in hydra.overrides.task)
+    is_named = any(text.startswith("hydra.run.dir=") for text in hydra.overrides.hydra)
     return is_named or is_of_a_run(values.get("ckpt_path", "").strip("'\""))
 
 
 def requeue(signum: int) -> str:
-    """Have this job run again, if it is one of Slurm's and was not cancelled.
+    """Have this job of Slurm run again; text to append to the message.
 
     After SIGUSR1, which comes ahead of a time limit. After SIGTERM only within the grace time of a
     preemption: a job that ends within it is not requeued by Slurm itself. Otherwise SIGTERM means
     that Slurm requeues the job already, or that it was cancelled.
-
-    Returns:
-        Text to append to the message; empty outside of Slurm, or without a request.
     """
     array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
@@ -105,17 +97,16 @@ def requeue(signum: int) -> str:
 def in_grace_time(job: str) -> bool:
     """Whether a job is in the grace time of its preemption."""
     code, answer = scontrol("show", "job", "-o", job)
-    facts = dict(word.partition("=")[::2] for word in answer.split())
-    is_running = facts.get("JobState") in ("RUNNING", "SIGNALING")
-    return code == 0 and is_running and facts.get("PreemptTime", "None") not in ("None", "Unknown")
+    state = dict(text.partition("=")[::2] for text in answer.split())
+    is_running = state.get("JobState") in ("RUNNING", "SIGNALING")
+    return code == 0 and is_running and state.get("PreemptTime", "None") not in ("None", "Unknown")
 
 
-def scontrol(*words: str) -> tuple[int, str]:
+def scontrol(*arguments: str) -> tuple[int, str]:
     """The exit code of a call of Slurm, and its answer in one line."""
+    command = ["scontrol", *arguments]
     try:
-        ended = subprocess.run(
-            ["scontrol", *words], capture_output=True, text=True, timeout=SCONTROL_S, check=False
-        )
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, " ".join(str(error).split())
     return ended.returncode, " ".join(f"{ended.stdout} {ended.stderr}".split())

@@ -20,29 +20,19 @@ from pancseg.errors import PancsegError, Refused
 KINDS = ("organ", "lesion")
 WHOLE_NUMBER_TOLERANCE = 1e-3  # labels saved through a float with a slope differ by less
 MOST_REPORTED = 8  # values in a message
-Label = int | str
-"""A value of a label map, a number, name or code of a segment or ROI."""
+Label = int | str  # value of a label map; number, name or code of a segment or ROI
 
 
 @dataclass(frozen=True)
 class Structure:
-    """A structure to segment.
+    """A structure to segment."""
 
-    Attributes:
-        name: Part of file names, such as ``pancreas``.
-        labels: What the source calls it; None takes every label there is.
-        code: SNOMED CT.
-        kind: ``organ`` or ``lesion``.
-        volume_ml: Smallest and largest plausible volume.
-        values: Codes of the stored label map that belong to it.
-    """
-
-    name: str
-    labels: tuple[Label, ...] | None
-    code: str
-    kind: str
-    volume_ml: tuple[float, float]
-    values: tuple[int, ...]
+    name: str  # part of file names, such as ``pancreas``
+    labels: tuple[Label, ...] | None  # in the source; None takes every label there is
+    code: str  # SNOMED CT
+    kind: str  # organ or lesion
+    volume_ml: tuple[float, float]  # smallest and largest plausible
+    values: tuple[int, ...]  # codes of the stored label map that belong to it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the manifest."""
@@ -51,30 +41,19 @@ class Structure:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A label as read.
+    """A label as read."""
 
-    Attributes:
-        image: uint8 codes of structures, on the label's own grid, slice 0 nearest the feet.
-        unknown_values: Values that are neither chosen nor declared.
-        flags: Flags of ``intake.csv``.
-    """
-
-    image: nib.Nifti1Image
-    unknown_values: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    image: nib.Nifti1Image  # uint8 codes of structures, own grid, slice 0 nearest the feet
+    unknown_values: tuple[str, ...] = ()  # neither chosen nor declared
+    flags: tuple[str, ...] = ()  # of ``intake.csv``
 
 
 def parse_structures(
     node: Mapping[str, Mapping[str, Any]], labels: Sequence[Label] | None = None
 ) -> tuple[Structure, ...]:
-    """Structures of a configuration.
+    """Parse ``conf/structures``; PancsegError names the key that cannot be used.
 
-    Args:
-        node: ``conf/structures``: ``labels``, ``code``, ``kind`` and ``volume_ml`` by name.
-        labels: Replace the labels of the only structure.
-
-    Raises:
-        PancsegError: Naming the key that cannot be used.
+    ``labels`` replace those of the only structure.
 
     >>> organ = {"code": "15776009", "kind": "organ", "volume_ml": [15, 300]}
     >>> node = {"pancreas": {**organ, "labels": [1, 2]}, "tumour": {**organ, "labels": [2]}}
@@ -86,53 +65,43 @@ def parse_structures(
     if labels is not None and len(node) > 1:
         keys = " or ".join(f"structures.{name}.labels=" for name in node)
         raise PancsegError(f"labels={list(labels)}: there are {len(node)} structures; give {keys}")
-    given = {
-        name: (labels if labels is not None else entry["labels"]) for name, entry in node.items()
+    labels_of = {
+        name: entry["labels"] if labels is None else labels for name, entry in node.items()
     }
-    words = {name: None if w is None else tuple(w) for name, w in given.items()}
-    for name, entry in node.items():
-        key = f"structures.{name}"
+    texts_of = {name: folded(chosen or ()) for name, chosen in labels_of.items()}
+    structures = []
+    for number, (name, entry) in enumerate(node.items(), start=1):
+        key, chosen, texts = f"structures.{name}", labels_of[name], texts_of[name]
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
             raise PancsegError(f"{key}: expected a name of small letters, digits and _")
-        chosen = words[name]
-        if chosen == () or (chosen is None and len(node) > 1) or "0" in map(str, chosen or ()):
+        if "0" in texts or (not texts and (chosen is not None or len(node) > 1)):
             raise PancsegError(f"{key}.labels: expected a list without 0, such as [1]")
         if entry["kind"] not in KINDS:
             raise PancsegError(f"{key}.kind={entry['kind']}: expected {' or '.join(KINDS)}")
-        low, high = entry["volume_ml"]
+        low, high = map(float, entry["volume_ml"])
         if not 0 <= low < high:
             raise PancsegError(f"{key}.volume_ml={[low, high]}: expected two, the lower first")
-    names = list(node)
-    structures = []
-    for i, name in enumerate(names):
-        values = [i + 1]
-        for j, other in enumerate(names[i + 1 :], start=i + 1):
-            own, inner = (
-                {str(w).strip().casefold() for w in words[n] or ()} for n in (name, other)
+        later = list(enumerate(list(node)[number:], start=number + 1))
+        if shared := [o for _, o in later if texts_of[o] & texts and not texts_of[o] <= texts]:
+            raise PancsegError(
+                f"structures.{shared[0]}.labels: share some labels with {key}; "
+                "expected all of them or none, and a part after its whole"
             )
-            if inner <= own:
-                values.append(j + 1)
-            elif inner & own:
-                raise PancsegError(
-                    f"structures.{other}.labels: share some labels with structures.{name}; "
-                    f"expected all of them or none, and a part after its whole"
-                )
-        entry = node[name]
-        low, high = map(float, entry["volume_ml"])
+        values = number, *(value for value, other in later if texts_of[other] <= texts)
+        own = None if chosen is None else tuple(chosen)
         structures.append(
-            Structure(
-                *(name, words[name], str(entry["code"]), entry["kind"]), (low, high), tuple(values)
-            )
+            Structure(name, own, str(entry["code"]), entry["kind"], (low, high), values)
         )
     return tuple(structures)
 
 
-def structures_from_manifest(entries: Iterable[Mapping[str, Any]]) -> tuple[Structure, ...]:
-    """Structures as :meth:`Structure.to_dict` wrote them.
+def folded(labels: Iterable[Label]) -> set[str]:
+    """Labels as texts that compare without case."""
+    return {str(label).strip().casefold() for label in labels}
 
-    Raises:
-        TypeError, KeyError, ValueError: If they are not.
-    """
+
+def structures_from_manifest(entries: Iterable[Mapping[str, Any]]) -> tuple[Structure, ...]:
+    """Read what ``Structure.to_dict`` wrote; TypeError, KeyError or ValueError otherwise."""
     return tuple(
         Structure(
             str(entry["name"]),
@@ -164,19 +133,9 @@ def encode_values(
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Encode the values of a label as structure codes.
 
-    Values within 1e-3 of a whole number are that number.
-
-    Args:
-        values: A label, any shape and type.
-        structures: With labels that are values; names are refused.
-        declared: Values that the source declares, chosen or not.
-
-    Returns:
-        Codes, and the values that are neither chosen nor declared. None of them where labels were
-        chosen: the user knows the others.
-
-    Raises:
-        Refused: If no voxel is background, or a label is a name.
+    Values within 1e-3 of a whole number are that number. Returned too are the values that are
+    neither chosen nor ``declared`` by the source; none where labels were chosen, since the user
+    knows the others. Refused if no voxel is background, or a chosen label is a name.
 
     >>> organ = Structure("pancreas", (1, 2), "", "organ", (15, 300), (1,))
     >>> codes, unknown_values = encode_values(np.array([0, 1, 2, 7]), [organ])
@@ -185,86 +144,49 @@ def encode_values(
     """
     if values.dtype.kind == "f":
         whole = np.rint(values)
-        near = np.abs(values - whole) <= WHOLE_NUMBER_TOLERANCE
-        values = np.where(near, whole, values)
+        values = np.where(np.abs(values - whole) <= WHOLE_NUMBER_TOLERANCE, whole, values)
     nonzero = values != 0
     if nonzero.all():
-        raise Refused(
-            "no_background", f"no voxel is 0, values go from {values.min():g} to {values.max():g}"
-        )
+        sentence = f"no voxel is 0, values go from {values.min():g} to {values.max():g}"
+        raise Refused("no_background", sentence)
     if structures[0].labels is None:
-        found = np.unique(values[nonzero])
-        known = {float(value) for value in declared}
-        several = len(found) > 1 and not known
-        rest = found if several else [v for v in found if known and float(v) not in known]
-        return nonzero.astype(np.uint8), tuple(f"{value:g}" for value in rest)[:MOST_REPORTED]
+        present, known = np.unique(values[nonzero]), {float(value) for value in declared}
+        unknown = [v for v in present if float(v) not in known and (known or len(present) > 1)]
+        return nonzero.astype(np.uint8), tuple(f"{v:g}" for v in unknown)[:MOST_REPORTED]
     codes = np.zeros(values.shape, np.uint8)
     for code, structure in enumerate(structures, start=1):
         for label in structure.labels or ():
-            codes[values == as_number(label)] = code
+            try:
+                codes[values == float(label)] = code
+            except ValueError:
+                sentence = f"this label has numbers and no names such as {label!r}; give labels=[1]"
+                raise Refused("no_such_structure", sentence) from None
     return codes, ()
-
-
-def as_number(label: Label) -> float:
-    """A chosen label as a number.
-
-    Raises:
-        Refused: If it is a name.
-    """
-    try:
-        return float(label)
-    except ValueError:
-        raise Refused(
-            "no_such_structure",
-            f"labels names {label!r}, but this label holds numbers without names; give its values, "
-            "such as labels=[1]",
-        ) from None
 
 
 def match_names(
     names: Mapping[int, Sequence[str]], structures: Sequence[Structure], kind: str
 ) -> list[list[int]]:
-    """Numbers of the segments or ROIs that belong to each structure.
+    """Numbers of the segments or ROIs (``kind``) of each structure, empty where the file lacks it.
 
-    Args:
-        names: For each number its name, then its codes.
-        structures: Labels are numbers, names or codes, in any case; None takes the only one.
-        kind: ``segment`` or ``roi``, for messages.
-
-    Returns:
-        One list a structure; it is empty where the file lacks that structure.
-
-    Raises:
-        Refused: If none is found, or there are several and no labels were chosen.
+    ``names`` gives for each number its name, then its codes. Labels are numbers, names or codes, in
+    any case; None takes the only one. Refused if none is there, or several and none was chosen.
 
     >>> organ = Structure("pancreas", (15776009,), "", "organ", (15, 300), (1,))
     >>> match_names({1: ("Liver",), 2: ("Pancreas", "15776009")}, [organ], "segment")
     [[2]]
     """
-    shown = [f"{number} {words[0]}" for number, words in names.items()]
+    shown = [f"{number} {texts[0]}" for number, texts in names.items()]
     if structures[0].labels is None:
         if len(names) == 1:
             return [list(names)]
-        raise Refused(
-            f"ambiguous_{kind}",
-            f"{len(names)} {kind}s; choose by labels=[NAME]; show_names=true lists them",
-            names=shown,
-        )
-    found = []
-    for structure in structures:
-        wanted = {str(label).strip().casefold() for label in structure.labels or ()}
-        found.append(
-            [
-                number
-                for number, words in names.items()
-                if wanted & {str(number), *(word.strip().casefold() for word in words)}
-            ]
-        )
-    if not any(found):
+        sentence = f"{len(names)} {kind}s; choose by labels=[NAME]; show_names=true lists them"
+        raise Refused(f"ambiguous_{kind}", sentence, names=shown)
+    texts_of = {number: folded([number, *texts]) for number, texts in names.items()}
+    wanted = [folded(structure.labels or ()) for structure in structures]
+    matched = [[n for n, texts in texts_of.items() if texts & labels] for labels in wanted]
+    if not any(matched):
         chosen = ", ".join(str(label) for s in structures for label in s.labels or ())
-        raise Refused(
-            f"no_such_{kind}",
-            f"no {kind} of {len(names)} is named {chosen}; show_names=true lists them",
-            names=shown,
-        )
-    return found
+        sentence = f"no {kind} of {len(names)} is named {chosen}; show_names=true lists them"
+        raise Refused(f"no_such_{kind}", sentence, names=shown)
+    return matched

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from pancseg.cli import command
-from pancseg.config import BEST, LAST, SPLITS, SUMMARY, is_sweep_job, run_path
+from pancseg.config import BEST, LAST, SPLITS, SUMMARY, is_sweep_job, locked_run, run_path
 from pancseg.training.sweeps import register_sweeper, train_job
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ def train(cfg: DictConfig) -> float | None:
         KeyboardInterrupt: After Ctrl-C; ``last.ckpt`` is of the last whole epoch.
     """
     from pancseg.data.datamodule import is_first_process
-    from pancseg.training.run_lock import locked_run
 
     with locked_run(Path(run_path()), is_first_process() and not cfg.trainer.fast_dev_run):
         return train_job(cfg, train_run) if is_sweep_job() else train_run(cfg)

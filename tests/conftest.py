@@ -6,32 +6,41 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from tests.no_network import ASKED, watch
-from tests.storm.ledger import from_environment
-
 PHANTOM = ["shape=[48,48,40]", "spacing_mm=[8,8,8]", "seed=3"]
 SHALLOW = ["data.depth=32", "data.tail=shift"]
 # for processes that are timed: coverage's tracer takes longer than what it watches
 UNMEASURED = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
-
-
-watch()
+OUTSIDE: list[str] = []  # addresses of other machines that this process asked for
 # before torch is loaded: more threads gain nothing in small tests, and wait long for busy cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended."""
+def note_network(event: str, arguments: tuple[Any, ...]) -> None:
+    """Audit hook: note requests to other machines."""
+    if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
+        host = str(arguments[1][0])
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        host = str(arguments[0] or "localhost")
+    else:
+        return
+    if host not in ("localhost", "::", "::1", "0.0.0.0") and not host.startswith("127."):
+        OUTSIDE.append(host)
+
+
+sys.addaudithook(note_network)
+
+
+class Ended(NamedTuple):
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -42,14 +51,12 @@ Command = Callable[..., Ended]
 
 
 @pytest.fixture
-def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
     """Run ``python -m pancseg.<name> <arguments>`` in this process."""
 
     def run(name: str, *arguments: str) -> Ended:
         capfd.readouterr()
-        code = run_command(name, *arguments)
-        out, err = capfd.readouterr()
-        return Ended(code, out, err)
+        return Ended(run_command(name, *arguments), *capfd.readouterr())
 
     return run
 
@@ -94,16 +101,12 @@ def prepared(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(dicom: Path, root: Path, *arguments: str) -> int:
     """Prepare groups of 32 of phantoms, under their own names."""
     source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
-    return run_command(
-        "prepare", *source, f"data.root={root}", "privacy=none", *SHALLOW, *arguments
-    )
+    words = [*source, f"data.root={root}", "privacy=none", *SHALLOW, *arguments]
+    return run_command("prepare", *words)
 
 
 def contents(root: Path) -> dict[str, str]:
-    """Every file below a folder: tables and JSON as text, so that a failure reads; else a hash.
-
-    Packed files are unpacked first: ISA-L may pack equal content into other bytes.
-    """
+    """Files below a folder: tables and JSON as text, so that a failure reads; others as a hash."""
     return {
         str(path.relative_to(root)): path.read_text()
         if path.suffix in (".csv", ".json")
@@ -114,7 +117,7 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def unpacked(path: Path) -> bytes:
-    """What a file holds, unzipped."""
+    """Content of a file, unzipped: ISA-L may pack equal content into other bytes."""
     stored = path.read_bytes()
     return gzip.decompress(stored) if path.suffix == ".gz" else stored
 
@@ -153,40 +156,23 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Where a test puts images for a layout to find."""
+    """Folder for images."""
     return tmp_path / "images"
 
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Where it puts their labels."""
+    """Folder for labels."""
     return tmp_path / "labels"
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Enter tests that are lines of the storms' table there, where ``make storm`` asks for it."""
-    report = yield
-    mark = item.get_closest_marker("row")
-    if mark and report.when == "call" and report.passed:
-        flips = item.callspec.params.get("flips", 1) if hasattr(item, "callspec") else 1
-        from_environment().count(*mark.args, flips)
-    return report
-
-
 @pytest.fixture(autouse=True)
-def _without_the_network() -> Iterator[None]:
-    """Nothing that a test or its fixtures run in this process asks for another machine."""
-    yield
-    asked = ASKED[:]
-    ASKED.clear()
-    assert asked == []
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing that a test writes lands in the checkout."""
+def _without_network_in_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Tests write nothing into the checkout and ask for no other machine."""
     monkeypatch.chdir(tmp_path)
-    return
+    yield
+    asked = OUTSIDE[:]
+    OUTSIDE.clear()
+    assert asked == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 
 from pancseg.dicom.series import Repair, read_series
-from pancseg.dicom.write_rtstruct import write_rtstruct
+from pancseg.dicom.writers import write_rtstruct
 from tests.tiny_labels import structures
 
 DESCRIPTIONS = {

@@ -17,8 +17,8 @@ from pancseg.data.sampling import Sampling
 from pancseg.data.splits import make_split
 from pancseg.dicom.series import Repair
 from pancseg.hardware import Machine
-from pancseg.inference.mask_flags import ReviewThresholds
 from pancseg.inference.postprocessing import PostprocessOptions
+from pancseg.inference.scan_batch import ReviewThresholds
 from pancseg.intake.checks import Checks
 from pancseg.models.augmentation import Augmentation
 from pancseg.models.factory import build

@@ -279,6 +279,9 @@ def without_groups(root: Path) -> None:
 
 def without_voxels(root: Path) -> None:
     edited(root, **{name: {"label_voxels": 0} for name in "abcdef"})
+    manifest = read_manifest(root)
+    manifest.groups = [replace(group, label_voxels=0) for group in manifest.groups]
+    manifest.write(root)
 
 
 def interrupted(root: Path) -> None:
@@ -290,8 +293,8 @@ def interrupted(root: Path) -> None:
     [
         (None, {"depth": 64}, r"prepared with groups of 8 slices, data\.depth is 64"),
         (without_groups, {}, r"the 3 training patients have no labelled group.*data\.tail=shift"),
-        (without_voxels, {}, "no training patient has a labelled voxel"),
-        (without_voxels, {"sampling": PATCHES}, "no training patient has a labelled voxel"),
+        (without_voxels, {}, "training patients have no labelled group"),
+        (without_voxels, {"sampling": PATCHES}, "3 training patients have no labelled voxel"),
         (interrupted, {}, "run the same pancseg.prepare again"),
         (None, {"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
         (None, {"cache": "tape"}, r"hardware\.cache=tape: expected one of disk, ram, gpu"),

@@ -189,8 +189,8 @@ def test_manufacturer_contrast_and_uids_reach_the_case(images: Path) -> None:
     values = {"Manufacturer": "GE MEDICAL SYSTEMS", "ContrastBolusAgent": SECRET}
     write_series(images, series_uid="1.2.3.4", damage=put(**values, StudyInstanceUID="1.2.3"))
     [case] = find(images).cases
-    assert (case.manufacturer, case.contrast, case.is_dicom) == ("ge", "yes", True)
-    assert (case.series_uid, case.study_uid, case.patient_id) == ("1.2.3.4", "1.2.3", "P-1")
+    assert (case.manufacturer, case.contrast, case.format) == ("ge", "yes", "image")
+    assert (case.uid, case.study_uid, case.patient_id) == ("1.2.3.4", "1.2.3", "P-1")
 
 
 def test_flags_of_image_and_label_series_reach_the_case(images: Path, labels: Path) -> None:

@@ -18,11 +18,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 from scipy import ndimage
 
-from pancseg.dicom.rtstruct import read_rtstruct
-from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.labels import read_rtstruct, read_segmentation
 from pancseg.dicom.series import Repair, Scan, read_series
-from pancseg.dicom.write_rtstruct import trace_borders, write_rtstruct
-from pancseg.dicom.write_seg import write_seg
+from pancseg.dicom.writers import trace_borders, write_rtstruct, write_seg
 from pancseg.errors import Refused
 from pancseg.structures import Structure, region_mask
 from tests.other_software import (

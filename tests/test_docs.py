@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from docs.site_parts import hooks
 from pancseg.config import conf_folder, register_resolvers
-from pancseg.inference.mask_flags import MASK_FLAGS
+from pancseg.inference.scan_batch import MASK_FLAGS
 from pancseg.intake.checks import FLAGS
 from pancseg.reports.tables import HEADINGS
 from tests.documented import PAGES, ROOT, Typed, commands_of
@@ -86,7 +86,7 @@ def test_what_the_page_of_security_claims_is_held_by_tests_that_there_are() -> N
 
 
 def test_the_page_of_refusals_names_codes_that_there_are() -> None:
-    page = (ROOT / "docs" / "howto" / "refused.md").read_text()
+    page = (ROOT / "docs" / "howto" / "refused_series.md").read_text()
     cells = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
     named = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
     source = "".join(path.read_text() for path in (ROOT / "pancseg").rglob("*.py"))

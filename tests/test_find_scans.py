@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from pancseg.errors import PancsegError
 from pancseg.inference.find_scans import case_names, find_scans
-from pancseg.intake.match_labels import CaseSource, SourceContents
+from pancseg.intake.match_labels import SourceContents
 from tests.source_contents import skipped
 from tests.tiny_dicom import write_series
 from tests.tiny_labels import write_nrrd
@@ -60,7 +61,7 @@ def test_only_refused_input_gets_a_row(tmp_path: Path) -> None:
         ("mr", "image", "not_ct"),
         ("scan.mha", "image", "unread_format"),
     ]
-    assert contents.skipped[1].reason.endswith("expected CT; modality=any takes it")
+    assert contents.skipped[1].reason.endswith("; modality=any takes it")
     assert len(contents.skipped) == 2
 
 
@@ -103,7 +104,7 @@ def test_names_of_series_are_hashes_of_their_uids(tmp_path: Path) -> None:
 
 def test_names_differ_also_where_capitals_do_not_count() -> None:
     paths = [Path(f"/in/{name}") for name in ("a.nii", "A.nii.gz", "a-2.nii", "a.nrrd", "b.nii")]
-    cases = [CaseSource(path, "", (path,), read_image=None) for path in paths]  # type: ignore[arg-type]
+    cases = [SimpleNamespace(format="file", path=path) for path in paths]
     assert case_names(cases, Path("/in")) == ["a", "A-2", "a-2-2", "a-3", "b"]
 
 

@@ -15,7 +15,6 @@ from pancseg.intake.checks import (
     Checks,
     check_image,
     cross_case_flags,
-    duplicates_of,
     sort_flags,
     voxel_flags,
 )
@@ -295,19 +294,19 @@ def test_cases_of_equal_voxels_are_duplicates_of_the_first() -> None:
         case("c"),
         case("d", voxel_hash=""),
     ]
-    assert duplicates_of(cases) == {"a": "b"}
-    assert cross_case_flags(cases, {"a": "b"}, 2.5) == {n: ["duplicate_pixels"] for n in "ab"}
+    flags_of = {name: ["duplicate_pixels"] for name in "ab"}
+    assert cross_case_flags(cases, 2.5) == ({"a": "b"}, flags_of)
 
 
 @pytest.mark.parametrize("key", ["patient_id_hash", "study_hash"])
 def test_two_names_of_a_person_are_flagged(key: str) -> None:
     cases = [case("visit1", **{key: "X"}), case("visit2", **{key: "X"}), case("z", **{key: "Z"})]
-    assert cross_case_flags(cases, {}, 2.5) == {"visit1": ["two_names"], "visit2": ["two_names"]}
+    assert cross_case_flags(cases, 2.5)[1] == {"visit1": ["two_names"], "visit2": ["two_names"]}
 
 
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:
     usual = [case(str(n)) for n in range(4)]
     thick = case("thick", spacing_mm=[1.0, 1.0, 6.0])
-    assert cross_case_flags([*usual, thick], {}, 2.5) == {"thick": ["spacing_outlier"]}
-    assert cross_case_flags([*usual, thick], {}, 3.5) == {}
-    assert cross_case_flags([*usual[1:], thick], {}, 2.5) == {}
+    assert cross_case_flags([*usual, thick], 2.5)[1] == {"thick": ["spacing_outlier"]}
+    assert cross_case_flags([*usual, thick], 3.5)[1] == {}
+    assert cross_case_flags([*usual[1:], thick], 2.5)[1] == {}

@@ -25,8 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pancseg.dicom.rtstruct import read_rtstruct
-from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.labels import read_rtstruct, read_segmentation
 from pancseg.dicom.series import (
     Repair,
     Scan,

@@ -206,12 +206,12 @@ def test_a_planned_step_keeps_three_fifths_of_the_memory_that_is_planned_for_it(
 def test_the_network_is_compiled_on_a_gpu_where_a_training_takes_twenty_minutes(
     monkeypatch: pytest.MonkeyPatch, words: list[str], batches: int, expected: bool
 ) -> None:
-    monkeypatch.setattr(setup, "can_compile", lambda: True)
+    monkeypatch.setattr(setup.hardware, "can_compile", lambda: True)
     cfg = composed(*words)
     plan = STRONG if "experiment=strong" in words else RECIPE
     assert setup.is_compiled(cfg, data_of(cfg, plan, batches)) is expected
     if cfg.hardware.compile is None:
-        monkeypatch.setattr(setup, "can_compile", lambda: False)
+        monkeypatch.setattr(setup.hardware, "can_compile", lambda: False)
         assert not setup.is_compiled(cfg, data_of(cfg, plan, batches))
 
 

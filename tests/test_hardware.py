@@ -63,13 +63,18 @@ def test_a_gpu_computes_in_what_it_has_units_for(
         (24, 1_600_000, 5),  # 8.1 million
         (80, 4_000_000, 7),  # 29 million
         (141, 4_000_000, 8),  # 52 million would be 12
-        (2, 130_000, 2),
+        (2, 133_333, 2),
     ],
 )
 def test_the_patches_of_a_step_fill_the_card(
-    gigabytes: int, patch_voxels: int, batch_size: int
+    monkeypatch: pytest.MonkeyPatch, gigabytes: int, patch_voxels: int, batch_size: int
 ) -> None:
-    assert hardware.batch_that_fits(gigabytes * 10**9, patch_voxels) == batch_size
+    card = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    machine = detect.__wrapped__()
+    assert (machine.patch_voxels, machine.batch_size) == (patch_voxels, batch_size)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_the_patches_of_a_step_fill_the_card(
         (580, None, "/cu130"),
         (550, None, "/cu126"),
         (550, "13.0", "/cu126"),
-        (580, "13.0", "check CUDA_VISIBLE_DEVICES and the GPUs of the container or job"),
+        (580, "13.0", "check CUDA_VISIBLE_DEVICES and the GPUs of the container"),
         (0, None, "nvidia-smi does not answer; install NVIDIA's driver again"),
         (470, None, "driver 470 is too old for torch; install 525 or later"),
     ],

@@ -31,7 +31,7 @@ from pancseg.data.cache import ARRAYS, VolumeCache, arrays_of
 from pancseg.data.manifest import read_manifest
 from pancseg.data.splits import make_split
 from pancseg.data.transforms import Preprocessing
-from pancseg.dicom.rtstruct import read_rtstruct
+from pancseg.dicom.labels import read_rtstruct
 from pancseg.errors import REASON_LENGTH, PancsegError, Refused
 from pancseg.inference.calibration import calibration_path, read_calibration
 from pancseg.inference.postprocessing import postprocess_path, read_postprocess

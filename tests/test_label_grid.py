@@ -4,8 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pancseg.errors import Refused
 from pancseg.geometry import oriented_like
-from pancseg.intake.checks import grid_problem
+from pancseg.intake.checks import check_grid
 from pancseg.intake.volume_files import uncropped
 
 GRID = np.array([[-0.8, 0, 0, 90.0], [0, -0.8, 0, 70.0], [0, 0, 2.5, -300.0], [0, 0, 0, 1]])
@@ -24,12 +25,14 @@ def moved(mm: Move) -> np.ndarray:
 
 
 def problem(label: nib.Nifti1Image) -> str:
-    return str(grid_problem(on(GRID), label))
+    with pytest.raises(Refused) as refused:
+        check_grid(on(GRID), label)
+    return str(refused.value)
 
 
 @pytest.mark.parametrize("affine", [GRID, moved((0.07, 0, 0)), GRID @ np.diag([1, 1, 1.0005, 1])])
 def test_grids_within_a_tenth_of_a_voxel_are_equal(affine: np.ndarray) -> None:
-    assert grid_problem(on(GRID), on(affine)) is None
+    check_grid(on(GRID), on(affine))
 
 
 def test_another_size_is_reported_with_both() -> None:
@@ -97,7 +100,7 @@ def test_a_crop_in_any_orientation_is_placed_on_its_voxels(codes: str) -> None:
     turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(GRID), axes)
     padded = uncropped(crop.as_reoriented(turn), whole)
     np.testing.assert_array_equal(padded.dataobj, whole.dataobj)
-    assert grid_problem(whole, padded) is None
+    check_grid(whole, padded)
 
 
 @pytest.mark.parametrize("mm", [(0.4, 0, 0), (0, 0, -2.5), (-80, 0, 0)])

@@ -23,7 +23,7 @@ from tests.tiny_root import STRUCTURES, case_of
 LARGEST_RATIO = 1.05  # of the work a patient, among many and among few
 OPTIONS = ReadOptions(STRUCTURES, processes=0)
 SCAN: dict[str, Any] = {"patient": "P7", "files": (), "flags": (), "label_path": None}
-SCAN |= dict.fromkeys(("input_key", "study_uid", "series_uid", "patient_id"), "")
+SCAN |= dict.fromkeys(("input_key", "study_uid", "uid", "patient_id"), "")
 
 
 def steps_run(work: Callable[[], object]) -> int:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.models.augmentation import Augmentation, Augmenter
 from pancseg.models.factory import build
-from pancseg.models.losses import DiceFocalLoss, cross_entropy, deep_supervision_loss
+from pancseg.models.losses import DiceCELoss, DiceFocalLoss, deep_supervision_loss
 from pancseg.models.metrics import PatientDice, count_voxels
 from pancseg.models.segmenter import Segmenter
 from tests.test_networks import SMALL, compose, options, part_of
@@ -82,7 +82,7 @@ def test_dice_focal_of_monai_does_not_teach_this_rule() -> None:
     assert errors.max() > 0.03
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, DiceFocalLoss(gamma=0.0).voxel_loss])
+@pytest.mark.parametrize("loss", [DiceCELoss().voxel_loss, DiceFocalLoss(gamma=0.0).voxel_loss])
 def test_cross_entropy_teaches_the_share_of_foreground(loss: Any) -> None:
     assert minimise(loss).softmax(dim=1)[:, 1].flatten().tolist() == pytest.approx(SHARES, abs=1e-3)
 
@@ -91,7 +91,7 @@ def test_cross_entropy_and_focal_loss_are_those_of_torch_and_monai() -> None:
     torch.manual_seed(0)
     logits, label = torch.randn(2, 2, 4, 4, 4), (torch.rand(2, 1, 4, 4, 4) > 0.7).float()
     expected = F.cross_entropy(logits, label[:, 0].long())
-    torch.testing.assert_close(cross_entropy(logits, label), expected)
+    torch.testing.assert_close(DiceCELoss().voxel_loss(logits, label), expected)
     binary = FocalLoss(gamma=2.0)(logits[:, 1:] - logits[:, :1], label)
     torch.testing.assert_close(DiceFocalLoss(gamma=2.0).voxel_loss(logits, label), binary)
 

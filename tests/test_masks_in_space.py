@@ -13,8 +13,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from pancseg.dicom.rtstruct import read_rtstruct
-from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.labels import read_rtstruct, read_segmentation
 from pancseg.dicom.series import Repair, Scan, read_series
 from pancseg.inference.predictor import load_segmenter
 from tests.conftest import SHALLOW, Command, run_command

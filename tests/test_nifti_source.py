@@ -64,7 +64,7 @@ def test_cases_read_their_files_in_other_processes_too(
     assert case.files == (images / f"p1{suffix}", labels / f"p1{suffix}")
     scan = case.read_image()
     assert np.unique(scan.image.dataobj).tolist() == [0, 1]
-    assert (scan.stack, case.is_dicom) == (None, False)
+    assert (scan.stack, case.format) == (None, "file")
     np.testing.assert_array_equal(codes_of(case), VOXELS)
 
 
@@ -237,15 +237,6 @@ def test_two_files_of_one_wildcard_are_refused(tmp_path: Path) -> None:
     contents = find(tmp_path / "*" / "ct.nii*", None)
     assert patients(contents) == ["p2"]
     assert [code for _, _, code in skipped(contents)] == ["ambiguous_image"] * 2
-
-
-@pytest.mark.parametrize("plain", ["images", "labels"])
-def test_a_pattern_with_a_plain_path_is_an_error(tmp_path: Path, plain: str) -> None:
-    write_files(tmp_path, "p1/ct.nii", "labels/p1.nii")
-    paths = {"images": tmp_path / "*" / "ct.nii", "labels": tmp_path / "*" / "ct.nii.gz"}
-    paths[plain] = tmp_path / "labels"
-    with pytest.raises(PancsegError, match=f"source.{plain}=.* is no pattern"):
-        find(paths["images"], paths["labels"])
 
 
 def test_one_folder_for_images_and_labels_is_an_error(images: Path) -> None:

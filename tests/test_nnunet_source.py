@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from pancseg.intake.match_labels import SourceContents
 from pancseg.intake.sources import find_msd, find_nnunet
 from pancseg.intake.volume_files import ReadOptions
 from pancseg.structures import Label
-from tests.source_contents import codes_of, label_of, options, pairs, patients, skipped
+from tests.source_contents import codes_of, label_of, options, patients, skipped
 from tests.tiny_labels import write_nrrd
 
 NEW = {
@@ -159,10 +158,6 @@ def test_the_ignore_label_is_background_and_flagged_or_refused(tmp_path: Path) -
         ({"modality": {"0": "CT"}, "labels": {"pancreas": 1e999}}, 'expected "labels"'),
         ({**NEW, "file_ending": ".mha"}, "file_ending '.mha' is not read; convert to .nii.gz"),
         ({**NEW, "file_ending": ".png"}, "file_ending '.png' is not read"),
-        ({**NEW, "dataset": ["p7"]}, 'expected "dataset"'),
-        ({**NEW, "dataset": {"p7": {"images": [], "label": "x"}}}, 'expected "dataset"'),
-        ({**NEW, "dataset": {"p7": {"images": ["x"]}}}, 'expected "dataset"'),
-        ({**NEW, "dataset": {"p7": {"images": [3], "label": "x"}}}, 'expected "dataset"'),
     ],
 )
 def test_a_description_that_cannot_be_used_is_an_error_of_a_line(
@@ -211,57 +206,6 @@ def test_images_and_labels_may_be_nrrd(tmp_path: Path) -> None:
         write_nrrd(tmp_path / name, VOXELS)
     [case] = find_nnunet(tmp_path, options(pancreas=["tumour"])).cases
     assert values_of(codes_of(case)) == [2]
-
-
-def test_files_that_the_description_lists_are_read_where_they_lie(tmp_path: Path) -> None:
-    listed = {"p7": {"images": ["ct/a.nii.gz", "pet/a.nii.gz"], "label": "./b/x.nii.gz"}}
-    write(tmp_path, {**NEW, "dataset": listed}, "ct/a", "pet/a", "b/x", "ct/unlisted")
-    contents = find_nnunet(tmp_path, options(pancreas=["pancreas"]))
-    assert pairs(contents, tmp_path, tmp_path) == [("ct/a.nii.gz", "b/x.nii.gz")]
-    assert patients(contents) == ["p7"]
-    assert values_of(codes_of(contents.cases[0])) == [1]
-    assert skipped(contents, "dropped") == [("a.nii.gz", "other", "other_channel")]
-
-
-@pytest.mark.parametrize("path", ["../other/a.nii.gz", "/etc/passwd", "ct/../../a.nii.gz"])
-@pytest.mark.parametrize("key", ["images", "label"])
-def test_listed_files_outside_of_the_folder_are_an_error(
-    tmp_path: Path, path: str, key: str
-) -> None:
-    entry = {"images": ["a.nii.gz"], "label": "b.nii.gz"}
-    entry[key] = [path] if key == "images" else path
-    write(tmp_path, {**NEW, "dataset": {"p7": entry}})
-    with pytest.raises(PancsegError, match="lists files outside of its folder"):
-        find_nnunet(tmp_path, options())
-
-
-def test_listed_files_that_are_missing_or_no_files_are_rows(tmp_path: Path) -> None:
-    listed = {key: {"images": [f"{key}.nii.gz"], "label": "b.nii.gz"} for key in ("a", "b", "c")}
-    os.mkfifo(write(tmp_path, {**NEW, "dataset": listed}, "c") / "b.nii.gz")
-    os.mkfifo(tmp_path / "a.nii.gz")
-    contents = find_nnunet(tmp_path, options())
-    assert contents.cases == []
-    assert skipped(contents) == [
-        ("a.nii.gz", "other", "not_a_file"),
-        ("b.nii.gz", "other", "not_a_file"),
-        ("c.nii.gz", "image", "no_label"),
-    ]
-
-
-@both
-def test_test_folders_and_resource_forks_are_dropped(
-    tmp_path: Path, find: Find, make: Make
-) -> None:
-    write(make(tmp_path), None, "imagesTs/p9", "labelsTs/p9")
-    for folder in ("imagesTr", "labelsTr", "imagesTs"):
-        (tmp_path / folder / "._p7.nii.gz").write_bytes(b"\0\5\26\7")
-    contents = find(tmp_path, options())
-    assert len(contents.cases) == 1
-    assert skipped(contents, "dropped") == [
-        *[("._p7.nii.gz", "other", "resource_fork")] * 3,
-        ("p9.nii.gz", "image", "test_image"),
-        ("p9.nii.gz", "label", "test_label"),
-    ]
 
 
 def test_a_pair_that_cannot_be_used_does_not_stop_the_others(tmp_path: Path) -> None:

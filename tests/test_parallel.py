@@ -91,7 +91,6 @@ def test_the_limits_of_a_slurm_job_above_its_task_count(
     (job / "step_0" / "memory.max").write_text("max\n")
     cgroup(tmp_path, monkeypatch, "0::/slurm/job_7/step_0/task_0\n")
     assert parallel.main_memory() == 50_000_000
-    assert parallel.core_quota() == 1.5
 
 
 def test_the_limits_of_cgroup_v1_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +103,7 @@ def test_the_limits_of_cgroup_v1_count(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / controller / "docker" / name).write_text(value)
     cgroup(tmp_path, monkeypatch, "4:cpuacct,cpu:/docker\n3:memory:/docker\n")
     assert parallel.main_memory() == 60_000_000
-    assert parallel.core_quota() == 2.0
     (tmp_path / "cpu" / "docker" / "cpu.cfs_quota_us").write_text("-1")
-    assert parallel.core_quota() is None
 
 
 def test_a_throttled_call_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,13 +239,13 @@ def test_an_ensemble_of_different_structures_is_refused() -> None:
 
 
 def test_members_with_equal_preprocessing_share_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, original = [], module.network_inputs
+    calls, original = [], resampling.network_inputs
 
     def counted(*args: Any) -> Any:
         calls.append(args[1:])
         return original(*args)
 
-    monkeypatch.setattr(module, "network_inputs", counted)
+    monkeypatch.setattr(resampling, "network_inputs", counted)
     image, _ = scan((30, 30, 20), AFFINES["LPS"])
     models = [model(Bright()), model(Bright(), GROUPS), model(Bright())]
     found = Predictor(models).predict(image)
@@ -321,7 +321,7 @@ def test_roi_finds_the_whole_organ_with_fewer_windows(affine: np.ndarray) -> Non
     image, organ = scan(SHAPE, affine)
     everything, near = Bright(), Bright()
     expected = Predictor([model(everything, view=VIEW)]).predict(image)
-    found = Predictor([model(near, view=VIEW)], roi=True).predict(image)
+    found = Predictor([model(near, view=VIEW)], roi="auto").predict(image)
     assert dice(found.mask, organ) > 0.97
     assert dice(found.mask, expected.mask) > 0.97
     assert near.windows < 0.8 * everything.windows
@@ -331,7 +331,7 @@ def test_a_region_has_a_margin_and_is_no_smaller_than_a_window() -> None:
     hu = np.full(SHAPE, 0, np.int16)
     hu[48:54, 40:46, 60:64] = 180  # 12 x 12 x 12 mm
     image = nib.Nifti1Image(hu, np.diag([2.0, 2.0, 3.0, 1.0]))
-    box = Predictor([model(Bright(), view=VIEW)], roi=True).find_region(image)
+    box = Predictor([model(Bright(), view=VIEW)], roi="auto").find_region(image)
     assert box is not None
     for part, low, mm in zip(box, (48, 40, 60), (2, 2, 3), strict=True):
         assert (low - part.start) * mm >= module.REGION_MARGIN_MM - 2 * module.COARSE_MM
@@ -344,7 +344,7 @@ def test_the_whole_scan_is_segmented_without_a_region_or_where_it_cuts_the_organ
 ) -> None:
     monkeypatch.setattr(Predictor, "find_region", lambda self, image: box)
     image, organ = scan(SHAPE, np.diag([2.0, 2.0, 3.0, 1.0]))
-    found = Predictor([model(Bright(), view=VIEW)], roi=True).predict(image)
+    found = Predictor([model(Bright(), view=VIEW)], roi="auto").predict(image)
     assert dice(found.mask, organ) > 0.97
 
 

@@ -109,13 +109,13 @@ def test_packed_archives_are_an_error_that_says_so(folder: Path) -> None:
     for name in PATIENTS:
         shutil.rmtree(folder / name / "PATIENT_DICOM")
         (folder / name / "PATIENT_DICOM.zip").write_bytes(b"PK")
-    with pytest.raises(PancsegError, match=r"unpack PATIENT_DICOM\.zip and MASKS_DICOM\.zip"):
+    with pytest.raises(PancsegError, match=r"PATIENT_DICOM\.zip and MASKS_DICOM\.zip unpacked"):
         find_ircadb(folder, "pancreas", options())
 
 
 @pytest.mark.parametrize("path", ["..", PATIENTS[0], f"{PATIENTS[0]}/PATIENT_DICOM"])
 def test_a_folder_too_high_or_too_low_is_an_error(folder: Path, path: str) -> None:
-    with pytest.raises(PancsegError, match=r"give the folder that holds 3Dircadb1\.1"):
+    with pytest.raises(PancsegError, match=r"give the folder of 3Dircadb1\.1"):
         find_ircadb((folder / path).resolve(), "pancreas", options())
 
 

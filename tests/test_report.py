@@ -228,7 +228,7 @@ def test_masks_of_another_tool_are_compared_on_the_patients_of_the_run(
         assert "not known whether held out" in ended.out
         found = found_in(tmp_path)
         assert found["patients"] == ["p0", "p1", "p2", "p3"]
-        assert {c["name"]: c["dice"]["mean"] for c in found["configurations"]} == {
+        assert {c["name"]: c["dice"]["mean"] for c in found["runs"]} == {
             "strong": pytest.approx(0.725), "nnunet": pytest.approx(0.6),
         }  # fmt: skip
         assert difference_table(found).rows[1][5:7] == ["0 higher", "0 lower"]
@@ -238,21 +238,6 @@ def test_masks_of_another_tool_are_compared_on_the_patients_of_the_run(
     assert ended.code == 2 and "1 are in one of them only (p0)" in ended.err
     ended = command("report", f"runs=[{run},{other}]", "measures=[expected_dice]")
     assert ended.code == 2 and "other: its scores of test have no expected_dice" in ended.err
-
-
-def test_seeds_of_a_configuration_are_averaged(tmp_path: Path, command: Command) -> None:
-    lower = [score_row(row["patient"], row["dice"] - 0.1) for row in FOUR]
-    runs = [
-        write_run(tmp_path / "a", FOUR, seed=0),
-        write_run(tmp_path / "b", lower, seed=1),
-        write_run(tmp_path / "c", FOUR, seed=0, postprocess_origin="given"),
-    ]
-    words = ",".join(map(str, runs))
-    assert command("report", f"runs=[{words}]", f"output={tmp_path}").code == 0
-    first, second = found_in(tmp_path)["configurations"]
-    assert (first["seeds"], second["seeds"]) == ([0, 1], [0])
-    assert first["dice"]["mean_of_each_seed"] == pytest.approx([0.725, 0.625])
-    assert first["dice"]["mean"] == pytest.approx(0.675)
 
 
 def test_leaks_between_runs_are_refused_or_warned_of(tmp_path: Path, command: Command) -> None:

@@ -156,8 +156,8 @@ def test_logits_and_gradients_are_those_of_dynunet() -> None:
     ("change", "message"),
     [
         ({"spatial_size": [8, 8, 8]}, r"a patch of \[8, 8, 8\] .* expected 3 or more"),
-        ({"prior": 1.0}, r"prior=1\.0: expected between 0 and 1"),
-        ({"width": 0}, "width=0, deep_supervision=2: expected"),
+        ({"prior": 1.0}, r"prior=1\.0: expected"),
+        ({"width": 0}, "width=0, deep_supervision=2, .*: expected"),
     ],
 )
 def test_invalid_arguments_are_refused(change: dict[str, Any], message: str) -> None:

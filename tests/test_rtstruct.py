@@ -12,7 +12,7 @@ import pytest
 from matplotlib.path import Path as Polygon
 from pydicom.dataset import Dataset
 
-from pancseg.dicom.rtstruct import EDGES_AT_ONCE, fill, read_rtstruct
+from pancseg.dicom.labels import EDGES_AT_ONCE, fill, read_rtstruct
 from pancseg.dicom.series import Repair, Scan
 from pancseg.errors import Refused
 from pancseg.structures import Label, LabelMap

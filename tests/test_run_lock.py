@@ -7,10 +7,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pancseg.config import TRAINING_LOCK
+from pancseg.config import TRAINING_LOCK, locked_run
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.training.checkpoints import AtomicCheckpointIO
-from pancseg.training.run_lock import locked_run
 from tests.conftest import Command, contents, smoke
 
 

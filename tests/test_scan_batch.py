@@ -24,7 +24,7 @@ from pancseg.dicom.series import Scan
 from pancseg.inference import scan_batch
 from pancseg.inference.calibration import Calibration
 from pancseg.inference.predictor import Prediction
-from pancseg.inference.scan_batch import ReviewThresholds, ScanBatch, ScanJob
+from pancseg.inference.scan_batch import ReviewThresholds, ScanBatch
 from tests.conftest import Command, run_command
 from tests.test_predictor import PANCREAS
 
@@ -82,24 +82,24 @@ def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works(
     read, segmenting = threading.Event(), threading.Event()
 
     class Overlapping:
-        def read(self, job: Any) -> Any:
-            if job.case == "b":
+        def read(self, case: str, source: Any) -> Any:
+            if case == "b":
                 read.set()
-            return SimpleNamespace(job=job, scan=None)
+            return SimpleNamespace(case=case, scan=None)
 
         def segment(self, state: Any) -> None:
-            if state.job.case == "a":
+            if state.case == "a":
                 assert read.wait(60)
             else:
                 segmenting.set()
 
         def write(self, state: Any, rows: Any) -> Any:
-            if state.job.case == "a":
+            if state.case == "a":
                 assert segmenting.wait(60)
-            return state.job.case
+            return state.case
 
-    jobs = [cast(ScanJob, SimpleNamespace(case=c, source=SimpleNamespace(files=()))) for c in "ab"]
-    assert list(ScanBatch.run(cast(ScanBatch, Overlapping()), jobs, {})) == ["a", "b"]
+    scans = {case: cast(Any, SimpleNamespace(files=())) for case in "ab"}
+    assert list(ScanBatch.run(cast(ScanBatch, Overlapping()), scans, {})) == ["a", "b"]
 
 
 def test_a_full_disk_ends_a_batch_in_one_line_and_what_is_done_stays(

@@ -18,7 +18,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pancseg.errors import PancsegError
 from pancseg.training.sweeps import open_study, search_space
 from tests.conftest import Command, run_command
-from tests.test_conf import composed
 from tests.test_sweep import words
 
 LR = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
@@ -98,24 +97,6 @@ def test_a_choice_that_does_not_exist_fails_before_any_trial(
     ended = command("train", *words(prepared, LR, *OPTUNA, "loss=dice,nosuch", where))
     assert "loss=nosuch: no such choice" in ended.err
     assert trials_of(tmp_path) == []
-
-
-def test_the_best_trial_is_an_experiment_that_trains_the_same(
-    searched: Path, tmp_path: Path, command: Command
-) -> None:
-    assert command("report", f'sweep="{searched}"').code == 0
-    best = json.loads((searched / "sweep.json").read_text())["best"]
-    own = tmp_path / "own" / "experiment"
-    own.mkdir(parents=True)
-    (own / "best_experiment.yaml").write_text((searched / "best_experiment.yaml").read_text())
-    ran = OmegaConf.load(searched / best / ".hydra" / "config.yaml")
-    shared = [word for word in words(tmp_path)[1:] if not word.startswith("experiment=")]
-    path = f"hydra.searchpath=[file://{own.parent}]"
-    cfg = composed("train", path, "experiment=best_experiment", *shared)
-    now, then = (OmegaConf.to_container(one) for one in (cfg, ran))
-    assert isinstance(now, dict) and isinstance(then, dict)
-    for key in ("model", "loss", "optimizer", "trainer", "sampling", "seed", "name"):
-        assert now[key] == then[key]
 
 
 def test_a_trial_that_is_worse_than_the_others_is_pruned(

@@ -15,7 +15,7 @@ import SimpleITK
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
-from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.labels import read_segmentation
 from pancseg.dicom.series import Repair, Scan, read_series
 from pancseg.errors import REASON_LENGTH, Refused
 from pancseg.structures import Label

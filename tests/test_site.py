@@ -14,7 +14,7 @@ from tests import chromium
 from tests.documented import ROOT
 
 DESK, PHONE = 1440, 390  # pixels
-SEEN = ("index", "tutorial", "howto/refused", "reference/choices", "benchmarks")
+SEEN = ("index", "tutorial", "howto/refused_series", "reference/choices", "benchmarks")
 ALONE = """
 import socket, sys
 def refuse(*_):
@@ -129,6 +129,6 @@ def test_the_search_finds_a_page_from_disk(browser, site: Path) -> None:  # type
     browser.execute_script(script)
     found = "return [...document.querySelectorAll('.md-search-result__link')].map((a) => a.href)"
     links = WebDriverWait(browser, 10).until(lambda one: one.execute_script(found))
-    assert any("howto/refused.html" in link for link in links)
+    assert any("howto/refused_series.html" in link for link in links)
     assert browser.get_log("browser") == []
     assert asked_outside(browser) == []

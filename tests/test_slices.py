@@ -119,7 +119,8 @@ def test_directions_rounded_to_three_digits_are_read(tmp_path: Path) -> None:
 
 
 def acquired(key: str, groups: str) -> dict[str, Any]:
-    return {f"acquisition_{key}": [group.strip(".") for group in groups]}
+    texts = [group.strip(".") for group in groups]
+    return {"acquisitions": [(text, "") if key == "number" else ("", text) for text in texts]}
 
 
 @pytest.mark.parametrize("key", ["number", "time"])
@@ -302,7 +303,7 @@ def test_attributes_of_a_frame_precede_shared_ones_and_those_the_file() -> None:
     assert find_value(functional_groups(dataset, Path("x.dcm"))[1], "PixelSpacing") == [9, 9]
     frame = item(FrameContentSequence=[item(FrameAcquisitionNumber=4)])
     (plane, *_) = planes_of(frames_with(frame), Path("x.dcm"))
-    assert plane.acquisition_number == "4"
+    assert plane.acquisitions == ("4", "")
 
 
 def frames_with(frame: Dataset) -> Dataset:

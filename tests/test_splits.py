@@ -139,7 +139,7 @@ def test_same_holds_nobody_out() -> None:
         ({"test": 1.5}, "expected a share below 1 or a whole number"),
         ({"val": 0.5, "test": 0.5}, "leave nothing to train on"),
         ({"rule": "kfold", "fold": 5}, "split.fold=5"),
-        ({"rule": "kfold", "patients": FEW[:4]}, "4 labelled patients for 5 folds"),
+        ({"rule": "kfold", "patients": FEW[:4]}, "of 3 to 4 folds"),
         ({"rule": "random"}, "expected holdout, kfold, same or file"),
         ({"rule": "file", "path": "nowhere.json"}, "needs a JSON file"),
     ],

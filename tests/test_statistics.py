@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from pancseg.errors import PancsegError
 from pancseg.metrics import statistics
-from pancseg.metrics.probability_scores import (
+from pancseg.metrics.case_scores import (
     calibration_counts,
     calibration_summary,
     recipe_metric,

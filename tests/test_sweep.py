@@ -84,7 +84,6 @@ def test_the_report_of_a_grid_is_a_table_and_a_page(again: Path, command: Comman
     )
     page = (again / "sweep.html").read_text()
     assert "held out" in page and "PHANTOMS" in page
-    assert page.count("data:image/png;base64,") == 1  # one score: nothing to compare
 
 
 def jobs(sweep: Path, *each: list[str], dice: float = 0.5, name: str = "{}") -> Path:
@@ -93,59 +92,22 @@ def jobs(sweep: Path, *each: list[str], dice: float = 0.5, name: str = "{}") -> 
         folder = sweep / name.format(n)
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        summary = {"best_dice": dice + n / 100, "best_epoch": 1, "epochs": 2, "seconds": 3.0}
+        summary = {"ended": "trained", "best_dice": dice + n / 100, "best_epoch": 1}
         (folder / "summary.json").write_text(json.dumps(summary))
     return sweep
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
-        "loss._target_=os.system", "model={_target_: os.system}", "hydra.run.dir=/tmp/x",
-        "hydra/sweeper=evil", "name=${oc.env:HOME}", "loss=../../x",
-        "optimizer.betas=[{_target_: a}]", "defaults=[evil]", "data.note='a ${b} c'",
-    ],
-)  # fmt: skip
-def test_a_hostile_override_is_not_made_an_experiment(
-    word: str, tmp_path: Path, command: Command
-) -> None:
-    sweep = jobs(tmp_path / "sweep", ["experiment=strong", "seed=1"], ["experiment=strong", word])
-    (sweep / "best_experiment.yaml").write_text("of an earlier report")
-    ended = command("report", f"sweep={sweep}")
-    assert ended.code == 0
-    assert not (sweep / "best_experiment.yaml").exists()
-
-
-def test_an_experiment_holds_what_varied_quoted_and_names_its_base(
-    tmp_path: Path, command: Command
-) -> None:
-    fixed = ["experiment=sweep_learning", "model._target_=os.system", "trainer.max_epochs=2"]
-    each = [[*fixed, f"name='{one}'", f"loss={one}", "optimizer.lr=0.01"] for one in "ab"]
-    each[1][-1] = "optimizer.lr=1e-3"
-    each[1][3] = "name='yes: {a}'"
-    sweep = jobs(tmp_path / "sweep", *each, name="{}\n_target_: evil [x] $^$ \x1b[31m")
-    ended = command("report", f"sweep={sweep}")
-    assert ended.code == 0, ended.err
-    assert "\x1b[31m" not in ended.out
-    assert yaml.safe_load((sweep / "best_experiment.yaml").read_text()) == {
-        "defaults": ["strong", {"override /loss": "b"}, "_self_"],
-        "name": "yes: {a}", "optimizer": {"lr": 0.001},
-    }  # fmt: skip
-
-
-def test_charts_of_four_jobs_show_importances_and_links_are_not_followed(
+def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
     tmp_path: Path, command: Command
 ) -> None:
     each = [[f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"] for n in range(1, 5)]
-    sweep = jobs(tmp_path / "sweep", *each)
+    sweep = jobs(tmp_path / "sweep", *each, name="{} [x] $^$ \x1b[31m")
     secret = jobs(tmp_path / "other", ["name=secret"], dice=0.9)
     (sweep / "9").symlink_to(secret / "0")
-    assert command("report", f"sweep={sweep}").code == 0
+    ended = command("report", f"sweep={sweep}")
+    assert ended.code == 0 and "\x1b[31m" not in ended.out
     shutil.rmtree(tmp_path / "other")
     assert "no folder in it holds a job" in command("report", f"sweep={tmp_path}").err
     found = json.loads((sweep / "sweep.json").read_text())
-    assert len(found["jobs"]) == 4 and found["best"] == "3"
-    assert sum(found["importances"].values()) == pytest.approx(1)
-    page = (sweep / "sweep.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert "secret" not in page
+    assert len(found["jobs"]) == 4 and found["best"].startswith("3 [x] $^$")
+    assert "secret" not in (sweep / "sweep.html").read_text()

@@ -19,11 +19,9 @@ from pancseg.intake import volume_files
 from pancseg.intake.volume_files import (
     LARGEST_TAIL,
     ReadOptions,
-    is_volume_file,
     read_label_file,
     read_scan_file,
     stem_of,
-    unread_format,
     without_suffix,
 )
 from pancseg.structures import Label, LabelMap
@@ -650,21 +648,6 @@ def test_a_stem_is_the_name_without_suffix_and_role(name: str, stem: str) -> Non
 @pytest.mark.parametrize("name", ["p7_ct.nii.gz", "p7_ct.seg.nrrd", "p7_ct.nii", "p7_ct"])
 def test_a_name_without_suffix_keeps_its_role(name: str) -> None:
     assert without_suffix(Path(name)) == "p7_ct"
-
-
-@pytest.mark.parametrize(
-    ("name", "is_read", "reason"),
-    [
-        *((name, True, "") for name in ("a.nii", "a.NII.gz", "a.nrrd", "a.seg.nrrd")),
-        *((name, False, "MetaImage; save it as NIfTI or NRRD") for name in ("a.mha", "a.MHD")),
-        *((name, False, "in two files") for name in ("a.hdr", "a.img", "a.nhdr")),
-        *((name, False, "") for name in ("a.dcm", "a.nii.txt", "nii")),
-    ],
-)
-def test_formats_are_known_by_their_suffix(name: str, is_read: bool, reason: str) -> None:
-    assert is_volume_file(Path(name)) == is_read
-    assert reason in unread_format(Path(name))
-    assert bool(reason) == unread_format(Path(name)).startswith("unread_format: ")
 
 
 def refusal(file: Path, *labels: Label) -> Refused:

@@ -77,10 +77,9 @@ class VolumeCache:
                 self.make(self.missing(), processes)
         except OSError as error:
             if self.missing():  # a complete cache may be read-only
-                raise PancsegError(
-                    f"{self.folder}: the cache cannot be written ({error.strerror or error}); give "
-                    "data.cache_folder=FOLDER on a disk with room"
-                ) from error
+                problem = f"{self.folder}: the cache cannot be written ({error.strerror or error})"
+                advice = "give data.cache_folder=FOLDER on a disk with room"
+                raise PancsegError(f"{problem}; {advice}") from error
 
     def missing(self) -> list[Entry]:
         """Volumes to make."""
@@ -91,11 +90,9 @@ class VolumeCache:
         """Whether a volume can be opened and its arrays have the times of its files."""
         try:
             self.open(entry)
-            return all(
-                abs(path.stat().st_mtime - (self.folder / arrays_of(entry)[key]).stat().st_mtime)
-                < TIME_TOLERANCE_S
-                for key, path in files_of(self.root, entry).items()
-            )
+            files, arrays = files_of(self.root, entry), arrays_of(entry)
+            pairs = ((path.stat(), (self.folder / arrays[k]).stat()) for k, path in files.items())
+            return all(abs(a.st_mtime - b.st_mtime) < TIME_TOLERANCE_S for a, b in pairs)
         except (OSError, ValueError):  # NumPy's error for a truncated file
             return False
 
@@ -107,10 +104,13 @@ class VolumeCache:
             processes = min(cores(), len(entries)) if image_bytes >= MIN_POOL_BYTES else 0
         threads = max(1, cores() // processes) if processes else 0
         function = partial(make_volume, self.root, self.folder, self.preprocessing, threads)
-        warnings = process_map(function, entries, processes, partial(raise_crash, self.root))
-        for warning in progress(warnings, "preprocessing", "volume", len(entries), delay_s=2):
-            if warning:
-                log.warning(warning)
+        results = process_map(function, entries, processes, partial(raise_crash, self.root))
+        for changed in progress(results, "preprocessing", "volume", len(entries), delay_s=2):
+            for path in changed:
+                problem = f"{path}: is not what pancseg.prepare wrote; it is used as it is"
+                log.warning(
+                    f"{problem}. Run the same pancseg.prepare to take a corrected label over"
+                )
 
     def load(self, storage: str, device: torch.device) -> None:
         """Copy all volumes to ``ram`` or ``gpu``; to RAM if they exceed their share of the GPU."""
@@ -130,14 +130,15 @@ class VolumeCache:
 
 def copied(volume: Volume, device: torch.device) -> Volume:
     """A volume as tensors on a device; the indices stay an array."""
-    image, label = (a if a is None else torch.tensor(a, device=device) for a in volume[:2])
-    return Volume(image, label, np.array(volume.foreground))
+    tensors = (
+        None if array is None else torch.tensor(array, device=device) for array in volume[:2]
+    )
+    return Volume(*tensors, np.array(volume.foreground))
 
 
 def files_of(root: Path, entry: Entry) -> dict[str, Path]:
     """``image`` and, if there is one, ``label`` of a case or group."""
-    label = {"label": root / entry.label} if entry.label else {}
-    return {"image": root / entry.image, **label}
+    return {"image": root / entry.image, **({"label": root / entry.label} if entry.label else {})}
 
 
 def arrays_of(entry: Entry) -> dict[str, str]:
@@ -147,22 +148,10 @@ def arrays_of(entry: Entry) -> dict[str, str]:
     return {array: f"{entry.name}-{key}_{array}.npy" for array in arrays}
 
 
-def change_since_prepared(root: Path, entry: Entry) -> str | None:
-    """A warning if a file is not what preparation wrote; OSError or EOFError if unreadable."""
-    for key, path in files_of(root, entry).items():
-        if unpacked_sha256(path) != getattr(entry, f"{key}_sha256"):
-            return (
-                f"{path}: is not what pancseg.prepare wrote; it is used as it is. Run the same "
-                "pancseg.prepare again to take over the corrected label of a case, or delete the "
-                "file before to restore it"
-            )
-    return None
-
-
 def make_volume(
     root: Path, folder: Path, preprocessing: Preprocessing, threads: int, entry: Entry
-) -> str | None:
-    """Preprocess and store a volume, with the times of its files; return any warning."""
+) -> list[Path]:
+    """Preprocess and store a volume with the times of its files; return files that were changed."""
     if threads:
         torch.set_num_threads(threads)
     files, arrays = files_of(root, entry), arrays_of(entry)
@@ -170,7 +159,7 @@ def make_volume(
         times = {key: path.stat().st_mtime_ns for key, path in files.items()}
         steps = Compose(deterministic(preprocessing, tuple(files)))
         item = steps({key: str(path) for key, path in files.items()})
-        warning = change_since_prepared(root, entry)
+        digests = {key: unpacked_sha256(path) for key, path in files.items()}
     except Exception as error:  # nibabel and MONAI raise many kinds
         message = " ".join(str(error).split())[:200]
         raise PancsegError(
@@ -186,7 +175,7 @@ def make_volume(
             np.save(temporary, np.ascontiguousarray(values[key]))
             if key in times:
                 os.utime(temporary, ns=(times[key], times[key]))
-    return warning
+    return [files[key] for key in files if digests[key] != getattr(entry, f"{key}_sha256")]
 
 
 def raise_crash(root: Path, entry: Entry) -> NoReturn:

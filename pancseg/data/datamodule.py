@@ -114,17 +114,12 @@ class CTDataModule(pl.LightningDataModule):
         """Content of the root."""
         manifest, depth = read_manifest(self.root), self.hparams["depth"]
         if not manifest.complete:
-            raise PancsegError(
-                f"{self.root}: its preparation is not complete; run the same pancseg.prepare again"
-            )
+            raise PancsegError(f"{self.root} is not complete; run the same pancseg.prepare again")
         prepared = manifest.settings.get("depth")
         if prepared != depth and not self.sampling.uses_patches:
-            raise PancsegError(
-                f"{self.root} was prepared with groups of {prepared or 'no'} slices, data.depth is "
-                f"{depth}; give the data.root of such groups or prepare one"
-            )
-        for name in ("tail", "keep_empty"):
-            self.hparams[name] = manifest.settings.get(name)
+            groups = f"was prepared with groups of {prepared or 'no'} slices, data.depth is {depth}"
+            raise PancsegError(f"{self.root} {groups}; prepare another data.root with such groups")
+        self.hparams.update({key: manifest.settings.get(key) for key in ("tail", "keep_empty")})
         return manifest
 
     @cached_property
@@ -132,26 +127,24 @@ class CTDataModule(pl.LightningDataModule):
         """Patients of the subsets."""
         patients, persons = self.manifest.labelled_patients(), persons_of(self.manifest.cases)
         split = make_split(patients, **self.hparams["split"], persons=persons)
-        if not any(case.label_voxels for case in self.manifest.cases_of(split.train)):
+        if not any(entry.label_voxels for entry in self.entries_of(split.train)):
+            unit = "voxel" if self.sampling.uses_patches else "group"
             raise PancsegError(
-                f"{self.root}: no training patient has a labelled voxel; see label_empty in "
-                "intake.csv, and choose the labels with labels=[...] in another data.root"
-            )
-        if not self.sampling.uses_patches and not self.manifest.groups_of(split.train):
-            raise PancsegError(
-                f"{self.root}: the {len(split.train)} training patients have no labelled group; "
-                "see intake.csv: data.tail=shift or pad keeps slices after the last whole group"
+                f"{self.root}: the {len(split.train)} training patients have no labelled {unit}; "
+                "see intake.csv, and prepare another data.root: with labels=[...] where labels are "
+                "empty, with data.tail=shift or pad where slices are left out"
             )
         return split
 
     @cached_property
     def plan(self) -> Plan:
         """Spacing and size of the network's input; the manifest is read only to plan them."""
-        keys = ("patch_voxels", "field_mm", "spacing_mm", "spatial_size")
-        settings = {key: self.hparams[key] for key in keys}
-        if None not in settings.values():
-            return make_plan([], **settings)
-        plan = make_plan(self.manifest.cases_of(self.split.train), **settings)
+        spacing_mm, spatial_size = self.hparams["spacing_mm"], self.hparams["spatial_size"]
+        if spacing_mm and spatial_size:
+            return Plan(tuple(map(float, spacing_mm)), tuple(spatial_size))
+        limits = self.hparams["patch_voxels"], self.hparams["field_mm"]
+        cases = self.manifest.cases_of(self.split.train)
+        plan = make_plan(cases, *limits, spacing_mm, spatial_size)
         log.info("planned  patches of %s", plan)
         self.hparams.update({key: list(value) for key, value in asdict(plan).items()})
         return plan
@@ -189,12 +182,16 @@ class CTDataModule(pl.LightningDataModule):
         }
 
     def entries(self, subset: str) -> list[Entry]:
-        """Cases or groups of ``train``, ``val``, ``test`` or ``predict``."""
+        """Cases or groups of ``train``, ``val``, ``test`` or ``predict``, which has no labels."""
         manifest, patches = self.manifest, self.sampling.uses_patches
         if subset == "predict":
-            found = manifest.cases if patches else manifest.groups
-            return [replace(entry, label=None, label_sha256="") for entry in found]
-        patients = getattr(self.split, subset)
+            entries = manifest.cases if patches else manifest.groups
+            return [replace(entry, label=None, label_sha256="") for entry in entries]
+        return self.entries_of(getattr(self.split, subset))
+
+    def entries_of(self, patients: list[str]) -> list[Entry]:
+        """Labelled cases or groups of patients."""
+        manifest, patches = self.manifest, self.sampling.uses_patches
         return [*(manifest.cases_of(patients) if patches else manifest.groups_of(patients))]
 
     def volumes(self, subset: str) -> VolumeCache:
@@ -202,9 +199,8 @@ class CTDataModule(pl.LightningDataModule):
         if subset not in self.caches:
             versions = [__version__, monai.__version__, torch.__version__]
             key = json_hash([asdict(self.preprocessing), self.manifest.settings, versions])
-            self.caches[subset] = VolumeCache(
-                self.root, self.cache_folder / key[:16], self.preprocessing, self.entries(subset)
-            )
+            folder, entries = self.cache_folder / key[:16], self.entries(subset)
+            self.caches[subset] = VolumeCache(self.root, folder, self.preprocessing, entries)
             self.caches[subset].fill()
         return self.caches[subset]
 
@@ -219,10 +215,8 @@ class CTDataModule(pl.LightningDataModule):
         if self.sampling.uses_patches:
             per_epoch = self.sampling.steps_per_epoch * needed
         if processes > 1 and per_epoch < needed:
-            raise PancsegError(
-                f"{per_epoch} training groups for {processes} processes with "
-                f"data.batch_size={batch_size}; give fewer devices"
-            )
+            counts = f"{per_epoch} training groups for {processes} processes"
+            raise PancsegError(f"{counts} with data.batch_size={batch_size}; give fewer devices")
         return samples.BatchSampler(per_epoch, batch_size, self.epoch, rank, processes)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -238,9 +232,8 @@ class CTDataModule(pl.LightningDataModule):
         """Whole volumes in order, each in one process."""
         volumes, (rank, processes) = self.volumes(subset), self.rank_and_processes()
         if 0 < len(volumes) < processes:
-            raise PancsegError(
-                f"{len(volumes)} {subset} volumes for {processes} processes; give fewer devices"
-            )
+            counts = f"{len(volumes)} {subset} volumes for {processes} processes"
+            raise PancsegError(f"{counts}; give fewer devices")
         own = replace(volumes, entries=volumes.entries[rank::processes])
         batch_size = 1 if self.sampling.uses_patches else self.hparams["batch_size"]
         return self.loader(samples.VolumeDataset(own), batch_size=batch_size)
@@ -256,14 +249,9 @@ class CTDataModule(pl.LightningDataModule):
         on_gpu = dataset.volumes.is_on_gpu
         workers = 0 if on_gpu else self.hparams["num_workers"]
         options |= {"num_workers": workers, "persistent_workers": workers > 0}
-        pin_memory = self.hparams["pin_memory"] and not on_gpu
-        return DataLoader(
-            dataset,
-            pin_memory=pin_memory,
-            worker_init_fn=ignore_signals,
-            collate_fn=samples.collate,
-            **options,
-        )
+        options |= {"pin_memory": self.hparams["pin_memory"] and not on_gpu}
+        functions = {"worker_init_fn": ignore_signals, "collate_fn": samples.collate}
+        return DataLoader(dataset, **functions, **options)
 
     def rank_and_processes(self) -> tuple[int, int]:
         """Rank of this process among those that train together, and their number."""
@@ -274,12 +262,9 @@ class CTDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0
         loop: Any = self.trainer.fit_loop
+        progress = loop.epoch_progress.current
         # the last epoch of a checkpoint counts as completed only after the first loader is made
-        return (
-            loop.epoch_progress.current.processed
-            if loop.is_resuming
-            else loop.trainer.current_epoch
-        )
+        return int(progress.processed if loop.is_resuming else progress.completed)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Convert a batch to float32, and augment it in training; on its device."""
@@ -290,8 +275,8 @@ class CTDataModule(pl.LightningDataModule):
     def augment_batch(self, batch: Batch) -> Batch:
         """A training batch, augmented as a function of the seed and its step; float32."""
         seed = step_seed(self.hparams["seed"], batch["step"])
-        image, label = batch["image"].float(), batch["label"].float()
-        image, label = self.augmenter(image, label, seed, first=batch["batch_index"])
+        volumes = batch["image"].float(), batch["label"].float()
+        image, label = self.augmenter(*volumes, seed, first=batch["batch_index"])
         return {**batch, "image": image, "label": label}
 
 
@@ -303,8 +288,8 @@ def is_first_process() -> bool:
 def data_fingerprint(manifest: Manifest, preprocessing: Preprocessing) -> str:
     """Hash of all cases of a prepared folder and of their preprocessing."""
     stored = sorted(case.image_sha256 + case.label_sha256 for case in manifest.cases)
-    orientation, spacing_mm, window_hu, size = vars(preprocessing).values()
-    numbers = [[float(n) for n in values or ()] for values in (spacing_mm, window_hu, size)]
+    orientation, *settings = vars(preprocessing).values()
+    numbers = [[float(n) for n in values or ()] for values in settings]
     return json_hash([stored, orientation, numbers, manifest.settings])
 
 

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 TABLE = "intake.csv"
 SCHEMA = 2
 LIMITS = {"shape": (1, 2**20), "spacing_mm": (1e-3, 1e4)}
+FILE_NAME = re.compile(r'(?!\.+$)[^/\\:*?"<>|]{1,200}')  # files add suffixes
 Entry = TypeVar("Entry")
 
 
@@ -100,13 +101,9 @@ class Manifest:
 
     def write(self, root: Path) -> None:
         """Write ``manifest.json``, one entry a line: ten times as fast as with indentation."""
-        head = {
-            "schema": SCHEMA,
-            "settings": self.settings,
-            "structures": [structure.to_dict() for structure in self.structures],
-            "complete": self.complete,
-        }
-        parts = [f'"{key}": {json.dumps(value)}' for key, value in head.items()]
+        structures = [structure.to_dict() for structure in self.structures]
+        head = {"schema": SCHEMA, "settings": self.settings, "structures": structures}
+        parts = [json.dumps(head | {"complete": self.complete})[1:-1]]
         lists: dict[str, list[Any]] = {"cases": self.cases, "groups": self.groups}
         for key, entries in lists.items():
             ordered = sorted(entries, key=lambda entry: entry.name)
@@ -130,10 +127,8 @@ def read_manifest(root: Path) -> Manifest:
         )
     value = read_json(path, "a manifest", lambda v: isinstance(v, dict) and "schema" in v)
     if value["schema"] != SCHEMA:
-        raise PancsegError(
-            f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}; prepare "
-            "into another data.root"
-        )
+        found = f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}"
+        raise PancsegError(f"{found}; prepare into another data.root")
     try:
         return parse_manifest(value)
     except (TypeError, ValueError, KeyError) as error:
@@ -176,38 +171,26 @@ def parse_entries(kind: type[Entry], values: Any, name: str) -> list[Entry]:
 
 def matches(value: Any, hint: Any) -> bool:
     """Whether a JSON value has a type; numbers are finite and whole numbers not negative."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (list, dict):
+    if get_origin(hint) in (list, dict):
         items = value.values() if isinstance(value, dict) else value
-        return isinstance(value, origin) and all(matches(item, inner[-1]) for item in items)
-    if inner:
-        return any(matches(value, kind) for kind in inner)
+        inner = get_args(hint)[-1]
+        return isinstance(value, get_origin(hint)) and all(matches(item, inner) for item in items)
+    if get_args(hint):
+        return any(matches(value, kind) for kind in get_args(hint))
     if hint in (int, float):
-        low = 0 if hint is int else -(2**62)
-        return type(value) in (int, hint) and low <= value < 2**62
+        return type(value) in (int, hint) and (0 if hint is int else -(2**62)) <= value < 2**62
     return isinstance(value, hint)
 
 
 def is_allowed(key: str, value: Any) -> bool:
-    """Whether a field's value is in range; files must stay inside the folder."""
-    if key in ("image", "label"):
-        return value is None or all(is_file_name(part) for part in value.split("/"))
-    if key in ("name", "case", "patient"):
-        return is_file_name(value)
+    """Whether sizes are in range, and names are file names on every system, inside the folder."""
     if key in LIMITS:
         low, high = LIMITS[key]
         return len(value) == 3 and low <= min(value) <= max(value) <= high
-    return True
-
-
-def is_file_name(value: str) -> bool:
-    r"""Whether a text can be part of a file name on every system, and leads nowhere else.
-
-    >>> [is_file_name(text) for text in ("p1-a.b", "..", "a/b", "a\\b", "", "a\n")]
-    [True, False, False, False, False, False]
-    """
-    is_plain = re.fullmatch(r'[^/\\:*?"<>|]{1,200}', value) is not None  # files add suffixes
-    return is_plain and value.isprintable() and value.strip(".") != ""
+    if key not in ("name", "case", "patient", "image", "label") or value is None:
+        return True
+    parts = value.split("/") if key in ("image", "label") else [value]
+    return value.isprintable() and all(map(FILE_NAME.fullmatch, parts))
 
 
 def same_person(cases: Iterable[Case]) -> dict[str, str]:

@@ -20,7 +20,6 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from pancseg.data.cache import VolumeCache
 from pancseg.errors import PancsegError
 
-KINDS = ("whole", "patches")
 Item = dict[str, Any]
 
 
@@ -35,8 +34,8 @@ class Sampling:
     overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise PancsegError(f"sampling.kind={self.kind}: expected {' or '.join(KINDS)}")
+        if self.kind not in ("whole", "patches"):
+            raise PancsegError(f"sampling.kind={self.kind}: expected whole or patches")
         steps = self.steps_per_epoch
         if self.uses_patches and steps < 1:
             raise PancsegError(f"sampling.steps_per_epoch={steps}: expected 1 or more")

@@ -8,14 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from pancseg.data.manifest import Case, matches, same_person
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 
 SUBSETS = ("train", "val", "test")
-Subsets = tuple[set[str], set[str], set[str]]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,8 @@ class Split:
 def persons_of(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name of the person; patients who share a scan are one person."""
     cases = list(cases)
-    return same_person(
-        [*cases, *(replace(case, study_hash=case.voxel_hash, patient_id_hash="") for case in cases)]
-    )
+    by_scan = (replace(case, study_hash=case.voxel_hash, patient_id_hash="") for case in cases)
+    return same_person([*cases, *by_scan])
 
 
 def make_split(
@@ -57,28 +54,31 @@ def make_split(
 
     All names of a person are in one subset, ranked by the name that ``persons`` gives.
     """
-    names, persons = sorted(set(patients)), persons or {}
-    person_of = {name: persons.get(name, name) for name in names}
+    names = sorted(set(patients))
+    person_of = {name: (persons or {}).get(name, name) for name in names}
     if not names:
         raise PancsegError("no labelled patient to train on; prepare with source.labels")
     if rule == "same":
         return Split(names, names, names, rule, None)
     if rule == "file":
         return read_split(path, person_of)
-    if rule not in ("holdout", "kfold"):
-        raise PancsegError(f"split.rule={rule}: expected holdout, kfold, same or file")
     hashes = {name: sha256(f"{seed}/{name}".encode()).digest() for name in person_of.values()}
     ranked = sorted(hashes, key=hashes.__getitem__)
-    chosen = holdout(ranked, val, test) if rule == "holdout" else kfold(ranked, folds, fold)
-    in_train, in_val, in_test = ([n for n in names if person_of[n] in subset] for subset in chosen)
-    return Split(in_train, in_val, in_test, rule, seed)
+    if rule == "holdout":
+        parts = holdout(ranked, val, test)
+    elif rule == "kfold":
+        parts = kfold(ranked, folds, fold)
+    else:
+        raise PancsegError(f"split.rule={rule}: expected holdout, kfold, same or file")
+    in_test, in_val = ({name for name in names if person_of[name] in part} for part in parts)
+    return Split(sorted({*names} - in_val - in_test), sorted(in_val), sorted(in_test), rule, seed)
 
 
-def holdout(ranked: Sequence[str], val: float, test: float) -> Subsets:
-    """Training, validation and test patients: the first are test, the next validation.
+def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], set[str]]:
+    """Test patients, who do not depend on ``val``, and validation patients, next in the ranking.
 
-    Test patients do not depend on ``val``. Of two shares the ends of both subsets are rounded,
-    instead of their sizes, which bounds the moves when patients are added.
+    Of two shares the ends of both subsets are rounded, instead of their sizes, which bounds the
+    moves when patients are added.
     """
     for key, size in (("val", val), ("test", test)):
         if size < 0 or (size >= 1 and size != int(size)):
@@ -86,59 +86,51 @@ def holdout(ranked: Sequence[str], val: float, test: float) -> Subsets:
     if val < 1 and test < 1 and val + test >= 1:
         raise PancsegError(f"split.val={val} and split.test={test} leave nothing to train on")
     n, n_test = len(ranked), int(test)
-    if 0 < test < 1:
-        n_test = min(max(1, nearest(test * n)), max(1, n - 2))
+    if 0 < test < 1:  # the inner rounding is of a product of decimal fractions
+        n_test = min(max(1, round(round(test * n, 6))), max(1, n - 2))
     stop = n_test + int(val)
     if 0 < val < 1:
-        end = nearest(val * n + (test * n if test < 1 else test))
+        end = round(round(val * n + (test * n if test < 1 else test), 6))
         stop = max(n_test + 1, min(end, n - 1))
     if stop >= n:
         raise PancsegError(
             f"{n} labelled patients, this split needs at least {stop + 1}; add patients, lower "
             "split.val and split.test (0 is allowed), or use split=same, which holds nobody out"
         )
-    return set(ranked[stop:]), set(ranked[n_test:stop]), set(ranked[:n_test])
+    return set(ranked[:n_test]), set(ranked[n_test:stop])
 
 
-def nearest(size: float) -> int:
-    """The nearest whole number, of a product of decimal fractions."""
-    return round(round(size, 6))
-
-
-def kfold(ranked: Sequence[str], folds: int, fold: int) -> Subsets:
-    """Training, validation and test patients of a fold; sizes of folds differ by one at most."""
-    if folds < 3 or not 0 <= fold < folds:
-        expected = "expected 0 to folds - 1, 3 or more folds"
-        raise PancsegError(f"split.fold={fold} of split.folds={folds}: {expected}")
+def kfold(ranked: Sequence[str], folds: int, fold: int) -> tuple[set[str], set[str]]:
+    """Test and validation patients of a fold; sizes of folds differ by one at most."""
     n = len(ranked)
-    if n < folds:
-        raise PancsegError(f"{n} labelled patients for {folds} folds; lower split.folds")
+    if not (3 <= folds <= n and 0 <= fold < folds):
+        raise PancsegError(
+            f"split.fold={fold} of split.folds={folds}: expected 0 to folds - 1 of 3 to {n} folds, "
+            f"for {n} labelled patients"
+        )
     parts = [set(ranked[i * n // folds : (i + 1) * n // folds]) for i in range(folds)]
-    val, test = parts[(fold + 1) % folds], parts[fold]
-    return set(ranked) - val - test, val, test
+    return parts[fold], parts[(fold + 1) % folds]
 
 
 def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
     """Read a split of these patients; those that the file does not name take no part."""
     if path is None or not Path(path).is_file():
         raise PancsegError(f"split.path={path}: split=file needs a JSON file of train, val, test")
-    lists = read_json(Path(path), "lists of patients named train, val and test", is_split)
-    placed = [(subset, name) for subset in SUBSETS for name in lists[subset]]
-    unknown = sorted({name for _, name in placed} - person_of.keys())
-    if unknown:
-        named = f"{len(unknown)} patients are not in the prepared folder, such as {unknown[0]}"
-        raise PancsegError(f"{path}: {named}")
+    lists = read_json(
+        Path(path),
+        "lists of patients named train, val and test",
+        lambda v: isinstance(v, dict) and all(matches(v.get(key), list[str]) for key in SUBSETS),
+    )
+    listed = [(subset, name) for subset in SUBSETS for name in lists[subset]]
+    if unknown := sorted({name for _, name in listed} - person_of.keys()):
+        sentence = f"{len(unknown)} patients are not in the prepared folder, such as {unknown[0]}"
+        raise PancsegError(f"{path}: {sentence}")
     if not lists["train"]:
         raise PancsegError(f"{path}: no patient to train on")
     first_of: dict[str, tuple[str, str]] = {}  # subset and name by person
-    for subset, name in placed:
+    for subset, name in listed:
         earlier, other = first_of.setdefault(person_of[name], (subset, name))
         if earlier != subset:
             same = "" if name == other else f" ({other} is the same person or has the same scan)"
             raise PancsegError(f"{path}: in both {earlier} and {subset}: {name}{same}")
-    return Split(sorted(lists["train"]), sorted(lists["val"]), sorted(lists["test"]), "file", None)
-
-
-def is_split(value: Any) -> bool:
-    """Whether JSON holds lists of patients named ``train``, ``val`` and ``test``."""
-    return isinstance(value, dict) and all(matches(value.get(key), list[str]) for key in SUBSETS)
+    return Split(*(sorted(lists[subset]) for subset in SUBSETS), "file", None)

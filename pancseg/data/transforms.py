@@ -31,18 +31,16 @@ class Plan:
 
 
 def make_plan(
-    cases: Sequence[Any],
-    patch_voxels: int,
-    field_mm: Sequence[float],
+    cases: Sequence[Any],  # with ``shape`` and ``spacing_mm``
+    patch_voxels: int,  # at most
+    field_mm: Sequence[float],  # that a patch should cover
     spacing_mm: Sequence[float] | None = None,
     spatial_size: Sequence[int] | None = None,
 ) -> Plan:
     """Plan the spacing and the size of a patch for whole scans, where they are None.
 
     As in nnU-Net (Isensee et al. 2021): the median spacing of the data and the largest patch that
-    the machine allows. Where that patch would cover too little of the abdomen, the spacing is
-    coarser. ``cases`` have ``shape`` and ``spacing_mm``; a patch has at most ``patch_voxels``, and
-    should cover ``field_mm``.
+    the machine allows. Where it would cover too little of the abdomen, the spacing is coarser.
     """
     if spacing_mm is None or spatial_size is None:
         spacings_mm = np.array([case.spacing_mm for case in cases], dtype=float)
@@ -100,16 +98,14 @@ def deterministic(
     linear = ["bilinear" if key == "image" else "nearest" for key in keys]
     # torch's "nearest" shifts labels by up to half a voxel
     resize = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
-    low, high = preprocessing.window_hu
-    size = preprocessing.spatial_size
+    (low, high), size = preprocessing.window_hu, preprocessing.spatial_size
+    no_coordinates = {"start_coord_key": None, "end_coord_key": None}  # the affine holds them
     return [
         *([nifti_loader(keys), mt.EnsureChannelFirstd(keys)] if load else []),
         mt.Orientationd(keys, axcodes=preprocessing.orientation, labels=AXES),
         mt.Spacingd(keys, pixdim=preprocessing.spacing_mm, mode=linear),
         mt.ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
-        mt.CropForegroundd(  # the affine holds the coordinates too
-            keys, "image", inside_body, allow_smaller=True, start_coord_key=None, end_coord_key=None
-        ),
+        mt.CropForegroundd(keys, "image", inside_body, allow_smaller=True, **no_coordinates),
         *([mt.Resized(keys, spatial_size=size, mode=resize)] if size else []),
         mt.EnsureTyped(keys, dtype=torch.float32),
     ]

@@ -21,13 +21,12 @@ from pancseg.errors import Refused, parsing, quiet
 Floats = NDArray[np.float64]
 INT16 = np.iinfo(np.int16)
 # sequences of an enhanced multi-frame file that hold an attribute (DICOM PS3.3 C.7.6.16)
+RESCALE = ("RescaleSlope", "RescaleIntercept", "RescaleType")
 MACRO_OF = {
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
     "PixelSpacing": "PixelMeasuresSequence",
-    "RescaleSlope": "PixelValueTransformationSequence",
-    "RescaleIntercept": "PixelValueTransformationSequence",
-    "RescaleType": "PixelValueTransformationSequence",
+    **dict.fromkeys(RESCALE, "PixelValueTransformationSequence"),
     "ReferencedSegmentNumber": "SegmentIdentificationSequence",
     "FrameAcquisitionNumber": "FrameContentSequence",
 }
@@ -49,16 +48,13 @@ DEFLATE_RATIO = 1032  # of the deflate format, at most
 FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}  # markers of JPEG and JPEG-LS
 
 
-def are_unit_vectors(orientation: Floats) -> bool:
-    """Whether two vectors have length 1 and are at right angles, as far as headers hold digits."""
-    axes = orientation.reshape(2, 3)
-    return bool(np.abs(axes @ axes.T - np.eye(2)).max() < 0.02)
-
-
 # numbers of a slice: their count, a default, what is expected of them, and whether they fulfil it
 NUMBERS: dict[str, tuple[int, float | None, str, Callable[[Floats], Any]]] = {
     "ImagePositionPatient": (3, None, "three coordinates", lambda _: True),
-    "ImageOrientationPatient": (6, None, "two unit vectors at right angles", are_unit_vectors),
+    "ImageOrientationPatient": (
+        *(6, None, "two unit vectors at right angles"),  # as far as headers hold digits
+        lambda o: abs(o.reshape(2, 3) @ o.reshape(2, 3).T - np.eye(2)).max() < 0.02,
+    ),
     "PixelSpacing": (2, None, "two distances above 0", lambda spacing_mm: min(spacing_mm) > 0),
     "RescaleSlope": (1, 1.0, "a number other than 0", lambda slope: slope[0] != 0),
     "RescaleIntercept": (1, 0.0, "a number", lambda _: True),
@@ -79,8 +75,7 @@ class SlicePlane:
     slope: float  # HU per stored value
     intercept: float  # HU of stored value 0
     frame_of_reference_uid: str
-    acquisition_number: str = ""  # text that slices of an acquisition share, empty if unknown
-    acquisition_time: str = ""
+    acquisitions: tuple[str, str] = ("", "")  # number and time, texts, empty if unknown
     is_hu: bool = True  # False where RescaleType of a CT names another unit
     segment_number: int = -1  # of a frame of a SEG that holds one segment
 
@@ -99,8 +94,9 @@ def read_dataset(file: Path, **options: Any) -> Dataset:
     if dataset.file_meta.get("TransferSyntaxUID") is None:  # pydicom guessed one
         is_implicit, is_little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
-        syntax = uid.ImplicitVRLittleEndian if is_implicit else explicit
-        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.file_meta.TransferSyntaxUID = (
+            uid.ImplicitVRLittleEndian if is_implicit else explicit
+        )
     return dataset
 
 
@@ -152,8 +148,8 @@ def check_pixels(dataset: Dataset, file: Path) -> None:
     claimed, size = claimed_bytes(dataset, file), len(dataset.PixelData)
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in (*uid.UncompressedTransferSyntaxes, *DECODERS):
-        name = syntax if syntax.is_valid else "that is no UID"
-        sentence = f"{file.name} has a transfer syntax {name}, which nothing decodes"
+        sentence = f"{file.name} has a transfer syntax that nothing decodes"
+        sentence += f", {syntax}" if syntax.is_valid else ""
         raise Refused("undecodable", f"{sentence}; {CONVERT}")
     if syntax not in DECODERS and size < claimed:  # bytes may follow the pixels (PS3.5 8.1.1)
         sentence = f"{file.name} has {size} bytes of pixels, its header claims {claimed}"
@@ -165,8 +161,8 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
 
     Call it within ``parsing``: values of damaged headers raise any error.
     """
-    rows, columns = size_of(dataset, file)
-    frame_uid, modality = str(dataset.get("FrameOfReferenceUID") or ""), dataset.get("Modality")
+    size, modality = size_of(dataset, file), dataset.get("Modality")
+    frame_uid = str(dataset.get("FrameOfReferenceUID") or "")
     number, date, time = (
         # not converted: it is only compared, and text that is no number must not refuse a series
         str(getattr(dataset.get_item(f"Acquisition{name}"), "value", None) or "")
@@ -175,16 +171,13 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
     time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
     for n, levels in enumerate(functional_groups(dataset, file)):
-        position_mm, axes, spacing_mm, (slope,), (intercept,) = (
-            read_numbers(levels, keyword, file) for keyword in NUMBERS
-        )
-        grid = rows, columns, position_mm, axes, spacing_mm
-        acquisition = str(find_value(levels, "FrameAcquisitionNumber", number)), time
+        *geometry, (slope,), (intercept,) = (read_numbers(levels, key, file) for key in NUMBERS)
+        acquisitions = str(find_value(levels, "FrameAcquisitionNumber", number)), time
         unit = str(find_value(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
         segment = int(find_value(levels, "ReferencedSegmentNumber", -1))
-        values = *grid, slope, intercept, frame_uid, *acquisition, is_hu, segment
-        planes.append(SlicePlane(file, n, *values))
+        values = slope, intercept, frame_uid, acquisitions, is_hu, segment
+        planes.append(SlicePlane(file, n, *size, *geometry, *values))
     return planes
 
 
@@ -195,20 +188,20 @@ def functional_groups(dataset: Dataset, file: Path) -> list[list[Dataset]]:
     if not frames and (count is None or int(count) == 1):
         return [[dataset]]
     if len(frames) != int(count or 0) or len(frames) > MOST_FRAMES:
-        sentence = f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
-        raise Refused("bad_frames", sentence)
+        raise Refused(
+            "bad_frames", f"{file.name} describes {len(frames)} frames, not NumberOfFrames"
+        )
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
     return [[frame, *shared, dataset] for frame in frames]
 
 
 def find_value(levels: list[Dataset], keyword: str, default: Any = None) -> Any:
     """A value from the innermost level where it is not empty."""
-    for level in levels[:-1]:
-        macro = level.get(MACRO_OF[keyword])
-        if macro and macro[0].get(keyword) is not None:
-            return macro[0].get(keyword)
-    value = levels[-1].get(keyword)
-    return default if value is None else value
+    macros = [level.get(MACRO_OF[keyword]) for level in levels[:-1]]
+    for item in (*(macro[0] for macro in macros if macro), levels[-1]):
+        if item.get(keyword) is not None:
+            return item.get(keyword)
+    return default
 
 
 def read_numbers(levels: list[Dataset], keyword: str, file: Path) -> tuple[float, ...]:
@@ -236,7 +229,8 @@ def size_of(dataset: Dataset, file: Path) -> tuple[int, int]:
 
 def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArray[Any]]:
     """Decode the stored values of slices of a file, each ``(rows, columns)``."""
-    decoder, count = decoder_of(dataset), int(dataset.get("NumberOfFrames") or 1)
+    decoder = DECODERS.get(dataset.file_meta.get("TransferSyntaxUID"), "")
+    count = int(dataset.get("NumberOfFrames") or 1)
     for n, plane in enumerate(planes):
         size = plane.rows, plane.columns, 1
         try:
@@ -252,11 +246,6 @@ def decode_frames(dataset: Dataset, planes: list[SlicePlane]) -> Iterator[NDArra
             sentence = f"{plane.file.name} has damaged pixels, or not Rows x Columns of them"
             raise Refused("undecodable", f"{sentence}; export it again, or {CONVERT}") from error
         yield values
-
-
-def decoder_of(dataset: Dataset) -> str:
-    """Name of pydicom's plugin that decodes a file; empty where nothing is compressed."""
-    return DECODERS.get(dataset.file_meta.get("TransferSyntaxUID"), "")
 
 
 def codestream_size(stream: bytes) -> tuple[int, ...]:

@@ -82,8 +82,9 @@ def read_header(path: Path) -> Header:
             start = file.read(132)
         with quiet():
             check_deflated(path)
-            dataset = read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
-            return describe(path, dataset)
+            return describe(
+                path, read_dataset(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            )
     except OSError as error:
         problem = f"unreadable: {error.strerror}"
     except Refused as refused:
@@ -137,15 +138,15 @@ def describe(path: Path, dataset: Dataset) -> Header:
 
 def why_not_an_image(dataset: Dataset, sop_class: str) -> str:
     """Reason code and sentence where a file holds no slice of a volume, else empty."""
+    has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
     if dataset.file_meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
         return "dicomdir: a table of contents; the files themselves are read"
+    if not dataset.get("Rows") and sop_class in ("", *IMAGE_CLASSES):
+        return "unreadable: an image without Rows, its header is damaged"
     if not dataset.get("Rows"):
-        if sop_class in ("", *IMAGE_CLASSES):
-            return "unreadable: an image without Rows, its header is damaged"
         return "not_an_image: a DICOM object without pixels"
     if LOCALIZER.search(str(dataset.get("ImageType"))):
         return "localizer: a scout view, not a volume"
-    has_position = dataset.get("ImagePositionPatient") is not None or dataset.get("NumberOfFrames")
     if sop_class.startswith(uid.SecondaryCaptureImageStorage) and not has_position:
         return "secondary_capture: a screen shot without position in space"
     return ""
@@ -197,8 +198,8 @@ def find_series(
         problem = f"mixed_patient: slices carry {patients} PatientIDs, expected one"
         attributes = vars(first) | {"files": slices, "problem": problem if patients > 1 else ""}
         series.append(Series(**attributes, folder=slices[0].parent.relative_to(root)))
-    series = mark_damaged(series, damaged)
-    return sorted(series, key=lambda item: (item.folder, item.uid, item.files)), skipped
+    marked = mark_damaged(series, damaged)
+    return sorted(marked, key=lambda item: (item.folder, item.uid, item.files)), skipped
 
 
 def read_batch(files: list[Path]) -> list[Header]:
@@ -233,6 +234,15 @@ def are_one_scan(parts: list[list[Header]]) -> bool:
     They can where all slices lie on one line and no two at a position differ. A gap is no reason
     against it; overlapping acquisitions and uneven gaps are, where each part is regular alone.
     """
+
+    def problem_of(planes: list[SlicePlane]) -> str:
+        try:
+            unique = without_copies(planes, lambda file: open_dicom(file).PixelData)
+            build_stack(unique, Repair(tilt=True))
+        except Refused as refused:
+            return refused.code
+        return ""
+
     planes = [read_planes(header.files[0] for header in headers) for headers in parts]
     whole = problem_of(list(chain.from_iterable(planes)))
     if whole in ("uneven_gaps", "mixed_acquisitions"):
@@ -240,17 +250,7 @@ def are_one_scan(parts: list[list[Header]]) -> bool:
     return whole in ("", "missing_slice", "too_few_slices")
 
 
-def problem_of(planes: list[SlicePlane]) -> str:
-    """Reason code of slices that form no stack, tilted or not."""
-    try:
-        unique = without_copies(planes, lambda file: open_dicom(file).PixelData)
-        build_stack(unique, Repair(tilt=True))
-    except Refused as refused:
-        return refused.code
-    return ""
-
-
-def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
+def mark_damaged(series: list[Series], damaged: list[Header]) -> Iterator[Series]:
     """Refuse series that damaged files name as theirs; flag those beside other damaged files."""
     slices: dict[str, list[Path]] = defaultdict(list)  # damaged, by SeriesInstanceUID
     suffixes: dict[Path, set[str | None]] = defaultdict(set)  # of other damaged files, by folder
@@ -261,18 +261,15 @@ def mark_damaged(series: list[Series], damaged: list[Header]) -> list[Series]:
         else:  # an empty file of another suffix, such as READY, is no slice
             suffixes[file.parent].add(None if header.is_damaged else file.suffix)
     count = Counter(item.uid for item in series)
-    marked = []
     for item in series:
         folders = {file.parent for file in item.files} if item.format == "image" else set()
-        is_alone = count[item.uid] == 1
-        files = [file for file in slices[item.uid] if is_alone or file.parent in folders]
         if any(suffixes[folder] & {None, item.files[0].suffix} for folder in folders):
             item = replace(item, flags=("damaged_file",))
-        if files and not item.problem:
-            names = ", ".join(file.name for file in files[:3])
+        own = [f for f in slices[item.uid] if count[item.uid] == 1 or f.parent in folders]
+        if own and not item.problem:
+            names = ", ".join(file.name for file in own[:3])
             item = replace(item, problem=f"damaged_slice: {names} of the series cannot be read")
-        marked.append(item)
-    return marked
+        yield item
 
 
 @dataclass(frozen=True)
@@ -403,15 +400,15 @@ def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> li
 
     Acquisitions of a slice each, and of blocks that follow each other, make one scan.
     """
-    for name in ("number", "time"):
+    for n, keyword in enumerate(("AcquisitionNumber", "AcquisitionTime")):
         groups = defaultdict(list)
         for plane, offset_mm in zip(planes, offsets_mm.tolist(), strict=True):
-            groups[getattr(plane, f"acquisition_{name}")].append(offset_mm)
+            groups[plane.acquisitions[n]].append(offset_mm)
         groups.pop("", None)
         spans = sorted((group[0], group[-1]) for group in groups.values() if len(group) > 1)
         if any(after[0] < before[1] - EQUAL for before, after in pairwise(spans)):
-            sentence = f"{len(groups)} acquisitions overlap in space; split the series by"
-            return [Refused("mixed_acquisitions", f"{sentence} Acquisition{name.title()}")]
+            sentence = f"{len(groups)} acquisitions overlap in space; split the series by {keyword}"
+            return [Refused("mixed_acquisitions", sentence)]
     return []
 
 

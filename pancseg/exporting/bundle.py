@@ -14,15 +14,10 @@ from torch import nn
 from pancseg import __version__
 from pancseg.data.transforms import AXES
 from pancseg.exporting.patch_network import PatchNetwork
-from pancseg.files import write_json
+from pancseg.files import read_json, write_json
 from pancseg.models.factory import build
 from pancseg.models.pretrained import load_tensors
 
-SCHEMA = (
-    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
-    "meta_schema_20240725.json"
-)
-PACKAGES = {"nibabel": "5.4.2", "pytorch-ignite": "0.5.5", "scikit-image": "0.26.0"}  # as tested
 # columns along the last axis with any value above 0; all columns without any
 BODY = "$lambda x: (x > 0).any(-1, keepdim=True).expand_as(x) | ~(x > 0).any()"
 
@@ -32,7 +27,9 @@ def write_bundle(net: PatchNetwork, folder: Path, figures: dict[str, Any]) -> nn
     path = folder / "models" / "model.pt"
     path.parent.mkdir()
     torch.save(net.network.state_dict(), path)
-    write_json(folder / "configs" / "inference.json", inference(net))
+    inference = read_json(Path(__file__).with_name("inference.json"), "a configuration")
+    inference |= {"network_def": net.definition, **processing(net)}
+    write_json(folder / "configs" / "inference.json", inference)
     write_json(folder / "configs" / "metadata.json", metadata(net, figures))
     written = build(net.definition, nn.Module)
     written.load_state_dict(load_tensors(path))
@@ -64,15 +61,11 @@ def processing(net: PatchNetwork) -> dict[str, Any]:
         *(largest if net.postprocess.largest_component else []),
         ("SaveImaged", {**save, "resample": False, "separate_folder": False}),
     ]
+    windows = {"overlap": net.trained.hparams["view"]["overlap"], "mode": "gaussian"}
+    windows |= {"roi_size": net.window, "sw_batch_size": 2}
     return {
         "preprocessing": compose("image", to_image),
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": net.window,
-            "sw_batch_size": 2,
-            "overlap": net.trained.hparams["view"]["overlap"],
-            "mode": "gaussian",
-        },
+        "inferer": {"_target_": "SlidingWindowInferer", **windows},
         "postprocessing": compose("pred", to_mask),
     }
 
@@ -83,44 +76,6 @@ def compose(key: str, transforms: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {"_target_": "Compose", "transforms": nodes}
 
 
-def inference(net: PatchNetwork) -> dict[str, Any]:
-    """``configs/inference.json``."""
-    return {
-        "imports": ["$import glob"],
-        "bundle_root": ".",
-        "dataset_dir": "$@bundle_root + '/scans'",
-        "output_dir": "$@bundle_root + '/eval'",
-        "device": "$torch.device('cuda' if torch.cuda.is_available() else 'cpu')",
-        "network_def": net.definition,
-        "network": "$@network_def.to(@device)",
-        **processing(net),
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': path} for path in sorted(glob.glob(@dataset_dir + '/*.nii*'))]",
-            "transform": "@preprocessing",
-        },
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
-        "run": ["$@evaluator.run()"],
-    }
-
-
 def metadata(net: PatchNetwork, figures: dict[str, Any]) -> dict[str, Any]:
     """``configs/metadata.json``."""
     name = net.structure
@@ -129,16 +84,12 @@ def metadata(net: PatchNetwork, figures: dict[str, Any]) -> dict[str, Any]:
     pred = {"format": "segmentation", "num_channels": 2, "value_range": []}
     channels = {"0": "background", "1": name}
     return {
-        "schema": SCHEMA,
+        **read_json(Path(__file__).with_name("metadata.json"), "metadata"),
         "version": __version__,
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": PACKAGES,
         "task": f"Segmentation of the {name} on abdominal CT",
-        "description": "For research, not for clinical use; docs/README.md is the model card",
-        "authors": "not stated",
-        "copyright": "not stated",
         "data_source": f"fingerprint {net.trained.fingerprint}",
         "eval_metrics": {"mean_dice": figures["dice"]["mean"]} if figures else {},
         "network_data_format": {

@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,8 @@ from pancseg.exporting.patch_network import PatchNetwork
 from pancseg.files import write_json
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what torch's exporters log and warn of on every call."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
-
-
 def write_onnx(net: PatchNetwork, folder: Path) -> Callable[[Tensor], Tensor]:
-    """Write ``model.onnx`` and ``processing.json`` into an empty folder; return the network.
-
-    Raises:
-        PancsegError: If torch cannot export the network.
-    """
+    """Write ``model.onnx`` and ``processing.json`` into an empty folder; return the network."""
     from onnxruntime import InferenceSession
 
     path = folder / "model.onnx"
@@ -52,15 +35,19 @@ def write_onnx(net: PatchNetwork, folder: Path) -> Callable[[Tensor], Tensor]:
     return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
 
-@quiet()
 def export_program(net: PatchNetwork) -> Any:
     """The network for any number of windows, without stack traces, which hold paths."""
     example = torch.zeros(2, 1, *net.window)  # torch takes a size of 1 for a constant
-    with torch.no_grad():
-        program = torch.export.export(net.network, (example,), dynamic_shapes=({0: Dim("batch")},))
-    exported: Any = torch.onnx.export(
-        program, dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
-    )
+    names = {"input_names": ["image"], "output_names": ["logits"]}
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # torch's exporters log and warn on every call
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.no_grad():
+            shapes = ({0: Dim("batch")},)
+            program = torch.export.export(net.network, (example,), dynamic_shapes=shapes)
+            exported: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    finally:
+        logging.disable(before)
     exported.rename_axes({str(exported.model.graph.inputs[0].shape[0]): "batch"})
     for node in exported.model.graph.all_nodes():
         node.metadata_props.clear()

@@ -26,25 +26,15 @@ PLAIN_JSON = r'(?!.*"_)[\w .,:+"{}\[\]-]*'  # without syntax of MONAI's configur
 
 @dataclass(frozen=True)
 class PatchNetwork:
-    """A network that was trained on patches.
+    """A network that was trained on patches."""
 
-    Attributes:
-        trained: Content of the checkpoint.
-        network: A network of MONAI that computes the same, in evaluation mode.
-        definition: Its ``_target_`` and arguments.
-        postprocess: How masks are made.
-        window: Size of the input, voxels.
-        activation: How logits become probabilities: ``sigmoid`` or ``softmax``.
-        structure: Name of the segmented structure.
-    """
-
-    trained: TrainedModel
-    network: nn.Module
-    definition: dict[str, Any]
+    trained: TrainedModel  # content of the checkpoint
+    network: nn.Module  # of MONAI, computes the same, in evaluation mode
+    definition: dict[str, Any]  # its _target_ and arguments
     postprocess: Postprocess
-    window: list[int]
-    activation: str
-    structure: str
+    window: list[int]  # size of the input, voxels
+    activation: str  # sigmoid or softmax
+    structure: str  # name
 
     @torch.no_grad()
     def difference(self, exported: Callable[[Tensor], Tensor]) -> float:
@@ -54,17 +44,10 @@ class PatchNetwork:
 
 
 def open_patch_network(given: Any) -> PatchNetwork:
-    """Open the checkpoint to export: a file, or the folder of a run.
-
-    Raises:
-        PancsegError: If it cannot be exported.
-    """
+    """Open the checkpoint to export; ``PancsegError`` if a bundle or ONNX cannot represent it."""
     paths = checkpoint_paths(Path(given)) if isinstance(given, str) else list(given)
     if len(paths) != 1:
-        raise PancsegError(
-            f"checkpoint={given}: gives {len(paths)} networks, expected one; give the "
-            "checkpoints/best.ckpt of one run"
-        )
+        raise PancsegError(f"checkpoint={given}: gives {len(paths)} networks, expected one")
     trained = open_checkpoint(Path(paths[0]))
     if trained.depth is not None:
         raise PancsegError(
@@ -93,11 +76,7 @@ def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def check_values(trained: TrainedModel) -> None:
-    """Check values for a bundle, whose text MONAI evaluates, and for the HTML of a model card.
-
-    Raises:
-        PancsegError: Naming the first that pancseg.train does not write.
-    """
+    """Refuse values that would be code in a bundle, or HTML in a model card."""
     hparams, numbers, split = trained.hparams, trained.preprocessing, trained.split
     arguments = {key: value for key, value in hparams["model"].items() if key != "_target_"}
     texts = [hparams["loss"]["_target_"], split.rule, trained.structures[0].name]
@@ -109,6 +88,5 @@ def check_values(trained: TrainedModel) -> None:
     }
     if wrong := [name for name, is_safe in checks.items() if not is_safe]:
         raise PancsegError(
-            f"checkpoint={trained.path}: its {wrong[0]} cannot be from pancseg.train; export a "
-            "checkpoint of pancseg.train"
+            f"checkpoint={trained.path}: its {wrong[0]} cannot be from pancseg.train"
         )

@@ -1,7 +1,6 @@
 """Files beside a checkpoint, and the calibration of the confidence that ``predict`` reports."""
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from pancseg.files import read_json, write_json
 
 HASH = "checkpoint_sha256"
-MAX_SCALE = 100.0
+LIMITS = {"scale": 100, "n": 1e9, "lowest": 1}
 
 
 def write_sidecar(path: Path, checkpoint: Path, values: dict[str, Any]) -> None:
@@ -23,17 +22,7 @@ def write_sidecar(path: Path, checkpoint: Path, values: dict[str, Any]) -> None:
 def read_sidecar(
     path: Path, checkpoint: Path, content: str, check: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any] | None:
-    """Values beside a checkpoint; None without a file, or if it is of other weights.
-
-    Args:
-        path: The file.
-        checkpoint: Beside which it stands.
-        content: Description of the values, for messages.
-        check: Whether the values are usable.
-
-    Raises:
-        PancsegError: If the file cannot be used.
-    """
+    """Values beside a checkpoint that pass a check; None without a file, or if of other weights."""
     if not path.is_file():
         return None
     values = read_json(
@@ -54,39 +43,24 @@ def is_between(value: Any, low: float, high: float) -> bool:
     >>> is_between(0.5, 0, 1), is_between(float("nan"), 0, 1), is_between(True, 0, 1)
     (True, False, False)
     """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and low <= value <= high
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Correction of the expected Dice, fitted on validation patients.
+    """Correction of the expected Dice, fitted on validation patients."""
 
-    Attributes:
-        scale: Factor of the expected Dice; above 1 for a network that underestimates itself.
-        n: Validation patients; 0 without calibration.
-        lowest: Lowest calibrated confidence of a validation patient.
-    """
-
-    scale: float = 1.0
-    n: int = 0
-    lowest: float = 0.0
+    scale: float = 1.0  # of the expected Dice; above 1 for a network that underestimates itself
+    n: int = 0  # validation patients
+    lowest: float = 0.0  # calibrated confidence of a validation patient
 
     def confidence(self, expected_dice: float) -> float:
-        """Calibrated Dice, 0 to 1.
-
-        >>> Calibration(0.5, 9).confidence(0.8), Calibration(2.0, 9).confidence(0.8)
-        (0.4, 1.0)
-        """
+        """Calibrated Dice, 0 to 1."""
         return min(1.0, expected_dice * self.scale)
 
 
 def fit_calibration(expected: Sequence[float], dice: Sequence[float]) -> Calibration:
-    """Least-squares factor from expected to measured Dice: a line through the origin.
-
-    Args:
-        expected: Of each patient.
-        dice: Measured, of the same patients.
+    """Least-squares factor from expected to measured Dice of each patient, without an intercept.
 
     >>> fit_calibration([0.9, 0.8], [0.45, 0.4])
     Calibration(scale=0.5, n=2, lowest=0.4)
@@ -104,11 +78,8 @@ def mean_calibration(members: Sequence[Calibration]) -> Calibration:
     >>> mean_calibration([Calibration(0.9, 3, 0.8), Calibration(1.1, 4, 0.7)])
     Calibration(scale=1.0, n=7, lowest=0.75)
     """
-    scale, lowest = (float(np.mean([getattr(m, name) for m in members])) for name in FITTED)
-    return Calibration(round(scale, 4), sum(m.n for m in members), round(lowest, 4))
-
-
-FITTED = ("scale", "lowest")
+    scale, lowest = np.mean([(member.scale, member.lowest) for member in members], axis=0).tolist()
+    return Calibration(round(scale, 4), sum(member.n for member in members), round(lowest, 4))
 
 
 def calibration_path(checkpoint: Path) -> Path:
@@ -122,20 +93,12 @@ def write_calibration(checkpoint: Path, calibration: Calibration) -> None:
 
 
 def read_calibration(checkpoint: Path) -> Calibration:
-    """Calibration of a checkpoint; a factor of 1 where there is none.
-
-    Raises:
-        PancsegError: If the file beside it cannot be used.
-    """
-
-    def is_usable(values: dict[str, Any]) -> bool:
-        scale, n, lowest = (values.get(name) for name in ("scale", "n", "lowest"))
-        return (
-            is_between(scale, 0, MAX_SCALE) and is_between(n, 0, 1e9) and is_between(lowest, 0, 1)
-        )
-
+    """Calibration of a checkpoint; a factor of 1 where there is none."""
     path = calibration_path(checkpoint)
-    values = read_sidecar(path, checkpoint, "a calibration of the confidence", is_usable)
-    if values is None:
-        return Calibration()
-    return Calibration(float(values["scale"]), math.floor(values["n"]), float(values["lowest"]))
+    values = read_sidecar(
+        path,
+        checkpoint,
+        "a calibration of the confidence",
+        lambda v: all(is_between(v.get(name), 0, limit) for name, limit in LIMITS.items()),
+    )
+    return Calibration(**{name: values[name] for name in LIMITS}) if values else Calibration()

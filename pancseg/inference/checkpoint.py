@@ -26,43 +26,24 @@ NETWORK = "network."  # prefix of the network's weights in a checkpoint
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Content of a checkpoint.
-
-    Attributes:
-        path: The file.
-        network: In evaluation mode, on the CPU.
-        hparams: Arguments of the LightningModule: ``model``, ``loss``, ``view`` and others.
-        data: Arguments of the data module, ``root`` absolute.
-        preprocessing: Arguments of the deterministic transforms.
-        split: Patients of the subsets.
-        structures: What is segmented.
-        names: How the prepared folder names patients, with an identifier of its key.
-        epoch: Completed epochs.
-        step: Optimizer steps.
-        fingerprint: Of the prepared data.
-        has_average: Whether the weights are a running mean.
-        optimizer_states: As Lightning stores them.
-        training_seconds: Seconds that count towards ``trainer.max_time``.
-        seen_before: Patients of train and validation of the initial weights.
-        profile: Statistics of the training scans; None if they are unknown.
-    """
+    """Content of a checkpoint."""
 
     path: Path
-    network: nn.Module
-    hparams: dict[str, Any]
-    data: dict[str, Any]
+    network: nn.Module  # in evaluation mode, on the CPU
+    hparams: dict[str, Any]  # of the LightningModule: ``model``, ``loss``, ``view`` and others
+    data: dict[str, Any]  # arguments of the data module, ``root`` absolute
     preprocessing: Preprocessing
     split: Split
     structures: tuple[Structure, ...]
-    names: str
-    epoch: int
+    names: str  # how the prepared folder names patients, with an identifier of its key
+    epoch: int  # completed
     step: int
-    fingerprint: str
-    has_average: bool
-    optimizer_states: Any
-    training_seconds: float
-    seen_before: frozenset[str]
-    profile: TrainingProfile | None
+    fingerprint: str  # of the prepared data
+    has_average: bool  # whether the weights are a running mean
+    optimizer_states: Any  # as Lightning stores them
+    training_seconds: float  # that count towards ``trainer.max_time``
+    seen_before: frozenset[str]  # patients of train and validation of the initial weights
+    profile: TrainingProfile | None  # statistics of the training scans
 
     @property
     def seen(self) -> frozenset[str]:
@@ -81,18 +62,13 @@ class TrainedModel:
 
     @property
     def mirrored_axes(self) -> tuple[int, ...]:
-        """Axes along which training mirrored images.
-
-        Raises:
-            PancsegError: If there is none: organs have sides, which the network then relies on.
-        """
+        """Axes along which training mirrored images."""
         chances = (self.data["augment"] or {}).get("flip_probability") or ()
         axes = tuple(axis for axis, chance in enumerate(chances) if chance > 0)
         if not axes:
             raise PancsegError(
-                f"tta=true: {self.path} was trained without mirrored images "
-                "(augment.flip_probability is 0 on every axis), which would mislead it; leave tta "
-                "out"
+                f"tta=true: {self.path} was trained without mirrored images, which would mislead "
+                "it (augment.flip_probability is 0 on every axis); leave tta out"
             )
         return axes
 
@@ -100,9 +76,7 @@ class TrainedModel:
 def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
     """Open a checkpoint. No code of the file is run, and no more memory taken than it holds.
 
-    Args:
-        path: The file.
-        key: Option that names it, for messages.
+    ``key`` is the option that names it.
 
     Raises:
         PancsegError: If it is no checkpoint of pancseg.
@@ -147,11 +121,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
 
 
 def check_sizes(spacing_mm: Sequence[float], size: Sequence[int] | None) -> None:
-    """Check the numbers that decide how much memory a scan takes.
-
-    Raises:
-        PancsegError: If the voxels are too fine, or the network's input too large.
-    """
+    """Check the numbers that decide how much memory a scan takes; raise PancsegError."""
     low, high = SPACING_LIMITS_MM
     if len(spacing_mm) != 3 or not all(low <= mm <= high for mm in spacing_mm):
         raise PancsegError(f"holds data.spacing_mm={list(spacing_mm)}; expected {low} to {high} mm")
@@ -183,36 +153,26 @@ def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Modul
 
 
 def checkpoint_paths(path: Path) -> list[Path]:
-    """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order.
-
-    Raises:
-        PancsegError: If a folder holds none.
-    """
+    """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order."""
     if not path.is_dir():
         return [path]
+
+    def job_order(folder: Path) -> tuple[int, str]:
+        return (int(folder.name), "") if folder.name.isdecimal() else (1 << 30, folder.name)
+
     runs = sorted((run for run in path.iterdir() if run.is_dir()), key=job_order)
-    found = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]
-    if not found:
+    paths = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]
+    if not paths:
         raise PancsegError(
-            f"checkpoint={path}: is the folder of neither a run nor a sweep: there is no {BEST} in "
-            "it or in its folders"
+            f"checkpoint={path}: is the folder of neither a run nor a sweep; it holds no {BEST}"
         )
-    return found
-
-
-def job_order(folder: Path) -> tuple[int, str]:
-    """Sort key by the number of a job: 2 is before 10."""
-    return (int(folder.name), "") if folder.name.isdecimal() else (1 << 30, folder.name)
+    return paths
 
 
 def open_checkpoints(paths: Sequence[Path]) -> list[TrainedModel]:
-    """Open files, and the best checkpoints of runs and sweeps, each once.
-
-    Raises:
-        PancsegError: If there is none, or one cannot be opened.
-    """
-    found = dict.fromkeys(file for path in paths for file in checkpoint_paths(path))
-    return [open_checkpoint(file) for file in found]
+    """Open files, and the best checkpoints of runs and sweeps, each once."""
+    files = dict.fromkeys(file for path in paths for file in checkpoint_paths(path))
+    return [open_checkpoint(file) for file in files]
 
 
 def run_folder_of(path: Path) -> Path:

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import re
-from collections import Counter
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from pancseg.errors import PancsegError
@@ -19,13 +19,9 @@ HASH_DIGITS = 12
 
 
 def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
-    """Everything at a path that can be segmented, and rows of what is refused.
+    """Everything at a path or pattern that can be segmented, and rows of what is refused.
 
-    Args:
-        path: NIfTI or NRRD file, folder of such files or of DICOM or both, or a pattern such as
-            ``DIR/*/ct.nii.gz``.
-        modality: Of DICOM series; ``any`` takes all.
-        processes: That read headers.
+    ``modality`` is that of DICOM series, or ``any``; ``processes`` read headers.
 
     Raises:
         PancsegError: If there is nothing that could be an image.
@@ -65,19 +61,17 @@ def is_label(path: Path) -> bool:
     >>> is_label(Path("a_seg.nii.gz")), is_label(Path("labelsTr/a.nii.gz")), is_label(Path("a.nii"))
     (True, True, False)
     """
-    is_named = LABEL_NAME.search(without_suffix(path)) is not None
-    return is_named or path.parent.name.lower() in LABEL_FOLDERS
+    in_folder = path.parent.name.lower() in LABEL_FOLDERS
+    return in_folder or LABEL_NAME.search(without_suffix(path)) is not None
 
 
 def case_names(cases: list[CaseSource], base: Path) -> list[str]:
     """A different name for each case, also on file systems that ignore capitals."""
-    count: Counter[str] = Counter()
     names: dict[str, str] = {}
     for case in cases:
-        name = own = case_name(case, base)
-        while name.casefold() in names:
-            count[own] += 1
-            name = f"{own}-{count[own] + 1}"
+        own = case_name(case, base)
+        numbered = chain([own], (f"{own}-{n}" for n in count(2)))
+        name = next(name for name in numbered if name.casefold() not in names)
         names[name.casefold()] = name
     return list(names.values())
 
@@ -88,9 +82,8 @@ def case_name(case: CaseSource, base: Path) -> str:
     A series is named by a hash of its UID, or of a file without it; a file by its stem, with a hash
     of its path where it lies in a folder below ``base``, or where the stem is not safe or too long.
     """
-    if case.is_dicom:
-        name, hashed = "series", case.series_uid.encode() or min(case.files).read_bytes()
-        return f"{name}-{hash_of(hashed)}"
+    if case.format == "image":
+        return f"series-{hash_of(case.uid.encode() or min(case.files).read_bytes())}"
     name = without_suffix(case.path)
     is_safe = SAFE_STEM.fullmatch(name) is not None
     if base in (case.path, case.path.parent) and is_safe:

@@ -21,15 +21,10 @@ MIN_GAIN = 1e-4  # of the mean Dice, to leave the defaults
 
 @dataclass(frozen=True)
 class Postprocess:
-    """How a probability becomes a mask.
+    """How a probability becomes a mask."""
 
-    Attributes:
-        threshold: Voxels above it belong to the mask.
-        largest_component: Whether only the largest 26-connected component is kept.
-    """
-
-    threshold: float = 0.5
-    largest_component: bool = False
+    threshold: float = 0.5  # voxels above it belong to the mask
+    largest_component: bool = False  # whether only that is kept, 26-connected
 
     def mask_of(self, probability: NDArray[np.float32]) -> NDArray[np.bool_]:
         """The mask, of the probability's shape."""
@@ -37,24 +32,16 @@ class Postprocess:
         return largest_component(above) if self.largest_component else above
 
     def describe(self) -> str:
-        """For people.
-
-        >>> Postprocess(0.45, True).describe()
-        'threshold 0.45, largest component'
-        """
-        kept = "largest component" if self.largest_component else "all components"
-        return f"threshold {self.threshold:g}, {kept}"
+        """For people, such as ``threshold 0.45, largest component``."""
+        components = "largest component" if self.largest_component else "all components"
+        return f"threshold {self.threshold:g}, {components}"
 
 
 DEFAULT = Postprocess()
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The largest 26-connected component of a mask.
-
-    >>> largest_component(np.array([[[1, 0, 1, 1]]], bool)).astype(int).tolist()
-    [[[0, 0, 1, 1]]]
-    """
+    """The largest 26-connected component of a mask."""
     box = bounding_box(mask)
     labels, count = ndimage.label(mask[box], CONNECTIVITY_26)
     if count < 2:
@@ -78,14 +65,10 @@ class PostprocessOptions:
 
     def __post_init__(self) -> None:
         t, largest = self.threshold, self.largest_component
-        if not (t in (None, AUTO) or (is_between(t, 0, 1) and t not in (0, 1))):
-            raise PancsegError(
-                f"postprocess.threshold={t}: expected auto or a number between 0 and 1"
-            )
+        if t not in (None, AUTO) and (not is_between(t, 0, 1) or t in (0, 1)):
+            raise PancsegError(f"postprocess.threshold={t}: expected auto or a number in 0 to 1")
         if largest not in (None, AUTO, True, False):
-            raise PancsegError(
-                f"postprocess.largest_component={largest}: expected auto, true or false"
-            )
+            raise PancsegError(f"postprocess.largest_component={largest}: expected true or false")
 
     @property
     def is_auto(self) -> bool:
@@ -97,9 +80,9 @@ class PostprocessOptions:
         """Whether something is given by hand."""
         return self.threshold not in (None, AUTO) or self.largest_component in (True, False)
 
-    def override(self, chosen: Postprocess) -> Postprocess:
-        """What was chosen, with the given values in its place."""
-        t, largest = self.threshold, self.largest_component
+    def override(self, chosen: Postprocess | None) -> Postprocess:
+        """What was chosen, else the default, with the given values in its place."""
+        t, largest, chosen = self.threshold, self.largest_component, chosen or DEFAULT
         return Postprocess(
             chosen.threshold if t in (None, AUTO) else float(t),
             chosen.largest_component if largest in (None, AUTO) else bool(largest),
@@ -128,18 +111,13 @@ def mean_postprocess(members: list[Postprocess]) -> Postprocess:
     return Postprocess(threshold, all(member.largest_component for member in members))
 
 
-Case = tuple[str, NDArray[np.float32], NDArray[np.bool_]]
+def choose(
+    candidates: list[Postprocess],
+    cases: Iterable[tuple[str, NDArray[np.float32], NDArray[np.bool_]]],
+) -> tuple[Postprocess, int]:
+    """Choice by the mean Dice over validation patients with a reference, and their number.
 
-
-def choose(candidates: list[Postprocess], cases: Iterable[Case]) -> tuple[Postprocess, int]:
-    """Choose by the mean Dice over validation patients with a reference.
-
-    Args:
-        candidates: The defaults first.
-        cases: Patient, probability and reference on the scan's grid.
-
-    Returns:
-        The choice, and the number of patients.
+    ``candidates`` begin with the defaults; ``cases`` are patient, probability and reference.
     """
     patients: list[str] = []
     dice: list[list[float]] = []
@@ -158,7 +136,7 @@ def choose(candidates: list[Postprocess], cases: Iterable[Case]) -> tuple[Postpr
 def dice_of_each(
     candidates: list[Postprocess], probability: NDArray[np.float32], reference: NDArray[np.bool_]
 ) -> list[float]:
-    """Dice of a case by each candidate."""
+    """Dice of a case by each candidate; masks and reference are not both empty."""
     box = bounding_box(reference | (probability > min(c.threshold for c in candidates)))
     p, inside = probability[box], reference[box]
     masks = (candidate.mask_of(p) for candidate in candidates)
@@ -176,18 +154,14 @@ def write_postprocess(checkpoint: Path, chosen: Postprocess, **details: Any) -> 
 
 
 def read_postprocess(checkpoint: Path) -> Postprocess | None:
-    """What was chosen for a checkpoint on validation patients; None if nothing was.
-
-    Raises:
-        PancsegError: If the file beside it cannot be used.
-    """
-
-    def is_usable(values: dict[str, Any]) -> bool:
-        is_threshold = is_between(values.get("threshold"), 1e-6, 1 - 1e-6)
-        return is_threshold and isinstance(values.get("largest_component"), bool)
-
-    path = postprocess_path(checkpoint)
-    values = read_sidecar(path, checkpoint, "a choice of threshold and components", is_usable)
-    if values is None:
-        return None
-    return Postprocess(float(values["threshold"]), values["largest_component"])
+    """What was chosen for a checkpoint on validation patients; None if nothing was."""
+    values = read_sidecar(
+        postprocess_path(checkpoint),
+        checkpoint,
+        "a choice of threshold and components",
+        lambda v: (
+            is_between(v.get("threshold"), 1e-6, 1 - 1e-6)
+            and isinstance(v.get("largest_component"), bool)
+        ),
+    )
+    return Postprocess(values["threshold"], values["largest_component"]) if values else None

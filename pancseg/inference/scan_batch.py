@@ -2,34 +2,26 @@
 
 import hashlib
 import logging
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from filelock import FileLock, Timeout
 
+from pancseg import geometry
 from pancseg.data.scan_statistics import scan_statistics
 from pancseg.dicom.series import Scan
-from pancseg.dicom.write_rtstruct import write_rtstruct
-from pancseg.dicom.write_seg import write_seg
+from pancseg.dicom.writers import write_rtstruct, write_seg
 from pancseg.errors import Incomplete, PancsegError, Refused, brief, lacks_room
-from pancseg.files import (
-    PARTIAL,
-    check_writable,
-    read_csv,
-    read_json,
-    write_csv,
-    write_json,
-    write_nifti,
-)
-from pancseg.geometry import Affine, bounding_box, oriented_like, spacing_of, voxel_ml
-from pancseg.inference.mask_flags import ReviewThresholds, mask_flags, sort_mask_flags
+from pancseg.files import PARTIAL, read_csv, read_json, write_csv, write_json, write_nifti
 from pancseg.inference.predictor import FAINT, Prediction, Predictor
 from pancseg.intake.checks import Checks, sort_flags, voxel_flags
 from pancseg.intake.match_labels import CaseSource
@@ -46,6 +38,24 @@ MAX_LABEL = 255
 LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
 IMAGE_CHECKS = Checks()
+MIN_CONFIDENCE = 0.7  # without a calibration
+EMPTY = "no_"  # followed by the structure
+# meaning of each flag, in the order in which flags are written
+MASK_FLAGS = {
+    EMPTY: "The mask is empty; see whether the scan holds the organ.",
+    "volume_range": "The mask is smaller or larger than the organ can be (review.volume_ml).",
+    "several_pieces": "The mask has several large components; one may be another organ.",
+    "touches_end": "The mask touches the first or last slice; the organ may be cut off.",
+    "not_confident": "The probabilities are low or spread out (review.confidence).",
+    "spacing_unlike": "Voxels or slices are much larger than in training.",
+    "hu_unlike": "Soft tissue or bone has other values than in training: another window, contrast "
+    "phase or modality.",
+    "noise_unlike": "The scan is much noisier or smoother than in training.",
+    "field_unlike": "The scan is shorter, or the body wider or narrower, than in training.",
+    "sides_unlike": "Organs do not lie where they did in training: the scan may be mirrored.",
+    "no_seg": "No DICOM SEG was written; see the reason.",
+    "no_rtstruct": "No RTSTRUCT was written; see the reason.",
+}
 
 
 @dataclass(frozen=True)
@@ -71,30 +81,28 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 @dataclass(frozen=True)
-class ScanJob:
-    """A scan, and the name of its files."""
+class ReviewThresholds:
+    """Thresholds of the flags, as ``conf/predict.yaml`` explains them."""
 
-    source: CaseSource
-    case: str
+    volume_ml: tuple[float, float] | None = None
+    piece_share: float = 0.1
+    confidence: float | None = None
+    spacing_factor: float = 2.5
+    unlike: float = 4.0
 
 
 @dataclass
 class ScanState:
-    """A scan in work: what is known of it, and the seconds spent on it."""
+    """A scan in work."""
 
-    job: ScanJob
     row: Row
     scan: Scan | None = None
     prediction: Prediction | None = None
-    seconds: float = 0.0
+    seconds: float = 0.0  # spent on it
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Measure a step, and turn its error into the row: one bad scan never stops a batch.
-
-        Raises:
-            OSError: If the disk is full.
-        """
+        """Measure a step, and turn its error into the row; raise it if the disk is full."""
         start = time.perf_counter()
         try:
             yield
@@ -103,7 +111,7 @@ class ScanState:
         except Exception as error:
             if lacks_room(error):
                 raise
-            log.debug("%s", self.job.case, exc_info=True)
+            log.debug("%s", self.row.case, exc_info=True)
             reason = f"{type(error).__name__}: {brief(error)}"
             self.row = replace(self.row, status=FAILED, reason=reason)
         finally:
@@ -112,42 +120,28 @@ class ScanState:
 
 @dataclass(frozen=True)
 class ScanBatch:
-    """Segments scans and writes their files.
-
-    Attributes:
-        predictor: Applied to each scan.
-        structure: That it segments.
-        folder: Of the files.
-        thresholds: Of the flags.
-        probabilities: Whether to write them.
-        rtstruct: Whether DICOM series get an RTSTRUCT beside the SEG.
-    """
+    """Segments scans and writes their files to a folder."""
 
     predictor: Predictor
     structure: Structure
     folder: Path
     thresholds: ReviewThresholds
-    probabilities: bool = False
-    rtstruct: bool = False
+    probabilities: bool = False  # whether to write them
+    rtstruct: bool = False  # whether to write one beside the SEG
 
-    def run(self, jobs: Sequence[ScanJob], rows: dict[str, Row]) -> Iterator[Row]:
-        """Segment scans in order; the next one is read and the last one written meanwhile.
+    def run(self, scans: Mapping[str, CaseSource], rows: dict[str, Row]) -> Iterator[Row]:
+        """Segment scans by case; the next one is read and the last one written meanwhile.
 
-        Args:
-            jobs: Scans.
-            rows: Takes the row of each scan once its files are written, also after a signal.
-
-        Raises:
-            Incomplete: If the disk is full.
+        ``rows`` takes the row of each scan once its files are written, also after a signal.
         """
+        items = list(scans.items())
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead: Future[ScanState] | None = None
             writing: Future[Row] | None = None
-            for number, job in enumerate(jobs):
-                state = ahead.result() if ahead else self.read(job)
-                following = jobs[number + 1] if number + 1 < len(jobs) else None
-                is_small = following and files_mb(following) <= READ_AHEAD_MB
-                ahead = reader.submit(self.read, following) if following and is_small else None
+            for item, following in zip_longest(items, items[1:]):
+                state = ahead.result() if ahead else self.read(*item)
+                is_small = following is not None and files_mb(following[1]) <= READ_AHEAD_MB
+                ahead = reader.submit(self.read, *following) if is_small else None
                 if writing and is_large(state):
                     yield writing.result()
                     writing = None
@@ -159,11 +153,10 @@ class ScanBatch:
             if writing:
                 yield writing.result()
 
-    def read(self, job: ScanJob) -> ScanState:
-        """Read a scan."""
-        source = job.source
-        row = Row(job.case, str(source.path), source.series_uid, input=input_hash(source))
-        state = ScanState(job, row)
+    def read(self, case: str, source: CaseSource) -> ScanState:
+        """Read a scan; a mask is dropped."""
+        row = Row(case, str(source.path), source.uid, input=input_hash(source))
+        state = ScanState(row)
         with state.step():
             state.scan = source.read_image()
             if is_label_map(state.scan.image):
@@ -179,12 +172,8 @@ class ScanBatch:
                 state.prediction = self.predictor.predict(state.scan.image, least)
 
     def write(self, state: ScanState, rows: dict[str, Row]) -> Row:
-        """Write the files of a scan in place of earlier ones, and add its row.
-
-        Raises:
-            Incomplete: If the disk is full.
-        """
-        case = state.job.case
+        """Write the files of a scan in place of earlier ones, and add its row."""
+        case = state.row.case
         try:
             with state.step():
                 for path in self.paths(case).values():
@@ -202,46 +191,44 @@ class ScanBatch:
 
     def paths(self, case: str) -> dict[str, Path]:
         """Files of a case."""
-        name = self.structure.name
-        endings = {
-            "mask": f"_{name}.nii.gz",
-            "preview": "_preview.png",
-            "probability": "_probability.nii.gz",
-            "seg": f"_{name}.dcm",
-            "rtstruct": f"_{name}_rtstruct.dcm",
+        name = f"{case}_{self.structure.name}"
+        return {
+            "mask": self.folder / f"{name}.nii.gz",
+            "preview": self.folder / f"{case}_preview.png",
+            "probability": self.folder / f"{case}_probability.nii.gz",
+            "seg": self.folder / f"{name}.dcm",
+            "rtstruct": self.folder / f"{name}_rtstruct.dcm",
         }
-        return {kind: self.folder / f"{case}{ending}" for kind, ending in endings.items()}
 
     def write_files(self, row: Row, scan: Scan, prediction: Prediction) -> Row:
         """Write mask, probability, SEG, RTSTRUCT and preview."""
         image, paths = scan.image, self.paths(row.case)
         unlike = self.unlike(image)
-        flags = self.flags(scan, prediction, unlike)
+        flags, reasons = self.flags(scan, prediction, unlike), []
         mask = nib.Nifti1Image(prediction.mask.view(np.uint8), image.affine)
-        affine = image.affine if scan.file_affine is None else scan.file_affine
-        write_like_input(paths["mask"], mask, affine, scan.qform)
+        write_like_input(paths["mask"], mask, scan)
         if self.probabilities:
             probability = nib.Nifti1Image(prediction.probability, image.affine)
-            write_like_input(paths["probability"], probability, affine, scan.qform)
-        reasons = []
-        for kind, writer in (("seg", write_seg), ("rtstruct", write_rtstruct)):
-            if scan.stack and (kind == "seg" or self.rtstruct):
-                reason, is_written = attempt(
-                    lambda writer=writer, kind=kind: writer(  # type: ignore[misc]
-                        paths[kind], mask, [self.structure], scan.stack
-                    ),
-                    kind,
-                )
-                reasons += [reason] if reason else []
-                flags += [] if is_written else [f"no_{kind}"]
-        hu, box = np.asanyarray(image.dataobj), bounding_box(prediction.mask)
+            write_like_input(paths["probability"], probability, scan)
+        writers = {"seg": write_seg, **({"rtstruct": write_rtstruct} if self.rtstruct else {})}
+        for name, write in writers.items() if scan.stack else ():
+            try:
+                if emptied := write(paths[name], mask, [self.structure], scan.stack):
+                    reasons.append(f"{name}: invalid and left empty: {', '.join(emptied)}")
+            except Exception as error:  # headers go wrong in many ways, and no value is quoted
+                if lacks_room(error):
+                    raise
+                log.debug("%s", name, exc_info=True)
+                failure = f"{name}_failed: {type(error).__name__}"
+                reasons.append(str(error) if isinstance(error, Refused) else failure)
+                flags.append(f"no_{name}")
+        hu, box = np.asanyarray(image.dataobj), geometry.bounding_box(prediction.mask)
         inside = hu[box][prediction.mask[box]]
-        volume_ml = inside.size * voxel_ml(image.affine)
+        volume_ml = inside.size * geometry.voxel_ml(image.affine)
         title = f"{row.case}: {volume_ml:.1f} ml, confidence {prediction.confidence:.2f}"
-        title += f"   {', '.join(flags)}" if flags else ""
+        title = "   ".join([title, *([", ".join(flags)] if flags else []), "not for clinical use"])
         try:
-            text = f"{title}   not for clinical use"
-            draw_scan(paths["preview"], image, prediction.mask, text)
+            draw_scan(paths["preview"], image, prediction.mask, title)
         except Exception as error:  # the mask stands
             if lacks_room(error):
                 raise
@@ -258,66 +245,66 @@ class ScanBatch:
 
     def unlike(self, image: nib.Nifti1Image) -> dict[str, str]:
         """Flags of a scan unlike those that a network was trained on, with the numbers."""
-        statistics = scan_statistics(image)
-        found: dict[str, str] = {}
+        statistics, flags = scan_statistics(image), dict[str, str]()
         for model in self.predictor.models:
             if model.profile:
-                found |= model.profile.unlike(statistics, self.thresholds.unlike)
-        return found
+                flags |= model.profile.unlike(statistics, self.thresholds.unlike)
+        return flags
 
     def flags(self, scan: Scan, prediction: Prediction, unlike: dict[str, str]) -> list[str]:
-        """Flags of image and mask."""
-        image, thresholds = scan.image, self.thresholds
-        spacing_mm = spacing_of(image.affine)
-        calibration = self.predictor.calibration
-        if thresholds.confidence is None and calibration.n:
-            least = calibration.lowest - CONFIDENCE_MARGIN
-            thresholds = replace(thresholds, confidence=least)
-        if thresholds.volume_ml is None:
-            thresholds = replace(thresholds, volume_ml=self.structure.volume_ml)
-        hu = np.asanyarray(image.dataobj)
+        """Flags of the image, and of the mask, whose last axis runs from feet to head."""
+        mask, limits, calibration = prediction.mask, self.thresholds, self.predictor.calibration
+        affine, voxels = scan.image.affine, int(mask.sum())
+        spacing_mm = geometry.spacing_of(affine)
+        low, high = limits.volume_ml or self.structure.volume_ml
+        least = limits.confidence
+        if least is None:
+            least = calibration.lowest - CONFIDENCE_MARGIN if calibration.n else MIN_CONFIDENCE
+        trained_mm = self.predictor.models[0].preprocessing.spacing_mm
+        ratio = max(own / trained for own, trained in zip(spacing_mm, trained_mm, strict=True))
+        flags = {
+            EMPTY + self.structure.name: not voxels,
+            "spacing_unlike": ratio > limits.spacing_factor,
+        }
+        if voxels:
+            second = geometry.second_component_voxels(mask)
+            flags |= {
+                "volume_range": not low <= voxels * geometry.voxel_ml(affine) <= high,
+                "several_pieces": second > limits.piece_share * voxels,
+                "touches_end": bool(mask[..., 0].any() or mask[..., -1].any()),
+                "not_confident": prediction.confidence < least,
+            }
+        hu = np.asanyarray(scan.image.dataobj)
         of_image = [*voxel_flags(hu, None, spacing_mm, IMAGE_CHECKS, ()), *scan.flags]
-        of_mask = mask_flags(
-            prediction.mask,
-            structure=self.structure.name,
-            voxel_ml=voxel_ml(image.affine),
-            confidence=prediction.confidence,
-            spacing_mm=spacing_mm,
-            network_spacing_mm=self.predictor.models[0].preprocessing.spacing_mm,
-            thresholds=thresholds,
-        )
-        return [*sort_flags(of_image), *sort_mask_flags([*of_mask, *unlike])]
+        flags |= dict.fromkeys(unlike, True)
+        order = [EMPTY + self.structure.name if flag == EMPTY else flag for flag in MASK_FLAGS]
+        return [*sort_flags(of_image), *(flag for flag in order if flags.get(flag))]
 
-    def is_done(self, job: ScanJob, row: Row) -> bool:
+    def is_done(self, source: CaseSource, row: Row) -> bool:
         """Whether a row is of this input, and all files that it promises are there."""
-        if (
-            row.status not in (DONE, DROPPED)
-            or row.input != input_hash(job.source)
-            or not row.input
-        ):
+        if not row.input or row.input != input_hash(source):
             return False
-        flags, paths = row.flags.split(), self.paths(row.case)
-        kinds = ["mask"] if row.status == DONE else []
-        if kinds and job.source.is_dicom and "no_seg" not in flags:
-            kinds.append("seg")
-        if kinds and job.source.is_dicom and self.rtstruct and "no_rtstruct" not in flags:
-            kinds.append("rtstruct")
-        if kinds and self.probabilities:
-            kinds.append("probability")
-        return all(paths[kind].is_file() for kind in kinds)
+        if row.status == DROPPED:
+            return True
+        wanted = {"mask": True, "probability": self.probabilities}
+        if source.format == "image":
+            flags = row.flags.split()
+            wanted |= {"seg": "no_seg" not in flags}
+            wanted |= {"rtstruct": self.rtstruct and "no_rtstruct" not in flags}
+        paths = self.paths(row.case)
+        return row.status == DONE and all(paths[n].is_file() for n in wanted if wanted[n])
 
 
 def is_large(state: ScanState) -> bool:
     """Whether a scan is to be alone in memory."""
-    return (
-        state.scan is not None and np.asanyarray(state.scan.image.dataobj).nbytes > LARGE_MB * 2**20
-    )
+    scan = state.scan
+    return scan is not None and np.asanyarray(scan.image.dataobj).nbytes > LARGE_MB * 2**20
 
 
-def files_mb(job: ScanJob) -> float:
+def files_mb(source: CaseSource) -> float:
     """Size of a scan's files; 0 where they are gone."""
     try:
-        return sum(file.stat().st_size for file in job.source.files) / 1e6
+        return sum(file.stat().st_size for file in source.files) / 1e6
     except OSError:
         return 0.0
 
@@ -330,30 +317,11 @@ def is_label_map(image: nib.Nifti1Image) -> bool:
     return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
 
 
-def attempt(write: Callable[[], list[str]], kind: str) -> tuple[str, bool]:
-    """Write a DICOM file; return the reason of a failure or what is empty in it, and success.
-
-    Raises:
-        OSError: If the disk is full.
-    """
-    try:
-        emptied = write()
-    except Refused as refused:
-        return str(refused), False
-    except Exception as error:  # headers go wrong in many ways, and their values are not quoted
-        if lacks_room(error):
-            raise
-        log.debug("%s", kind, exc_info=True)
-        return f"{kind}_failed: {type(error).__name__}", False
-    return (f"{kind}: invalid and left empty: {', '.join(emptied)}" if emptied else ""), True
-
-
-def write_like_input(
-    path: Path, image: nib.Nifti1Image, affine: Affine, qform: Affine | None
-) -> None:
-    """Write an image with the order of axes and the affines of its input."""
+def write_like_input(path: Path, image: nib.Nifti1Image, scan: Scan) -> None:
+    """Write an image with the order of axes and the affines of the input."""
+    affine = image.affine if scan.file_affine is None else scan.file_affine
     stored = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), affine)
-    write_nifti(path, oriented_like(image, stored), qform)
+    write_nifti(path, geometry.oriented_like(image, stored), scan.qform)
 
 
 def input_hash(source: CaseSource) -> str:
@@ -380,23 +348,15 @@ def peak_memory_mb() -> float | str:
 
 @contextmanager
 def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[None]:
-    """Hold the output folder of a shard, or of all of them without a shard.
-
-    Raises:
-        PancsegError: If it holds masks that were made in another way, cannot be written, or
-            another process writes to it.
-    """
+    """Hold the output folder of a shard, or of all of them without a shard."""
     identity = predictor.identity()
     if (folder / IDENTITY).is_file() and read_json(folder / IDENTITY, "a note") != identity:
         raise PancsegError(
             f"output={folder}: holds masks of another checkpoint or of other options; give another "
             "folder"
         )
-    check_writable(folder, "output")
-    merge = folder / ".predicting.lock"
-    paths = {merge, folder / f".predicting{shard}.lock"}
-    if not shard:
-        paths.update(folder.glob(".predicting*.lock"))
+    merge, own = folder / ".predicting.lock", folder / f".predicting{shard}.lock"
+    paths = {merge, own} if shard else {merge, *folder.glob(".predicting*.lock")}
     with ExitStack() as stack:
         try:
             for path in sorted(paths):
@@ -430,7 +390,5 @@ def read_tables(folder: Path) -> dict[str, Row]:
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """Write a table; a path that a spreadsheet would compute gets an apostrophe."""
-    safe = (
-        replace(row, path=f"'{row.path}" if row.path[:1] in "=+-@" else row.path) for row in rows
-    )
-    write_csv(path, COLUMNS, map(astuple, safe))
+    cells = (asdict(row) | {"path": re.sub("^(?=[=+@-])", "'", row.path)} for row in rows)
+    write_csv(path, COLUMNS, (row.values() for row in cells))

@@ -89,6 +89,12 @@ class Checks:
             if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
                 raise PancsegError(f"checks.{name}={list(limits)}: expected two, the lower first")
 
+    def refuse_flagged(self, flags: Iterable[str], found: str) -> None:
+        """Refuse a case for the first of its flags that ``refuse`` names."""
+        for code in (flag.partition(":")[0] for flag in flags):
+            if code in self.refuse:
+                raise Refused(code, f"{found}, and checks.refuse names it")
+
 
 def sort_flags(flags: Iterable[str]) -> list[str]:
     """Flags without repetition, in the order of ``FLAGS``."""
@@ -218,21 +224,17 @@ def label_flags(
     return flags
 
 
-def duplicates_of(cases: Iterable[Case]) -> dict[str, str]:
-    """Cases with the voxels of an earlier case, each with the first such case."""
+def cross_case_flags(
+    cases: Sequence[Case], spacing_factor: float
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Duplicates, each with the first case of the same voxels; and flags of cases by comparison."""
     first: dict[str, str] = {}
-    originals = {
+    copies = {
         case.name: first.setdefault(case.voxel_hash or case.name, case.name) for case in cases
     }
-    return {case: original for case, original in originals.items() if case != original}
-
-
-def cross_case_flags(
-    cases: Sequence[Case], duplicates: dict[str, str], spacing_factor: float
-) -> dict[str, list[str]]:
-    """Flags that follow from a comparison of all cases of a prepared folder, by case."""
+    copies = {case: original for case, original in copies.items() if case != original}
     flags: dict[str, list[str]] = defaultdict(list)
-    for name in {*duplicates, *duplicates.values()}:
+    for name in {*copies, *copies.values()}:
         flags[name].append("duplicate_pixels")
     person_of = same_person(cases)
     shared = {person for patient, person in person_of.items() if patient != person}
@@ -242,33 +244,30 @@ def cross_case_flags(
     if len(cases) >= MIN_CASES_FOR_MEDIAN:
         spacing_mm = np.array([case.spacing_mm for case in cases])
         ratios = np.abs(np.log(spacing_mm / np.median(spacing_mm, axis=0))).max(axis=1)
-        for case, ratio in zip(cases, ratios, strict=True):
-            if ratio > np.log(spacing_factor):
-                flags[case.name].append("spacing_outlier")
-    return dict(flags)
+        for n in np.flatnonzero(ratios > np.log(spacing_factor)):
+            flags[cases[n].name].append("spacing_outlier")
+    return copies, dict(flags)
 
 
-def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | None:
-    """The first difference of a label, oriented like its image, of a tenth of a voxel or more."""
-    affine, other = image.affine, label.affine
-    if image.shape != label.shape:
-        own, expected = describe_grid(label.shape, other), describe_grid(image.shape, affine)
-        return Refused("label_size", f"label has {own}; image has {expected}")
-    if same_grid(image.shape, affine, label.shape, other):
-        return None
+def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:
+    """Refuse a label, oriented like its image, that is off by a tenth of a voxel or more."""
+    affine, other, shape = image.affine, label.affine, image.shape
+    if shape != label.shape:
+        own, expected = describe_grid(label.shape, other), describe_grid(shape, affine)
+        raise Refused("label_size", f"label has {own}; image has {expected}")
+    if same_grid(shape, affine, shape, other):
+        return
     spacing_mm, other_mm = (nib.affines.voxel_sizes(a) for a in (affine, other))
-    tolerance_mm = spacing_mm.min() / 10
-    steps = np.array(image.shape) - 1
+    tolerance_mm, steps = spacing_mm.min() / 10, np.array(shape) - 1
     if (np.abs(other_mm - spacing_mm) * steps > tolerance_mm).any():
         own, expected = (" x ".join(f"{v:.4g}" for v in mm) for mm in (other_mm, spacing_mm))
-        return Refused("label_spacing", f"label has voxels of {own} mm, image of {expected} mm")
+        raise Refused("label_spacing", f"label has voxels of {own} mm, image of {expected} mm")
     axes, other_axes = affine[:3, :3] / spacing_mm, other[:3, :3] / other_mm
     if (np.linalg.norm(other_axes - axes, axis=0) * spacing_mm * steps > tolerance_mm).any():
-        cosines = np.clip((axes * other_axes).sum(axis=0), -1, 1)
-        degrees = np.degrees(np.arccos(cosines)).max()
-        return Refused("label_direction", f"label's axes are {degrees:.2f} degrees off the image's")
+        degrees = np.degrees(np.arccos(np.clip((axes * other_axes).sum(axis=0), -1, 1))).max()
+        raise Refused("label_direction", f"label's axes are {degrees:.2f} degrees off the image's")
     centre_mm = nib.affines.apply_affine(affine, steps / 2)
-    shift_mm = other[:3, 3] - affine[:3, 3] + (other - affine)[:3, :3] @ (steps / 2)
+    shift_mm = nib.affines.apply_affine(other - affine, steps / 2)
     shift_voxels = np.linalg.solve(affine[:3, :3], shift_mm)
     # a label with a wrong sign in an axis was reoriented, and now begins where the image ends
     by_extent = (np.abs(np.abs(shift_voxels) - steps) <= 1) & (steps >= MIN_FLIPPED_STEPS)
@@ -282,7 +281,7 @@ def grid_problem(image: nib.Nifti1Image, label: nib.Nifti1Image) -> Refused | No
     else:
         mm, voxels = (", ".join(f"{v + 0.0:.2f}" for v in s) for s in (shift_mm, shift_voxels))
         where = f"({mm}) mm to the right, front and head of the image, ({voxels}) voxels"
-        return Refused("label_shifted", f"label lies {where}")
+        raise Refused("label_shifted", f"label lies {where}")
     names = " and ".join(("left-right", "back-front", "feet-head")[axis] for axis in flipped)
     reason = "its affine has wrong signs, as where LPS is written as RAS; export it again"
-    return Refused("label_flipped", f"label {how}, {names}: {reason}")
+    raise Refused("label_flipped", f"label {how}, {names}: {reason}")

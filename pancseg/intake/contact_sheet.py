@@ -27,14 +27,12 @@ from pancseg.parallel import progress
 
 PAGE = re.compile(r"intake(_\d+)?\.png")
 COLUMNS, ROWS, MIN_COLUMNS = 8, 5, 3
-
 SIDE = 240  # pixels of a picture: a pancreas is some 60 of them long
 GAP, FRAME, HEADER, LINE, FONT_SIZE, OUTLINE_WIDTH = 14, 4, 50, 19, 14, 2  # pixels
-CHARACTERS, TEXT_CHARACTERS, MAX_LINES = 28, 14, 3  # below a picture; of the text beside the name
-
+CHARACTERS, MAX_LINES = 28, 3  # below a picture
 WINDOW_HU = (-160, 240)  # abdominal
 COLOURS = ((61, 220, 132), (255, 99, 132), (92, 156, 255), (255, 206, 86))  # of structure codes
-BACKGROUND, TEXT, FAINT, WARNING, EMPTY = "#16181d", "#f2f2f2", "#9aa3b0", "#ffb347", "#282828"
+BACKGROUND, TEXT, FAINT, WARNING = "#16181d", "#f2f2f2", "#9aa3b0", "#ffb347"
 RADIOLOGICAL = orientations.axcodes2ornt(("L", "P", "S"))  # the patient's right on the left
 
 
@@ -47,8 +45,8 @@ def draw_contact_sheet(root: Path, rows: Iterable[Row]) -> list[Path]:
         part = rows[start : start + size]
         title = f"cases {start + 1} to {start + len(part)}{counts if n == 1 else ''}"
         paths.append(root / ("intake.png" if n == 1 else f"intake_{n}.png"))
+        page = draw_page(root, part, title, f"page {n} of {math.ceil(len(rows) / size)}")
         with replaced(paths[-1]) as temporary:
-            page = draw_page(root, part, title, f"page {n} of {math.ceil(len(rows) / size)}")
             page.save(temporary, format="PNG", compress_level=1)
     for path in set(root.glob("intake*.png")).difference(paths):
         if PAGE.fullmatch(path.name):
@@ -66,30 +64,21 @@ def is_flagged(row: Row) -> bool:
     return not set(INFO_FLAGS).issuperset(row.flags.split())
 
 
-def volume_text(row: Row) -> str:
-    """Volumes of a case; lines break at spaces.
-
-    >>> volume_text(Row("p", "p", "", "image", "kept", structures_ml="pancreas=48.816 duct=0.5"))
-    'pancreas:48.8ml duct:0.5ml'
-    """
-    if not row.structures_ml:
-        return f"{float(row.label_ml):.1f} ml" if row.label_ml else ""
-    volumes = (part.split("=") for part in row.structures_ml.split())
-    return " ".join(f"{name}:{float(ml):.1f}ml" for name, ml in volumes)
-
-
 def text_lines(row: Row) -> list[tuple[str, str]]:
-    """Lines below the name with their colours: volumes of several structures, flags."""
-    flags, volumes = row.flags.split(), volume_text(row)
-    parts = (
-        (TEXT, volumes if len(volumes) > TEXT_CHARACTERS else "", MAX_LINES),
-        (WARNING, " ".join(flag for flag in flags if flag not in INFO_FLAGS), MAX_LINES),
-        (FAINT, " ".join(flag for flag in flags if flag in INFO_FLAGS), 1),
-    )
-    return [
+    """Lines below a picture with their colours: name, volumes, flags."""
+    flags, volumes = row.flags.split(), f"{float(row.label_ml or 0):.1f} ml" * bool(row.label_ml)
+    if row.structures_ml:
+        parts = (part.split("=") for part in row.structures_ml.split())
+        volumes = " ".join(f"{name}:{float(ml):.1f}ml" for name, ml in parts)
+    texts = {
+        TEXT: volumes,
+        WARNING: " ".join(flag for flag in flags if flag not in INFO_FLAGS),
+        FAINT: " ".join(flag for flag in flags if flag in INFO_FLAGS),
+    }
+    return [(shortened(row.case, CHARACTERS), TEXT)] + [
         (shortened(line, CHARACTERS), colour)
-        for colour, text, most in parts
-        for line in wrap(text, CHARACTERS, max_lines=most, placeholder=" ...")
+        for colour, text in texts.items()
+        for line in wrap(text, CHARACTERS, max_lines=MAX_LINES, placeholder=" ...")
     ]
 
 
@@ -97,7 +86,7 @@ def draw_page(root: Path, cases: list[Row], title: str, number: str) -> Image.Im
     """Draw a page; thumbnails keep their pixels."""
     columns = max(MIN_COLUMNS, min(COLUMNS, len(cases)))
     rows = [cases[i : i + columns] for i in range(0, len(cases), columns)]
-    heights = [SIDE + LINE * (2 + max(len(text_lines(case)) for case in row)) for row in rows]
+    heights = [SIDE + LINE * (1 + max(len(text_lines(case)) for case in row)) for row in rows]
     width = columns * (SIDE + GAP) + GAP
     page = Image.new("RGB", (width, sum(heights) + HEADER), BACKGROUND)
     draw = ImageDraw.Draw(page)
@@ -115,20 +104,12 @@ def draw_tile(page: Image.Image, root: Path, row: Row, left: int, top: int) -> N
     draw, right, bottom = ImageDraw.Draw(page), left + SIDE, top + SIDE
     if is_flagged(row):
         draw.rectangle((left - FRAME, top - FRAME, right + FRAME - 1, bottom + FRAME - 1), WARNING)
-    thumbnail_file = root / picture_path(row.case)
-    if thumbnail_file.is_file():
-        with Image.open(thumbnail_file) as picture:
+    if (root / picture_path(row.case)).is_file():
+        with Image.open(root / picture_path(row.case)) as picture:
             page.paste(picture.convert("RGB"), (left, top))
-    else:
-        draw.rectangle((left, top, right - 1, bottom - 1), EMPTY)
-        draw.text((left + SIDE // 2, top + SIDE // 2), "no picture", FAINT, font(), anchor="ma")
-    y, volumes = bottom + LINE // 2, volume_text(row)
-    text = volumes if len(volumes) <= TEXT_CHARACTERS else ""
-    name = shortened(row.case, CHARACTERS - len(text) - 1)
-    draw.text((left, y), name, TEXT, font(bold=True), anchor="la")
-    draw.text((right, y), shortened(text, TEXT_CHARACTERS), TEXT, font(), anchor="ra")
-    for i, (line, colour) in enumerate(text_lines(row), start=1):
-        draw.text((left, y + LINE * i), line, colour, font(), anchor="la")
+    for i, (line, colour) in enumerate(text_lines(row)):
+        y = bottom + LINE // 2 + LINE * i
+        draw.text((left, y), line, colour, font(bold=i == 0), anchor="la")
 
 
 @cache
@@ -149,14 +130,20 @@ def shortened(text: str, length: int) -> str:
     plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
     if len(plain) <= length:
         return plain
-    kept = length - 1
-    return f"{plain[: kept - kept // 2]}…{plain[len(plain) - kept // 2 :]}"
+    tail = (length - 1) // 2
+    return f"{plain[: length - 1 - tail]}…{plain[-tail:]}"
+
+
+def write_thumbnail(path: Path, image: nib.Nifti1Image, codes: NDArray[Any] | None) -> None:
+    """Write a thumbnail as PNG; equal pixels give equal bytes."""
+    with replaced(path) as temporary:
+        Image.fromarray(thumbnail(image, codes)).save(temporary, format="PNG")
 
 
 def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.uint8]:
-    """Draw the axial slice with most labelled voxels, or the middle slice without label.
+    """The axial slice with most labelled voxels, or the middle one, with an outline a code.
 
-    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black. Each code has a colour.
+    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black.
     """
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
     k, plane = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
@@ -200,9 +187,3 @@ def outline_of(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.boo
     covered = padded(grey.resize(size, Image.Resampling.BOX))
     inside = covered >= 128 if (covered >= 128).any() else covered > 0
     return ndimage.binary_dilation(inside, iterations=OUTLINE_WIDTH) & ~inside
-
-
-def write_thumbnail(path: Path, pixels: NDArray[np.uint8]) -> None:
-    """Write a thumbnail as PNG; equal pixels give equal bytes."""
-    with replaced(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")

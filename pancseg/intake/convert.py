@@ -35,19 +35,13 @@ from pancseg.geometry import AIR_HU, cut_group, oriented_like, plan_cut, spacing
 from pancseg.intake.checks import (
     CROSS_CASE_FLAGS,
     Checks,
+    check_grid,
     check_image,
     cross_case_flags,
-    duplicates_of,
-    grid_problem,
     sort_flags,
     voxel_flags,
 )
-from pancseg.intake.contact_sheet import (
-    draw_contact_sheet,
-    picture_path,
-    thumbnail,
-    write_thumbnail,
-)
+from pancseg.intake.contact_sheet import draw_contact_sheet, picture_path, write_thumbnail
 from pancseg.intake.match_labels import IMAGE_REFUSED, CaseSource, SourceContents
 from pancseg.intake.pseudonyms import Pseudonyms
 from pancseg.parallel import Shard, process_map, progress
@@ -55,7 +49,6 @@ from pancseg.structures import LabelMap, Structure, region_mask
 
 LOG = "prepare.log"
 RECORDS = ".records"  # folder of results that no manifest holds yet
-BYTES_OUT_PER_BYTE_IN = 2.5  # cases and groups, packed, against uncompressed DICOM
 TAILS = ("drop", "shift", "pad")
 
 
@@ -110,10 +103,6 @@ class Result:
     structure_names: tuple[str, ...] = ()  # in the label, where none could be chosen; never stored
 
 
-class ConversionError(Exception):
-    """A bug met while a case was converted: exception type and stack, without any value."""
-
-
 class Preparation:
     """A prepared folder, what it holds so far, and the settings it is filled with.
 
@@ -123,19 +112,27 @@ class Preparation:
     def __init__(
         self, settings: PrepareSettings, manifest_settings: dict[str, Any], pseudonyms: Pseudonyms
     ) -> None:
-        root = settings.root
-        manifest = read_manifest(root) if has_manifest(root) else Manifest(manifest_settings)
-        check_settings(root, manifest.settings, manifest_settings)
+        root, new = settings.root, manifest_settings
+        manifest = read_manifest(root) if has_manifest(root) else Manifest(new)
+        old = manifest.settings
+        if differing := [
+            f"{key} (there {old.get(key)}, now {new.get(key)})"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]:
+            raise PancsegError(
+                f"{root} was prepared with other settings: {', '.join(differing)}; give another "
+                "data.root, or the settings it was prepared with"
+            )
         self.settings, self.root, self.pseudonyms = settings, root, pseudonyms
         self.manifest = replace(manifest, structures=settings.structures)
-        self.was_complete = manifest.complete
         self.cases = {case.input_hash: case for case in manifest.cases}
         self.groups: dict[str, list[Group]] = {case.name: [] for case in manifest.cases}
         for group in manifest.groups:
             self.groups[group.case].append(group)
         self.rows = {row.key: row for row in read_rows(root)}
         self.removed_files: set[str] = set()
-        self.corrections: list[str] = []
+        self.corrections: list[str] = []  # lines for the console
         self.problems: list[str] = []
 
     def run(
@@ -143,16 +140,15 @@ class Preparation:
     ) -> list[Result]:
         """Convert what is missing; without a shard, then merge everything into the manifest.
 
-        A shard leaves records that a later merge takes up. Each process holds one scan in memory.
-        PancsegError if the same is running on this machine or the disk is too small; Incomplete if
-        the folder cannot be written, or a bug was met.
+        A shard leaves records, which the merge takes up. Each process holds one scan in memory.
+        PancsegError if the same is running on this machine; Incomplete if the folder cannot be
+        written, or on a bug.
         """
         with lock(self.root, shard):
             corrected = self.corrected_cases()
             jobs = self.plan(contents, {case.input_hash for case in corrected})
             own = [job for job in jobs if shard is None or shard.has(job.input_hash)]
-            check_disk(self.root, [job.case_source for job in own if not read_record(job)])
-            changed = bool(jobs) or not self.was_complete
+            changed = bool(jobs) or not self.manifest.complete
             if shard is None:
                 table = rows_to_csv(self.rows.values())
                 self.update_rows(contents)
@@ -160,20 +156,20 @@ class Preparation:
                 changed |= bool(corrected) or rows_to_csv(self.rows.values()) != table
             if not changed:
                 return []
-            if self.was_complete or not has_manifest(self.root):
+            if self.manifest.complete or not has_manifest(self.root):
                 with writing(self.root, PancsegError):
                     replace(self.manifest, complete=False).write(self.root)
-            results = self.convert_all(own, processes)
+            done = process_map(convert, own, processes, crashed)
+            results = list(progress(done, "preparing", "case", len(own)))
             if shard is None:
                 self.take_corrections(corrected)
                 self.merge(jobs, results)
             return results
 
     def plan(self, contents: SourceContents, corrected: set[str]) -> list[Job]:
-        """Jobs for the cases that are not in the manifest as they are now, or corrected by hand.
+        """Jobs for cases that are not in the manifest as they are now, and not corrected by hand.
 
-        Names are given before anything is read, in the order of the source: the patient's name
-        for its first case, with a number for each further case. Every shard plans the same.
+        Names are given in the order of the source, so that every shard gives the same.
         """
         taken, tried = {case.name.casefold() for case in self.cases.values()}, Counter[str]()
         jobs: dict[str, Job] = {}
@@ -184,15 +180,11 @@ class Preparation:
             patient, known = self.pseudonyms.name(source.patient), self.cases.get(input_hash)
             name = known.name if known else free_name(patient, taken, tried)
             taken.add(name.casefold())
-            ids = {
-                "study_hash": source.study_uid,
-                "series_hash": source.series_uid,
-                "patient_id_hash": source.patient_id,
-            }
+            uids = {"study_hash": source.study_uid, "series_hash": source.uid}
+            ids = uids | {"patient_id_hash": source.patient_id}
             hashes = {key: self.pseudonyms.hash(text) if text else "" for key, text in ids.items()}
             state, was_used = self.state_of(source), bool(known and known.prepared_before)
-            job = Job(self.settings, source, name, patient, input_hash, state, hashes, was_used)
-            if known and self.is_prepared(known, job):
+            if known and self.is_prepared(known, source, state):
                 continue
             is_corrected = known and (known.label_corrected or input_hash in corrected)
             if known and is_corrected and (self.root / str(known.label)).is_file():
@@ -201,7 +193,9 @@ class Preparation:
                     "correction is kept (delete the file to convert the source again)"
                 )
                 continue
-            jobs[input_hash] = job
+            jobs[input_hash] = Job(
+                self.settings, source, name, patient, input_hash, state, hashes, was_used
+            )
         return list(jobs.values())
 
     def state_of(self, source: CaseSource) -> str:
@@ -216,18 +210,16 @@ class Preparation:
             return ""
         return self.pseudonyms.hash("\n".join(sorted(parts)))
 
-    def is_prepared(self, case: Case, job: Job) -> bool:
+    def is_prepared(self, case: Case, source: CaseSource, state: str) -> bool:
         """Whether a case was made from this very input, and all its files are there."""
-        is_same = case.input_state == job.input_state != ""
-        has_row = (str(job.case_source.path), "image") in self.rows
-        files = case_files(case, self.groups[case.name])
-        return is_same and has_row and all((self.root / file).is_file() for file in files)
+        has_row = (str(source.path), "image") in self.rows
+        files = [self.root / file for file in case_files(case, self.groups[case.name])]
+        return case.input_state == state != "" and has_row and all(f.is_file() for f in files)
 
     def update_rows(self, contents: SourceContents) -> None:
         """Enter rows of skipped files, and drop rows of what the source holds no longer.
 
-        A case that is skipped now, as when its label is gone, is removed. A case whose files are
-        all gone stays.
+        A case that is skipped now is removed; a case whose files are all gone stays.
         """
         rows = [
             Row("", "", str(s.path), s.kind, s.status, s.reason, slices=s.slices or "")
@@ -245,15 +237,15 @@ class Preparation:
     def corrected_cases(self) -> list[Case]:
         """Cases whose label file was changed since pancseg wrote it.
 
-        Files are hashed only where the label is newer than the case's picture, which is written
-        after it, or the last preparation was interrupted.
+        Only labels newer than the case's picture, which is written last, need hashing, unless the
+        last preparation was interrupted.
         """
         corrected = []
         for case in self.cases.values():
             path, picture = self.root / str(case.label), self.root / picture_path(case.name)
             if case.label is None or not (path.is_file() and picture.is_file()):
                 continue
-            if self.was_complete and modified_s(path) < modified_s(picture):
+            if self.manifest.complete and modified_s(path) < modified_s(picture):
                 continue
             with suppress(OSError, EOFError):  # a damaged file was changed as well
                 if unpacked_sha256(path) == case.label_sha256:
@@ -274,18 +266,6 @@ class Preparation:
             self.removed_files.update(case_files(case, self.groups[case.name]))
             self.cases[case.input_hash], self.groups[case.name] = changed, groups
             self.corrections.append(f"{case.label}: corrected by hand, taken over")
-
-    def convert_all(self, jobs: list[Job], processes: int) -> list[Result]:
-        """Results of jobs, with progress; a bug's stack goes to ``prepare.log``."""
-        try:
-            done = process_map(convert, jobs, processes, crashed)
-            return list(progress(done, "preparing", "case", len(jobs)))
-        except ConversionError as error:
-            (self.root / LOG).write_text(f"{error}\n", encoding="utf-8")
-            raise Incomplete(
-                f"{str(error).splitlines()[0]}: a bug in pancseg stopped the preparation; "
-                f"please report it with {self.root / LOG}"
-            ) from None
 
     def merge(self, jobs: list[Job], results: list[Result]) -> None:
         """Enter results in the order of the jobs, compare all cases, and write everything."""
@@ -319,8 +299,8 @@ class Preparation:
         """
         rows, cases, checks = self.image_rows(), self.cases.values(), self.settings.checks
         ordered = sorted(cases, key=lambda c: (not c.prepared_before, rows[c.name].path))
-        copies = duplicates_of(ordered)
-        flags_of = cross_case_flags(ordered, copies, checks.spacing_factor)
+        copies, flags_of = cross_case_flags(ordered, checks.spacing_factor)
+        self.rows |= {row.key: row for row in rows.values()}
         refused: dict[str, str] = {}
         for case in ordered:
             row, original = rows[case.name], copies.get(case.name)
@@ -339,13 +319,10 @@ class Preparation:
             self.rows[row.key] = row
 
     def image_rows(self) -> dict[str, Row]:
-        """Rows of the images of cases, by case; those of a table that was lost are made."""
-        rows = {row.case: row for row in self.rows.values() if row.case and row.kind == "image"}
-        for case in self.cases.values():
-            if case.name not in rows:
-                rows[case.name] = row = Row(case.patient, case.name, "", "image", "kept")
-                self.rows[row.key] = row
-        return rows
+        """Rows of the images of cases, by case; those of a lost table have no path."""
+        made = {c.name: Row(c.patient, c.name, "", "image", "kept") for c in self.cases.values()}
+        rows = self.rows.values()
+        return made | {row.case: row for row in rows if row.case and row.kind == "image"}
 
     def remove(self, cases: list[Case]) -> list[Row]:
         """Remove cases and return their rows; files are deleted at the end of the merge."""
@@ -360,13 +337,9 @@ class Preparation:
 
 
 def free_name(patient: str, taken: Collection[str], tried: Counter[str]) -> str:
-    """The patient's name, with the first number that is free if it is taken.
+    """The patient's name, with the first free number if it is taken, in any case.
 
-    Names that differ only in case are equal on some file systems. Numbers are tried once: a
-    patient may have thousands of scans.
-
-    >>> free_name("P7", {"p7"}, Counter())
-    'P7-2'
+    Numbers are tried once: a patient may have thousands of scans.
     """
     while True:
         tried[patient] += 1
@@ -384,60 +357,47 @@ def modified_s(path: Path) -> float:
 @contextmanager
 def lock(root: Path, shard: Shard | None) -> Iterator[None]:
     """Keep a second merge, or the same shard, from running; a merge removes half-written files."""
-    name = ".lock" if shard is None else f"{RECORDS}/.lock-{shard.index}-of-{shard.count}"
-    what = "a preparation" if shard is None else f"shard {shard.index}/{shard.count}"
+    name, what = ".lock", "a preparation"
+    if shard:
+        name = f"{RECORDS}/.lock-{shard.index}-of-{shard.count}"
+        what = f"shard {shard.index}/{shard.count}"
     with writing(root, PancsegError):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(root / name, blocking=False):
-                if shard is None:
-                    for path in [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
-                        path.unlink(missing_ok=True)
+                for path in () if shard else [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
+                    path.unlink(missing_ok=True)
                 yield
         except Timeout:
-            raise PancsegError(
-                f"{root}: {what} is already running here; wait for its end"
-            ) from None
-
-
-def check_settings(root: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Check that a folder is extended with the settings it was made with."""
-    differing = [
-        f"{key} (there {old.get(key)}, now {new.get(key)})"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if differing:
-        raise PancsegError(
-            f"{root} was prepared with other settings: {', '.join(differing)}; give another "
-            "data.root, or the settings it was prepared with"
-        )
-
-
-def check_disk(root: Path, sources: list[CaseSource]) -> None:
-    """Check that the disk holds what will be written."""
-    files = [file for source in sources for file in source.files]
-    bytes_in = sum(file.stat().st_size for file in files if file.exists())
-    needed_gb, free_gb = bytes_in * BYTES_OUT_PER_BYTE_IN / 1e9, shutil.disk_usage(root).free / 1e9
-    if needed_gb > free_gb:
-        raise PancsegError(
-            f"{root}: needs about {needed_gb:.1f} GB, {free_gb:.1f} GB are free; free some or give "
-            "another data.root"
-        )
+            message = f"{root}: {what} is already running here; wait for its end"
+            raise PancsegError(message) from None
 
 
 def convert(job: Job) -> Result:
-    """Convert a case, or take its record; Incomplete if writing fails, ConversionError on a bug."""
+    """Convert a case, or take its record; Incomplete if writing fails, or on a bug."""
     if recorded := read_record(job):
         return recorded
+    log = job.settings.root / LOG
     try:
         with writing(job.settings.root):
-            result = read_and_write(job)
+            try:
+                scan = job.case_source.read_image()
+                label = read_label(job, scan)
+                flags = case_flags(job, scan, label)
+            except OSError as error:
+                raise Refused("unreadable", brief(error)) from error
+            result = write_case(job, scan, label, flags)
+    except Refused as refused:
+        result = refusal(job, refused)
+    except MemoryError:
+        result = refusal(job, Refused("too_large", "memory ran out"))
     except Incomplete:
         raise
-    except Exception as error:
+    except Exception as error:  # the type and the stack alone: values may name patients
+        bug = f"{type(error).__name__} in case {job.name}"
         stack = "".join(traceback.format_tb(error.__traceback__))
-        raise ConversionError(f"{type(error).__name__} in case {job.name}\n{stack}") from None
+        log.write_text(f"{bug}\n{stack}\n", encoding="utf-8")
+        raise Incomplete(f"{bug}: a bug in pancseg; please report it with {log}") from None
     return record(job, result)
 
 
@@ -445,24 +405,6 @@ def crashed(job: Job) -> Result:
     """Result of a case whose process died."""
     reason = "its process ended: a decoder crashed or memory ran out"
     return record(job, refusal(job, Refused("reader_died", reason)))
-
-
-def read_and_write(job: Job) -> Result:
-    """Convert a case."""
-    try:
-        scan = job.case_source.read_image()
-        label = read_label(job, scan)
-        flags = case_flags(job, scan, label)
-    except Refused as refused:
-        return refusal(job, refused)
-    except MemoryError:
-        return refusal(job, Refused("too_large", "memory ran out while it was read"))
-    except OSError as error:
-        return refusal(job, Refused("unreadable", brief(error)))
-    try:
-        return write_case(job, scan, label, flags)
-    except MemoryError:
-        return refusal(job, Refused("too_large", "memory ran out while it was written"))
 
 
 def read_label(job: Job, scan: Scan) -> LabelMap | None:
@@ -480,31 +422,22 @@ def read_label(job: Job, scan: Scan) -> LabelMap | None:
             error.code, f"label: {error.sentence}", repairs=error.repairs, names=error.names
         ) from error
     image = oriented_like(label.image, scan.image)
-    if problem := grid_problem(scan.image, image):
-        raise problem
+    check_grid(scan.image, image)
     return replace(label, image=Nifti1Image(np.asanyarray(image.dataobj), scan.image.affine))
 
 
 def case_flags(job: Job, scan: Scan, label: LabelMap | None) -> list[str]:
     """All flags of a case that follow from itself; refused if ``checks.refuse`` names one."""
-    checks, structures = job.settings.checks, job.settings.structures
+    settings, hu = job.settings, np.asanyarray(scan.image.dataobj)
     codes = None if label is None else np.asanyarray(label.image.dataobj)
-    unknown_values = () if label is None else label.unknown_values
-    hu, spacing_mm = np.asanyarray(scan.image.dataobj), spacing_of(scan.image.affine)
-    flags = voxel_flags(hu, codes, spacing_mm, checks, structures)
-    flags += [*job.case_source.flags, *scan.flags]
-    flags += ["unlabelled"] if label is None else label.flags
-    if unknown_values:
-        flags.append("label_values")
-    if scan.stack and scan.stack.repairs:
-        flags.append("repaired")
-    if job.case_source.is_phantom:
-        flags.append("phantom")
-    flags = sort_flags(flags)
-    for code in (flag.partition(":")[0] for flag in flags):
-        if code in checks.refuse:
-            values = f" ({', '.join(unknown_values)})" if unknown_values else ""
-            raise Refused(code, f"flagged {' '.join(flags)}{values}, and checks.refuse names it")
+    values = label.unknown_values if label else ()
+    spacing_mm = spacing_of(scan.image.affine)
+    flags = voxel_flags(hu, codes, spacing_mm, settings.checks, settings.structures)
+    flags += [*job.case_source.flags, *scan.flags, *(label.flags if label else ["unlabelled"])]
+    flags += ["label_values"] * bool(values) + ["phantom"] * job.case_source.is_phantom
+    flags = sort_flags(flags + ["repaired"] * bool(scan.stack and scan.stack.repairs))
+    shown = f" ({', '.join(values)})" * bool(values)
+    settings.checks.refuse_flagged(flags, f"flagged {' '.join(flags)}{shown}")
     return flags
 
 
@@ -558,7 +491,7 @@ def write_label_parts(
     """
     codes = None if label is None else np.asanyarray(label.dataobj)
     groups, empty, tail = write_groups(settings, case, image, label)
-    write_thumbnail(settings.root / picture_path(case.name), thumbnail(image, codes))
+    write_thumbnail(settings.root / picture_path(case.name), image, codes)
     row.slices = image.shape[2]
     row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = case.spacing_mm
     row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
@@ -623,17 +556,14 @@ def apply_correction(settings: PrepareSettings, case: Case, row: Row) -> tuple[C
     except Exception as error:  # a damaged file raises nearly anything
         raise Refused("unreadable", brief(error)) from error
     label = oriented_like(Nifti1Image(codes, label.affine), image)
-    if problem := grid_problem(image, label):
-        raise problem
-    codes = np.asanyarray(label.dataobj)
-    last = len(settings.structures)
+    check_grid(image, label)
+    codes, last = np.asanyarray(label.dataobj), len(settings.structures)
     if codes.min() < 0 or codes.max() > last or (codes != np.rint(codes)).any():
         raise Refused("label_values", f"holds other values than whole numbers from 0 to {last}")
     codes = codes.astype(np.uint8)
     hu, spacing_mm = np.asanyarray(image.dataobj), spacing_of(image.affine)
     flags = voxel_flags(hu, codes, spacing_mm, settings.checks, settings.structures)
-    if refusing := [f for f in flags if f.partition(":")[0] in settings.checks.refuse]:
-        raise Refused(refusing[0].partition(":")[0], "checks.refuse names it")
+    settings.checks.refuse_flagged(flags, f"flagged {' '.join(flags)}")
     kept = [flag for flag in row.flags.split() if not flag.startswith("label_")]
     row.flags = " ".join(sort_flags({*kept, *flags}))
     case = replace(case, label_sha256=digest, label_corrected=True)

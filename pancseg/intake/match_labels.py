@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 
-from pancseg.dicom.rtstruct import read_rtstruct
-from pancseg.dicom.segmentation import read_segmentation
+from pancseg.dicom.labels import read_rtstruct, read_segmentation
 from pancseg.dicom.series import (
     Extent,
     Scan,
@@ -26,7 +25,6 @@ REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series an
 IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
 NO_LABEL = "no_label: no label belongs to this image"
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
-MOST_NAMES = 20  # labels in a warning
 LabelReader = Callable[[Scan], LabelMap]
 
 
@@ -39,28 +37,18 @@ class SourceItem(Series):
     names_patient: bool  # whether the key does, as under patterns and of files
 
 
-@dataclass(frozen=True)
-class CaseSource:
-    """An image, with its label if there is one, that may become a case.
+@dataclass(frozen=True, kw_only=True)
+class CaseSource(SourceItem):
+    """An image that may become a case, with the files and flags of its label if there is one.
 
     Readers are module functions bound by ``functools.partial``, because they are pickled.
     """
 
-    path: Path  # folder or file of the image, for the table
     patient: str  # identity, before the pseudonym
-    files: tuple[Path, ...]  # everything that is read, to notice changes and to count bytes
     read_image: Callable[[], Scan]
     read_label: LabelReader | None = None
     label_path: Path | None = None
-    input_key: str = ""  # recognises the same input in a later run
-    study_uid: str = ""
-    series_uid: str = ""
-    patient_id: str = ""
-    manufacturer: str = "unknown"  # as of Header
-    contrast: str = "unknown"  # yes, no or unknown
-    is_phantom: bool = False
-    is_dicom: bool = False
-    flags: tuple[str, ...] = ()  # found before reading
+    input_key: str  # recognises the same input in a later run
 
 
 @dataclass
@@ -110,7 +98,18 @@ def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Mat
     claims: dict[SourceItem | None, list[Match]] = defaultdict(list)
     for match in matches:
         claims[None if match.problem else match.image].append(match)
-    return [match if match.problem else resolve(match, claims[match.image]) for match in matches]
+    for n, match in enumerate(matches):
+        same_image = [] if match.problem else claims[match.image]
+        same_path = [m for m in same_image if m.image and m.label.key == m.image.key]
+        if len(same_image) < 2 or same_path == [match]:
+            continue
+        if len(same_path) == 1:
+            reason = "no_image: the image has a label of its own path"
+            matches[n] = Match(match.label, problem=reason)
+        else:
+            reason = f"ambiguous_label: {len(same_image)} labels belong to this image, expected one"
+            matches[n] = replace(match, problem=reason)
+    return matches
 
 
 def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Extent]) -> Match:
@@ -135,15 +134,15 @@ def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Exte
     if label.format == "image" and len(candidates) > 1:
         candidates = prefer(lambda image: same_extent(extent(label), extent(image)))
     candidates = prefer(lambda image: image.key == label.key)
+    if len(candidates) == 1:
+        is_other = differ(label.patient_id, candidates[0].patient_id)
+        problem = "other_patient: image and label carry different PatientIDs" if is_other else ""
+        return Match(label, candidates[0], problem)
+    problem = f"ambiguous_label: {len(candidates)} images fit this label equally well"
     if not candidates:
         missing = "; the series that it refers to is not here" if label.refers_to else ""
-        return Match(label, problem=f"no_image: no image belongs to this label{missing}")
-    if len(candidates) > 1:
-        reason = f"ambiguous_label: {len(candidates)} images fit this label equally well"
-        return Match(label, problem=reason)
-    is_other = differ(label.patient_id, candidates[0].patient_id)
-    reason = "other_patient: image and label carry different PatientIDs" if is_other else ""
-    return Match(label, candidates[0], reason)
+        problem = f"no_image: no image belongs to this label{missing}"
+    return Match(label, problem=problem)
 
 
 def may_belong(label: SourceItem, image: SourceItem) -> bool:
@@ -165,17 +164,6 @@ def differ(first: str, second: str) -> bool:
     return "" != first != second != ""
 
 
-def resolve(match: Match, claims: list[Match]) -> Match:
-    """Decide about a label among all labels that belong to its image."""
-    same_path = [claim for claim in claims if claim.image and claim.label.key == claim.image.key]
-    if len(claims) == 1 or same_path == [match]:
-        return match
-    if len(same_path) == 1:
-        return Match(match.label, problem="no_image: the image has a label of its own path")
-    reason = f"ambiguous_label: {len(claims)} labels belong to this image, expected one"
-    return replace(match, problem=reason)
-
-
 def add_cases(
     contents: SourceContents,
     images: list[SourceItem],
@@ -192,46 +180,48 @@ def add_cases(
     for image in images:
         own = by_image.get(image)
         label_problem = (own.problem or own.label.problem) if own else ""
-        if problem := image.problem or label_problem:
-            contents.skip(image.path, "image", "refused", problem, len(image.files))
-        elif own or matches is None:
+        status, reason = "refused", image.problem or label_problem or NO_LABEL
+        if reason == NO_LABEL and (own or matches is None):
             label = own.label if own else None
             case = make_case(image, label, patients[image], input_keys[image], options)
             contents.cases.append(case)
-        elif patients[image] in labelled:
-            contents.skip(image.path, "image", "dropped", OTHER_SERIES, len(image.files))
-        else:
-            contents.skip(image.path, "image", "refused", NO_LABEL, len(image.files))
+            continue
+        if reason == NO_LABEL and patients[image] in labelled:
+            status, reason = "dropped", OTHER_SERIES
+        contents.skip(image.path, "image", status, reason, len(image.files))
     for match in matches or ():
         image_reason = IMAGE_REFUSED if match.image and match.image.problem else ""
-        if problem := match.problem or match.label.problem or image_reason:
-            files = match.label.files
-            contents.skip(match.label.path, "label", "refused", problem, len(files))
+        if reason := match.problem or match.label.problem or image_reason:
+            label = match.label
+            contents.skip(label.path, "label", "refused", reason, len(label.files))
     contents.skipped = list(dict.fromkeys(contents.skipped))
-    warn_of_structures(contents, matches or [])
+    names = defaultdict(set)  # of the labels of an image
+    for match in matches or ():
+        label = match.label
+        name = label.folder.name if label.format == "image" else stem_of(label.path)
+        names[match.image].add(name)
+    names.pop(None, None)
+    if several := [shared for shared in names.values() if len(shared) > 1]:
+        shown = ", ".join(sorted(set().union(*several))[:20])
+        contents.warnings.append(
+            f"images with several labels: {len(several)}; give the folder, or the files by a "
+            f"pattern, of one structure as source.labels: {shown}"
+        )
 
 
 def make_case(
     image: SourceItem, label: SourceItem | None, patient: str, input_key: str, options: ReadOptions
 ) -> CaseSource:
     """The case of an image and its label, if it has one."""
-    label_files, label_flags = (label.files, label.flags) if label else ((), ())
+    files, flags = (label.files, label.flags) if label else ((), ())
+    both = {"files": image.files + files, "flags": tuple(dict.fromkeys(image.flags + flags))}
     return CaseSource(
-        path=image.path,
+        **vars(image) | both,
         patient=patient,
-        files=image.files + label_files,
         read_image=partial(read_scan, image.format, image.files, options),
-        read_label=partial(read_label, label.format, label_files, options) if label else None,
+        read_label=partial(read_label, label.format, files, options) if label else None,
         label_path=label.path if label else None,
         input_key=input_key,
-        study_uid=image.study_uid,
-        series_uid=image.uid,
-        patient_id=image.patient_id,
-        manufacturer=image.manufacturer,
-        contrast=image.contrast,
-        is_phantom=image.is_phantom,
-        is_dicom=image.format == "image",
-        flags=tuple(dict.fromkeys(image.flags + label_flags)),
     )
 
 
@@ -258,13 +248,11 @@ def patients_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
     Series of a study are of one patient, also where some or all of them have no PatientID.
     """
     named = {scan.study_uid: scan.patient_id for scan in scans if scan.patient_id}
-    folders: dict[str, str] = {}
     patients = {}
     for scan in scans:
         patient = scan.folder.resolve().name if scan.key == "." else scan.key
         if scan.study_uid:
-            patient = folders.setdefault(scan.study_uid, patient)
-            patient = named.get(scan.study_uid, patient)
+            patient = named.setdefault(scan.study_uid, patient)
         patients[scan] = scan.key if scan.names_patient else scan.patient_id or patient
     return patients
 
@@ -272,8 +260,8 @@ def patients_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
 def input_keys_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
     """Text by which each scan is recognised in a later run: of a file, its path.
 
-    Of a series it is made of header values, so that it stays where files move or more appear.
-    Series without UID, or whose UID an anonymiser gave to several, are told apart by their folders.
+    Of a series header values, so that it stays where files move or more appear; with its folder
+    where it has no UID, or an anonymiser gave one to several.
     """
     texts = {s: "\n".join((s.uid, s.study_uid, s.patient_id, s.modality)) for s in scans}
     count = Counter(texts.values())
@@ -282,19 +270,3 @@ def input_keys_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
         scan: text if scan.uid and count[text] == 1 else f"{locations[scan]}\n{text}"
         for scan, text in texts.items()
     }
-
-
-def warn_of_structures(contents: SourceContents, matches: list[Match]) -> None:
-    """Warn where labels of different names belong to the same image."""
-    names = defaultdict(set)
-    for match in matches:
-        if match.image:
-            label = match.label
-            name = label.folder.name if label.format == "image" else stem_of(label.path)
-            names[match.image].add(name)
-    if several := [shared for shared in names.values() if len(shared) > 1]:
-        shown = ", ".join(sorted(set().union(*several))[:MOST_NAMES])
-        contents.warnings.append(
-            f"images with several labels: {len(several)}; give the folder, or the files by a "
-            f"pattern, of one structure as source.labels: {shown}"
-        )

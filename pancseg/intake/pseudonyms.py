@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import hmac
-import io
 import os
 import re
 import secrets
@@ -17,7 +16,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from pancseg.errors import PancsegError
-from pancseg.files import PARTIAL
+from pancseg.files import PARTIAL, to_csv
 
 DIGITS = 10  # hexadecimal: two of 10,000 patients have one name with a probability of 1 in 22,000
 LOCK_TIMEOUT_S = 30
@@ -59,17 +58,13 @@ def store_names(pseudonyms: Pseudonyms, identities: Iterable[str]) -> None:
                         f"{path}: two patients have one pseudonym, {name}, by chance; "
                         "prepare with another privacy.key_file"
                     )
-            text = io.StringIO()
-            writer = csv.writer(text, quoting=csv.QUOTE_ALL)  # identities may hold line ends
-            writer.writerows([("patient", "identity"), *sorted(table.items())])
-            write_secret(path, text.getvalue())
+            write_secret(path, to_csv(["patient", "identity"], sorted(table.items())))
     except Timeout:
         raise PancsegError(f"{path}.lock: held by another process; end it") from None
 
 
 def read_table(path: Path) -> dict[str, str]:
     """Identity by name; empty without a table."""
-    limit = csv.field_size_limit(2**31 - 1)  # an identity may be a long path
     try:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             return {row["patient"]: row["identity"] for row in csv.DictReader(file)}
@@ -77,8 +72,6 @@ def read_table(path: Path) -> dict[str, str]:
         return {}
     except (KeyError, csv.Error):
         raise PancsegError(f"{path}: no table of names; restore a copy or move it away") from None
-    finally:
-        csv.field_size_limit(limit)
 
 
 def keyed_hash(key: bytes, text: str) -> str:

@@ -7,54 +7,28 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-
-from pancseg.data.manifest import MANIFEST, TABLE
-from pancseg.dicom.series import Scan, find_series
+from pancseg.data.manifest import MANIFEST, TABLE, read_manifest
+from pancseg.dicom.series import find_series
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
-from pancseg.geometry import oriented_like, same_grid, spacing_of
-from pancseg.intake.match_labels import (
-    REFERRING,
-    LabelReader,
-    Match,
-    SourceContents,
-    SourceItem,
-    add_cases,
-    match_labels,
-)
-from pancseg.intake.volume_files import (
-    ReadOptions,
-    is_volume_file,
-    stem_of,
-    unread_format,
-    without_suffix,
-)
-from pancseg.structures import LabelMap, Structure, parse_structures
+from pancseg.intake.match_labels import Match, SourceContents, SourceItem, add_cases, match_labels
+from pancseg.intake.volume_files import ReadOptions, is_volume_file, stem_of, without_suffix
+from pancseg.structures import Structure, parse_structures
 
 WILDCARD = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])")
 WILDCARD_GROUPS = {"**/": "(?:(.*)/)?", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-MANIFEST_KEYS = {"schema", "settings", "cases"}
 KEY_SUFFIX = re.compile(r"(?<=.)[/.]+(nii|nii\.gz|gz|seg\.nrrd|nrrd)$", re.IGNORECASE)
-OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
-RESOURCE_FORK = "resource_fork: macOS keeps it beside a file"
-NOT_A_FILE = "not_a_file: a broken link, pipe, socket or device"
-PREPARED = "prepared_folder: pancseg wrote it; it is no source"
 NOT_CT = "not_ct: Modality is not CT"
-NO_SCAN = f"{NOT_CT}, expected CT; source.modality=any takes it"
-OTHER_CHANNEL = "other_channel: only channel 0000 is read"
+OUTSIDE = "outside_link: leads to a folder outside of the source; name it by a pattern, as DIR/*"
+UNREAD_FORMATS = {".mha": "MetaImage", ".mhd": "MetaImage"}
+UNREAD_FORMATS |= dict.fromkeys((".hdr", ".img", ".nhdr"), "header and voxels in two files")
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # of nnU-Net's image files
 NIH_NUMBER = re.compile(r"(?:PANCREAS_|label)(\d+)", re.IGNORECASE)
-NO_NUMBER = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
-NIH_SPACING_TOLERANCE = 0.01  # of the spacing
-TEST_FOLDERS = {"imagesTs": "image", "labelsTs": "label"}
-IGNORE = "ignore"  # nnU-Net's name of voxels that nobody labelled
 Values = dict[str, tuple[int, ...]]  # of a label map, by the name of the label
 
 
@@ -63,8 +37,8 @@ def find_dicom(
 ) -> SourceContents:
     """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels.
 
-    Paths may be patterns. Labels may be None, or the same path for SEG and RTSTRUCT among the
-    images; the modality may be ``any``. PancsegError if one folder of both holds no such label.
+    Paths may be patterns, labels None, or the same path for SEG and RTSTRUCT among the images; the
+    modality may be ``any``.
     """
     contents = SourceContents()
     image_items, label_items = locate_both(images, labels, modality, options, contents)
@@ -74,9 +48,8 @@ def find_dicom(
     add_cases(contents, image_items, matches, options)
     if len(contents.cases) > 2 and len({case.patient for case in contents.cases}) == 1:
         contents.warnings.append(
-            f"all {len(contents.cases)} scans have the same PatientID and count as one patient, so "
-            "that no split can hold any of them out; if they are several, name them by patterns, "
-            "such as source.images=DIR/*/CT source.labels=DIR/*/MASK"
+            f"all {len(contents.cases)} scans have the same PatientID and count as one patient; if "
+            "they are several, name them by patterns: source.images=DIR/*/CT source.labels=DIR/*/M"
         )
     return contents
 
@@ -86,18 +59,17 @@ def locate_both(
 ) -> tuple[list[SourceItem], list[SourceItem]]:
     """Series of a modality, or of ``any``; and files and series of labels. Rows are added.
 
-    Where the folder of images contains that of labels or the other way round, files of both belong
-    to the inner one. Alone in its folder, a series that is no scan is refused, because somebody
-    expects it to be read; beside a scan it is dropped, because archives put it there.
+    Files of both folders belong to the inner one. A series of another modality is refused where it
+    is alone in its folder, because somebody expects it to be read, and dropped beside a scan.
     """
-    if labels is None or images.resolve() != labels.resolve():
-        label_items = locate_files(labels, "", contents) if labels else []
-        label_paths = {label.path for label in label_items}
-        series = locate_series(images, options, contents, label_paths)
-        label_items += locate_series(labels, options, contents, label_paths) if labels else []
-    else:
-        series = locate_series(images, options, contents)
-        label_items = [item for item in series if item.format in REFERRING]
+    is_shared = labels is not None and images.resolve() == labels.resolve()
+    label_items = locate_files(labels, "", contents) if labels and not is_shared else []
+    label_paths = {label.path for label in label_items}
+    series = locate_series(images, options, contents, label_paths)
+    if labels and not is_shared:
+        label_items += locate_series(labels, options, contents, label_paths)
+    elif labels:
+        label_items = [item for item in series if item.format != "image"]
         if not label_items:
             raise PancsegError(
                 f"source.images={images}: is also source.labels, and holds no DICOM SEG or "
@@ -112,14 +84,14 @@ def locate_both(
     scans = [s for s in series if s.format == "image" and modality in ("any", s.modality)]
     scan_folders = {scan.folder for scan in scans}
     for item in series:
-        is_other = modality not in ("any", item.modality)
+        row = ("image", "refused", f"{NOT_CT}, expected CT; source.modality=any takes it")
         if item.format != "image":
-            reason = f"label_among_images: {item.format.upper()}"
-            contents.skip(item.path, "label", "dropped", reason, len(item.files))
-        elif is_other and item.folder in scan_folders:
-            contents.skip(item.path, "other", "dropped", NOT_CT, len(item.files))
-        elif is_other:
-            contents.skip(item.path, "image", "refused", NO_SCAN, len(item.files))
+            row = ("label", "dropped", f"label_among_images: {item.format.upper()}")
+        elif modality in ("any", item.modality):
+            continue
+        elif item.folder in scan_folders:
+            row = ("other", "dropped", NOT_CT)
+        contents.skip(item.path, *row, len(item.files))
     return scans, label_items
 
 
@@ -130,16 +102,9 @@ def find_nifti_pairs(
 
     The key is the relative path and stem, or the text that the wildcards of a pattern match. A
     regular expression with a group named ``patient`` finds the patient in it. Labels may be None.
-    PancsegError if the paths do not fit together, or the expression finds no patient.
     """
     if labels and images.resolve() == labels.resolve():
         raise PancsegError(f"source.images={images}: is also source.labels; give their own folder")
-    if labels and is_pattern(images) != is_pattern(labels):
-        name, path = ("labels", labels) if is_pattern(images) else ("images", images)
-        raise PancsegError(
-            f"source.{name}={path}: is no pattern, but the other path is; give two patterns, such "
-            "as DIR/*/ct.nii.gz and DIR/*/pancreas.nii.gz, or two folders"
-        )
     contents = SourceContents()
     label_items = locate_files(labels, "label", contents) if labels else []
     label_paths = {label.path for label in label_items}
@@ -152,20 +117,18 @@ def find_nifti_pairs(
     add_cases(contents, image_items, matches if labels else None, options)
     if patient is None:
         warn_of_parts(contents)
-    else:
-        contents.cases = [
-            replace(case, patient=search_patient(case.patient, patient)) for case in contents.cases
-        ]
+        return contents
+    cases = contents.cases
+    contents.cases = [replace(c, patient=search_patient(c.patient, patient)) for c in cases]
     return contents
 
 
 def match_files(
     images: list[SourceItem], labels: list[SourceItem], contents: SourceContents
 ) -> tuple[list[SourceItem], list[Match]]:
-    """Match labels with images of the same key, refuse several images of one key.
+    """Match labels with images of the same key; refuse several images of a key.
 
-    ``p7_0000`` is the first channel of the image of a label ``p7``, unless a label has exactly its
-    name; rows of its other channels are added.
+    ``p7_0000``, the first channel, is the image of a label ``p7`` unless a label has its very name.
     """
     label_keys, image_keys = {label.key for label in labels}, {image.key for image in images}
     kept = []
@@ -173,20 +136,21 @@ def match_files(
         match = CHANNEL.fullmatch(image.key)
         if match and image.key not in label_keys and match[1] in label_keys - image_keys:
             if match[2] != "0000":
-                contents.skip(image.path, "other", "dropped", OTHER_CHANNEL)
+                reason = "other_channel: only channel 0000 is read"
+                contents.skip(image.path, "other", "dropped", reason)
                 continue
             image = replace(image, key=match[1])
         kept.append(image)
     count = Counter(image.key for image in kept)
     for n, image in enumerate(kept):
         if count[image.key] > 1:
-            problem = f"ambiguous_image: {count[image.key]} images are named {image.key}; keep one"
+            problem = f"ambiguous_image: {count[image.key]} images have one name; keep one of them"
             kept[n] = replace(image, problem=problem)
     return kept, match_labels(labels, kept)
 
 
 def search_patient(key: str, pattern: str) -> str:
-    r"""The patient of a key.
+    r"""The patient of a key; PancsegError if the pattern finds none.
 
     >>> search_patient("a/liver_3_07", r"liver_(?P<patient>\d+)")
     '3'
@@ -207,13 +171,12 @@ def search_patient(key: str, pattern: str) -> str:
 def warn_of_parts(contents: SourceContents) -> None:
     """Warn where names of patients differ in nothing but the last of two numbers or more."""
     first: dict[str, str] = {}
-    for key in (case.patient for case in contents.cases):
-        base = re.sub(r"\d+(?=\D*$)", "#", key) if re.search(r"\d\D+\d", key) else key
+    for key in (case.patient for case in contents.cases if re.search(r"\d\D+\d", case.patient)):
+        base = re.sub(r"\d+(?=\D*$)", "#", key)
         if first.setdefault(base, key) != key:
             contents.warnings.append(
-                f"{first[base]} and {key} look like parts of one patient, but count as two, so "
-                "that one may be trained on and the other tested on; if they are one, give "
-                "source.patient, such as '(?P<patient>.+)_\\d+$'"
+                f"{first[base]} and {key} look like parts of one patient, but count as two, whom a "
+                "split may separate; if they are one, give source.patient='(?P<patient>.+)_\\d+$'"
             )
             return
 
@@ -222,34 +185,29 @@ def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContent
     """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``.
 
     Its PatientIDs are empty, each mask series has another StudyInstanceUID and there is no
-    FrameOfReferenceUID: the path matches labels and names the patient. PancsegError if there is no
-    such folder, it is still packed, or lacks the organ.
+    FrameOfReferenceUID: the path matches labels and names the patient.
     """
     if not any(folder.glob("*/PATIENT_DICOM")):
-        advice = "give the folder that holds 3Dircadb1.1, 3Dircadb1.2, ..."
-        if any(folder.glob("*/PATIENT_DICOM.zip")):
-            advice = "unpack PATIENT_DICOM.zip and MASKS_DICOM.zip in each folder"
-        raise PancsegError(f"source.folder={folder}: holds no */PATIENT_DICOM; {advice}")
+        raise PancsegError(
+            f"source.folder={folder}: holds no */PATIENT_DICOM; give the folder of 3Dircadb1.1, "
+            "3Dircadb1.2, ..., with PATIENT_DICOM.zip and MASKS_DICOM.zip unpacked in each"
+        )
     organs = {path.name for path in folder.glob("*/MASKS_DICOM/*")}
     if organ not in organs:
         available = ", ".join(sorted(organs)) or "nothing"
         raise PancsegError(f"source.organ={organ}: nobody has a mask of it; there are {available}")
-    images, labels = folder / "*" / "PATIENT_DICOM", folder / "*" / "MASKS_DICOM" / organ
-    return find_dicom(images, labels, "CT", options)
+    masks = folder / "*" / "MASKS_DICOM" / organ
+    return find_dicom(folder / "*" / "PATIENT_DICOM", masks, "CT", options)
 
 
 def find_nih(images: Path, labels: Path | None, options: ReadOptions) -> SourceContents:
     """TCIA Pancreas-CT: ``PANCREAS_0001/<study>/<series>`` with ``label0001.nii.gz``, or alone."""
-    contents = SourceContents()
+    contents, options = SourceContents(), replace(options, takes_scan_origin=True)
     image_items, label_items = locate_both(images, labels, "CT", options, contents)
     image_items = numbered(image_items, "image", contents)
     label_items = numbered(label_items, "label", contents)
     matches = match_labels(label_items, image_items) if labels else None
     add_cases(contents, image_items, matches, options)
-    contents.cases = [
-        replace(case, read_label=case.read_label and partial(read_nih_label, case.read_label))
-        for case in contents.cases
-    ]
     return contents
 
 
@@ -261,53 +219,27 @@ def numbered(items: list[SourceItem], kind: str, contents: SourceContents) -> li
             key = f"PANCREAS_{int(numbers[-1]):04}"
             kept.append(replace(item, key=key, names_patient=True))
         else:
-            contents.skip(item.path, kind, "refused", NO_NUMBER, len(item.files))
+            reason = "no_number: expected a name such as PANCREAS_0001 or label0001.nii.gz"
+            contents.skip(item.path, kind, "refused", reason, len(item.files))
     return kept
-
-
-def read_nih_label(read_label: LabelReader, scan: Scan) -> LabelMap:
-    """Read a label; where only its origin differs from that of the scan, use the scan's.
-
-    The affines of these files have the right directions, and often a wrong origin.
-    """
-    label, image = read_label(scan), scan.image
-    turned = oriented_like(label.image, image)
-    if same_grid(turned.shape, turned.affine, image.shape, image.affine):
-        return replace(label, image=turned)
-    apart_mm = np.linalg.norm(turned.affine[:3, :3] - image.affine[:3, :3], axis=0)
-    near_mm = NIH_SPACING_TOLERANCE * np.array(spacing_of(image.affine))
-    if turned.shape != image.shape or (apart_mm > near_mm).any():
-        return label
-    placed = nib.Nifti1Image(np.asanyarray(turned.dataobj), image.affine)
-    return replace(label, image=placed, flags=(*label.flags, "label_placed_by_axes"))
 
 
 def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
     """Raw data of nnU-Net, ``imagesTr/<id>_0000.nii.gz`` with ``labelsTr/<id>.nii.gz``.
 
     Names without channel, as in the Medical Segmentation Decathlon, are read too. Labels of
-    structures may be names in dataset.json. PancsegError if there is no usable dataset.json, or
-    channel 0 is no CT.
+    structures may be names in dataset.json.
     """
-    file, contents = folder / "dataset.json", SourceContents()
-    described = read_description(file)
-    values = label_values(described, file)
+    contents, values = SourceContents(), label_values(folder / "dataset.json")
     options = replace(
         options,
         structures=with_values(options.structures, values),
         declared=tuple({value for group in values.values() for value in group}),
-        ignore=values.get(IGNORE, (None,))[0],
+        ignore=values.get("ignore", (None,))[0],  # nnU-Net's name of voxels that nobody labelled
     )
-    if "dataset" in described:
-        images, labels = listed_files(described["dataset"], file, contents)
-    else:
-        images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
-        labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
+    images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
+    labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
     add_cases(contents, *match_files(images, labels, contents), options)
-    for name, kind in TEST_FOLDERS.items():
-        reason = f"test_{kind}: lies in {name}, which is not for training"
-        for test in locate_files(folder / name, kind, contents):
-            contents.skip(test.path, kind, "dropped", reason)
     warn_of_parts(contents)
     return contents
 
@@ -315,32 +247,24 @@ def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
 find_msd = find_nnunet
 
 
-def read_description(file: Path) -> dict[str, Any]:
-    """Read dataset.json; PancsegError unless it describes CT in a format that is read."""
+def label_values(file: Path) -> Values:
+    """Values of labels without the background; PancsegError unless the file describes CT.
+
+    New files hold ``{"pancreas": 1, "whole": [1, 2]}``, old ones ``{"1": "pancreas"}``.
+    """
     if not file.is_file():
         below = sorted(path.parent.name for path in file.parent.glob("*/dataset.json"))
-        advice = f"give one of its folders: {', '.join(below[:8])}" if below else "expected there"
-        raise PancsegError(f"source.folder={file.parent}: holds no dataset.json; {advice}")
+        advice = f"; give one of its folders: {', '.join(below[:8])}" if below else ""
+        raise PancsegError(f"source.folder={file.parent}: holds no dataset.json{advice}")
     described: dict[str, Any] = read_json(file, "a description of a data set")
     channels = described.get("channel_names", described.get("modality"))
-    channel = str(channels.get("0") if isinstance(channels, dict) else None)
+    channel = str(channels.get("0") if isinstance(channels, dict) else None)[:40]
     if channel.strip().casefold() != "ct":
         expected = 'expected "channel_names": {"0": "CT"}'
-        raise PancsegError(f"{file}: channel 0 is {channel[:40]!r}, {expected}")
+        raise PancsegError(f"{file}: channel 0 is {channel!r}, {expected}")
     ending = str(described.get("file_ending", ".nii.gz"))[:40]
     if not is_volume_file(Path(f"p7{ending}")):
         raise PancsegError(f"{file}: file_ending {ending!r} is not read; convert to .nii.gz")
-    return described
-
-
-def label_values(described: dict[str, Any], file: Path) -> Values:
-    """Values of labels without the background; PancsegError if there are none.
-
-    New files hold ``{"pancreas": 1, "whole": [1, 2]}``, old ones ``{"1": "pancreas"}``.
-
-    >>> label_values({"labels": {"0": "background", "1": "pancreas"}}, Path())
-    {'pancreas': (1,)}
-    """
     try:
         entries = described["labels"].items()
         if all(key.isdigit() for key, _ in entries):
@@ -354,13 +278,13 @@ def label_values(described: dict[str, Any], file: Path) -> Values:
 
 
 def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Structure, ...]:
-    """Structures with the values of their labels in place of names.
+    """Structures with the values of their labels in place of names; PancsegError if one is unknown.
 
-    PancsegError if a name is unknown, or by value a structure is part of another, by name not.
+    Also if a structure is part of another by value, but not by name.
     """
     known = {name.strip().casefold(): group for name, group in values.items()}
     available = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
-    changed = []
+    node = {structure.name: structure.to_dict() for structure in structures}
     for structure in structures:
         numbers: list[int] = []
         for label in structure.labels or ():
@@ -368,37 +292,11 @@ def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Stru
             if name not in known and not name.isdigit():
                 raise PancsegError(f"label {label!r} is not in dataset.json, which has {available}")
             numbers += known.get(name) or [int(name)]
-        changed.append(replace(structure, labels=structure.labels and tuple(numbers)))
-    node = {structure.name: structure.to_dict() for structure in changed}
-    if [s.values for s in parse_structures(node)] != [s.values for s in structures]:
+        node[structure.name]["labels"] = structure.labels and numbers
+    changed = parse_structures(node)
+    if [s.values for s in changed] != [s.values for s in structures]:
         raise PancsegError(f"structures: give all labels as values; dataset.json has {available}")
-    return tuple(changed)
-
-
-def listed_files(
-    listed: Any, file: Path, contents: SourceContents
-) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Images and labels of ``{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}``.
-
-    Paths are relative to the folder of the file, and lie in it. Rows of other channels are added.
-    """
-    images: list[SourceItem] = []
-    labels: list[SourceItem] = []
-    folder = Path(os.path.normpath(file.parent))
-    try:
-        for key, entry in listed.items():
-            names = [*entry["images"], entry["label"]]
-            image, *others, label = [Path(os.path.normpath(folder / name)) for name in names]
-            if not all(path.is_relative_to(folder) for path in (image, label)):
-                raise PancsegError(f"{file}: lists files outside of its folder; copy them into it")
-            for path in others:
-                contents.skip(path, "other", "dropped", OTHER_CHANNEL)
-            images += [volume_item(path, key) for path in files_under(image, contents)]
-            labels += [volume_item(path, key) for path in files_under(label, contents)]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'
-        raise PancsegError(f'{file}: expected "dataset": {expected}') from None
-    return images, labels
+    return changed
 
 
 def locate_series(
@@ -415,22 +313,23 @@ def locate_series(
         for item in series:
             folder, key = root / item.folder, pattern_key or item.folder.as_posix()
             has_folder = item.format == "image" and count[item.folder] == 1
-            place = {"folder": folder, "path": folder if has_folder else item.files[0], "key": key}
-            located.append(SourceItem(**vars(item) | place, names_patient=bool(pattern_key)))
+            own = {"folder": folder, "path": folder if has_folder else item.files[0], "key": key}
+            located.append(SourceItem(**vars(item) | own, names_patient=bool(pattern_key)))
     return located
 
 
 def locate_files(
     path: Path, role: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
 ) -> list[SourceItem]:
-    """NIfTI and NRRD files that a path or pattern names; rows of what is not read are added.
+    """NIfTI and NRRD files that a path or pattern names.
 
-    Unread formats get rows of the kind ``role``, ``image`` or ``label``; an empty role, none.
+    Other formats of volumes get rows of the kind ``role``, ``image`` or ``label``; none if empty.
     """
     located = []
     for pattern_key, match, files in search(path, contents):
         for file in files:
-            if reason := role and unread_format(file):
+            if role and (unread := UNREAD_FORMATS.get(file.suffix.lower())):
+                reason = f"unread_format: {unread}; save it as NIfTI or NRRD"
                 contents.skip(file, role, "refused", reason)
             elif is_volume_file(file) and not (role == "image" and ".seg." in file.name.lower()):
                 if file == match:  # the text of * in ct.nii* names nobody
@@ -438,15 +337,9 @@ def locate_files(
                 else:
                     folder = Path(pattern_key) / file.parent.relative_to(match)
                     key = (folder / stem(file)).as_posix()
-                located.append(volume_item(file, key))
+                own = {"folder": file.parent, "path": file, "files": (file,), "key": key}
+                located.append(SourceItem(**own, format="file", names_patient=True))
     return located
-
-
-def volume_item(file: Path, key: str) -> SourceItem:
-    """An image or label file."""
-    return SourceItem(
-        format="file", folder=file.parent, path=file, files=(file,), key=key, names_patient=True
-    )
 
 
 def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:
@@ -483,35 +376,31 @@ def files_under(root: Path, contents: SourceContents) -> list[Path]:
         walk = [(str(root.parent), [], [root.name])]
     for name, folders, names in walk:
         folder = Path(name)
-        if {MANIFEST, TABLE} <= set(names) and is_prepared(folder):
-            contents.skip(folder, "other", "dropped", PREPARED)
-            folders.clear()
-            continue
+        if {MANIFEST, TABLE} <= set(names):
+            with suppress(PancsegError, OSError):  # where others write files of these names
+                read_manifest(folder)
+                reason = "prepared_folder: pancseg wrote it; it is no source"
+                contents.skip(folder, "other", "dropped", reason)
+                folders.clear()
+                names.clear()
         for path in map(folder.joinpath, folders):
             if path.is_symlink() and not contains(root, path):
                 contents.skip(path, "other", "refused", OUTSIDE)
         for path in map(folder.joinpath, names):
             if path.name.startswith("._"):
-                contents.skip(path, "other", "dropped", RESOURCE_FORK)
+                reason = "resource_fork: macOS keeps it beside a file"
+                contents.skip(path, "other", "dropped", reason)
             elif os.path.isfile(path):  # noqa: PTH113, Path.is_file raises in a closed folder
                 files.append(path)
             else:
-                contents.skip(path, "other", "refused", NOT_A_FILE)
+                reason = "not_a_file: a broken link, pipe, socket or device"
+                contents.skip(path, "other", "refused", reason)
     return sorted(files)
 
 
 def contains(folder: Path, path: Path) -> bool:
     """Whether a path, with links resolved, lies in a folder or is that folder."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds a manifest of pancseg."""
-    path = folder / MANIFEST
-    try:
-        return path.is_file() and read_json(path, "a manifest").keys() >= MANIFEST_KEYS
-    except (PancsegError, OSError):
-        return False
 
 
 def is_pattern(path: Path) -> bool:

@@ -27,10 +27,6 @@ from pancseg.structures import LabelMap, Structure, encode_values, match_names
 IS_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 SUFFIX = re.compile(r"\.(nii\.gz|nii|seg\.nrrd|nrrd)$", re.IGNORECASE)
 ROLE = re.compile(r"[_\-.](image|img|ct|label|lbl|seg|mask)$", re.IGNORECASE)
-UNREAD_FORMATS = {
-    **dict.fromkeys((".mha", ".mhd"), "MetaImage"),
-    **dict.fromkeys((".hdr", ".img", ".nhdr"), "header and voxels in two files"),
-}
 NRRD_ENCODINGS: dict[str, tuple[Callable[[Any], Any], int]] = {  # largest ratio of packing
     "raw": (lambda stream: stream, 1),
     **dict.fromkeys(("gz", "gzip"), (igzip.open, DEFLATE_RATIO)),
@@ -49,6 +45,7 @@ class ReadOptions:
     processes: int = 1  # that read headers
     declared: tuple[int, ...] = ()  # values of label files that are known, chosen or not
     ignore: int | None = None  # value of voxels in label files that nobody labelled
+    takes_scan_origin: bool = False  # for label files that differ from their scan in nothing else
 
 
 class Volume(NamedTuple):
@@ -64,12 +61,6 @@ class Volume(NamedTuple):
 def is_volume_file(path: Path) -> bool:
     """Whether a name is that of a NIfTI or NRRD file."""
     return bool(SUFFIX.search(path.name))
-
-
-def unread_format(path: Path) -> str:
-    """Reason of a file in a volume format that is not read, else empty."""
-    name = UNREAD_FORMATS.get(path.suffix.lower())
-    return f"unread_format: {name}; save it as NIfTI or NRRD" if name else ""
 
 
 def without_suffix(path: Path) -> str:
@@ -106,7 +97,10 @@ def read_label_file(path: Path, options: ReadOptions, scan: Scan) -> LabelMap:
         raise Refused("ignore_label", f"{path.name} {what}")
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
     image = image if is_nifti else uncropped(image, scan.image)
-    return LabelMap(image, unknown_values, ("ignore_label",) * bool(ignored))
+    flags = ("ignore_label",) * bool(ignored)
+    if options.takes_scan_origin and (placed := with_origin_of(image, scan.image)) is not image:
+        image, flags = placed, (*flags, "label_placed_by_axes")
+    return LabelMap(image, unknown_values, flags)
 
 
 def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
@@ -204,10 +198,8 @@ def check_affine(affine: Affine, file: Path) -> None:
     if not np.abs(affine).max() <= FARTHEST_MM or abs(np.linalg.det(affine)) < 1e-9:
         raise Refused("bad_affine", f"{file.name} has an affine that is not finite or invertible")
     axes = affine[:3, :3] / spacing_of(affine)
-    cosine = np.abs(axes.T @ axes - np.eye(3)).max()
-    if cosine > 0.01:  # half a degree
-        degrees = 90 - np.degrees(np.arccos(min(cosine, 1)))
-        raise Refused("bad_affine", f"{file.name} has axes {degrees:.1f} degrees off right angles")
+    if np.abs(axes.T @ axes - np.eye(3)).max() > 0.01:  # half a degree
+        raise Refused("bad_affine", f"{file.name} has axes that are not at right angles")
 
 
 def read_nrrd(file: Path) -> Volume:
@@ -318,3 +310,14 @@ def uncropped(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image
     codes: NDArray[np.uint8] = np.zeros(image.shape, np.uint8)
     codes[box] = np.asanyarray(turned.dataobj)
     return nib.Nifti1Image(codes, image.affine)
+
+
+def with_origin_of(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
+    """Place a label on the grid of its image where only the origins differ; else unchanged."""
+    turned = oriented_like(label, image)
+    apart_mm = np.linalg.norm((turned.affine - image.affine)[:3, :3], axis=0)
+    is_same = same_grid(turned.shape, turned.affine, image.shape, image.affine)
+    is_parallel = (apart_mm <= 0.01 * np.array(spacing_of(image.affine))).all()
+    if is_same or turned.shape != image.shape or not is_parallel:
+        return label
+    return nib.Nifti1Image(np.asanyarray(turned.dataobj), image.affine)

@@ -1,47 +1,38 @@
-"""Scores of a whole case on the scan's own grid, as a row of ``scores/<subset>.csv``.
+"""Scores of a whole case on the scan's own grid, as a row of ``scores/<subset>.csv``; calibration.
 
 A missed organ has Dice, NSD, precision and recall 0, and distances equal to the scan's diagonal. A
 case with an empty reference has volumes and components only, and is left out of every mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from pancseg.geometry import (
-    CONNECTIVITY_26,
-    Affine,
-    bounding_box,
-    diagonal_mm,
-    spacing_of,
-    voxel_ml,
-)
+from pancseg import geometry
+from pancseg.geometry import CONNECTIVITY_26, Affine, spacing_of, voxel_ml
 from pancseg.metrics.surface import Mask, surface_dice, surface_distances
 
+SMOOTH = 1e-5  # of MONAI's DiceLoss, in numerator and denominator
+BINS = 10  # of calibration, of equal width, 0 to 1
 SCORED, MISSED, EMPTY_REFERENCE = "scored", "missed", "empty_reference"
 DIAGONAL = "diagonal"  # of the scan, mm
 
 
 @dataclass(frozen=True)
 class Measure:
-    """How to print a column, and its value for a missed organ.
-
-    Attributes:
-        heading: Of the column.
-        digits: After the decimal point.
-        better: 1 where higher values are better, -1 where lower ones are, else 0.
-        missed: Value where nothing was predicted; None where it follows from the volumes.
-    """
+    """How to print a column, and its value for a missed organ."""
 
     heading: str
     digits: int
-    better: int = 0
-    missed: float | str | None = None
+    better: int = 0  # 1 where higher values are better, -1 where lower ones are
+    missed: float | str | None = None  # value where nothing was predicted
 
 
+# columns besides the normalised surface Dice, whose names hold the tolerance
 MEASURES = {
     "dice": Measure("Dice", 3, better=1, missed=0.0),
     "hd95_mm": Measure("HD95 mm", 1, better=-1, missed=DIAGONAL),
@@ -55,7 +46,6 @@ MEASURES = {
     "components": Measure("components", 0),
     "centroid_mm": Measure("centroid mm", 1, better=-1, missed=DIAGONAL),
 }
-"""Columns besides the normalised surface Dice, whose names hold the tolerance."""
 
 
 def nsd_column(tolerance_mm: float) -> str:
@@ -68,11 +58,7 @@ def nsd_column(tolerance_mm: float) -> str:
 
 
 def no_scores(tolerances_mm: Sequence[float], status: str) -> dict[str, Any]:
-    """The columns of :func:`score_case` for a case without scores: None.
-
-    >>> list(no_scores([2.0], "failed"))[:3]
-    ['dice', 'nsd_2mm', 'hd95_mm']
-    """
+    """The columns of :func:`score_case` for a case without scores: None."""
     dice, *others = MEASURES
     return {**dict.fromkeys([dice, *map(nsd_column, tolerances_mm), *others]), "status": status}
 
@@ -82,11 +68,7 @@ def score_case(
 ) -> dict[str, Any]:
     """Columns from ``dice`` to ``centroid_mm``, None where undefined, and ``status``.
 
-    Args:
-        prediction: ``(X, Y, Z)``.
-        reference: Of the same shape.
-        affine: Of both, RAS, mm.
-        tolerances_mm: Of the normalised surface Dice.
+    The masks are ``(X, Y, Z)``; ``affine`` is RAS, mm.
 
     >>> cube = np.zeros((6, 6, 6), bool)
     >>> cube[1:3, 1:3, 1:3] = True
@@ -96,7 +78,7 @@ def score_case(
     >>> round(row["dice"], 4), row["precision"], row["recall"], row["centroid_mm"]
     (0.6667, 1.0, 0.5, 0.5)
     """
-    box = bounding_box(prediction | reference)
+    box = geometry.bounding_box(prediction | reference)
     p, r = prediction[box], reference[box]
     p_voxels, r_voxels = int(p.sum()), int(r.sum())
     row = no_scores(tolerances_mm, EMPTY_REFERENCE)
@@ -107,11 +89,10 @@ def score_case(
         return row
     row["volume_error_percent"] = 100 * row["volume_error_ml"] / row["reference_ml"]
     if p_voxels == 0:
-        diagonal = diagonal_mm(reference.shape, affine)
+        diagonal = geometry.diagonal_mm(reference.shape, affine)
+        missed = {name: m.missed for name, m in MEASURES.items() if m.missed is not None}
         row |= dict.fromkeys(map(nsd_column, tolerances_mm), 0.0)
-        for name, measure in MEASURES.items():
-            if measure.missed is not None:
-                row[name] = diagonal if measure.missed == DIAGONAL else measure.missed
+        row |= {name: diagonal if v == DIAGONAL else v for name, v in missed.items()}
         return row | {"status": MISSED}
     common, spacing_mm = int((p & r).sum()), spacing_of(affine)
     nsd = surface_dice(p, r, spacing_mm, tolerances_mm)
@@ -128,3 +109,59 @@ def score_case(
         "centroid_mm": float(np.linalg.norm(affine[:3, :3] @ between_centres)),
         "status": SCORED,
     }
+
+
+def calibration_counts(
+    probability: NDArray[np.float32], reference: NDArray[np.bool_], box: Sequence[slice]
+) -> NDArray[np.float64]:
+    """Voxels, sum of their probabilities, and reference voxels in each of ten bins: ``(3, 10)``.
+
+    Only ``box`` counts: far from the organ every network is calibrated.
+
+    >>> p = np.full((10, 1, 1), 0.75, np.float32)
+    >>> reference = np.arange(10).reshape(10, 1, 1) < 5
+    >>> calibration_counts(p, reference, (slice(None),) * 3)[:, 7].tolist()
+    [10.0, 7.5, 5.0]
+    """
+    p, r = probability[tuple(box)].ravel(), reference[tuple(box)].ravel()
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    weights = (None, p.astype(np.float64), r.astype(np.float64))
+    return np.stack([np.histogram(p, edges, weights=w)[0].astype(np.float64) for w in weights])
+
+
+def calibration_summary(counts: Mapping[str, ArrayLike]) -> dict[str, Any]:
+    """Expected calibration error (Naeini et al. 2015) and the bins of the reliability diagram.
+
+    Every patient has the same weight: a patient's counts, those of :func:`calibration_counts` of
+    each case, are divided by the patient's voxels.
+    """
+    if not counts:
+        return {"error": None, "bins": []}
+    patients = np.stack([np.sum(cases, axis=0) for cases in counts.values()])  # (n, 3, bins)
+    weights, p, r = (patients / patients[:, :1].sum(axis=2, keepdims=True)).mean(axis=0).tolist()
+    bins = [
+        {"probability": p[i] / weights[i], "reference": r[i] / weights[i], "voxels": voxels}
+        for i, voxels in enumerate(patients[:, 0].sum(axis=0).astype(int).tolist())
+        if voxels
+    ]
+    return {"error": float(np.abs(np.subtract(r, p)).sum()), "bins": bins}
+
+
+def recipe_metric(probability: NDArray[np.float32], reference: NDArray[np.bool_]) -> float:
+    """The Dice of tutorial scripts: ``1 - DiceLoss``, soft, mean of foreground and background.
+
+    As MONAI's ``DiceLoss`` with ``squared_pred`` and ``include_background``, where the background
+    is one minus the probability. Kept beside the Dice to compare with older results; an empty
+    prediction has 0.50.
+    """
+    p = probability.ravel(order="K")
+    n, r = p.size, int(reference.sum())
+    box = geometry.bounding_box(reference)
+    common = float(probability[box][reference[box]].sum(dtype=np.float64))
+    total = float(p.sum(dtype=np.float64))
+    squares = float(np.einsum("i,i->", p, p, dtype=np.float64))
+    foreground = (2 * common + SMOOTH) / (squares + r + SMOOTH)
+    # the same of 1 - probability and 1 - reference, without another array
+    common, squares = n - total - r + common, n - 2 * total + squares
+    background = (2 * common + SMOOTH) / (squares + n - r + SMOOTH)
+    return (foreground + background) / 2

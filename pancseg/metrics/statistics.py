@@ -44,54 +44,44 @@ def interval(values: ArrayLike) -> list[float | None]:
     if np.ptp(array) == 0:
         return [float(array[0])] * 2
     batch, rng = max(1, MAX_VALUES_A_BATCH // len(array)), np.random.default_rng(0)
-    found = bootstrap((array,), np.mean, method="percentile", batch=batch, rng=rng)
-    return [float(end) for end in found.confidence_interval]
+    resampled = bootstrap((array,), np.mean, method="percentile", batch=batch, rng=rng)
+    return [float(end) for end in resampled.confidence_interval]
 
 
 def agreement(measured: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
     """Bias and limits of agreement (Bland and Altman 1986), and Pearson's correlation."""
-    found: dict[str, Any] = {"bias": None, "limits": [None, None], "correlation": None}
+    figures: dict[str, Any] = {"bias": None, "limits": [None, None], "correlation": None}
     differences = np.subtract(measured, reference)
     if len(differences):
-        found["bias"] = bias = float(differences.mean())
+        figures["bias"] = bias = float(differences.mean())
     if len(differences) > 1:
         half_width = LIMITS_SD * float(differences.std(ddof=1))
-        found["limits"] = [bias - half_width, bias + half_width]
+        figures["limits"] = [bias - half_width, bias + half_width]
     if len(differences) >= MIN_PATIENTS and np.ptp(measured) > 0 and np.ptp(reference) > 0:
-        found["correlation"] = float(pearsonr(measured, reference).statistic)
-    return found
+        figures["correlation"] = float(pearsonr(measured, reference).statistic)
+    return figures
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A measure of two configurations, ``other`` minus ``one``, over ``n`` patients.
-
-    Attributes:
-        difference: Mean over patients, with its bootstrap interval ``ci95``.
-        higher: Patients in whom ``other`` is higher.
-        lower: Patients in whom ``other`` is lower.
-        p: Of Wilcoxon's signed-rank test, two-sided.
-        p_holm: The same, corrected for multiple tests.
-    """
+    """A measure of two configurations, ``other`` minus ``one``, over ``n`` patients."""
 
     measure: str
     one: str
     other: str
     n: int
-    difference: float
-    ci95: list[float | None]
-    higher: int
+    difference: float  # mean over patients
+    ci95: list[float | None]  # bootstrap interval
+    higher: int  # patients in whom ``other`` is higher
     lower: int
-    p: float
-    p_holm: float | None = None
+    p: float  # of Wilcoxon's signed-rank test, two-sided
+    p_holm: float | None = None  # corrected for multiple tests
 
 
 def compare(
     measure: str, one: str, other: str, before: Sequence[float], after: Sequence[float]
 ) -> Comparison:
-    """Compare the values ``before`` of one configuration with the values ``after`` of another.
-
-    Both are of the same patients in the same order.
+    """Compare values ``before`` and ``after`` of two configurations on the same patients in order.
 
     >>> found = compare("dice", "a", "b", [0.5, 0.6, 0.7], [0.6, 0.6, 0.6])
     >>> found.higher, found.lower, round(abs(found.difference), 6)

@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks, and the normalised surface Dice.
 
-MONAI's ``compute_surface_dice`` gives the same values, but measures once a tolerance and convolves
-the box of both masks, which is the whole scan as soon as a predicted voxel lies far off.
+Equal to MONAI's ``compute_surface_dice``, which measures once a tolerance and convolves the box of
+both masks: the whole scan as soon as a predicted voxel lies far off.
 """
 
 from collections.abc import Sequence

@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike
 
 from pancseg.errors import PancsegError
 from pancseg.files import write_csv, write_json
-from pancseg.metrics.case_scores import EMPTY_REFERENCE
-from pancseg.metrics.probability_scores import calibration_summary
+from pancseg.metrics.case_scores import EMPTY_REFERENCE, calibration_summary
 from pancseg.metrics.statistics import agreement, describe
 
 FAILED = "failed"  # start of the status of a case that could not be scored
@@ -29,14 +28,13 @@ def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about:
         calibrations: Counts of each case with a reference, by patient.
         about: Other facts for the file, ``held_out`` among them.
     """
-    values = {
-        name: list(by_patient(rows, name).values()) for name in rows[0] if name not in NOT_MEASURES
-    }
+    names = [name for name in rows[0] if name not in NOT_MEASURES]
+    values = {name: list(by_patient(rows, name).values()) for name in names}
     volumes = values.pop("volume_ml"), values.pop("reference_ml")
     return {
         "n": len(values["dice"]),
         "held_out": about["held_out"],
-        **{name: describe(each) for name, each in values.items()},
+        **{name: describe(of_patients) for name, of_patients in values.items()},
         "volume_agreement_ml": agreement(*volumes),
         "calibration": calibration_summary(calibrations),
         "cases": len(rows),
@@ -47,9 +45,7 @@ def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about:
 
 
 def by_patient(rows: Sequence[Row], name: str) -> dict[str, float]:
-    """Mean of a column over the scored cases of each patient, sorted by patient.
-
-    Patients without a value are left out.
+    """Mean of a column over the scored cases of each patient who has a value, sorted by patient.
 
     >>> rows = [{"patient": "b", "dice": 0.5}, {"patient": "a", "dice": None}]
     >>> by_patient([*rows, {"patient": "b", "dice": 1.0}], "dice")
@@ -73,11 +69,7 @@ def write_scores(
 
 
 def read_scores(folder: Path, subset: str) -> list[Row]:
-    """Rows of ``<subset>.csv``: texts, floats, and None for an empty cell.
-
-    Raises:
-        PancsegError: If the file cannot be read.
-    """
+    """Rows of ``<subset>.csv``: texts, floats, and None for an empty cell."""
     path = folder / f"{subset}.csv"
     options: Any = {
         "dtype": defaultdict(lambda: float, dict.fromkeys(TEXT_COLUMNS, str)),

@@ -20,15 +20,15 @@ from pancseg.errors import PancsegError
 T = TypeVar("T")
 Floats = Sequence[float]
 Ints = Sequence[int]
+Matrix = NDArray[np.float64]
 PROBABILITY = "_probability"
 POSITIVE = 1e-6
+ABOVE_0 = ("scale_range", "contrast_range", "gamma_range", "elastic_spacing_mm")
 LIMITS = {  # of values; 0 and 1 for a probability, 0 and infinity for others
     "rotation_degrees": (0, 180),
-    "shear_share": (0, 1),
-    "margin_share": (0, 1),
     "low_resolution_range": (POSITIVE, 1),
-    **dict.fromkeys(("scale_range", "contrast_range", "gamma_range"), (POSITIVE, math.inf)),
-    "elastic_spacing_mm": (POSITIVE, math.inf),
+    **dict.fromkeys(("shear_share", "margin_share"), (0, 1)),
+    **dict.fromkeys(ABOVE_0, (POSITIVE, math.inf)),
 }
 CUBIC_BSPLINE_3D = 2.479772  # K3 of Choi and Lee 2000: beyond spacing / K3 a lattice can fold
 STEP_STRIDE = 1_000_003  # a prime: runs whose seeds are neighbours share no step seed
@@ -50,10 +50,7 @@ class Augmentation:
     """Probabilities and ranges of the augmentation; with the defaults nothing changes.
 
     Each ``*_probability`` is per sample. A pair is the lowest and the highest value drawn. Axes
-    are 0 left-right, 1 front-back, 2 feet-head. Lists become tuples.
-
-    Raises:
-        PancsegError: If a value is not a finite number, is outside its limits, or folds tissue.
+    are 0 left-right, 1 front-back, 2 feet-head.
     """
 
     flip_probability: Floats = (0.0, 0.0, 0.0)  # for each axis
@@ -84,20 +81,18 @@ class Augmentation:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             low, high = LIMITS.get(name, (0, 1 if name.endswith(PROBABILITY) else math.inf))
-            expected: Any = field.default if isinstance(field.default, tuple) else (field.default,)
-            is_list = isinstance(value, Sequence) and not isinstance(value, str)
+            count = len(field.default) if isinstance(field.default, tuple) else 0
+            is_list = isinstance(value, list | tuple)
             values = tuple(value) if is_list else (value,)
-            is_valid = is_list == isinstance(field.default, tuple) and len(values) == len(expected)
+            is_valid = is_list == bool(count) and len(values) == (count or 1)
             is_valid = is_valid and all(type(v) in (int, float) for v in values)  # not bool
             is_valid = is_valid and all(low <= v <= high and math.isfinite(v) for v in values)
-            if not is_valid or (len(values) == 2 and values[0] > values[1]):
-                order = ", the lowest first" if len(expected) == 2 else ""
+            if not is_valid or (count == 2 and values[0] > values[1]):
                 raise PancsegError(
-                    f"augment.{name}={list(values) if is_list else value}: expected "
-                    f"{len(expected)} number(s) from {low} to {high}{order}"
+                    f"augment.{name}={value}: expected {count or 1} number(s) from {low} to {high}"
+                    f"{', the lowest first' * (count == 2)}"
                 )
-            if is_list:
-                object.__setattr__(self, name, values)
+            object.__setattr__(self, name, values if count else value)  # lists become tuples
         largest = self.elastic_spacing_mm / CUBIC_BSPLINE_3D
         if self.elastic_mm[1] > largest:
             raise PancsegError(
@@ -109,14 +104,10 @@ class Augmentation:
     def resamples(self) -> bool:
         """Whether samples may be resampled; a flip only reverses the order of voxels."""
         names = ("rotation", "scale", "shear", "elastic")
-        return any(getattr(self, name + PROBABILITY) > 0 for name in names)
+        return any(getattr(self, name + PROBABILITY) for name in names)
 
     def always(self) -> Self:
-        """A copy in which every change but flips, the first field, has probability 1 or 0.
-
-        >>> Augmentation(noise_probability=0.1).always().noise_probability
-        1.0
-        """
+        """A copy in which every change but flips, the first field, has probability 1 or 0."""
         names = [f.name for f in fields(self) if f.name.endswith(PROBABILITY)][1:]
         certain: dict[str, Any] = {name: float(getattr(self, name) > 0) for name in names}
         return replace(self, **certain)
@@ -154,13 +145,13 @@ def draw(settings: Augmentation, seed: int, index: int) -> SampleParameters:
     parameters of the others as they were.
     """
     states = np.random.SeedSequence([seed % 2**64, index]).generate_state(3, np.uint64)
-    uniform_seed, elastic_seed, noise_seed = (int(state) for state in states)
+    uniform_seed, elastic_seed, noise_seed = map(int, states)
     generator = torch.Generator().manual_seed(uniform_seed)
     numbers = iter(torch.rand(N_UNIFORM, generator=generator, dtype=torch.float64).tolist())
 
-    def chance(probability: float, value: Callable[[], T], otherwise: T) -> T:
-        is_chosen, drawn = next(numbers) < probability, value()
-        return drawn if is_chosen else otherwise
+    def chance(probability: float, draw_value: Callable[[], T], otherwise: T) -> T:
+        is_chosen, value = next(numbers) < probability, draw_value()
+        return value if is_chosen else otherwise
 
     def uniform(bounds: Floats) -> float:
         return bounds[0] + (bounds[1] - bounds[0]) * next(numbers)
@@ -171,8 +162,8 @@ def draw(settings: Augmentation, seed: int, index: int) -> SampleParameters:
     def either_sign(*largest: float) -> tuple[float, ...]:
         return tuple(uniform((-bound, bound)) for bound in largest)
 
-    s, zeros = settings, (0.0, 0.0, 0.0)
-    radians = [math.radians(angle) for angle in s.rotation_degrees]
+    s, zeros, hu = settings, (0.0, 0.0, 0.0), settings.brightness_hu
+    radians, low_share = [*map(math.radians, s.rotation_degrees)], s.low_resolution_range
     return SampleParameters(  # another order would give other samples for the same seed
         flips=tuple(next(numbers) < probability for probability in s.flip_probability),
         angles=chance(s.rotation_probability, lambda: either_sign(*radians), zeros),
@@ -181,14 +172,10 @@ def draw(settings: Augmentation, seed: int, index: int) -> SampleParameters:
         elastic_mm=chance(s.elastic_probability, lambda: uniform(s.elastic_mm), 0.0),
         elastic_spacing_mm=s.elastic_spacing_mm,
         elastic_seed=elastic_seed,
-        low_resolution=chance(
-            s.low_resolution_probability, lambda: uniform(s.low_resolution_range), 1.0
-        ),
+        low_resolution=chance(s.low_resolution_probability, lambda: uniform(low_share), 1.0),
         blur_mm=chance(s.blur_probability, lambda: uniform(s.blur_mm), 0.0),
         contrast=chance(s.contrast_probability, lambda: uniform(s.contrast_range), 1.0),
-        brightness_hu=chance(
-            s.brightness_probability, lambda: either_sign(s.brightness_hu)[0], 0.0
-        ),
+        brightness_hu=chance(s.brightness_probability, lambda: uniform((-hu, hu)), 0.0),
         gamma=chance(s.gamma_probability, lambda: log_uniform(s.gamma_range), 1.0),
         noise_hu=chance(s.noise_probability, lambda: uniform(s.noise_hu), 0.0),
         noise_seed=noise_seed,
@@ -204,9 +191,6 @@ class Augmenter:
         window_hu: HU values that are 0 and 1 in the images.
         size: Voxels of a patch.
 
-    Raises:
-        PancsegError: If spacing, window or size are invalid.
-
     Attributes:
         box: Voxels to crop around a patch, so that rotated corners are rarely filled with air.
     """
@@ -219,10 +203,8 @@ class Augmenter:
                 raise PancsegError(f"{name}={list(values)}: expected three above 0")
         if len(window_hu) != 2 or window_hu[0] >= window_hu[1]:
             raise PancsegError(f"window_hu={list(window_hu)}: expected two, the lower first")
-        self.settings = settings
-        self.spacing_mm = tuple(float(step) for step in spacing_mm)
-        self.window_hu = tuple(float(end) for end in window_hu)
-        self.size = tuple(int(count) for count in size)
+        self.settings, self.spacing_mm, self.window_hu = settings, spacing_mm, window_hu
+        self.size = tuple(size)
         self.box = self._find_box()
 
     def __call__(
@@ -238,15 +220,11 @@ class Augmenter:
 
         Returns:
             Image float32 and label of its type, ``(B, 1, *size)``, centred in the box.
-
-        Raises:
-            PancsegError: If the shapes differ.
         """
-        for name, tensor in (("image", image), ("label", label)):
-            if tensor.shape != (len(image), 1, *self.box) or not len(image):
-                raise PancsegError(
-                    f"{name} of shape {tuple(tensor.shape)}: expected {(len(image), 1, *self.box)}"
-                )
+        expected = (len(image), 1, *self.box)
+        if not image.shape == label.shape == expected or not len(image):
+            shapes = f"image and label of shape {tuple(image.shape)} and {tuple(label.shape)}"
+            raise PancsegError(f"{shapes}: expected {expected}")
         images, labels = [], []
         samples = zip(image.float().split(1), label.split(1), strict=True)
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
@@ -265,8 +243,7 @@ class Augmenter:
 
     def _find_box(self) -> tuple[int, int, int]:
         """The box that nearly all draws need, with margins of whole voxels, equal on both sides."""
-        half_mm = np.multiply(self.size, self.spacing_mm) / 2
-        needed = half_mm
+        needed = half_mm = np.multiply(self.size, self.spacing_mm) / 2
         if self.settings.resamples:
             elastic = self.settings.elastic_mm[1] * (self.settings.elastic_probability > 0)
             corners = np.stack(np.meshgrid(*3 * [(-1, 1)]), axis=-1).reshape(-1, 3)
@@ -277,10 +254,7 @@ class Augmenter:
             needed = np.maximum(half_mm, np.quantile(reached, BOX_SHARE, axis=0))
         margins = np.ceil((needed - half_mm) / self.spacing_mm - 1e-9)
         most = np.floor(np.multiply(self.size, self.settings.margin_share) / 2)
-        x, y, z = (
-            count + 2 * int(margin)
-            for count, margin in zip(self.size, np.minimum(margins, most), strict=True)
-        )
+        x, y, z = np.add(self.size, 2 * np.minimum(margins, most)).astype(int).tolist()
         return x, y, z
 
 
@@ -295,8 +269,7 @@ def resample(
     Args:
         image: ``(1, 1, *box)`` float, resampled linearly; 0, which is air, beyond the box.
         label: ``(1, 1, *box)`` integers below 2**24, resampled by nearest neighbour.
-        parameters: Of the sample; without rotation, scale, shear and deformation nothing is
-            interpolated.
+        parameters: Without rotation, scale, shear and deformation nothing is interpolated.
         spacing_mm: Voxel size.
         size: Voxels of the patch.
     """
@@ -317,20 +290,14 @@ def center_crop(volume: Tensor, size: Ints) -> Tensor:
     return volume
 
 
-def affine_matrix(parameters: SampleParameters) -> NDArray[np.float64]:
-    """Matrix ``(3, 3)`` that maps anatomy, mm about the centre: scale, then shear, then rotation.
-
-    >>> affine_matrix(SampleParameters(angles=(0, 0, math.pi / 2))).round().astype(int).tolist()
-    [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
-    """
+def affine_matrix(parameters: SampleParameters) -> Matrix:
+    """Matrix ``(3, 3)`` that maps anatomy, mm from the centre: scale, then shear, then rotation."""
     shear = np.eye(3)
     shear[0, 1], shear[0, 2], shear[1, 2] = parameters.shears
     matrix = shear @ (np.eye(3) * parameters.scale)
-    for (first, second), angle in zip(ROTATION_PLANES, parameters.angles, strict=True):
-        rotation = np.eye(3)
-        rotation[first, first] = rotation[second, second] = math.cos(angle)
-        rotation[second, first] = math.sin(angle)
-        rotation[first, second] = -math.sin(angle)
+    for plane, angle in zip(ROTATION_PLANES, parameters.angles, strict=True):
+        rotation, sine, cosine = np.eye(3), math.sin(angle), math.cos(angle)
+        rotation[np.ix_(plane, plane)] = [[cosine, -sine], [sine, cosine]]
         matrix = rotation @ matrix
     return matrix
 
@@ -347,36 +314,27 @@ def sampling_grid(
     # without align_corners -1 and 1 are the outer faces of the box: 0 is its centre
     to_box = 2 / (np.asarray(spacing_mm) * np.asarray(box))
     matrix = to_box[:, None] * np.linalg.inv(affine_matrix(parameters))
-    positions = []
-    for axis, (count, step) in enumerate(zip(size, spacing_mm, strict=True)):
-        shape = [count if other == axis else 1 for other in range(3)]
-        positions.append(voxel_centers(count, step, device).view(shape))
+    centers = [voxel_centers(n, step, device) for n, step in zip(size, spacing_mm, strict=True)]
+    columns, rows, slices = (
+        values.view([-1 if other == axis else 1 for other in range(3)])
+        for axis, values in enumerate(centers)
+    )
     grid = torch.empty(*size, 3, dtype=torch.float32, device=device)
-    for axis, row in enumerate(matrix.tolist()):
-        x, y, z = (position * share for position, share in zip(positions, row, strict=True))
-        grid[..., 2 - axis] = x + y + z  # grid_sample counts axes from the last
+    for axis, (x, y, z) in enumerate(matrix.tolist()):  # grid_sample counts axes from the last
+        grid[..., 2 - axis] = columns * x + rows * y + slices * z
     if parameters.elastic_mm > 0:
         displacement = displacement_field(parameters, matrix, spacing_mm, size, device)
-        for axis in range(3):
-            grid[..., 2 - axis] += displacement[axis]
+        grid += displacement.flip(0).movedim(0, -1)
     return grid
 
 
 def voxel_centers(count: int, step: float, device: torch.device) -> Tensor:
-    """Centres of voxels along an axis relative to its middle, in the unit of ``step``.
-
-    >>> voxel_centers(3, 2.0, torch.device("cpu")).tolist()
-    [-2.0, 0.0, 2.0]
-    """
+    """Centres of voxels along an axis relative to its middle, in the unit of ``step``."""
     return (torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2) * step
 
 
 def displacement_field(
-    parameters: SampleParameters,
-    matrix: NDArray[np.float64],
-    spacing_mm: Floats,
-    size: Ints,
-    device: torch.device,
+    p: SampleParameters, matrix: Matrix, spacing_mm: Floats, size: Ints, device: torch.device
 ) -> Tensor:
     """A smooth random field ``(3, *size)``: cubic B-splines on a lattice (Rueckert et al. 1999).
 
@@ -385,14 +343,14 @@ def displacement_field(
     """
     weights = []
     for count, step in zip(size, spacing_mm, strict=True):
-        positions = voxel_centers(count, step / parameters.elastic_spacing_mm, device)
-        reach = math.ceil((count - 1) / 2 * step / parameters.elastic_spacing_mm) + 1
+        positions = voxel_centers(count, step / p.elastic_spacing_mm, device)
+        reach = math.ceil((count - 1) / 2 * step / p.elastic_spacing_mm) + 1
         knots = torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
         weights.append(cubic_bspline(positions[:, None] - knots))
-    generator = torch.Generator().manual_seed(parameters.elastic_seed)
+    generator = torch.Generator().manual_seed(p.elastic_seed)
     shape = (3, *(weight.shape[1] for weight in weights))
     lattice = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
-    lattice = torch.tensordot(torch.from_numpy(matrix), lattice * parameters.elastic_mm, dims=1)
+    lattice = torch.tensordot(torch.from_numpy(matrix), lattice * p.elastic_mm, dims=1)
     displacement = lattice.to(device, torch.float32)
     for weight in weights:  # contracts lattice axis 1 and appends the voxels as the last axis
         displacement = torch.tensordot(displacement, weight, dims=([1], [1]))
@@ -400,11 +358,7 @@ def displacement_field(
 
 
 def cubic_bspline(distance: Tensor) -> Tensor:
-    """The uniform cubic B-spline.
-
-    >>> cubic_bspline(torch.tensor([0.0, 1.0, -1.0, 2.0])).mul(6).tolist()
-    [4.0, 1.0, 1.0, 0.0]
-    """
+    """The uniform cubic B-spline: 4/6 at 0, 1/6 at 1."""
     near, far = 1 - distance.abs(), 2 - distance.abs()
     return (far.clamp(min=0) ** 3 - 4 * near.clamp(min=0) ** 3) / 6
 

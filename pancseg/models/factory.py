@@ -21,56 +21,46 @@ DOWNLOADING = {"monai.losses.perceptual"}  # runs torch.hub.load whatever its ar
 LOADS = re.compile(r"pretrained.*|.*url|weights|checkpoint|.*path.*|filename|.*_dir")
 
 
-def build(node: dict[str, Any], kind: type[Built], *args: Any) -> Built:
-    """Build an object of class ``kind`` from ``_target_``, keyword and positional arguments.
+def build(node: dict[str, Any], base: type[Built], *args: Any) -> Built:
+    """Build an instance of ``base`` from ``_target_``, keyword and positional arguments.
 
     Raises:
-        PancsegError: If the target is missing or not an allowed class, would load weights, or
-            refuses its arguments.
+        PancsegError: If the target is not an allowed class, would load weights, or refuses its
+            arguments.
     """
     target = str(node.get("_target_", ""))
-    expected = f"expected a {kind.__name__} of {', '.join(ALLOWED)}"
-    if target == "???":  # OmegaConf's mandatory value
-        raise PancsegError(
-            f"_target_ is not given; {expected}, such as "
-            "model._target_=monai.networks.nets.AttentionUnet"
-        )
-    found = find_class(target)
-    if found is None or not issubclass(found, kind):
-        raise PancsegError(f"_target_={target}: not allowed; {expected}")
+    built_class = find_class(target)
+    if built_class is None or not issubclass(built_class, base):
+        reason = "not allowed"
+        if target == "???":  # OmegaConf's mandatory value
+            reason = "give one, such as model._target_=monai.networks.nets.AttentionUnet"
+        expected = f"expected a {base.__name__} of {', '.join(ALLOWED)}"
+        raise PancsegError(f"_target_={target}: {reason}; {expected}")
     arguments = {key: value for key, value in node.items() if key != "_target_"}
-    check_loads_nothing(found, arguments)
+    check_loads_nothing(built_class, arguments)
     try:
-        return found(*args, **arguments)
+        return built_class(*args, **arguments)
     except PancsegError:
         raise
-    except Exception as error:  # constructors of other libraries raise any kind
+    except Exception as error:  # constructors of other libraries raise any class
         raise PancsegError(f"{target}: {one_line(error)}") from error
 
 
-def check_loads_nothing(found: type, arguments: dict[str, Any]) -> None:
-    """Check that no argument, given or default, makes a class download or open weights.
-
-    Raises:
-        PancsegError: Naming the argument and a value that is accepted.
-    """
-    parameters = inspect.signature(found).parameters.items()
+def check_loads_nothing(built_class: type, arguments: dict[str, Any]) -> None:
+    """Raise PancsegError if an argument, given or default, would download or open weights."""
+    parameters = inspect.signature(built_class).parameters.items()
     defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
     for name, value in {**defaults, **arguments}.items():
         # numbers are not files: DeepSupervisionLoss(weights=[1, 0.5])
-        if LOADS.fullmatch(name) and (value is True or isinstance(value, (str, dict))):
+        if LOADS.fullmatch(name) and (value is True or isinstance(value, str | dict)):
             raise PancsegError(
-                f"{found.__name__}: {name}={value} would load weights from elsewhere, which is not "
-                f"allowed; give {name}={'false' if value is True else 'null'}"
+                f"{built_class.__name__}: {name}={value} would load weights from elsewhere, which "
+                f"is not allowed; give {name}={'false' if value is True else 'null'}"
             )
 
 
 def one_line(error: Exception) -> str:
-    """The message of an exception without line breaks; its type if it has none.
-
-    >>> one_line(ValueError("no such" + chr(10) + "size")), one_line(KeyError())
-    ('no such size', 'KeyError')
-    """
+    """The message of an exception without line breaks; its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -80,11 +70,11 @@ def find_class(target: str) -> type | None:
     if not is_allowed(module):
         return None
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        value = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError):
         return None
-    is_class = isinstance(found, type) and found.__module__ not in DOWNLOADING
-    return found if is_class and is_allowed(found.__module__) else None
+    is_class = isinstance(value, type) and value.__module__ not in DOWNLOADING
+    return value if is_class and is_allowed(value.__module__) else None
 
 
 def is_allowed(module: str) -> bool:
@@ -97,11 +87,7 @@ def is_allowed(module: str) -> bool:
 
 
 def build_on_meta(model: dict[str, Any]) -> nn.Module:
-    """Build a network with shapes and without values.
-
-    Raises:
-        PancsegError: If it cannot be built.
-    """
+    """Build a network with shapes and without values."""
     try:
         with torch.device("meta"):
             return build(model, nn.Module)

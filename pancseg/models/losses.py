@@ -21,17 +21,16 @@ class DiceCELoss(nn.Module):
 
     def __init__(self, include_background: bool = False, batch: bool = True) -> None:
         super().__init__()
-        self.dice = DiceLoss(
-            include_background=include_background, to_onehot_y=True, softmax=True, batch=batch
-        )
+        self.dice = DiceLoss(include_background, to_onehot_y=True, softmax=True, batch=batch)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``."""
         return self.dice(logits, label) + self.voxel_loss(logits, label)
 
     def voxel_loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The second term, a mean over voxels."""
-        return cross_entropy(logits, label)
+        """Mean cross-entropy, deterministic on CUDA, where torch's own is not."""
+        target = one_hot(label, num_classes=logits.shape[1])
+        return -(logits.log_softmax(dim=1) * target).sum(dim=1).mean()
 
 
 class DiceFocalLoss(DiceCELoss):
@@ -51,39 +50,17 @@ class DiceFocalLoss(DiceCELoss):
         return logits.shape[1] * self.focal(logits, label)
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean cross-entropy of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``.
-
-    Deterministic on CUDA, where ``torch.nn.functional.cross_entropy`` is not.
-    """
-    target = one_hot(label, num_classes=logits.shape[1])
-    return -(logits.log_softmax(dim=1) * target).sum(dim=1).mean()
-
-
 def deep_supervision_loss(loss: nn.Module, logits: Tensor | list[Tensor], label: Tensor) -> Tensor:
-    """Weighted mean of the losses of all heads; the loss itself for a single tensor.
+    """Loss of one tensor of logits, or mean over heads from fine to coarse.
 
-    Args:
-        loss: Of logits ``(B, 2, h, w, d)`` and labels ``(B, 1, h, w, d)``.
-        logits: One tensor, or several from fine to coarse; converted to float32, because sums over
-            10^6 voxels lose digits in half precision.
-        label: ``(B, 1, H, W, D)``. MONAI resamples it by ``nearest-exact``, which is off by half a
-            voxel at most; ``nearest`` takes the first voxel of each block.
+    Heads have weights 1, 1/2, 1/4, ... over their sum, as in nnU-Net; MONAI does not divide by the
+    sum, so that more heads act as a higher learning rate. Logits become float32, because sums over
+    10^6 voxels lose digits in half precision. MONAI resamples the label by ``nearest-exact``, which
+    is off by half a voxel at most; ``nearest`` takes the first voxel of each block.
     """
     if isinstance(logits, Tensor):
         return loss(logits.float(), label)
-    weights = head_weights(len(logits))
+    halves = [0.5**level for level in range(len(logits))]
+    weights = [weight / sum(halves) for weight in halves]
     weighted = DeepSupervisionLoss(loss, weights=weights)  # type: ignore[arg-type]  # any module
     return weighted([head.float() for head in logits], label.float())
-
-
-def head_weights(heads: int) -> list[float]:
-    """Weights of the heads, fine to coarse: 1, 1/2, 1/4, ... over their sum, as in nnU-Net.
-
-    MONAI does not divide by the sum: more heads would act as a higher learning rate.
-
-    >>> head_weights(2)
-    [0.6666666666666666, 0.3333333333333333]
-    """
-    halves = [0.5**level for level in range(heads)]
-    return [weight / sum(halves) for weight in halves]

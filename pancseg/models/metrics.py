@@ -25,12 +25,7 @@ class PatientDice(Metric):
         self.add_state("voxels", default=[], dist_reduce_fx="cat")
 
     def update(self, voxels: Tensor, patient: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            voxels: ``(B, 3)`` from :func:`count_voxels`.
-            patient: ``(B,)`` int.
-        """
+        """Add a batch: ``(B, 3)`` of :func:`count_voxels`, and patients ``(B,)`` int."""
         self.patients.append(patient.detach().reshape(-1))  # type: ignore[operator, union-attr]
         self.voxels.append(voxels)  # type: ignore[operator, union-attr]
 
@@ -50,23 +45,14 @@ class PatientDice(Metric):
 
 
 def count_voxels(prediction: Tensor, label: Tensor) -> Tensor:
-    """Voxels of the intersection, the prediction and the label per sample: ``(B, 3)`` int64.
-
-    Args:
-        prediction: ``(B, 1, H, W, D)`` bool.
-        label: ``(B, 1, H, W, D)``, foreground above 0.
-    """
+    """Voxels of intersection, prediction and label, ``(B, 3)`` int64, of ``(B, 1, H, W, D)``."""
     predicted, labelled = prediction.flatten(1).bool(), label.flatten(1) > 0
     counts = [(predicted & labelled).sum(1), predicted.sum(1), labelled.sum(1)]
     return torch.stack(counts, dim=1)
 
 
 def batch_dice(voxels: Tensor) -> Tensor:
-    """Hard Dice of the foreground over all voxels of a batch; 1 if both masks are empty.
-
-    >>> batch_dice(count_voxels(torch.tensor([[1, 1, 0]]) > 0, torch.tensor([[1, 0, 0]]))).item()
-    0.6666666865348816
-    """
+    """Hard Dice of the foreground over all voxels of a batch; 1 if both masks are empty."""
     common, predicted, labelled = voxels.sum(0)
     total = predicted + labelled
     return torch.where(total > 0, 2 * common / total.clamp(min=1), 1.0)

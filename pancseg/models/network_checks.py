@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pancseg.errors import PancsegError
 from pancseg.models.factory import build_on_meta, count_parameters, one_line
 
-STEPS = (1, 2, 4, 8, 16, 32, 64, 128)  # tried as the divisor of a patch size
+DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)  # of a patch size, tried in this order
 
 
 def count_multiply_adds(network: nn.Module, spatial_size: Sequence[int]) -> int:
@@ -22,7 +22,7 @@ def count_multiply_adds(network: nn.Module, spatial_size: Sequence[int]) -> int:
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             network.eval()(torch.empty(1, 1, *spatial_size, device="meta"))
-    except Exception as error:  # networks of other libraries raise any kind
+    except Exception as error:  # networks of other libraries raise any class
         if not needs_values(error):
             raise
         return 0
@@ -32,19 +32,13 @@ def count_multiply_adds(network: nn.Module, spatial_size: Sequence[int]) -> int:
 def describe_cost(model: dict[str, Any], spatial_size: Sequence[int]) -> str:
     """Parameters of a network, and its multiply-adds for a patch where they can be counted."""
     network = build_on_meta(model)
-    parameters = f"{count_parameters(network) / 1e6:.1f} M parameters"
     multiply_adds = count_multiply_adds(network, spatial_size)
-    if not multiply_adds:
-        return parameters
-    return f"{parameters}, {multiply_adds / 1e9:.0f} G multiply-adds a patch"
+    cost = f", {multiply_adds / 1e9:.0f} G multiply-adds a patch" if multiply_adds else ""
+    return f"{count_parameters(network) / 1e6:.1f} M parameters{cost}"
 
 
 def needs_values(error: Exception) -> bool:
-    """Whether a network failed only because it reads values, which the meta device lacks.
-
-    >>> needs_values(RuntimeError("Tensor.item() cannot be called on meta tensors"))
-    True
-    """
+    """Whether a network failed only because it reads values, which the meta device lacks."""
     return isinstance(error, NotImplementedError) or "meta tensor" in str(error)
 
 
@@ -67,8 +61,12 @@ def check_spatial_size(
         if depends_on_size:
             check_by_trials(model, None, size, batch_size)
         raise
-    for axis, (step, least) in enumerate(strides_rule(getattr(network, "strides", ()))):
-        check_axis(size, axis, step, least)
+    strides = [[s] * 3 if isinstance(s, int) else s for s in getattr(network, "strides", ())]
+    if strides and all(len(stride) == 3 for stride in strides):
+        for axis in range(3):
+            divisor = math.prod(stride[axis] for stride in strides)  # for the skip connections
+            # a bottom level of one voxel has no spatial context
+            check_axis(size, axis, divisor, 2 * divisor)
     if problem := find_problem(network, size, batch_size):
         check_by_trials(model, None if depends_on_size else network, size, batch_size)
         raise PancsegError(problem)
@@ -80,11 +78,11 @@ def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> st
     try:
         with torch.no_grad():
             outputs, logits = network.train()(image), network.eval()(image)
-    except Exception as error:  # networks of other libraries raise any kind
-        if needs_values(error):  # cannot be tried here
+    except Exception as error:  # networks of other libraries raise any class
+        if needs_values(error):
             return ""
         return f"data.spatial_size={list(size)}: this network does not take it: {one_line(error)}"
-    finest = outputs[0] if isinstance(outputs, (list, tuple)) and outputs else outputs
+    finest = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
     if not isinstance(finest, Tensor) or not isinstance(logits, Tensor):
         return (
             f"{name}: expected a tensor of logits in evaluation, and in training a tensor or a "
@@ -93,36 +91,19 @@ def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> st
     expected = [batch_size, 2, *size]
     for shape in (list(finest.shape), list(logits.shape)):
         if shape != expected:
-            images = f"images of shape {list(image.shape)}"
-            return f"{name}: gives logits of shape {shape} for {images}; expected {expected}"
+            return f"{name}: gives logits of shape {shape}; expected {expected}"
     return ""
 
 
-def strides_rule(strides: Sequence[int | Sequence[int]]) -> list[tuple[int, int]]:
-    """Divisor and least size of each axis of a network with strides; empty without.
-
-    The divisor is the product of the strides, so that skip connections fit; the least size is twice
-    that, because a bottom level of one voxel has no spatial context.
-
-    >>> strides_rule([2, [2, 2, 1]])
-    [(4, 8), (4, 8), (2, 4)]
-    """
-    by_axis = [[stride] * 3 if isinstance(stride, int) else stride for stride in strides]
-    if any(len(stride) != 3 for stride in by_axis):  # a network for two dimensions
-        return []
-    steps = [math.prod(stride[axis] for stride in by_axis) for axis in range(3)]
-    return [(step, 2 * step) for step in steps] if by_axis else []
-
-
-def check_axis(size: Sequence[int], axis: int, step: int, least: int) -> None:
-    """Raise with the two nearest sizes unless an axis is a multiple of ``step`` from ``least``."""
-    if size[axis] >= least and size[axis] % step == 0:
-        return
-    below = max(least, size[axis] // step * step)
-    raise PancsegError(
-        f"data.spatial_size={list(size)}: axis {axis} is {size[axis]}, but this network takes "
-        f"multiples of {step} from {least} on; the nearest that work are {below} and {below + step}"
-    )
+def check_axis(size: Sequence[int], axis: int, divisor: int, least: int) -> None:
+    """Raise PancsegError unless an axis is a multiple of ``divisor``, ``least`` or more."""
+    if size[axis] < least or size[axis] % divisor:
+        below = max(least, size[axis] // divisor * divisor)
+        raise PancsegError(
+            f"data.spatial_size={list(size)}: axis {axis} is {size[axis]}, but this network takes "
+            f"multiples of {divisor} from {least} on; the nearest that work are {below} and "
+            f"{below + divisor}"
+        )
 
 
 def check_by_trials(
@@ -132,21 +113,18 @@ def check_by_trials(
 
     Without ``network``, it is built anew with each size as its ``img_size``.
     """
+    whole = [max(128, math.ceil(voxels / 128) * 128) for voxels in size]  # all DIVISORS divide it
 
-    def takes(tried: list[int]) -> bool:
+    def is_taken(axis: int, voxels: int) -> bool:
+        tried = [*whole[:axis], voxels, *whole[axis + 1 :]]
         try:
             trial = network or build_on_meta({**model, "img_size": tried})
         except PancsegError:
             return False
         return not find_problem(trial, tried, batch_size)
 
-    whole = [max(128, math.ceil(voxels / 128) * 128) for voxels in size]  # every step divides it
-    for axis in range(3) if takes(whole) else ():
-
-        def takes_along(voxels: int, axis: int = axis) -> bool:
-            return takes([*whole[:axis], voxels, *whole[axis + 1 :]])
-
-        step = next((step for step in STEPS if takes_along(128 + step)), None)
-        if step:
-            least = next(n for n in range(step, 129 + step, step) if takes_along(n))
-            check_axis(size, axis, step, least)
+    for axis in range(3) if is_taken(0, whole[0]) else ():
+        divisor = next((n for n in DIVISORS if is_taken(axis, 128 + n)), None)
+        if divisor:
+            multiples = range(divisor, 129 + divisor, divisor)
+            check_axis(size, axis, divisor, next(n for n in multiples if is_taken(axis, n)))

@@ -1,4 +1,4 @@
-"""Files of weights: of pancseg or of MONAI's examples, to begin a training with."""
+"""Weights of a file, of pancseg or of MONAI's examples, to begin a training with."""
 
 import warnings
 import zipfile
@@ -19,34 +19,23 @@ MIN_SHARE = 0.5  # of the network's tensors that a file must hold
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights of a file.
-
-    Attributes:
-        path: The file.
-        weights: By the network's names.
-        seen: Patients whom they were trained on or chosen by; None if the file does not say.
-    """
+    """Weights of a file."""
 
     path: Path
-    weights: dict[str, Tensor]
-    seen: frozenset[str] | None
+    weights: dict[str, Tensor]  # by the network's names
+    seen: frozenset[str] | None  # patients of training and validation; None: unknown
 
 
 def open_weights(path: Path) -> InitialWeights:
-    """Read a checkpoint of pancseg, or a state dict as MONAI's examples save it.
-
-    Raises:
-        PancsegError: If the file holds no weights, or an unreadable list of patients.
-    """
+    """Read a checkpoint of pancseg, or a state dict as MONAI's examples save it."""
     try:
         content = load_tensors(path)
         return InitialWeights(path, weights_in(content), patients_in(content))
     except PancsegError as error:
         raise PancsegError(f"init_from={path}: {error}") from error
     except Exception as error:  # a damaged or forged file raises nearly any
-        raise PancsegError(
-            f"init_from={path}: is neither a checkpoint nor a state_dict ({type(error).__name__})"
-        ) from error
+        reason = f"is neither a checkpoint nor a state_dict ({type(error).__name__})"
+        raise PancsegError(f"init_from={path}: {reason}") from error
 
 
 def load_tensors(path: Path) -> Any:
@@ -70,20 +59,13 @@ def load_tensors(path: Path) -> Any:
 
 
 def load_pretrained(network: nn.Module, initial: InitialWeights) -> str:
-    """Copy every weight of equal name and shape into a network.
-
-    Returns:
-        Number of copied weights, in a line.
+    """Copy every weight of equal name and shape into a network; how many, in a line.
 
     Raises:
         PancsegError: If fewer than half of the network's tensors are there.
     """
-    own = network.state_dict()
-    fitting = {
-        name: value
-        for name, value in initial.weights.items()
-        if name in own and own[name].shape == value.shape
-    }
+    own, weights = network.state_dict(), initial.weights
+    fitting = {k: weights[k] for k in own if k in weights and own[k].shape == weights[k].shape}
     if len(fitting) < max(1, MIN_SHARE * len(own)):
         raise PancsegError(
             f"init_from={initial.path}: holds {len(fitting)} of this network's {len(own)} weights; "
@@ -97,7 +79,7 @@ def load_pretrained(network: nn.Module, initial: InitialWeights) -> str:
 
 
 def patients_in(content: Any) -> frozenset[str] | None:
-    """Patients whom weights were trained on or chosen by; None if a file does not say."""
+    """Patients of training and validation; None if a file does not say."""
     if "CTDataModule" not in content:
         return None
     state = content["CTDataModule"]
@@ -108,18 +90,12 @@ def patients_in(content: Any) -> frozenset[str] | None:
 
 
 def weights_in(content: Any) -> dict[str, Tensor]:
-    """The weights in the content of a file, by the network's names.
-
-    >>> import torch
-    >>> list(weights_in({"state_dict": {"network.conv.weight": torch.ones(1), "epoch": 3}}))
-    ['conv.weight']
-    """
+    """The weights in the content of a file, by the network's names."""
     for name in WRAPPERS:
         if isinstance(content.get(name), Mapping):
             content = content[name]
-    found = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in found):
-            inside = (item for item in found.items() if item[0].startswith(prefix))
-            found = {name.removeprefix(prefix): value for name, value in inside}
-    return found
+        inside = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        weights = inside or weights
+    return weights

@@ -27,23 +27,17 @@ def plan_levels(
     spacing is at least twice the finest, until halving has made them similar; at the bottom level
     it is 3.
 
-    Args:
-        spatial_size: Voxels of the patch.
-        spacing_mm: Voxel size along each axis.
-        max_levels: Most levels, full resolution included.
-
-    >>> plan_levels([32, 32, 16], [1.5, 1.5, 1.0])
-    ([(1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 1)], [(3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3)])
     >>> plan_levels([32, 32, 16], [1.0, 1.0, 5.0])
     ([(1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 2)], [(3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3)])
     """
     size, spacing = list(spatial_size), list(spacing_mm)
-    strides: list[Triple] = [(1, 1, 1)]
-    kernels: list[Triple] = []
-    kernel: Triple = (1, 1, 1)
+    strides, kernels = [(1, 1, 1)], [(1, 1, 1)]
     while len(strides) <= max_levels:
-        kernel = widen_kernel(kernel, spacing)
-        kernels.append(kernel)
+        x, y, z = (
+            3 if length < 2 * min(spacing) else before
+            for length, before in zip(spacing, kernels[-1], strict=True)
+        )
+        kernels.append((x, y, z))
         divisible = [axis for axis in range(3) if size[axis] >= 2 * MIN_VOXELS]
         finest = min((spacing[axis] for axis in divisible), default=0.0)
         halved = [axis for axis in divisible if spacing[axis] < 2 * finest]
@@ -54,18 +48,7 @@ def plan_levels(
         size = [voxels // step for voxels, step in zip(size, strides[-1], strict=True)]
         spacing = [length * step for length, step in zip(spacing, strides[-1], strict=True)]
     levels = min(len(strides), max_levels)
-    return strides[:levels], [*kernels[: levels - 1], (3, 3, 3)]
-
-
-def widen_kernel(kernel: Triple, spacing_mm: Sequence[float]) -> Triple:
-    """Set a kernel to 3 along the axes whose spacing is less than twice the finest.
-
-    >>> widen_kernel((1, 1, 1), [1.0, 1.0, 2.0]), widen_kernel((1, 1, 3), [1.0, 1.0, 0.1])
-    ((3, 3, 1), (1, 1, 3))
-    """
-    finest = min(spacing_mm)
-    x, y, z = (3 if spacing_mm[axis] < 2 * finest else kernel[axis] for axis in range(3))
-    return x, y, z
+    return strides[:levels], [*kernels[1:levels], (3, 3, 3)]
 
 
 class LeakyReLUFunction(Function):
@@ -82,9 +65,8 @@ class LeakyReLUFunction(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Gradient with respect to ``features``."""
-        return torch.ops.aten.leaky_relu_backward(
-            gradient, *ctx.saved_tensors, ctx.slope, True
-        ), None
+        backward = torch.ops.aten.leaky_relu_backward
+        return backward(gradient, *ctx.saved_tensors, ctx.slope, True), None
 
 
 class LeakyReLU(nn.LeakyReLU):
@@ -131,9 +113,6 @@ class ResUNet(DynUNet):
         prior: Foreground probability of an untrained network, about (Lin et al. 2017, arXiv
             1708.02002); from 0.5, the first steps only learn that most voxels are background.
         use_checkpoint: Recompute the inside of blocks in the backward pass: less memory, slower.
-
-    Raises:
-        ValueError: If the patch is too small for three levels, or a number is out of range.
     """
 
     def __init__(
@@ -156,12 +135,11 @@ class ResUNet(DynUNet):
                 f"a patch of {list(spatial_size)} with max_levels={max_levels} gives "
                 f"{len(strides)} levels; expected 3 or more: at least 16 voxels along an axis"
             )
-        if width < 1 or deep_supervision < 0:
+        if width < 1 or deep_supervision < 0 or not 0 < prior < 1:
             raise ValueError(
-                f"width={width}, deep_supervision={deep_supervision}: expected 1 or more, 0 or more"
+                f"width={width}, deep_supervision={deep_supervision}, prior={prior}: expected 1 or "
+                "more, 0 or more, between 0 and 1"
             )
-        if not 0 < prior < 1:
-            raise ValueError(f"prior={prior}: expected between 0 and 1")
         heads = min(deep_supervision, len(strides) - 2)
         super().__init__(
             spatial_dims=3,

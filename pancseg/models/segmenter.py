@@ -38,12 +38,10 @@ class Segmenter(pl.LightningModule):
     Args:
         model: ``_target_`` and arguments of a network with 1 channel in and 2 out; in training it
             may give a list of logits, from fine to coarse.
-        loss: ``_target_`` and arguments of a loss of logits ``(B, 2, H, W, D)`` and labels
-            ``(B, 1, H, W, D)``.
-        optimizer: ``_target_`` and arguments, without the parameters.
-        scheduler: ``_target_`` and arguments, without the optimizer, stepped after each step of it;
-            a null ``T_max``, ``total_iters`` or ``total_steps`` becomes the steps of the training.
-            None is a constant rate.
+        loss: Likewise, of logits ``(B, 2, H, W, D)`` and labels ``(B, 1, H, W, D)``.
+        optimizer: Likewise, without the parameters.
+        scheduler: Likewise, without the optimizer, stepped after each step of it; a null ``T_max``,
+            ``total_iters`` or ``total_steps`` becomes the steps of the training.
         view: ``size`` of the network's input, voxels, and ``overlap`` of the windows by which a
             larger image is segmented; None takes any image whole.
         seed: Of everything random in a step.
@@ -65,24 +63,19 @@ class Segmenter(pl.LightningModule):
         self.loss_function = build(loss, nn.Module)
         self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
         self.dice = nn.ModuleDict({f"{subset}_dice": PatientDice() for subset in SUBSETS})
-        self.means = nn.ModuleDict(
-            {
-                # torchmetrics' own check for NaN reads each value from the GPU
-                f"{subset}_{name}": MeanMetric(nan_strategy="disable")
-                for subset in SUBSETS
-                for name in ("loss", "recipe_metric")
-            }
-        )
+        names = [f"{subset}_{name}" for subset in SUBSETS for name in ("loss", "recipe_metric")]
+        # torchmetrics' own check for NaN reads each value from the GPU
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in names})
         self.memory_format = torch.contiguous_format
         self.sum_device: torch.device | None = None  # of windows; None: of the image
 
     def prepare_for(
         self, device_type: str, channels_last: bool | None = None, compile_mode: str | None = None
     ) -> None:
-        """Arrange the network as is fast on a device; names of weights in checkpoints stay.
+        """Arrange the network as is fast on ``cpu`` or ``cuda``; names of weights stay.
 
         Args:
-            device_type: ``cpu`` or ``cuda``.
+            device_type: Of the device.
             channels_last: Memory format; None is the faster one for the network.
             compile_mode: Mode of ``torch.compile``, at the first call; None does not compile.
         """
@@ -104,16 +97,10 @@ class Segmenter(pl.LightningModule):
         view = self.hparams["view"]
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):
             return finest(self.network(image))
+        options: dict[str, Any] = {"overlap": view["overlap"], "device": self.sum_device}
+        options |= {"predictor": self.window_logits, "mode": "gaussian"}
         try:
-            return sliding_window_inference(  # type: ignore[return-value]
-                image,
-                roi_size=view["size"],
-                sw_batch_size=WINDOWS,
-                predictor=self.window_logits,
-                overlap=view["overlap"],
-                mode="gaussian",
-                device=self.sum_device,
-            )
+            return sliding_window_inference(image, view["size"], WINDOWS, **options)  # type: ignore[return-value]
         except RuntimeError as error:
             if self.sum_device is not None or not is_out_of_memory(error):
                 raise
@@ -197,17 +184,12 @@ class Segmenter(pl.LightningModule):
         self.log_dict(named, on_step=True, on_epoch=False, batch_size=size)
         epoch: dict[str, Any] = {f"{subset}/dice": dice}
         for name in ("loss", "recipe_metric"):
-            mean = self.means[f"{subset}_{name}"]
+            epoch[f"{subset}/{name}"] = mean = self.means[f"{subset}_{name}"]
             mean.update(steps[name], size)  # type: ignore[operator]
-            epoch[f"{subset}/{name}"] = mean
         self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=size)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer, and the scheduler of its learning rate.
-
-        Raises:
-            PancsegError: If the scheduler needs the end of a training that has none.
-        """
+        """Build the optimizer, and the scheduler of its learning rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = build(self.hparams["optimizer"], torch.optim.Optimizer, parameters)
         node = self.hparams["scheduler"]
@@ -220,12 +202,8 @@ class Segmenter(pl.LightningModule):
                 f"scheduler.{open_ends[0]}: give it, trainer.max_epochs or trainer.max_steps, or "
                 "take scheduler=constant"
             )
-        node = {**node, **dict.fromkeys(open_ends, steps)}
-        scheduler = build(node, LRScheduler, optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        scheduler = build({**node, **dict.fromkeys(open_ends, steps)}, LRScheduler, optimizer)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def total_steps(self) -> int | None:
         """Steps of the optimizer until ``trainer.max_epochs`` or ``max_steps``; None without both.
@@ -254,7 +232,7 @@ class Segmenter(pl.LightningModule):
 
 
 def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
-    """The logits at full resolution, of a network that may give several."""
+    """The logits at full resolution of a network with deep supervision or without."""
     return logits if isinstance(logits, Tensor) else logits[0]
 
 

@@ -88,10 +88,7 @@ class Anatomy:
     def place_scan(
         self, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
     ) -> Grid:
-        """Grid around the body, centred on the pancreas in height.
-
-        A long scan is shifted up or down, as far as the pancreas stays inside.
-        """
+        """Grid around the body and the pancreas, shifted up or down where the scan is long."""
         points, radius = map(np.concatenate, zip(self.plan.axis, self.plan.uncinate, strict=True))
         z = (points * self.body.scale) @ self.body.rotation[2] + self.body.centre_mm[2]
         radius = radius * self.body.scale[2] + self.plan.lobule_mm + self.body.warp_mm
@@ -165,20 +162,17 @@ class Abdomen(Lattice):
         kidneys = self._kidneys(self.stream("kidneys"))
         vessels = self._vessels(self.stream("vessels"))
         pancreas = self._pancreas(outline(kidneys), self.stream("lobules"))
-        near = outline(pancreas + vessels)
-        duodenum = self._duodenum(near, self.stream("duodenum"))
-        near = np.minimum(near, outline(kidneys))
+        duodenum = self._duodenum(outline(pancreas + vessels), self.stream("duodenum"))
+        near = outline(pancreas + vessels + kidneys)
         stomach = self._stomach(near, self.stream("stomach"))
         near = np.minimum(near, outline(duodenum + stomach))
         liver = self._liver(near, self.stream("liver"))
         spleen = self._spleen(near, self.stream("spleen"))
         near = np.minimum(near, outline(liver + spleen))
         colon = self._colon(near, self.stream("colon"))
-        near = np.minimum(near, outline(colon))
-        bowel = self._small_bowel(near, self.stream("bowel"))
-        thorax = self._heart(self.stream("heart"))
+        bowel = self._small_bowel(np.minimum(near, outline(colon)), self.stream("bowel"))
         organs = [*bowel, *colon, *liver, *spleen, *kidneys, *stomach, *duodenum]
-        return [*self.trunk, *thorax, *organs, *pancreas, *vessels]
+        return [*self.trunk, *self._heart(self.stream("heart")), *organs, *pancreas, *vessels]
 
     def _muscles(self, rng: Rng) -> Layer:
         """Back muscles, psoas and the crura of the diaphragm, both sides."""

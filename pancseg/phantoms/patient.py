@@ -14,13 +14,13 @@ from pancseg.phantoms.anatomy import Anatomy
 from pancseg.phantoms.scanner import draw_scanner, scan
 from pancseg.phantoms.tissue import Tissue
 
+# slope, intercept, whether stored numbers are signed
 CT_STORAGES = (1, -1024, False), (1, 0, True), (0.5, -1024, False), (2, -1024, False)
-"""Slope, intercept, whether stored numbers are signed."""
 SCANNERS = ("Imaginary Imaging", "Phantom One"), ("Sample Systems", "Helix 64")
 
 
 class SeriesStyle:
-    """Storage of a patient's series: a pair for CT and mask each."""
+    """How a patient's series are stored; pairs are for CT and mask."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.feet_first, self.numbered_from_feet = rng.integers(0, 2, (2, 2)).tolist()
@@ -33,7 +33,6 @@ class SeriesStyle:
 class Phantom:
     """A simulated patient on the grid of a scan; arrays are ``(columns, rows, slices)``, RAS."""
 
-    patient: str  # folder and PatientID, phantom-<seed>-<index>
     seed: int
     index: int
     image_hu: NDArray[np.int16]  # slice 0 nearest the feet
@@ -44,10 +43,15 @@ class Phantom:
     noise_hu: float  # standard deviation
     style: SeriesStyle
 
+    @property
+    def patient(self) -> str:
+        """Folder and PatientID."""
+        return f"phantom-{self.seed}-{self.index:03d}"
+
     def uid(self, *purpose: object) -> str:
         """DICOM UID, the same whenever the same phantom is written."""
-        place = str(self.affine.round(4).tolist())
-        return generate_uid(entropy_srcs=[self.patient, place, *map(str, purpose)])
+        affine = str(self.affine.round(4).tolist())
+        return generate_uid(entropy_srcs=[self.patient, affine, *map(str, purpose)])
 
 
 def simulate_patient(
@@ -56,10 +60,7 @@ def simulate_patient(
     shape: tuple[int, int, int] = (256, 256, 180),
     spacing_mm: tuple[float, float, float] = (1.5, 1.5, 2.0),
 ) -> Phantom:
-    """Simulate a patient; the anatomy depends on ``seed`` and ``index`` alone.
-
-    ``shape`` and ``spacing_mm`` are those of columns, rows and slices.
-    """
+    """Simulate a patient on a grid of columns, rows and slices; the anatomy depends on neither."""
     anatomy = Anatomy(seed, index)
     grid = anatomy.place_scan(shape, spacing_mm)
     tissue = anatomy.sample(grid)
@@ -68,17 +69,10 @@ def simulate_patient(
     hu = scan(tissue, grid, scanner, anatomy.stream("noise"))
     np.clip(hu, -1024, 3071, out=hu)  # 12 bits
     step_hu = max(1, int(style.storage[0][0]))
+    image_hu = (np.rint(hu / step_hu) * step_hu).astype(np.int16).T
+    label = (tissue == Tissue.PANCREAS).astype(np.uint8).T
     return Phantom(
-        patient=f"phantom-{seed}-{index:03d}",
-        seed=seed,
-        index=index,
-        image_hu=(np.rint(hu / step_hu) * step_hu).astype(np.int16).T,
-        label=(tissue == Tissue.PANCREAS).astype(np.uint8).T,
-        tissue=tissue.T,
-        affine=grid.affine,
-        phase=scanner.phase,
-        noise_hu=scanner.noise_hu,
-        style=style,
+        seed, index, image_hu, label, tissue.T, grid.affine, scanner.phase, scanner.noise_hu, style
     )
 
 
@@ -96,10 +90,7 @@ def write_patient(phantom: Phantom, out: Path) -> None:
 
 
 def write_series(phantom: Phantom, folder: Path, *, mask: bool) -> None:
-    """Write CT or mask as one file a slice, in random order and under random names.
-
-    The affine is RAS; DICOM is LPS, so x and y change sign.
-    """
+    """Write CT or mask as one file a slice, in random order and under random names."""
     style, slices = phantom.style, phantom.label.shape[2]
     slope, intercept, signed = style.storage[mask]
     hu = phantom.label.astype(np.int32) * style.mask_value if mask else phantom.image_hu
@@ -109,16 +100,16 @@ def write_series(phantom: Phantom, folder: Path, *, mask: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("*.dcm"):  # of another shape: two series would share the folder
         earlier.unlink()
-    for place in rng.permutation(slices).tolist():
-        x, y, z = (phantom.affine @ [0, 0, place, 1])[:3].round(4).tolist()
-        header.SOPInstanceUID = phantom.uid(header.SeriesInstanceUID, place)
-        header.InstanceNumber = place + 1 if style.numbered_from_feet[mask] else slices - place
-        header.ImagePositionPatient, header.SliceLocation = [-x, -y, z], z
-        stored = (hu[:, :, place].T.astype(np.int32) - intercept) / slope
+    for k in rng.permutation(slices).tolist():
+        x, y, z = (phantom.affine @ [0, 0, k, 1])[:3].round(4).tolist()
+        header.SOPInstanceUID = phantom.uid(header.SeriesInstanceUID, k)
+        header.InstanceNumber = k + 1 if style.numbered_from_feet[mask] else slices - k
+        header.ImagePositionPatient, header.SliceLocation = [-x, -y, z], z  # LPS
+        stored = (hu[:, :, k].T.astype(np.int32) - intercept) / slope
         header.PixelData = stored.astype(np.int16 if signed else np.uint16).tobytes()
         header.file_meta = FileMetaDataset()
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dcmwrite(folder / names[place], header, enforce_file_format=True)
+        dcmwrite(folder / names[k], header, enforce_file_format=True)
 
 
 def series_header(phantom: Phantom, mask: bool) -> Dataset:

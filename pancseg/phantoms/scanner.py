@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from pancseg.phantoms.shapes import Grid, SmoothNoise
 from pancseg.phantoms.tissue import Tissue
 
+# frequency of each contrast phase, in the order of Tissue.mean_hu
 PHASES = {"native": 0.15, "arterial": 0.25, "portal": 0.45, "late": 0.15}
-"""Frequency of each contrast phase, in the order of ``Tissue.mean_hu``."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ def scan(
 ) -> NDArray[np.float32]:
     """HU of a tissue volume, ``(slices, rows, columns)``, neither rounded nor clipped.
 
-    Anatomy and quantum noise pass the same kernel, as in a reconstruction: edges have partial
-    volume and noise is correlated. The noise is scaled up before by the share that the kernel
-    removes.
+    Anatomy and quantum noise pass the same kernel: edges have partial volume and noise is
+    correlated. The noise is scaled up before by the share that the kernel removes.
     """
     hu = SmoothNoise(rng, 17.0, 10).on_axes(*grid.axes_mm)
     hu += SmoothNoise(rng, 7.5, 14).on_axes(*grid.axes_mm)

@@ -36,11 +36,6 @@ class SmoothNoise:
 
         ``exp(i(x + y + z)) = exp(ix) exp(iy) exp(iz)`` separates the axes, so that a matrix
         product gives the volume.
-
-        >>> axis = np.arange(0.0, 400.0, 5.0)
-        >>> values = SmoothNoise(np.random.default_rng(0), 20.0).on_axes(axis, axis, axis)
-        >>> values.shape, round(float(values.std()), 1)
-        ((80, 80, 80), 1.0)
         """
         x, y, z = self.wave_xyz.T
         zy = np.exp(1j * (np.outer(z_mm, z) + self.phase))[:, None] * np.exp(1j * np.outer(y_mm, y))
@@ -74,7 +69,7 @@ class Grid:
 
 
 class Body:
-    """Size and pose of a patient, from slight to heavy, supine, not quite straight.
+    """Size and pose of a patient.
 
     Shapes are defined in the standard body: mm, RAS, with the origin in the middle of the abdomen
     at the height of the pancreas.
@@ -108,11 +103,7 @@ class Curve(NamedTuple):
 
 
 def curve_through(knots: ArrayLike) -> Curve:
-    """Cubic spline with a point every 1.5 mm through ``(n, 4)`` knots: x, y, z, radius, mm.
-
-    >>> round(curve_through([[0, 0, 0, 5], [30, 0, 0, 5], [60, 0, 0, 4]]).length_mm)
-    60
-    """
+    """Cubic spline with a point every 1.5 mm through ``(n, 4)`` knots: x, y, z, radius, mm."""
     values = np.asarray(knots, dtype=float)
     steps = np.linalg.norm(np.diff(values[:, :3], axis=0), axis=1)
     along = np.concatenate([[0.0], np.cumsum(steps)])
@@ -133,15 +124,13 @@ class Lattice:
     """Nodes every 3 mm over the part of the patient that a scan covers.
 
     Shapes are evaluated at the nodes and interpolated to the voxels. Nodes are multiples of 3 mm
-    in the world, so that the shapes of a patient do not depend on the grid of the scan.
+    in the world: the shapes of a patient do not depend on the grid of the scan.
     """
 
     def __init__(self, body: Body, grid: Grid) -> None:
         self.body, self.grid = body, grid
-        axes = []
-        for axis, centre, reach in zip(
-            grid.axes_mm, body.centre_mm[::-1], (np.inf, 190.0, 210.0), strict=True
-        ):
+        axes, centre_mm, reach_mm = [], body.centre_mm[::-1], (np.inf, 190.0, 210.0)
+        for axis, centre, reach in zip(grid.axes_mm, centre_mm, reach_mm, strict=True):
             low = max(axis.min(), centre - reach)
             high = max(min(axis.max(), centre + reach), low)
             axes.append(np.arange(low // STEP_MM - 1, np.ceil(high / STEP_MM) + 2) * STEP_MM)
@@ -166,8 +155,7 @@ class Lattice:
     def tube(self, curve: Curve, flatten: ArrayLike = (1, 1, 1)) -> tuple[Field, Field]:
         """Tube around a curve, thinner along axes whose ``flatten`` is above 1.
 
-        Returns:
-            The field, and the distance of each node near the tube in front of the centre line, mm.
+        Return the field, and how far nodes near the tube lie in front of the centre line, mm.
         """
         field, rise = np.full((2, *self.x.shape), FAR_MM, np.float32)
         reach = float(curve.radius_mm.max()) + REACH_MM
@@ -179,10 +167,10 @@ class Lattice:
         close = close[tuple(map(slice, field.shape))]
         points = self.xyz[:, close].T
         distance, nearest = tree.query(points * stretch, distance_upper_bound=reach)
-        found = np.isfinite(distance)
-        nearest[~found] = 0
-        field[close] = np.where(found, distance - curve.radius_mm[nearest], FAR_MM)
-        rise[close] = np.where(found, points[:, 1] - curve.points_mm[nearest, 1], FAR_MM)
+        is_near = np.isfinite(distance)
+        nearest[~is_near] = 0
+        field[close] = np.where(is_near, distance - curve.radius_mm[nearest], FAR_MM)
+        rise[close] = np.where(is_near, points[:, 1] - curve.points_mm[nearest, 1], FAR_MM)
         return field, rise
 
     def ellipsoid(self, centre_mm: ArrayLike, radii_mm: ArrayLike) -> Field:
@@ -193,10 +181,7 @@ class Lattice:
         return (np.sqrt(squares) - 1) * radii.min()
 
     def paint(self, layers: list[Layer]) -> NDArray[np.uint8]:
-        """Tissue of each voxel, ``(slices, rows, columns)``; later layers cover earlier ones.
-
-        Fields are interpolated linearly between the nodes.
-        """
+        """Tissue of each voxel, ``(slices, rows, columns)``; later layers cover earlier ones."""
         volume = np.full(self.grid.shape[::-1], Tissue.AIR, np.uint8)
         for layer in layers:
             inside = layer.field < 0

@@ -31,9 +31,8 @@ def as_svg(title: str, plot: Callable[..., None], *values: Any) -> str:
         plot(figure.add_subplot(), *values)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :].replace(TEXT, "currentColor")
-    text = text.replace(GROUND, "var(--ground, white)")
+    text = out.getvalue().replace(TEXT, "currentColor").replace(GROUND, "var(--ground, white)")
+    text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # equal in every chart of a page
     text = re.sub(r' (width|height)="[^"]*pt"', "", text, count=2)
@@ -95,9 +94,8 @@ def plot_bland_altman(
 ) -> None:
     """Plot the difference of volumes against their mean, with bias and limits of agreement."""
     differences = np.subtract(predicted_ml, reference_ml)
-    axes.plot(
-        np.add(reference_ml, predicted_ml) / 2, differences, "o", color=POINT, alpha=0.8, mew=0
-    )
+    means = np.add(reference_ml, predicted_ml) / 2
+    axes.plot(means, differences, "o", color=POINT, alpha=0.8, mew=0)
     low, high = agreement["limits"]
     lines = ((agreement["bias"], "-", "bias"), (low, "--", "- 1.96 sd"), (high, "--", "+ 1.96 sd"))
     for value, style, name in lines:

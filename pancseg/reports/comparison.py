@@ -1,5 +1,6 @@
-"""Runs on the same patients, paired: which configuration is better, and is it more than chance?"""
+"""Runs on the same patients, paired: which is better, and is it more than chance?"""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -17,8 +18,9 @@ from pancseg.reports import charts, page, tables
 from pancseg.reports.run_folder import open_run
 from pancseg.reports.tables import Column, Table, format_interval, format_value, heading
 
+log = logging.getLogger(__name__)
 HELD_OUT = {True: "yes", False: "NO", None: "not known"}
-Found = dict[str, Any]
+Comparison = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,42 +33,54 @@ class ScoredRun:
     figures: dict[str, Any]
     values: pd.DataFrame  # a row a patient, a column a measure
     seen: set[str]  # patients used in training
-    seed: int | None
-    kind: list[Any]  # equal in repetitions with other seeds
 
 
-def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -> Found:
-    """Compare scored runs and masks of other tools, paired by patient; return plain values.
+def report_comparison(
+    folders: Sequence[str], subset: str, measures: Sequence[str], output: Path
+) -> Path:
+    """Print a comparison; write ``comparison.csv``, ``.json`` and the page; return its path.
 
-    Args:
-        folders: Runs, sweeps, or outputs of ``evaluate predictions=``; at least two.
-        subset: Of the runs; masks of other tools are compared on the same patients.
-        measures: Columns of the scores table; at least one.
+    ``folders`` are runs, sweeps, or outputs of ``evaluate predictions=``, which are compared on the
+    patients of the runs; ``measures`` are columns of the scores table.
 
     Raises:
         PancsegError: If there is nothing to compare, or runs were scored on other patients.
     """
+    compared = compare_runs(folders, subset, measures)
+    for warning in compared["warnings"]:
+        log.warning(warning)
+    for table in (run_table(compared), difference_table(compared)):
+        tables.print_table(table, width=140)
+    return write_comparison(output, compared)
+
+
+def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -> Comparison:
+    """Compare runs, paired by patient; return plain values."""
     if len(folders) < 2 or not measures:
         raise PancsegError(f"runs={folders}: expected two folders or more, and a measure or more")
-    runs = [read_scored(Path(folder), subset, list(measures)) for folder in folders]
+    runs = [read_scored(Path(folder), subset, measures) for folder in folders]
     patients = common_patients(runs)
-    groups = group_by_seed([replace(run, values=run.values.loc[patients]) for run in runs])
-    names = [group[0].name for group in groups]
+    names = [run.name for run in runs]
     names = [f"{s} ({i})" if names.count(s) > 1 else s for i, s in enumerate(names, start=1)]
-    found = [describe_group(*pair) for pair in zip(names, groups, strict=True)]
+    values = [run.values.loc[patients].to_dict("list") for run in runs]
     tests = [
-        compare(measure, a["name"], b["name"], a["values"][measure], b["values"][measure])
-        for a, b in combinations(found, 2)
+        compare(measure, names[i], names[j], values[i][measure], values[j][measure])
+        for i, j in combinations(range(len(runs)), 2)
         for measure in measures
     ]
     corrected = zip(tests, holm([test.p for test in tests]), strict=True)
+    held_out = {run.figures["held_out"] for run in runs}
+    about = [{"folder": str(run.folder), "held_out": run.figures["held_out"]} for run in runs]
     return {
         "subset": subset,
         "phantoms": any(run.figures["phantoms"] for run in runs),
-        "held_out": all_held_out(runs),
+        "held_out": False if False in held_out else None if None in held_out else True,
         "measures": list(measures),
         "patients": patients,
-        "configurations": found,
+        "runs": [
+            {"name": name, **facts, "values": v, **{measure: describe(v[measure]) for measure in v}}
+            for name, facts, v in zip(names, about, values, strict=True)
+        ],
         "comparisons": [asdict(replace(test, p_holm=p)) for test, p in corrected],
         "warnings": [
             f"{run.folder}: trained on, or was chosen by, {len(seen)} of the patients it is "
@@ -77,12 +91,8 @@ def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -
     }
 
 
-def read_scored(folder: Path, subset: str, measures: list[str]) -> ScoredRun:
-    """Read the scores of a run.
-
-    Raises:
-        PancsegError: If it was not scored, or lacks a measure.
-    """
+def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun:
+    """Read the scores of a run; refuse one that was not scored, or lacks a measure."""
     run = open_run(folder, "runs")
     figures, rows = run.figures(subset), run.rows(subset)
     numbers = [name for name in measures if name in rows[0] and name not in TEXT_COLUMNS]
@@ -93,18 +103,10 @@ def read_scored(folder: Path, subset: str, measures: list[str]) -> ScoredRun:
             "again, or give other measures=[...]"
         )
     values = pd.DataFrame(columns)
-    keys = ("checkpoint", "checkpoints", "postprocess_origin")
-    return ScoredRun(
-        folder,
-        name=str(figures.get("predictions") or run.name),
-        is_external=not run.parts,
-        figures=figures,
-        values=values,
-        # in a k-fold sweep each patient is held out of the network that segmented it
-        seen=run.trained_on() - set(values.index if figures["held_out"] else ()),
-        seed=run.composed().get("seed"),
-        kind=[run.configuration(), *(figures.get(key) for key in keys)],
-    )
+    # in a k-fold sweep each patient is held out of the network that segmented it
+    seen = run.trained_on() - set(values.index if figures["held_out"] else ())
+    name = str(figures.get("predictions") or run.name)
+    return ScoredRun(folder, name, not run.parts, figures, values, seen)
 
 
 def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
@@ -117,10 +119,8 @@ def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
     patients = set(first.values.index)
     for other in runs:
         others = set(other.values.index)
-        differing = patients ^ others
-        if other.is_external and not first.is_external:
-            differing = patients - others
-        if differing:
+        may_have_more = other.is_external and not first.is_external
+        if differing := patients - others if may_have_more else patients ^ others:
             leaked = (patients & other.seen) | (others & first.seen)
             leak = f"; {len(leaked)} of them were scored in one run and trained on in the other"
             raise PancsegError(
@@ -131,75 +131,31 @@ def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
     return sorted(patients)
 
 
-def group_by_seed(runs: Sequence[ScoredRun]) -> list[list[ScoredRun]]:
-    """Groups of runs that differ only in their seed."""
-    groups: list[list[ScoredRun]] = []
-    for run in runs:
-        for group in groups if run.seed is not None else ():
-            if run.kind == group[0].kind and run.seed not in [other.seed for other in group]:
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return groups
-
-
 def some(patients: set[str]) -> str:
     """Three patients, for a message."""
     return printable(", ".join(sorted(patients)[:3]) + ("..." if len(patients) > 3 else ""))
 
 
-def all_held_out(runs: Sequence[ScoredRun]) -> bool | None:
-    """False if any run was not held out, None if that is not known of a run."""
-    values = [run.figures["held_out"] for run in runs]
-    return False if False in values else None if None in values else True
-
-
-def describe_group(name: str, group: Sequence[ScoredRun]) -> Found:
-    """Figures of a configuration; the value of a patient is the mean over its seeds."""
-    values: pd.DataFrame = sum(run.values for run in group) / len(group)
-    means = [run.values.mean() for run in group]
-    return {
-        "name": name,
-        "folders": [str(run.folder) for run in group],
-        "seeds": [run.seed for run in group],
-        "held_out": all_held_out(group),
-        "values": values.to_dict("list"),
-        **{
-            measure: {
-                **describe(values[measure].tolist()),
-                "mean_of_each_seed": [float(mean[measure]) for mean in means],
-            }
-            for measure in values
-        },
-    }
-
-
-def configuration_table(found: Found) -> Table:
-    """A line a configuration; of several seeds also the mean of each."""
-    lines = []
-    for configuration in found["configurations"]:
-        folders = ", ".join(Path(folder).absolute().name for folder in configuration["folders"])
-        seeds = ", ".join(map(format_value, configuration["seeds"]))
-        line = [configuration["name"], folders, seeds, HELD_OUT[configuration["held_out"]]]
-        for measure in found["measures"]:
-            digits, figure = heading(measure)[1], configuration[measure]
-            each = ", ".join(format_value(mean, digits) for mean in figure["mean_of_each_seed"])
+def run_table(compared: Comparison) -> Table:
+    """A line a run: means with intervals."""
+    lines, columns = [], [Column(name, is_text=True) for name in ("run", "folder", "held out")]
+    for run in compared["runs"]:
+        line = [run["name"], Path(run["folder"]).absolute().name, HELD_OUT[run["held_out"]]]
+        for measure in compared["measures"]:
+            digits, figure = heading(measure)[1], run[measure]
             interval = format_interval(figure["ci95"], digits)
-            text = f"{format_value(figure['mean'], digits)} ({interval})"
-            line.append(f"{text}; seeds {each}" if "," in seeds else text)
+            line.append(f"{format_value(figure['mean'], digits)} ({interval})")
         lines.append(line)
-    heads = ("configuration", "folder", "seed", "held out")
-    columns = [Column(name, is_text=True) for name in heads]
-    columns += [Column(f"{heading(name)[0]}, mean (95 % interval)") for name in found["measures"]]
-    title = tables.console_title(found["subset"], len(found["patients"]), found)
+    for measure in compared["measures"]:
+        columns.append(Column(f"{heading(measure)[0]}, mean (95 % interval)"))
+    title = tables.console_title(compared["subset"], len(compared["patients"]), compared)
     return Table(title, columns, lines)
 
 
-def difference_table(found: Found) -> Table:
-    """A line a comparison; volumes and counts are higher or lower, not better or worse."""
+def difference_table(compared: Comparison) -> Table:
+    """A line a test; volumes and counts are higher or lower, not better or worse."""
     lines = []
-    for test in found["comparisons"]:
+    for test in compared["comparisons"]:
         (title, digits), sign = heading(test["measure"]), tables.direction(test["measure"])
         counts = [str(n) for n in (test["higher"], test["lower"])[:: sign or 1]]
         if not sign:
@@ -209,33 +165,27 @@ def difference_table(found: Found) -> Table:
         names = (title, f"{test['other']} minus {test['one']}")
         p = (f"{test[key]:.3g}" for key in ("p", "p_holm"))
         lines.append([*names, test["n"], difference, interval, *counts, *p])
-    columns = [Column(name, is_text=True) for name in ("measure", "compared")]
     heads = ("n", "difference", "95 % interval", "better in", "worse in", "p", "p, Holm")
-    columns += map(Column, heads)
-    return Table("Paired by patient, Wilcoxon's signed-rank test", columns, lines)
+    columns = [Column("measure", is_text=True), Column("compared", is_text=True)]
+    title = "Paired by patient, Wilcoxon's signed-rank test"
+    return Table(title, [*columns, *map(Column, heads)], lines)
 
 
-def print_comparison(found: Found) -> None:
-    """Print the tables of configurations and differences."""
-    tables.print_table(configuration_table(found), width=140)
-    tables.print_table(difference_table(found), width=140)
-
-
-def write_comparison(folder: Path, found: Found) -> Path:
+def write_comparison(folder: Path, compared: Comparison) -> Path:
     """Write ``comparison.html``, ``.csv`` (a row a patient) and ``.json``; return the page."""
-    write_json(folder / "comparison.json", found)
-    each, patients, measure = found["configurations"], found["patients"], found["measures"][0]
-    columns = {f"{m} {c['name']}": c["values"][m] for m in found["measures"] for c in each}
+    write_json(folder / "comparison.json", compared)
+    runs, patients, measures = compared["runs"], compared["patients"], compared["measures"]
+    columns = {f"{m} {run['name']}": run["values"][m] for m in measures for run in runs}
     frame = pd.DataFrame(columns, index=pd.Index(patients, name="patient")).round(6)
     write_text(folder / "comparison.csv", frame.to_csv(lineterminator="\n"))
-    values, (title, digits) = {c["name"]: c["values"][measure] for c in each}, heading(measure)
-    sign, figures = tables.direction(measure), []
+    (title, digits), sign = heading(measures[0]), tables.direction(measures[0])
+    values, figures = {run["name"]: run["values"][measures[0]] for run in runs}, []
     if sign == 1:
-        text = f"{title} of each configuration, a point a patient."
+        text = f"{title} of each run, a point a patient."
         figures.append((charts.as_svg(text, charts.plot_boxes, values), text))
-    for test in (test for test in found["comparisons"] if test["measure"] == measure):
-        differences = np.subtract(values[test["other"]], values[test["one"]])
-        text = f"{title}: {test['other']} minus {test['one']}, a bar a patient."
+    for one, other in combinations(values, 2):
+        differences = np.subtract(values[other], values[one])
+        text = f"{title}: {other} minus {one}, a bar a patient."
         svg = charts.as_svg(text, charts.plot_differences, differences, sign or 1)
         figures.append((svg, text))
     heads = [Column("patient", is_text=True), *(Column(f"{title}, {n}", digits) for n in values)]
@@ -243,12 +193,11 @@ def write_comparison(folder: Path, found: Found) -> Path:
         folder / "comparison.html",
         "comparison.html",
         "Comparison: " + ", ".join(values),
-        banners=page.banners_of(found["phantoms"], found["held_out"]),
-        subset=found["subset"],
-        people=tables.people_of(found),
-        warnings=found["warnings"],
-        configurations=configuration_table(found),
-        differences=difference_table(found),
+        banners=page.banners_of(compared["phantoms"], compared["held_out"]),
+        people=tables.people_of(compared),
+        compared=compared,
+        runs=run_table(compared),
+        differences=difference_table(compared),
         charts=figures,
         patients=Table("Patients", heads, list(zip(patients, *values.values(), strict=True))),
     )

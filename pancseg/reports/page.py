@@ -18,33 +18,27 @@ BANNERS = {  # by held_out
         "These patients were trained on, or used to choose the checkpoint. Figures say nothing "
         "about scans that the network has not seen.",
     ),
-    None: (
-        "NOT KNOWN WHETHER HELD OUT",
-        "Nothing here shows whether these patients were used in the training.",
-    ),
+    None: ("NOT KNOWN WHETHER HELD OUT", "These patients may have been used in the training."),
 }
 PHANTOMS = ("PHANTOMS", "These are synthetic scans. Figures say nothing about patients.")
 
 
 def write_page(path: Path, template: str, title: str, **content: Any) -> Path:
-    """Fill in a template and write the page atomically.
+    """Fill in a template of ``page_parts`` with ``banners`` and other variables; write the page."""
+    css, js = (Markup((PARTS / f"page.{suffix}").read_text("utf-8")) for suffix in ("css", "js"))
+    content |= {"version": __version__, "date": datetime.date.today().isoformat()}
+    write_text(path, render(PARTS / template, title=title, css=css, js=js, **content))
+    return path
 
-    Args:
-        path: HTML file.
-        template: File of ``page_parts``.
-        title: Of the page.
-        **content: Variables of the template, with ``banners``.
-    """
+
+def render(template: Path, **content: Any) -> str:
+    """Fill in a template; values are escaped for HTML."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PARTS), undefined=jinja2.StrictUndefined, autoescape=True,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(template.parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"value": format_value, "svg": Markup}
-    css, js = (Markup((PARTS / f"page.{kind}").read_text("utf-8")) for kind in ("css", "js"))
-    content |= {"version": __version__, "date": datetime.date.today().isoformat()}
-    page = environment.get_template(template).render(title=title, css=css, js=js, **content)
-    write_text(path, page)
-    return path
+    return environment.get_template(template.name).render(content)
 
 
 def banners_of(phantoms: bool, held_out: bool | None) -> list[tuple[str, str]]:

@@ -1,14 +1,11 @@
-"""Pictures of CT slices with mask outlines, reference green and prediction red; curves of a run.
-
-PNG files are written whole or not at all.
-"""
+"""Pictures of CT slices with mask outlines, reference green and prediction red; curves of a run."""
 
 import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -40,8 +37,7 @@ def draw_case(
 
     ``image`` holds HU in any axis order; the masks lie on its grid.
     """
-    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
-    predicted, expected = (upright(image, mask)[0] for mask in (prediction, reference))
+    (hu, predicted, expected), spacing_mm = upright(image, prediction, reference)
     columns, rows, _ = bounding_box(expected | predicted, CASE_MARGIN_MM, spacing_mm)
     wrong = (predicted ^ expected).sum(axis=(0, 1))
     filled = np.flatnonzero((expected if expected.any() else predicted).any(axis=(0, 1)))
@@ -53,7 +49,7 @@ def draw_case(
     for axes, (name, k) in zip(figure.subplots(1, 2), slices, strict=True):
         part = (columns, rows, k)
         outlines = [(expected[part].T, REFERENCE), (predicted[part].T, PREDICTED)]
-        show_slice(axes, hu[part].T, outlines, aspect=aspect)
+        show_slice(axes, hu[part].T, outlines, aspect)
         axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong[k]} wrong voxels", fontsize=10)
     save_png(figure, path, f"{title}   (green reference, red predicted)")
 
@@ -63,19 +59,18 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> Non
 
     ``image`` holds HU in any axis order; the mask lies on its grid.
     """
-    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
-    found, _ = upright(image, mask)
+    (hu, predicted), spacing_mm = upright(image, mask)
     lengths = np.multiply(hu.shape, spacing_mm)
     widths = lengths[[0, 0, 1]]
     height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
-    box = bounding_box(found)  # counting all voxels of a scan takes seconds
+    box = bounding_box(predicted)  # counting all voxels of a scan takes seconds
     planes = figure.subplots(1, 3, width_ratios=widths.tolist())
     for axes, axis in zip(planes, (2, 1, 0), strict=True):
-        k = box[axis].start + largest_slice(found[box], axis)
+        k = box[axis].start + largest_slice(predicted[box], axis)
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
-        outline = (found.take(k, axis).T, PREDICTED)
-        show_slice(axes, hu.take(k, axis).T, [outline], aspect=up / across)
+        outline = (predicted.take(k, axis).T, PREDICTED)
+        show_slice(axes, hu.take(k, axis).T, [outline], up / across)
     planes[2].invert_xaxis()  # the front on the left
     save_png(figure, path, title, TEXT)
 
@@ -91,13 +86,7 @@ def draw_samples(
 ) -> None:
     """Draw the slice of largest label area of up to sixteen samples, patient's right on the left.
 
-    Args:
-        path: PNG file.
-        images: Each ``(H, W, D)`` 0..1, in RAS.
-        labels: Of the same shapes; voxels above 0 are outlined.
-        titles: A title for each sample.
-        heading: Title of the sheet.
-        spacing_mm: Voxel size.
+    Images and labels are ``(H, W, D)`` in RAS, images from 0 to 1; labels above 0 are outlined.
     """
     samples = list(zip(images, labels, titles, strict=True))[: SAMPLE_COLUMNS * SAMPLE_ROWS]
     rows, aspect = max(1, math.ceil(len(samples) / SAMPLE_COLUMNS)), spacing_mm[1] / spacing_mm[0]
@@ -110,7 +99,7 @@ def draw_samples(
     for axes, (image, label, title) in zip(grid, samples, strict=False):
         k = largest_slice(label > 0)
         outline = (label[::-1, :, k].T > 0, REFERENCE)
-        show_slice(axes, image[::-1, :, k].T, [outline], window=(0, 1), aspect=aspect)
+        show_slice(axes, image[::-1, :, k].T, [outline], aspect, window=(0, 1))
         title = shortened(title, SAMPLE_CHARACTERS)
         axes.set_title(title, color=TEXT, fontsize=9, parse_math=False)
     save_png(figure, path, heading, TEXT)
@@ -134,37 +123,30 @@ def save_png(figure: Figure, path: Path, title: str, colour: str = "black") -> N
 
 
 def upright(
-    image: nib.Nifti1Image, values: NDArray[Any]
-) -> tuple[NDArray[Any], tuple[float, float, float]]:
-    """An array on the image's grid with axes to left, front and head, and its spacing, mm."""
-    turned, spacing_mm = radiological(image, values)
-    return turned[:, ::-1], spacing_mm
+    image: nib.Nifti1Image, *masks: Mask
+) -> tuple[list[NDArray[Any]], tuple[float, float, float]]:
+    """Voxels and masks of an image with axes to left, front and head, and its spacing, mm."""
+    turned = [radiological(image, array) for array in (np.asanyarray(image.dataobj), *masks)]
+    return [array[:, ::-1] for array, _ in turned], turned[0][1]
 
 
 def show_slice(
     axes: Axes,
     pixels: NDArray[Any],
     outlines: Sequence[tuple[Mask, str]],
-    *,
+    aspect: float,
     window: tuple[float, float] = WINDOW_HU,
-    aspect: float | Literal["auto"] = 1.0,
-    width: float = 1.1,
 ) -> None:
-    """Show a slice with outlines of masks.
+    """Show a slice ``(rows, columns)``, the lowest row first, with masks outlined in colours.
 
-    Args:
-        axes: Where to.
-        pixels: ``(rows, columns)``, the lowest row first.
-        outlines: Masks of that shape, each with its colour.
-        window: Values of black and white.
-        aspect: Height of a pixel over its width; ``auto`` fills the axes.
-        width: Of the lines, points.
+    ``aspect`` is the height of a pixel over its width; ``window`` holds the values of black and
+    white.
     """
     low, high = window
     axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
     for mask, colour in outlines:
         if mask.any() and not mask.all():  # otherwise there is no outline, and matplotlib warns
-            axes.contour(mask, levels=[0.5], colors=colour, linewidths=width)
+            axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.1)
     axes.set_axis_off()
 
 
@@ -185,8 +167,7 @@ def largest_slice(mask: NDArray[Any], axis: int = 2) -> int:
 def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict[str, Any]:
     """Cut a case to a box around both masks, on cubic voxels, as pictures for a page.
 
-    ``image`` holds HU in any axis order; the masks lie on its grid. JPEG and PNG, which every
-    browser unpacks, take a tenth of the bytes of the voxels.
+    ``image`` holds HU in any axis order; the masks lie on its grid.
 
     Returns:
         ``shape`` (columns, rows, slices), ``step_mm``, number of slices side by side in
@@ -194,11 +175,9 @@ def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict
         times: 1 reference, 2 predicted, 3 both). The first row is the front, the first column the
         patient's right, the first slice nearest the feet.
     """
-    hu, spacing_mm = upright(image, np.asanyarray(image.dataobj))
-    predicted, expected = (upright(image, mask)[0] for mask in (prediction, reference))
+    (hu, predicted, expected), spacing_mm = upright(image, prediction, reference)
     marked = predicted | expected
     if not marked.any():
-        marked = np.zeros(marked.shape, bool)
         marked[tuple(np.array(marked.shape) // 2)] = True
     box = bounding_box(marked, VIEW_MARGIN_MM, spacing_mm)
     extent_mm = [(side.stop - side.start) * mm for side, mm in zip(box, spacing_mm, strict=True)]
@@ -207,21 +186,19 @@ def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict
     zoom = np.divide(step_mm, spacing_mm)
 
     def resampled(values: NDArray[Any], order: int) -> NDArray[Any]:
-        first = (zoom - 1) / 2  # centre of the first voxel
+        offset = (zoom - 1) / 2  # centre of the first voxel
         values = values[box].astype(np.float32)
-        return ndimage.affine_transform(
-            values, zoom, offset=first, output_shape=shape, order=order, mode="nearest"
-        )
+        return ndimage.affine_transform(values, zoom, offset, shape, order=order, mode="nearest")
 
     grey = np.rint(np.interp(resampled(hu, 1), WINDOW_HU, (0, 255)))
-    kinds = (resampled(expected, 0) > 0.5) * 1 + (resampled(predicted, 0) > 0.5) * 2
+    masks = (resampled(expected, 0) > 0.5) * 1 + (resampled(predicted, 0) > 0.5) * 2
     columns = math.ceil(math.sqrt(shape[2]))
     return {
         "shape": shape,
         "step_mm": round(step_mm, 3),
         "columns": columns,
         "image": data_url(side_by_side(grey, columns), "JPEG", quality=80),
-        "masks": data_url(side_by_side(kinds * GREY_STEP, columns), "PNG", optimize=True),
+        "masks": data_url(side_by_side(masks * GREY_STEP, columns), "PNG", optimize=True),
     }
 
 
@@ -232,11 +209,11 @@ def side_by_side(volume: NDArray[Any], columns: int) -> NDArray[np.uint8]:
     [[3, 4], [0, 1], [5, 0], [2, 0]]
     """
     width, height, depth = volume.shape
-    sheet = np.zeros((math.ceil(depth / columns) * height, columns * width), np.uint8)
-    for k in range(depth):
-        top, left = k // columns * height, k % columns * width
-        sheet[top : top + height, left : left + width] = volume[:, ::-1, k].T
-    return sheet
+    rows = math.ceil(depth / columns)
+    tiles = np.zeros((rows * columns, height, width), np.uint8)
+    tiles[:depth] = volume[:, ::-1].T
+    grid = tiles.reshape(rows, columns, height, width).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width)
 
 
 def data_url(picture: NDArray[np.uint8], form: str, **options: Any) -> str:

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pancseg.config import BEST, SPLITS, SUMMARY, changes_result, leaves
+from pancseg.config import BEST, SPLITS, SUMMARY
 from pancseg.errors import PancsegError, printable
 from pancseg.files import read_json
 from pancseg.metrics.tables import read_scores
@@ -21,21 +21,15 @@ PATH_KEYS = (
     "data.root", "data.cache_folder", "split.path", "source.", "privacy.key_file",
     "hydra.run.dir", "hydra.sweep.dir", "ckpt_path", "init_from",
 )  # fmt: skip
-REPETITION_KEYS = ("seed", "data.root", "split.fold", "split.path")  # in which repetitions differ
 FIGURES = {"n", "held_out", "phantoms", "geometry", "dice", "hd95_mm", "calibration", "flags"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, a sweep whose runs were scored together, or scores of masks of other tools.
-
-    Attributes:
-        folder: Folder of the run, the sweep or the scores.
-        parts: Folders of the runs: the run itself, those of the sweep, or none.
-    """
+    """A run, a sweep whose runs were scored together, or scores of masks of other tools."""
 
     folder: Path
-    parts: list[Path]
+    parts: list[Path]  # folders of runs: the run itself, those of the sweep, or none
 
     @property
     def is_sweep(self) -> bool:
@@ -59,11 +53,7 @@ class Run:
         return is_inside(path, self.folder)
 
     def figures(self, subset: str) -> dict[str, Any]:
-        """``scores/<subset>.json``; of masks of other tools ``scores/external.json``.
-
-        Raises:
-            PancsegError: If the subset was not scored, or the file is damaged.
-        """
+        """``scores/<subset>.json``; of masks of other tools ``scores/external.json``."""
         path = self.folder / "scores" / f"{subset if self.parts else EXTERNAL}.json"
         if not self.has(path) or not self.has(path.with_suffix(".csv")):
             checkpoint = self.folder if self.is_sweep else self.folder / BEST
@@ -71,30 +61,22 @@ class Run:
                 f"{self.folder}: has no scores of {subset}; run "
                 f"python -m pancseg.evaluate checkpoint={checkpoint} subset={subset}"
             )
-        return read_json(
-            path,
-            "figures that evaluate wrote",
-            lambda v: isinstance(v, dict) and v.keys() >= FIGURES,
-        )
+        what = "figures that evaluate wrote"
+        return read_json(path, what, lambda v: isinstance(v, dict) and v.keys() >= FIGURES)
 
     def rows(self, subset: str) -> list[dict[str, Any]]:
         """Rows of ``scores/<subset>.csv``, the lowest Dice first, those without Dice last."""
-        subset = subset if self.parts else EXTERNAL
-        return worst_first(read_scores(self.folder / "scores", subset))
+        return worst_first(read_scores(self.folder / "scores", subset if self.parts else EXTERNAL))
 
     def views(self, subset: str, cases: Iterable[str]) -> dict[str, Any]:
         """Slices for the report of those cases that have any, by case."""
         folder = self.folder / "scores" / subset / "views"
         paths = {case: folder / f"{case}.json" for case in cases}
-        own = {case: p for case, p in paths.items() if is_inside(p, folder) and self.has(p)}
-        return {case: read_json(path, "slices of a case") for case, path in own.items()}
+        inside = {case: p for case, p in paths.items() if is_inside(p, folder) and self.has(p)}
+        return {case: read_json(path, "slices of a case") for case, path in inside.items()}
 
     def history(self) -> list[dict[str, Any]]:
-        """Rows of ``metrics.csv`` of a single run; none for a sweep.
-
-        Raises:
-            PancsegError: If the file is damaged.
-        """
+        """Rows of ``metrics.csv`` of a single run; none for a sweep."""
         path = self.folder / "metrics.csv"
         if not self.has(path):
             return []
@@ -108,18 +90,13 @@ class Run:
         """Patients who were trained on, or used to choose a checkpoint, in any part."""
         paths = [part / SPLITS for part in self.parts if self.has(part / SPLITS)]
         splits = [read_json(path, "a split") for path in paths]
-        before = {patient for s in self.summaries for patient in s.get("seen_before", ())}
-        return before.union(*(split[subset] for split in splits for subset in ("train", "val")))
+        lists = [split[subset] for split in splits for subset in ("train", "val")]
+        return set().union(*lists, *(s.get("seen_before", ()) for s in self.summaries))
 
     def composed(self) -> dict[str, Any]:
         """The configuration of the first part, unresolved; empty without a file."""
-        paths = [part / ".hydra" / "config.yaml" for part in self.parts[:1]]
-        return read_yaml(paths[0], dict) if paths and self.has(paths[0]) else {}
-
-    def configuration(self) -> dict[str, Any]:
-        """Values by dotted key, equal in repetitions with other seeds."""
-        values = leaves(self.composed())
-        return {k: v for k, v in values if changes_result(k) and k not in REPETITION_KEYS}
+        path = self.parts[0] / ".hydra" / "config.yaml" if self.parts else None
+        return read_yaml(path, dict) if path and self.has(path) else {}
 
     def command(self) -> str:
         """Command line of the training, without paths of data, which may name patients."""
@@ -135,19 +112,12 @@ class Run:
 
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path is a file below a folder, without links or ``..`` on the way."""
-    return (
-        path.is_file()
-        and path.is_relative_to(folder)
-        and path.resolve() == folder.resolve() / path.relative_to(folder)
-    )
+    is_below = path.is_file() and path.is_relative_to(folder)
+    return is_below and path.resolve() == folder.resolve() / path.relative_to(folder)
 
 
 def open_run(folder: Path, key: str = "run") -> Run:
-    """Open the folder of a run, a sweep or ``evaluate predictions=``, given as an option ``key``.
-
-    Raises:
-        PancsegError: If it is none of them.
-    """
+    """Open the folder of a run, a sweep or ``evaluate predictions=``, or refuse the option."""
     if not folder.is_dir():
         raise PancsegError(f"{key}={folder}: there is no such folder")
     if (folder / BEST).is_file() or (folder / SUMMARY).is_file():
@@ -155,8 +125,8 @@ def open_run(folder: Path, key: str = "run") -> Run:
     parts = sorted(part for part in folder.iterdir() if (part / BEST).is_file())
     if not parts and not (folder / "scores" / f"{EXTERNAL}.json").is_file():
         raise PancsegError(
-            f"{key}={folder}: is not the folder of a run; expected {BEST} in it or in its "
-            f"folders, or scores/{EXTERNAL}.json"
+            f"{key}={folder}: is not the folder of a run; it holds neither {BEST} nor "
+            f"scores/{EXTERNAL}.json"
         )
     return Run(folder, parts)
 
@@ -165,9 +135,7 @@ def read_yaml(path: Path, kind: type) -> Any:
     """The ``dict`` or ``list`` in a file that Hydra wrote.
 
     Interpolations are not resolved: ``${oc.env:...}`` would put secrets of this machine in a page.
-
-    Raises:
-        PancsegError: If it holds anything else, or aliases, which can expand to fill the memory.
+    Aliases, which can expand to fill the memory, are refused.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -177,9 +145,7 @@ def read_yaml(path: Path, kind: type) -> Any:
         name = type(error).__name__
         raise PancsegError(f"{path}: cannot be read as a file of Hydra ({name})") from error
     if not isinstance(values, kind):
-        raise PancsegError(
-            f"{path}: cannot be read as a file of Hydra (expected a {kind.__name__})"
-        )
+        raise PancsegError(f"{path}: cannot be read as a file of Hydra (no {kind.__name__})")
     return values
 
 

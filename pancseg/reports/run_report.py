@@ -19,15 +19,9 @@ QUOTED = ("dice", "hd95_mm", "volume_ml", "reference_ml")  # beside the slices
 
 
 def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
-    """Write the report of the scores of a run, a sweep or masks of other tools.
+    """Write the report of scores, with a section of subgroups ``by`` a column; return its path.
 
-    Args:
-        run: Folder.
-        subset: ``train``, ``val``, ``test`` or ``external_<root>``.
-        by: Column of the scores table, for a section of subgroups.
-
-    Returns:
-        ``report.html`` for ``test`` and masks of other tools, else ``report_<subset>.html``.
+    ``subset`` is ``train``, ``val``, ``test`` or ``external_<root>``.
 
     Raises:
         PancsegError: If the subset was not scored, a file is damaged, or ``by`` is no column.
@@ -73,17 +67,13 @@ def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
         for subset, counts in first["parts"].items():
             facts.append((subset, ", ".join(f"{n} {unit}" for unit, n in counts.items())))
         facts.append(("network", f"{first['parameters']:,} parameters"))
-        epochs = (
-            f"{first['epochs']} in {first['seconds']:,.0f} s; the best is {first['best_epoch']}"
-        )
-        facts.append(("epochs", epochs))
+        epochs = f"{first['epochs']} in {first['seconds']:,.0f} s"
+        facts.append(("epochs", f"{epochs}; the best is {first['best_epoch']}"))
     if run.is_sweep:
         facts.append(("runs", f"{len(run.parts)} of a sweep; the numbers above are of the first"))
         facts.append(("networks a patient", str(figures["models_per_patient"])))
     if folds := figures.get("missing_folds"):
-        facts.append(
-            ("missing folds", f"{', '.join(map(str, folds))}: their patients are not here")
-        )
+        facts.append(("folds without scores", ", ".join(map(str, folds))))
     if split := figures.get("split"):
         seed = "" if split["seed"] is None else f", seed {split['seed']}"
         facts.append(("split", f"{split['rule']}{seed}"))

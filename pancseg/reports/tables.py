@@ -1,7 +1,6 @@
 """Tables of scores, for the console and for pages."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +38,7 @@ class Column(NamedTuple):
     is_text: bool = False
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of numbers, texts or None, for the console or a page."""
 
     title: str
@@ -82,11 +80,7 @@ def format_value(value: Any, digits: int | None = None) -> str:
 
 
 def format_interval(ends: Sequence[float | None], digits: int, sign: str = "") -> str:
-    """Text of an interval.
-
-    >>> format_interval([0.81, 0.905], 2), format_interval([0.5, 1.5], 1, "+")
-    ('0.81 to 0.91', '+0.5 to +1.5')
-    """
+    """Text of an interval, such as ``+0.5 to +1.5``."""
     return "-" if None in ends else " to ".join(f"{end:{sign}.{digits}f}" for end in ends)
 
 
@@ -105,17 +99,14 @@ def worst_first(rows: Sequence[Row]) -> list[Row]:
 
 def print_table(table: Table, caption: str = "", width: int = 120) -> None:
     """Print a table; text is not parsed as markup, and control characters are escaped."""
-
-    def plain(text: str) -> Text:
-        return Text(printable(text))
-
-    lines = Text("\n").join(plain(line) for line in caption.split("\n"))
-    view = ConsoleTable(title=plain(table.title), caption=lines)
+    lines = Text("\n").join(Text(printable(line)) for line in caption.split("\n"))
+    view = ConsoleTable(title=Text(printable(table.title)), caption=lines)
     for i, (head, _, is_text) in enumerate(table.columns):
-        view.add_column(plain(head), justify="left" if is_text else "right", no_wrap=i == 0)
+        side = "left" if is_text else "right"
+        view.add_column(Text(printable(head)), justify=side, no_wrap=i == 0)
     for row in table.rows:
-        cells = zip(row, table.columns, strict=True)
-        view.add_row(*(plain(format_value(value, column.digits)) for value, column in cells))
+        cells = map(format_value, row, [column.digits for column in table.columns])
+        view.add_row(*(Text(printable(cell)) for cell in cells))
     Console(width=None if Console().is_terminal else width).print(view)
 
 
@@ -125,9 +116,8 @@ def print_scores(rows: Sequence[Row], figures: Row, subset: str) -> None:
     if any(postprocess != PLAIN for postprocess in figures.get("postprocess", ())):
         wanted.add("dice_plain")
     names = [name for name in rows[0] if name in wanted]
-    title = console_title(subset, figures["n"], figures)
-    caption = f"{headline(figures)}\n{figures['geometry']}"
-    print_table(score_table(worst_first(rows), names, title), caption)
+    table = score_table(worst_first(rows), names, console_title(subset, figures["n"], figures))
+    print_table(table, f"{headline(figures)}\n{figures['geometry']}")
 
 
 def console_title(subset: str, n: int, figures: Row) -> str:
@@ -147,23 +137,16 @@ def quoted_nsd(row: Row) -> str:
 
 
 def headline(figures: Row) -> str:
-    """The figures to quote, in a line.
-
-    >>> dice = {"mean": 0.871, "ci95": [0.842, 0.894]}
-    >>> measures = {"dice": dice, "hd95_mm": {"mean": 6.21}, "nsd_2mm": {"mean": 0.912}}
-    >>> headline({**measures, "n": 24, "held_out": True, "phantoms": False})
-    'Dice 0.871 (95 % CI 0.842 to 0.894), n = 24 held-out patients, HD95 6.2 mm, NSD@2mm 0.91'
-    """
+    """The figures to quote, in a line: Dice with its interval, patients, HD95 and NSD."""
     dice, nsd, people = figures["dice"], quoted_nsd(figures), people_of(figures)
     if dice["mean"] is None:
         return "no case has a reference to score against"
     kinds = {True: f"held-out {people}", False: f"{people}, NOT HELD OUT"}
-    kind = kinds.get(figures["held_out"], f"{people}, {HELD_OUT[None]}")
+    patients = kinds.get(figures["held_out"], f"{people}, {HELD_OUT[None]}")
     interval = f" (95 % CI {format_interval(dice['ci95'], 3)})" if figures["n"] > 1 else ""
     return (
-        f"Dice {dice['mean']:.3f}{interval}, n = {figures['n']} {kind}, "
-        f"HD95 {figures['hd95_mm']['mean']:.1f} mm, "
-        f"NSD@{nsd.removeprefix('nsd_')} {figures[nsd]['mean']:.2f}"
+        f"Dice {dice['mean']:.3f}{interval}, n = {figures['n']} {patients}, HD95 "
+        f"{figures['hd95_mm']['mean']:.1f} mm, NSD@{nsd[4:]} {figures[nsd]['mean']:.2f}"
     )
 
 
@@ -183,17 +166,15 @@ def subgroup_table(rows: Sequence[Row], name: str) -> Table:
         value = row[name]
         key = int(np.searchsorted(borders, value)) if isinstance(value, float) else value
         groups.setdefault(key, []).append(row)
-    columns, lines = [Column(name, is_text=True), Column("n")], []
-    measures = ("dice", quoted_nsd(rows[0]))
-    for measure in measures:
-        columns += [Column(f"{heading(measure)[0]}, mean", 3), Column("95 % interval")]
+    measures, lines = ("dice", quoted_nsd(rows[0])), []
     for group in groups.values():
-        ends = dict.fromkeys(
-            format_value(row[name], heading(name)[1]) for row in (group[0], group[-1])
-        )
-        line: list[Any] = [" to ".join(ends), len(by_patient(group, "dice"))]
+        ends = [format_value(group[i][name], heading(name)[1]) for i in (0, -1)]
+        line: list[Any] = [" to ".join(dict.fromkeys(ends)), len(by_patient(group, "dice"))]
         for measure in measures:
             figure = describe(list(by_patient(group, measure).values()))
             line += [figure["mean"], format_interval(figure["ci95"], 3)]
         lines.append(line)
+    columns = [Column(name, is_text=True), Column("n")]
+    for measure in measures:
+        columns += [Column(f"{heading(measure)[0]}, mean", 3), Column("95 % interval")]
     return Table(f"Scores by {name}", columns, lines)

@@ -26,9 +26,7 @@ from pancseg.training.checkpoints import is_at_last_step, is_discarded, is_parti
 from pancseg.training.sweeps import pruning_callback
 
 log = logging.getLogger(__name__)
-METRICS = [
-    f"{subset}/{name}" for subset in ("train", "val") for name in ("loss", "dice", "recipe_metric")
-]
+METRICS = [f"{part}/{x}" for part in ("train", "val") for x in ("loss", "dice", "recipe_metric")]
 COLUMNS = ["epoch", "step", *METRICS, "lr", "seconds"]
 
 
@@ -38,30 +36,23 @@ def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
     Args:
         cfg: Of the training.
         monitor: ``val/dice`` or ``val/loss``; None where nothing is validated.
-
-    Raises:
-        PancsegError: If patience is asked for where nothing is validated.
     """
     absent = {
         "weight_averaging": not average_decay(cfg),
         "early_stopping": OmegaConf.select(cfg, "callbacks.early_stopping.patience") is None,
         "progress_bar": not cfg.trainer.enable_progress_bar,
-        "best": bool(cfg.trainer.fast_dev_run),
-        "last": bool(cfg.trainer.fast_dev_run),
+        **dict.fromkeys(("best", "last"), bool(cfg.trainer.fast_dev_run)),
     }
     if monitor is None and not absent["early_stopping"]:
         raise PancsegError("patience: there is no validation to wait for; give split.val=0.2")
     kept = {name: node for name, node in cfg.callbacks.items() if node and not absent.get(name)}
     if "epoch_report" not in kept:
         raise PancsegError("callbacks.epoch_report: metrics.csv and summary.json need it; keep it")
-    monitors = {name: {"monitor": monitor} for name in ("best", "early_stopping")}
-    callbacks = [
-        instantiate(node, **monitors.get(name, {}), _convert_="all") for name, node in kept.items()
-    ]
-    callbacks.append(SignalHandlers())
-    if cfg.trial and monitor:
-        callbacks.insert(0, pruning_callback(**dict(cfg.trial)))
-    return callbacks
+    callbacks = [pruning_callback(**dict(cfg.trial))] if cfg.trial and monitor else []
+    for name, node in kept.items():
+        options = {"monitor": monitor} if name in ("best", "early_stopping") else {}
+        callbacks.append(instantiate(node, **options, _convert_="all"))
+    return [*callbacks, SignalHandlers()]
 
 
 def average_decay(cfg: DictConfig) -> float:
@@ -70,13 +61,10 @@ def average_decay(cfg: DictConfig) -> float:
 
 
 class EpochReport(pl.Callback):
-    """Write ``metrics.csv`` and ``history.png``, and print a line an epoch.
+    """Write ``metrics.csv`` and ``history.png`` to the run's folder, and print a line an epoch.
 
     Lightning's CSVLogger writes training and validation in rows of their own. The history is kept
     in checkpoints, so that a resumed run has all of it.
-
-    Args:
-        folder: The run's folder.
     """
 
     def __init__(self, folder: str) -> None:
@@ -121,8 +109,7 @@ class EpochReport(pl.Callback):
         }
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         self.is_partial = is_partial(trainer)
-        if trainer.is_global_zero:
-            log.info(epoch_line(self.rows, trainer.max_epochs))
+        log.info(epoch_line(self.rows, trainer.max_epochs))  # warnings alone in other processes
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             cells = ([row.get(name) for name in COLUMNS] for row in self.rows)
             try:
@@ -133,7 +120,7 @@ class EpochReport(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the curves and print the closing line."""
         self.draw(trainer)
-        if trainer.is_global_zero and self.rows:
+        if self.rows:
             log.info(closing_line(self.rows))
 
     def on_exception(
@@ -164,37 +151,27 @@ def finite_or_none(value: Any) -> float | None:
 
 
 def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    """The row with the largest Dice, of equal ones with the smallest loss; or the smallest loss.
-
-    >>> rows = [{"epoch": 1, "val/loss": 0.4}, {"epoch": 2, "val/loss": 0.3}]
-    >>> best_row(rows, "val/loss")["epoch"]
-    2
-    """
+    """The row with the largest Dice, of equal ones with the smallest loss; or the smallest loss."""
     valued = [row for row in rows if row.get(name) is not None]
-    if not valued:
-        return None
     if name.endswith("loss"):
-        return min(valued, key=lambda row: row[name])
+        return min(valued, key=lambda row: row[name], default=None)
     loss = name.replace("dice", "loss")
-    return max(valued, key=lambda row: (row[name], -(row.get(loss) or math.inf)))
+    return max(valued, key=lambda row: (row[name], -(row.get(loss) or math.inf)), default=None)
 
 
 def epoch_line(rows: list[dict[str, Any]], max_epochs: int | None) -> str:
     """``epoch 12/600 train loss 0.41 dice 0.52 | val loss 0.47 dice 0.44 | best 0.46 at 9``."""
     row, total = rows[-1], f"/{max_epochs}" if max_epochs and max_epochs > 0 else ""
 
-    def loss_and_dice(subset: str) -> str:
-        values = {name: row[f"{subset}/{name}"] for name in ("loss", "dice")}
-        return " ".join(
-            f"{name} {value:.3f}" for name, value in values.items() if value is not None
-        )
+    def values_of(subset: str) -> str:
+        named = {name: row[f"{subset}/{name}"] for name in ("loss", "dice")}
+        shown = [f"{name} {value:.3f}" for name, value in named.items() if value is not None]
+        return " ".join([subset, *shown]) if shown else ""
 
-    parts = [f"epoch {row['epoch']}{total} train {loss_and_dice('train')}"]
-    if row["val/loss"] is not None:
-        parts.append(f"val {loss_and_dice('val')}")
-    if best := best_row(rows, "val/dice"):
-        parts.append(f"best {best['val/dice']:.3f} at {best['epoch']}")
-    return " | ".join(parts)
+    best = best_row(rows, "val/dice")
+    best_text = f"best {best['val/dice']:.3f} at {best['epoch']}" if best else ""
+    parts = f"epoch {row['epoch']}{total} {values_of('train')}", values_of("val"), best_text
+    return " | ".join(filter(None, parts))
 
 
 def closing_line(rows: list[dict[str, Any]]) -> str:
@@ -223,31 +200,23 @@ class SignalHandlers(pl.Callback):
 
 
 class Patience(EarlyStopping):
-    """Stop where validation gets no better, by the patience that is configured now.
-
-    Args:
-        patience: Validations to wait for a better one.
-        monitor: Metric of validation.
-    """
+    """Stop after ``patience`` validations without a better one."""
 
     def __init__(self, patience: int, monitor: str = "val/dice") -> None:
         mode = "min" if monitor.endswith("loss") else "max"
         super().__init__(monitor, mode=mode, patience=patience, check_on_train_epoch_end=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore how long nothing got better."""
+        """Restore how long nothing got better, but not the patience: it may be another one now."""
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class MovingAverage(WeightAveraging):
     """Exponential moving average of the weights (Polyak and Juditsky 1992).
 
-    It is what is validated and saved. The average of the first steps is short, of a share of
-    ``(1 + n) / (10 + n)`` after ``n`` steps, as TensorFlow's: otherwise a training of minutes would
-    be judged by its first weights.
-
-    Args:
-        decay: Share of the average that stays at a step, once there were many.
+    It is validated and saved in place of the weights. Its decay is at most ``(1 + n) / (10 + n)``
+    after ``n`` steps, as TensorFlow's: otherwise a training of minutes would be judged by its first
+    weights.
     """
 
     def __init__(self, decay: float) -> None:
@@ -262,23 +231,18 @@ class MovingAverage(WeightAveraging):
         Not by torch's ``AveragedModel``, which reads its count from the GPU at each step.
         """
         if trainer.global_step > self._latest_update_step:
-            averages = [*self._average_model.module.parameters()]  # type: ignore[union-attr]
-            averages += self._average_model.module.buffers()  # type: ignore[union-attr]
-            weights = [*pl_module.parameters(), *pl_module.buffers()]
+            average: Any = self._average_model
+            averages, weights = (
+                [*network.parameters(), *network.buffers()]
+                for network in (average.module, pl_module)
+            )
             update_average(averages, weights, self.decay, trainer.global_step - 1)
             self._latest_update_step = trainer.global_step
 
 
 @torch.no_grad()
 def update_average(averages: list[Tensor], weights: list[Tensor], decay: float, steps: int) -> None:
-    """Update averages in place after ``steps`` earlier updates; integers are copied.
-
-    >>> averages = [torch.zeros(1)]
-    >>> for steps, weight in enumerate((0.0, 1.0)):
-    ...     update_average(averages, [torch.tensor([weight])], 0.9, steps)
-    >>> round(averages[0].item(), 3)
-    0.818
-    """
+    """Update averages in place after ``steps`` earlier updates; integers are copied."""
     share = 1.0 if steps == 0 else 1 - min(decay, (1 + steps) / (10 + steps))
     pairs = list(zip(averages, weights, strict=True))
     real = [pair for pair in pairs if pair[0].is_floating_point()]

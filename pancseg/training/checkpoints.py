@@ -49,14 +49,10 @@ class EpochCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: str, name: str, monitor: str | None = None) -> None:
+        options = dict.fromkeys(("enable_version_counter", "auto_insert_metric_name"), False)
+        mode = "max" if monitor == "val/dice" else "min"
         super().__init__(
-            folder,
-            name,
-            monitor=monitor,
-            mode="max" if monitor == "val/dice" else "min",
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
+            folder, name, monitor=monitor, mode=mode, save_on_train_epoch_end=True, **options
         )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,25 +69,17 @@ class EpochCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also where the run was moved: Lightning drops it there."""
         path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
-        if not Path(path).is_file():
-            return  # the next epoch is the best that there is here
-        state = {**state_dict, "dirpath": self.dirpath}
-        # the file would name paths that are removed later; only the own file can be meant
-        for key in ("best_model_path", "last_model_path", "kth_best_model_path"):
-            state[key] = path if state[key] else ""
-        scores = [*state["best_k_models"].values()]
-        state["best_k_models"] = {path: scores[0]} if scores else {}
-        super().load_state_dict(state)
+        if Path(path).is_file():  # else the next epoch is the best that there is here
+            # a file could name any path, and Lightning removes it later; only the own one is meant
+            paths = ("best_model_path", "last_model_path", "kth_best_model_path")
+            state = {**state_dict, **{key: path if state_dict[key] else "" for key in paths}}
+            scores = [*state["best_k_models"].values()]
+            models = {path: scores[0]} if scores else {}
+            super().load_state_dict({**state, "dirpath": self.dirpath, "best_k_models": models})
 
 
 class BestCheckpoint(EpochCheckpoint):
-    """``best.ckpt``: the highest ``val/dice``, of equal ones the lowest ``val/loss``.
-
-    Args:
-        folder: Where it is written.
-        monitor: ``val/dice``; ``val/loss`` where no validation patient has a reference; None,
-            which keeps the latest, without validation.
-    """
+    """``best.ckpt``: the highest ``val/dice``, of equal ones the lowest ``val/loss``."""
 
     def __init__(self, folder: str, monitor: str | None = "val/dice") -> None:
         super().__init__(folder, "best", monitor)
@@ -130,11 +118,7 @@ def is_partial(trainer: pl.Trainer) -> bool:
 
 
 def is_discarded(trainer: pl.Trainer) -> bool:
-    """Whether this epoch is partial and not the first.
-
-    Such an epoch leaves no row and no checkpoint: a training goes on from whole epochs. Of a
-    training without a whole epoch the part is kept.
-    """
+    """Whether this epoch is partial and not the first: it leaves no row and no checkpoint."""
     return trainer.current_epoch > 0 and is_partial(trainer)
 
 

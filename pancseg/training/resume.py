@@ -23,47 +23,34 @@ FREE_KEYS = ("fused", "use_checkpoint", "prior", "overlap")
 
 
 def resume_checkpoint(cfg: DictConfig) -> Path | None:
-    """The checkpoint to resume from; a job that Slurm runs again resumes by itself.
-
-    Raises:
-        PancsegError: If Slurm runs the job again in another run folder, the run folder holds
-            another training, or initial weights are given too.
-    """
+    """The checkpoint to resume from; a job that Slurm runs again resumes by itself."""
     last = Path(run_path(LAST))
-    if is_requeued():
-        if not has_fixed_folder():
-            raise PancsegError(
-                "Slurm runs this job again, and the run's folder is named by the clock; give "
-                "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
-            )
-        if last.is_file():
-            log.info("started again by Slurm: going on with %s", last)
-            return last
+    if is_requeued() and not has_fixed_folder():
+        raise PancsegError(
+            "Slurm runs this job again, and the run's folder is named by the clock; give "
+            "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
+        )
+    if last.is_file() and (is_requeued() or cfg.ckpt_path == "last"):
+        reason = "started again by Slurm" if is_requeued() else "ckpt_path=last"
+        log.info("%s: going on with %s", reason, last)
+        return last
+    if cfg.ckpt_path == "last":
+        log.info("ckpt_path=last: there is none yet, a new training begins")
+        return None
     if last.is_file() and not cfg.ckpt_path:
         raise PancsegError(
             f"{last.parent.parent}: holds a training; give ckpt_path=last to go on with it, or "
             "another hydra.run.dir"
         )
-    if cfg.ckpt_path != "last":
-        if cfg.ckpt_path and cfg.init_from:
-            raise PancsegError("init_from: a training that ckpt_path resumes has weights; give one")
-        return Path(cfg.ckpt_path) if cfg.ckpt_path else None
-    if not last.is_file():
-        log.info("ckpt_path=last: there is none yet, a new training begins")
-        return None
-    log.info("ckpt_path=last: going on with %s", last)
-    return last
+    if cfg.ckpt_path and cfg.init_from:
+        raise PancsegError("init_from: a training that ckpt_path resumes has weights; give one")
+    return Path(cfg.ckpt_path) if cfg.ckpt_path else None
 
 
 def check_resumed(
     cfg: DictConfig, earlier: TrainedModel, segmenter: Segmenter, data: CTDataModule
 ) -> None:
-    """Check that the configured training continues the one of a checkpoint.
-
-    Raises:
-        PancsegError: If patients, network, samples, loss, optimizer or seed differ, or the
-            checkpoint holds an average of the weights and none is configured.
-    """
+    """Raise PancsegError unless the configured training continues the one of a checkpoint."""
     data.seen_before.update(earlier.seen_before)
     if any(getattr(earlier.split, subset) != getattr(data.split, subset) for subset in SUBSETS):
         raise PancsegError(
@@ -97,36 +84,24 @@ def check_resumed(
     if spent:
         log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
     if (batch_size := earlier.data["batch_size"]) != cfg.data.batch_size:
-        log.warning(
-            "data.batch_size=%s, ckpt_path was trained with %s: the batches are other ones from "
-            "here on", cfg.data.batch_size, batch_size,
-        )  # fmt: skip
+        changed = f"data.batch_size={cfg.data.batch_size}, ckpt_path was trained with {batch_size}"
+        log.warning("%s: the batches are other ones from here on", changed)
     if earlier.fingerprint != data.fingerprint:
         log.warning("the prepared data are not those that ckpt_path was trained on")
 
 
 def fixed_settings(hparams: Any, data: Any, preprocessing: Preprocessing) -> dict[str, Any]:
-    """Settings by dotted key that stay the same for a whole training.
-
-    Args:
-        hparams: Of the segmenter.
-        data: Arguments of the data module.
-        preprocessing: Of the deterministic transforms.
-    """
-    size = {"spatial_size": hparams["view"] and list(hparams["view"]["size"])}
+    """Settings by dotted key that stay the same for a whole training."""
+    size = hparams["view"] and list(hparams["view"]["size"])
     transforms = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(preprocessing).items()}
     parts = {name: hparams[name] for name in ("seed", "model", "loss", "optimizer", "scheduler")}
-    parts |= {"sampling": data["sampling"], "data": {**transforms, **size}}
+    parts |= {"sampling": data["sampling"], "data": {**transforms, "spatial_size": size}}
     parts |= {"augment": data["augment"] or {}}
     return {key: value for key, value in leaves(parts) if not key.endswith(FREE_KEYS)}
 
 
 def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:
-    """Check that the state of an optimizer fits its parameters.
-
-    Raises:
-        PancsegError: If it does not: a fused optimizer would write beyond their memory.
-    """
+    """Check that an optimizer's state fits its parameters: a fused one would write beyond them."""
     parameters = [p for p in segmenter.parameters() if p.requires_grad]
 
     def fits(name: str, value: Any, parameter: Tensor) -> bool:
@@ -153,10 +128,6 @@ def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:
 
 
 def seconds_of(max_time: str) -> int:
-    """Seconds of ``days:hours:minutes:seconds``.
-
-    >>> seconds_of("00:00:10:00")
-    600
-    """
+    """Seconds of ``days:hours:minutes:seconds``."""
     days, hours, minutes, seconds = map(int, str(max_time).split(":"))
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

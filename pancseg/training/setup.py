@@ -18,18 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pancseg import hardware
 from pancseg.config import is_sweep_job
 from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.data.transforms import Plan
 from pancseg.errors import PancsegError
-from pancseg.hardware import (
-    COMPILE_FROM_S,
-    can_compile,
-    check_accelerator,
-    detect,
-    estimated_step_s,
-    is_out_of_memory,
-)
 from pancseg.models.factory import build_on_meta
 from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
 from pancseg.models.pretrained import load_pretrained, open_weights
@@ -57,40 +50,35 @@ def check_start(cfg: DictConfig) -> None:
         PancsegError: If it cannot start as it is configured, or processes that torchrun or Slurm
             started would wait for each other for ever, or each train alone.
     """
-    check_accelerator(cfg.hardware.accelerator)
+    hardware.check_accelerator(cfg.hardware.accelerator)
     max_time, nodes, devices = cfg.trainer.max_time, cfg.trainer.num_nodes, cfg.trainer.devices
-    if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(max_time)):
-        raise PancsegError(
-            f"trainer.max_time={max_time}: expected days:hours:minutes:seconds; "
-            "ten minutes are trainer.max_time=00:00:10:00"
-        )
     tasks = int(os.environ.get("SLURM_NTASKS") or 1)
+    is_srun = "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SHELLS
+    needed = nodes * int(devices) if str(devices).isdigit() else tasks
     started = max(int(os.environ.get("WORLD_SIZE") or 1), tasks)
     is_shared = nodes != 1 or devices not in (1, "1", [0])
-    if started > 1 and is_shared and "SUBMITIT_EXECUTOR" not in os.environ:
-        started_by = f"{started} processes were started by torchrun or Slurm, and each would"
-        if is_sweep_job():
-            raise PancsegError(
-                f"{started_by} begin the sweep anew; start it once, with "
-                "hydra/launcher=submitit_slurm"
-            )
-        if cfg.ckpt_path in (None, "last") and not has_fixed_folder():
-            raise PancsegError(
-                f"{started_by} name the run's folder by its own clock; give hydra.run.dir=FOLDER"
-            )
-    if "SLURM_PROCID" not in os.environ or os.environ.get("SLURM_JOB_NAME") in SHELLS:
-        return
-    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
-        raise PancsegError(
-            f"Slurm started {tasks} tasks; give srun --ntasks-per-node, not --ntasks"
+    is_group = started > 1 and is_shared and "SUBMITIT_EXECUTOR" not in os.environ
+    anew = f"{started} processes of torchrun or Slurm would each"
+    is_named = cfg.ckpt_path not in (None, "last") or has_fixed_folder()
+    problem = ""
+    if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(max_time)):
+        problem = (
+            f"trainer.max_time={max_time}: expected days:hours:minutes:seconds; ten minutes are "
+            "trainer.max_time=00:00:10:00"
         )
-    needed = nodes * int(devices) if str(devices).isdigit() else tasks
-    if needed != tasks:
-        raise PancsegError(
+    elif is_group and is_sweep_job():
+        problem = f"{anew} begin the sweep anew; start it once, with hydra/launcher=submitit_slurm"
+    elif is_group and not is_named:
+        problem = f"{anew} name the run's folder by its own clock; give hydra.run.dir=FOLDER"
+    elif is_srun and tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        problem = f"Slurm started {tasks} tasks; give srun --ntasks-per-node, not --ntasks"
+    elif is_srun and needed != tasks:
+        problem = (
             f"trainer.num_nodes={nodes} and trainer.devices={devices} are {needed} processes, "
-            f"Slurm started {tasks} tasks; give srun --nodes={nodes} --ntasks-per-node={devices}, "
-            "or keys that say the same"
+            f"Slurm started {tasks} tasks; give srun --nodes={nodes} --ntasks-per-node={devices}"
         )
+    if problem:
+        raise PancsegError(problem)
 
 
 def set_up_process(seed: int) -> None:
@@ -101,7 +89,7 @@ def set_up_process(seed: int) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if not is_first_process():
         logging.getLogger("pancseg").setLevel(logging.WARNING)
-    if advice := detect().advice:
+    if advice := hardware.detect().advice:
         log.warning(advice)
     torch.set_float32_matmul_precision("high")
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -113,25 +101,17 @@ def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataM
     Args:
         cfg: Of the training.
         prepare: Fills the root if it is not prepared; None without a source.
-
-    Raises:
-        PancsegError: If there is nothing to train on, or the network does not take its size.
     """
     parts = {name: to_plain(cfg[name]) for name in ("split", "sampling", "augment")}
-    data: CTDataModule = instantiate(
-        cfg.data, **parts, seed=cfg.seed, prepare=prepare, _convert_="all"
-    )
-    if cfg.data.spatial_size and cfg.data.spacing_mm:  # before any work
-        check_plan(cfg, data.plan)
+    parts |= {"seed": cfg.seed, "prepare": prepare, "_convert_": "all"}
+    data: CTDataModule = instantiate(cfg.data, **parts)
+    if not (cfg.data.spatial_size and cfg.data.spacing_mm):  # else it is checked before any work
+        data.prepare_data()
+    model = model_arguments(cfg, data.plan)
+    check_spatial_size(model, data.plan.spatial_size, cfg.data.batch_size)
     data.prepare_data()
-    check_plan(cfg, data.plan)
     data.setup("fit")
     return data
-
-
-def check_plan(cfg: DictConfig, plan: Plan) -> None:
-    """Check that the network takes the planned size; PancsegError if it does not."""
-    check_spatial_size(model_arguments(cfg, plan), plan.spatial_size, cfg.data.batch_size)
 
 
 def model_arguments(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
@@ -165,27 +145,23 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
 
 def is_compiled(cfg: DictConfig, data: CTDataModule) -> bool:
     """Whether the network is compiled: as configured, else for long trainings on a GPU."""
+    trainer = cfg.trainer
     if cfg.hardware.compile is not None:
         return cfg.hardware.compile
-    if cfg.hardware.accelerator == "cpu" or cfg.trainer.fast_dev_run or not can_compile():
+    if cfg.hardware.accelerator == "cpu" or trainer.fast_dev_run or not hardware.can_compile():
         return False
-    is_long = estimated_seconds(cfg, data) >= COMPILE_FROM_S
-    if is_long:
-        log.info("the network is compiled at its first step, which takes minutes")
-    return is_long
-
-
-def estimated_seconds(cfg: DictConfig, data: CTDataModule) -> float:
-    """Length of a training on a GPU, by the limits of ``cfg.trainer``; infinite without any."""
-    trainer, network = cfg.trainer, build_on_meta(model_arguments(cfg, data.plan))
+    network = build_on_meta(model_arguments(cfg, data.plan))
     multiply_adds = count_multiply_adds(network, data.plan.spatial_size)
-    step_s = estimated_step_s(multiply_adds, cfg.data.batch_size)
+    step_s = hardware.estimated_step_s(multiply_adds, cfg.data.batch_size)
     limits = [step_s * trainer.max_steps] if trainer.max_steps > 0 else []
     if (trainer.max_epochs or 0) > 0:
         limits.append(step_s * data.batches_per_epoch() * trainer.max_epochs)
     if trainer.max_time:
         limits.append(seconds_of(trainer.max_time))
-    return min(limits, default=math.inf)
+    is_long = min(limits, default=math.inf) >= hardware.COMPILE_FROM_S
+    if is_long:
+        log.info("the network is compiled at its first step, which takes minutes")
+    return is_long
 
 
 def describe_model(cfg: DictConfig, plan: Plan) -> str:
@@ -207,29 +183,25 @@ def monitored_metric(data: CTDataModule) -> str | None:
 def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], is_validated: bool) -> pl.Trainer:
     """Lightning's trainer with callbacks and loggers."""
     loggers = [instantiate(node, _convert_="all") for node in cfg.logger.values() if node]
-    options: dict[str, Any] = {} if is_validated else {"limit_val_batches": 0}
+    options: dict[str, Any] = {"callbacks": callbacks, "logger": loggers, "_convert_": "all"}
+    options |= {} if is_validated else {"limit_val_batches": 0}
     options |= {"benchmark": False} if cfg.deterministic else {}  # which is not deterministic
     # without these Lightning would add its own
     options["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
     options["enable_progress_bar"] = any(isinstance(c, ProgressBar) for c in callbacks)
-    return instantiate(cfg.trainer, callbacks=callbacks, logger=loggers, **options, _convert_="all")
+    return instantiate(cfg.trainer, **options)
 
 
 @contextmanager
 def fit_errors(data: CTDataModule) -> Iterator[None]:
-    """Turn errors of a running fit into what the user can do.
-
-    Raises:
-        PancsegError: If memory runs out.
-        KeyboardInterrupt: After Ctrl-C, where Lightning exits.
-    """
+    """Raise PancsegError with advice if memory runs out, and Ctrl-C where Lightning exits."""
     try:
         with logging_redirect_tqdm():
             yield
     except SystemExit as ended:
         raise (ended.__context__ or KeyboardInterrupt()) from None
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not hardware.is_out_of_memory(error):
             raise
         raise PancsegError(
             f"memory ran out with data.batch_size={data.hparams['batch_size']} and "

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg import __version__
-from pancseg.config import leaves
+from pancseg.config import changes_result, leaves
 from pancseg.data.datamodule import CTDataModule
 from pancseg.data.splits import SUBSETS
 from pancseg.data.transforms import Plan
@@ -19,21 +19,18 @@ from pancseg.models.factory import count_parameters
 from pancseg.training.callbacks import EpochReport, best_row
 
 PACKAGES = ("torch", "pytorch-lightning", "monai", "numpy", "nibabel", "pydicom")
-LEFT_OUT = (
-    "data.root", "data.cache_folder", "split.path",  # may name patients
-    "data._target_", "data.cache", "data.num_workers", "data.pin_memory",  # change no score
-)  # fmt: skip
-SEARCHED = (
+LEFT_OUT = ("data._target_", "data.root", "split.path")  # the last two may name patients
+HYPERPARAMETERS = (
     "model", "loss", "optimizer", "scheduler", "sampling", "augment", "ema_decay", "split", "seed",
     "data",
 )  # fmt: skip
 
 
 def title_of(name: str, data: CTDataModule) -> str:
-    """One line: what is trained on how much, and what is held out."""
+    """One line: patients and groups of each subset, and what is held out."""
     parts = ", ".join(
-        f"{part} {' '.join(f'{n} {what}' for what, n in numbers.items())}"
-        for part, numbers in counts_of(data).items()
+        f"{subset} " + " ".join(f"{count} {unit}" for unit, count in counts.items())
+        for subset, counts in counts_of(data).items()
     )
     notes = "; PHANTOMS" if has_phantoms(data) else ""
     if not data.split.held_out:
@@ -59,34 +56,31 @@ def has_phantoms(data: CTDataModule) -> bool:
 
 
 def grid_of(data: CTDataModule) -> str:
-    """The grid on which ``val/dice`` is measured, in words."""
-    size, spacing_mm = (
-        " x ".join(f"{value:g}" for value in values)
-        for values in (data.plan.spatial_size, data.plan.spacing_mm)
-    )
+    """The grid on which ``val/dice`` is measured."""
+    plan = data.plan
+    size = " x ".join(map(str, plan.spatial_size))
+    spacing_mm = " x ".join(f"{step:g}" for step in plan.spacing_mm)
     if data.sampling.uses_patches:
         return f"voxels summed over a patient's whole cases, of {spacing_mm} mm"
     return f"voxels summed over a patient's groups, on the network's grid of {size}"
 
 
 def describe_run(
-    cfg: DictConfig,
-    trainer: pl.Trainer,
-    segmenter: pl.LightningModule,
-    data: CTDataModule,
+    cfg: DictConfig, trainer: pl.Trainer, segmenter: pl.LightningModule, data: CTDataModule,
     report: EpochReport,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Content of ``summary.json``: scores, geometry, split, hardware, versions."""
     rows = report.rows
-    by_dice, by_loss = best_row(rows, "val/dice"), best_row(rows, "val/loss")
+    by_dice, by_loss = best_row(rows, "val/dice") or {}, best_row(rows, "val/loss") or {}
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     pruned = any(getattr(callback, "pruned", False) for callback in callbacks)
+    versions = {"pancseg": __version__, "python": platform.python_version()}
     return {
         "name": cfg.name,
-        "best_dice": by_dice["val/dice"] if by_dice else None,
-        "best_epoch": by_dice["epoch"] if by_dice else None,
-        "best_loss": by_loss["val/loss"] if by_loss else None,
-        "best_loss_epoch": by_loss["epoch"] if by_loss else None,
+        "best_dice": by_dice.get("val/dice"),
+        "best_epoch": by_dice.get("epoch"),
+        "best_loss": by_loss.get("val/loss"),
+        "best_loss_epoch": by_loss.get("epoch"),
         "geometry": f"val/dice: mean over patients, {grid_of(data)}; true scores are evaluate's",
         "epochs": rows[-1]["epoch"] if rows else 0,
         "partial": report.is_partial,
@@ -105,11 +99,7 @@ def describe_run(
             "machine": platform.machine(),
             "system": platform.system(),
         },
-        "versions": {
-            "pancseg": __version__,
-            "python": platform.python_version(),
-            **{p: version(p) for p in PACKAGES},
-        },
+        "versions": {**versions, **{package: version(package) for package in PACKAGES}},
         "data_fingerprint": data.fingerprint,
         "seed": cfg.seed,
     }
@@ -119,15 +109,14 @@ def log_hyperparameters(
     trainer: pl.Trainer, cfg: DictConfig, plan: Plan, summary: dict[str, Any]
 ) -> None:
     """Enter the run in the loggers' tables of hyperparameters, with its best score."""
-    planned: Any = OmegaConf.to_container(
-        OmegaConf.merge(cfg, {"data": asdict(plan)}), resolve=True
-    )
+    merged = OmegaConf.merge(cfg, {"data": asdict(plan)})
+    planned: Any = OmegaConf.to_container(merged, resolve=True)
     flat = {
         key: str(value) if isinstance(value, list) else value
-        for key, value in leaves({name: planned[name] for name in SEARCHED})
-        if key not in LEFT_OUT and value != {}
+        for key, value in leaves({name: planned[name] for name in HYPERPARAMETERS})
+        if key not in LEFT_OUT and changes_result(key) and value != {}
     }
-    best = summary["best_dice"] if summary["best_dice"] is not None else math.nan
+    best = math.nan if summary["best_dice"] is None else summary["best_dice"]
     for logger in trainer.loggers:
         logger.log_hyperparams(flat)
         logger.log_metrics({"best/val_dice": best}, step=trainer.global_step)

@@ -17,25 +17,20 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.cli import quoted_value
-from pancseg.config import LAST, SUMMARY, changes_result, leaves, run_path
+from pancseg.config import LAST, SUMMARY, changes_result, leaves, locked_run, run_path
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.files import read_json, write_text
-from pancseg.training.run_lock import locked_run
 
 log = logging.getLogger(__name__)
 Pruner = dict[str, int] | None  # startup_trials, warmup_epochs; None prunes no trial
 
 
 def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> float | None:
-    """Train a job of a sweep, unless its folder holds the result; resume it if it was stopped.
-
-    Raises:
-        PancsegError: If the folder holds a job of another configuration, or it cannot start.
-    """
+    """Train a job of a sweep, unless its folder holds the result; resume it if it was stopped."""
     folder = Path(run_path())
     last, summary = folder / LAST, folder / SUMMARY
     if last.is_file() or summary.is_file():
@@ -76,11 +71,7 @@ def check_configuration(cfg: DictConfig, folder: Path) -> None:
 
 @contextmanager
 def open_study(storage: str, name: str, pruner: Pruner) -> Iterator[Any]:
-    """Open or create a study of the database at a URL; close its connections afterwards.
-
-    Raises:
-        PancsegError: If Optuna is not installed.
-    """
+    """Open or create a study of the database at a URL; close its connections afterwards."""
     try:
         import optuna
     except ImportError:
@@ -90,10 +81,11 @@ def open_study(storage: str, name: str, pruner: Pruner) -> Iterator[Any]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wait = {"timeout": 60} if storage.startswith("sqlite") else {}  # seconds, for other processes
     database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": wait})
-    chosen: Any = optuna.pruners.NopPruner()
+    options: dict[str, Any] = {"direction": "maximize", "load_if_exists": True}
+    options["pruner"] = optuna.pruners.NopPruner()
     if pruner:
-        chosen = optuna.pruners.MedianPruner(pruner["startup_trials"], pruner["warmup_epochs"])
-    options: dict[str, Any] = {"direction": "maximize", "load_if_exists": True, "pruner": chosen}
+        numbers = pruner["startup_trials"], pruner["warmup_epochs"]
+        options["pruner"] = optuna.pruners.MedianPruner(*numbers)
     try:
         yield optuna.create_study(storage=database, study_name=name, **options)
     finally:
@@ -130,10 +122,7 @@ def pruning_callback(storage: str, study: str, number: int, pruner: Pruner) -> A
 
 
 class OptunaSweeper(Sweeper):
-    """Asks a study for trials, launches each as a job, and tells the study its result.
-
-    Its arguments are the keys of ``conf/hydra/sweeper/optuna.yaml``.
-    """
+    """Asks a study for trials, launches each as a job, and tells the study its result."""
 
     __module__ = "hydra_plugins.pancseg"  # Hydra takes plugins from this namespace alone
 
@@ -144,22 +133,19 @@ class OptunaSweeper(Sweeper):
         self.study_name, self.storage, self.seed = study_name, storage, seed
         self.n_trials, self.n_jobs = n_trials, max(1, n_jobs)
         self.startup_trials, self.pruner = sampler["startup_trials"], dict(pruner or {})
-        self.params = as_words(params or {})
+        self.params = as_overrides(params or {})
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Keep what Hydra hands to a sweeper, and make its launcher."""
+    def setup(self, *, hydra_context: HydraContext, config: DictConfig, **task: Any) -> None:
+        """Make the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
+            hydra_context=hydra_context, config=config, **task
         )
 
     def sweep(self, arguments: list[str]) -> None:
         """Run trials until the study has ``n_trials``, interrupted ones first.
 
         Raises:
-            PancsegError: If nothing is searched, or the study belongs to another search.
             Incomplete: If trials failed; the others were done.
         """
         log.setLevel(logging.INFO)
@@ -187,12 +173,12 @@ class OptunaSweeper(Sweeper):
 
     def check_search(self, study: Any) -> None:
         """Check that the choices exist, and that the study was begun by this search."""
-        choices = {key: getattr(one, "choices", ()) for key, one in self.space.items()}
-        first = as_words({key: each[0] for key, each in choices.items() if each})
-        words = [f"{key}={choice}" for key, each in choices.items() for choice in each]
-        self.validate_batch_is_legal([[*self.fixed, *first, word] for word in words])
-        search = sorted(word for word in self.fixed if changes_result(word))
-        search += [f"{key}: {one}" for key, one in sorted(self.space.items())]
+        choices = {key: getattr(space, "choices", ()) for key, space in self.space.items()}
+        first = as_overrides({key: values[0] for key, values in choices.items() if values})
+        overrides = [f"{key}={value}" for key, values in choices.items() for value in values]
+        self.validate_batch_is_legal([[*self.fixed, *first, override] for override in overrides])
+        search = sorted(override for override in self.fixed if changes_result(override))
+        search += [f"{key}: {space}" for key, space in sorted(self.space.items())]
         earlier = study.user_attrs.get("search", search)
         if earlier != search:
             raise PancsegError(
@@ -205,13 +191,10 @@ class OptunaSweeper(Sweeper):
         """Take up to ``n_jobs`` trials: of the interrupted ones, then new ones."""
         from optuna.samplers import TPESampler
 
-        trials: list[Any] = []
-        while len(trials) < self.n_jobs and (interrupted or len(study.trials) < self.n_trials):
-            if interrupted:
-                trials.append(interrupted.pop(0))
-                continue
+        trials = [interrupted.pop(0) for _ in range(min(self.n_jobs, len(interrupted)))]
+        while len(trials) < self.n_jobs and (n_before := len(study.trials)) < self.n_trials:
             options: dict[str, Any] = {"n_startup_trials": self.startup_trials}
-            options |= {"seed": self.seed + len(study.trials), "constant_liar": self.n_jobs > 1}
+            options |= {"seed": self.seed + n_before, "constant_liar": self.n_jobs > 1}
             study.sampler = TPESampler(**options)
             trials.append(study.ask(self.space))
             (self.folder / name_of(trials[-1])).mkdir(exist_ok=True)
@@ -223,21 +206,20 @@ class OptunaSweeper(Sweeper):
 
         batch = []
         for trial in trials:
-            words = as_words(trial.params)
-            log.info("%s of %s: %s", name_of(trial), self.n_trials, " ".join(words))
+            overrides = as_overrides(trial.params)
+            log.info("%s of %s: %s", name_of(trial), self.n_trials, " ".join(overrides))
             pruner = str(self.pruner or "null").replace("'", "")
-            place = f"storage: {quoted_value(self.url)}, study: {quoted_value(self.study_name)}"
-            words.append(f"trial={{{place}, number: {trial.number}, pruner: {pruner}}}")
-            batch.append([*self.fixed, *words, f"hydra.sweep.subdir={name_of(trial)}"])
+            names = f"storage: {quoted_value(self.url)}, study: {quoted_value(self.study_name)}"
+            overrides.append(f"trial={{{names}, number: {trial.number}, pruner: {pruner}}}")
+            batch.append([*self.fixed, *overrides, f"hydra.sweep.subdir={name_of(trial)}"])
         results = self.launcher.launch(batch, trials[0].number)  # type: ignore[union-attr]
         for trial, result in zip(trials, results, strict=True):
-            score = result._return_value
+            score, state = result._return_value, None
             if result.status is JobStatus.FAILED or score is None:
-                study.tell(trial.number, state=TrialState.FAIL)
+                score, state = None, TrialState.FAIL
             elif study.trials[trial.number].user_attrs.get("pruned"):
-                study.tell(trial.number, state=TrialState.PRUNED)
-            else:
-                study.tell(trial.number, score)
+                score, state = None, TrialState.PRUNED
+            study.tell(trial.number, score, state)
 
 
 def register_sweeper() -> None:
@@ -247,20 +229,16 @@ def register_sweeper() -> None:
         sys.modules.setdefault(name, sys.modules[__name__])
 
 
-def search_space(words: list[str], parser: OverridesParser) -> tuple[dict[str, Any], list[str]]:
-    """Split overrides into Optuna's distributions by key and the words of every trial.
-
-    Raises:
-        PancsegError: If there is nothing to search, or a range makes no sense.
-    """
-    found = {one.get_key_element(): one for one in parser.parse_overrides(words)}
-    space = {key: distribution(one) for key, one in found.items() if one.is_sweep_override()}
+def search_space(texts: list[str], parser: OverridesParser) -> tuple[dict[str, Any], list[str]]:
+    """Split overrides into Optuna's distributions by key and those that every trial has."""
+    overrides = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(texts)}
+    space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
     if not space:
         raise PancsegError(
             "hydra/sweeper=optuna: nothing is searched; give a key several values, such as "
             "'optimizer.lr=interval(1e-4,1e-2)' or loss=dice,dice_ce"
         )
-    return space, [str(one.input_line) for key, one in found.items() if key not in space]
+    return space, [str(o.input_line) for key, o in overrides.items() if key not in space]
 
 
 def distribution(override: Override) -> Any:
@@ -271,12 +249,12 @@ def distribution(override: Override) -> Any:
     swept: Any = type(value)
     try:
         if swept is IntervalSweep:
-            whole = isinstance(value.start, int) and isinstance(value.end, int)
-            kind: Any = IntDistribution if whole else FloatDistribution
-            return kind(value.start, value.end, log="log" in value.tags)
+            is_whole = isinstance(value.start, int) and isinstance(value.end, int)
+            numbers: Any = IntDistribution if is_whole else FloatDistribution
+            return numbers(value.start, value.end, log="log" in value.tags)
         if swept is RangeSweep and {type(value.start), type(value.step)} == {int}:
-            each = sorted(range(value.start, int(value.stop), value.step))
-            return IntDistribution(each[0], each[-1], step=abs(value.step))
+            values = sorted(range(value.start, int(value.stop), value.step))
+            return IntDistribution(values[0], values[-1], step=abs(value.step))
     except (ValueError, IndexError, TypeError) as error:
         raise PancsegError(f"{override.input_line}: cannot be searched ({error})") from error
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
@@ -287,6 +265,6 @@ def name_of(trial: Any) -> str:
     return f"trial_{trial.number:04d}"
 
 
-def as_words(params: dict[str, Any]) -> list[str]:
+def as_overrides(params: dict[str, Any]) -> list[str]:
     """Parameters as overrides."""
     return [f"{key}={value}" for key, value in params.items()]

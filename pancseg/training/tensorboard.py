@@ -17,12 +17,8 @@ from pancseg.reports.pictures import PREDICTED, REFERENCE, largest_slice
 
 Batch = dict[str, Any]
 Picture = NDArray[np.uint8]
-LAYOUT = {
-    "train against val": {
-        name: ["Multiline", [f"train/{name}$", f"val/{name}$"]]
-        for name in ("loss", "dice", "recipe_metric")
-    }
-}
+METRICS = ("loss", "dice", "recipe_metric")
+CHARTS = {name: ["Multiline", [f"train/{name}$", f"val/{name}$"]] for name in METRICS}
 THRESHOLDS = 101  # of the precision-recall curve
 SAMPLES = 4  # of a batch, in a picture
 DICE_BINS = np.linspace(0, 1, 51)  # TensorBoard's own widen with the value: 0.08 at a Dice of 0.85
@@ -33,9 +29,6 @@ class RunLogger(TensorBoardLogger):
     """Lightning's logger, with ``epoch`` among the training's scalars.
 
     Lightning adds it to every entry, and TensorBoard makes it a group above all others.
-
-    Args:
-        save_dir: Where ``tensorboard/`` is made.
     """
 
     def __init__(self, save_dir: str) -> None:
@@ -55,17 +48,12 @@ class RunLogger(TensorBoardLogger):
         """
         super().log_hyperparams(params)
         values = {key: "none" if value is None else value for key, value in params.items()}
-        _, start, end = hparams(values, {})
-        for part in (start, end):
+        for part in hparams(values, {})[1:]:  # start and end of the run
             self.experiment._get_file_writer().add_summary(part)
 
 
 class TensorBoardCallback(pl.Callback):
-    """Base of callbacks that write to TensorBoard every few epochs.
-
-    Args:
-        every_n_epochs: How often.
-    """
+    """Base of callbacks that write to TensorBoard every few epochs."""
 
     def __init__(self, every_n_epochs: int) -> None:
         self.every_n_epochs = every_n_epochs
@@ -79,12 +67,7 @@ class TensorBoardCallback(pl.Callback):
 
 
 class TensorBoardImages(TensorBoardCallback):
-    """Training samples, and the slice of largest area of a few validation volumes, with outlines.
-
-    Args:
-        every_n_epochs: How often.
-        volumes: Validation volumes, the same in each epoch.
-    """
+    """Training samples, and the slice of largest area of the first validation volumes."""
 
     def __init__(self, every_n_epochs: int, volumes: int) -> None:
         super().__init__(every_n_epochs)
@@ -115,9 +98,6 @@ class TensorBoardCurves(TensorBoardCallback):
     """Charts of training beside validation, learning rate, Dice of each patient and PR curve.
 
     With several processes curves are of the volumes of the first.
-
-    Args:
-        every_n_epochs: How often histogram and PR curve are entered.
     """
 
     def __init__(self, every_n_epochs: int) -> None:
@@ -127,7 +107,7 @@ class TensorBoardCurves(TensorBoardCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the charts that hold training beside validation."""
         for writer in self.writers(trainer, always=True):
-            writer.add_custom_scalars(LAYOUT)
+            writer.add_custom_scalars({"train against val": CHARTS})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Enter the learning rate."""
@@ -157,11 +137,7 @@ class TensorBoardCurves(TensorBoardCallback):
 
 
 def count_by_probability(probability: Tensor, labelled: Tensor) -> Tensor:
-    """Voxels in each bin of probability, ``(2, bins)``: not labelled, labelled.
-
-    >>> count_by_probability(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([0, 1, 0]) > 0).sum(1)
-    tensor([2., 1.], dtype=torch.float64)
-    """
+    """Voxels in each bin of probability, ``(2, bins)``: not labelled, labelled."""
     bins = (probability.float().nan_to_num() * THRESHOLDS).long().clamp(max=THRESHOLDS - 1)
     # torch.histc has no deterministic form on CUDA
     counts = torch.bincount((bins + THRESHOLDS * labelled).flatten(), minlength=2 * THRESHOLDS)
@@ -183,26 +159,18 @@ def draw_slice(batch: Batch, i: int, predicted: NDArray[np.bool_] | None = None)
 
     The label is outlined in green, a predicted mask ``(H, W, D)`` in red; lines are a voxel wide.
     """
-    image, label = (
-        batch["image"][i, 0].float().cpu().numpy(),
-        batch["label"][i, 0].cpu().numpy() > 0,
-    )
-    k = largest_slice(label)
-    masks = [(label[..., k], REFERENCE)]
-    masks += [(predicted[..., k], PREDICTED)] if predicted is not None else []
+    image, label = (batch[key][i, 0].float().cpu().numpy() for key in ("image", "label"))
+    k = largest_slice(label > 0)
     picture = np.repeat(image[..., k, np.newaxis].clip(0, 1), 3, axis=2)
-    for mask, colour in masks:
-        picture[mask & ~binary_erosion(mask)] = to_rgb(colour)
+    for mask, colour in ((label > 0, REFERENCE), (predicted, PREDICTED)):
+        if mask is not None:
+            picture[mask[..., k] & ~binary_erosion(mask[..., k])] = to_rgb(colour)
     upright = (255 * picture[::-1, ::-1]).astype(np.uint8).transpose(1, 0, 2)
     return upright.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
 
 def tile(pictures: Sequence[Picture]) -> Picture:
-    """Pictures of one size, two in a row: TensorBoard shows them 350 pixels wide.
-
-    >>> tile([np.ones((2, 4, 3), np.uint8)] * 3).shape
-    (4, 8, 3)
-    """
+    """Pictures of one size, two in a row: TensorBoard shows them 350 pixels wide."""
     columns = min(2, len(pictures))
     filled = [*pictures, *[np.zeros_like(pictures[0])] * (-len(pictures) % columns)]
     rows = [np.concatenate(filled[i : i + columns], 1) for i in range(0, len(filled), columns)]
