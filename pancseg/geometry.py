@@ -1,7 +1,4 @@
-"""Affines, grids, bounding boxes and connected components; HU of air.
-
-Affines are RAS, in mm; arrays are ``(columns, rows, slices)``.
-"""
+"""Grids of arrays ``(columns, rows, slices)`` and affines, RAS in mm; boxes and components."""
 
 from collections.abc import Sequence
 
@@ -17,11 +14,7 @@ CONNECTIVITY_26 = np.ones((3, 3, 3), bool)  # by a face, an edge or a corner
 
 
 def spacing_of(affine: Affine) -> tuple[float, float, float]:
-    """Voxel size along each array axis, mm.
-
-    >>> spacing_of(np.diag([-0.8, -0.8, 2.5, 1.0]))
-    (0.8, 0.8, 2.5)
-    """
+    """Voxel size along each array axis, mm."""
     x, y, z = nib.affines.voxel_sizes(affine)
     return float(x), float(y), float(z)
 
@@ -32,11 +25,7 @@ def voxel_ml(affine: Affine) -> float:
 
 
 def diagonal_mm(shape: tuple[int, ...], affine: Affine) -> float:
-    """Distance between the centres of two opposite corner voxels, mm.
-
-    >>> diagonal_mm((5, 4, 1), np.diag([1.0, 1.0, 3.0, 1.0]))
-    5.0
-    """
+    """Distance between the centres of two opposite corner voxels, mm."""
     return float(np.linalg.norm(affine[:3, :3] @ (np.array(shape[:3]) - 1.0)))
 
 
@@ -44,10 +33,6 @@ def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
     """Reorient the array so that its last axis runs from feet to head; voxels stay in place.
 
     The other two axes keep their order and direction: an axial CT keeps its columns and rows.
-
-    >>> turned = slices_from_feet(nib.Nifti1Image(np.zeros((2, 3, 4)), np.diag([-1, 1, -1, 1.0])))
-    >>> nib.aff2axcodes(turned.affine), turned.shape
-    (('L', 'A', 'S'), (2, 3, 4))
     """
     ornt = orientations.io_orientation(image.affine)
     to_last = int(np.flatnonzero(ornt[:, 0] == 2)[0])
@@ -58,29 +43,15 @@ def slices_from_feet(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def oriented_like(image: nib.Nifti1Image, other: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Reorient the array to the axis order and directions of another image; voxels stay in place.
-
-    >>> label = nib.Nifti1Image(np.zeros((2, 3, 4)), np.eye(4))
-    >>> image = nib.Nifti1Image(np.zeros((2, 3, 4)), np.diag([-1, -1, 1, 1.0]))
-    >>> nib.aff2axcodes(oriented_like(label, image).affine)
-    ('L', 'P', 'S')
-    """
+    """Reorient the array to the axes of another image; voxels stay in place."""
     own, wanted = (orientations.io_orientation(i.affine) for i in (image, other))
     return image.as_reoriented(orientations.ornt_transform(own, wanted))
 
 
 def with_right_angles(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The same voxels on the nearest affine whose axes are orthogonal: their polar factor.
-
-    Headers hold few digits, and intake accepts half a degree of shear.
-
-    >>> sheared = np.array([[1, 0.01, 0, 0], [0, 1, 0, 0], [0, 0, 2, 5], [0, 0, 0, 1.0]])
-    >>> image = with_right_angles(nib.Nifti1Image(np.zeros((2, 2, 2)), sheared))
-    >>> bool(abs(image.affine[:, 0] @ image.affine[:, 1]) < 1e-12), image.affine[2, 3].item()
-    (True, 5.0)
-    """
+    """The same voxels on the nearest affine with orthogonal axes, since headers hold few digits."""
     sizes = nib.affines.voxel_sizes(image.affine)
-    u, _, v = np.linalg.svd(image.affine[:3, :3] / sizes)
+    u, _, v = np.linalg.svd(image.affine[:3, :3] / sizes)  # for the polar factor
     affine = image.affine.copy()
     affine[:3, :3] = u @ v * sizes
     return nib.Nifti1Image(np.asanyarray(image.dataobj), affine)
@@ -99,14 +70,9 @@ def same_grid(
 
 
 def describe_grid(shape: tuple[int, ...], affine: Affine) -> str:
-    """Size, spacing and orientation of a grid, for messages.
-
-    >>> describe_grid((64, 64, 20), np.diag([-0.8, -0.8, 2.5, 1.0]))
-    '64 x 64 x 20 voxels of 0.800 x 0.800 x 2.500 mm, LPS'
-    """
-    spacing = " x ".join(f"{value:.3f}" for value in spacing_of(affine))
-    axes = "".join(nib.aff2axcodes(affine))
-    return f"{' x '.join(map(str, shape))} voxels of {spacing} mm, {axes}"
+    """Size and spacing of a grid, for messages, such as ``64 x 64 x 20 voxels of ... mm, LPS``."""
+    sizes, spacing = (" x ".join(map(str, v)) for v in (shape, np.round(spacing_of(affine), 3)))
+    return f"{sizes} voxels of {spacing} mm, {''.join(nib.aff2axcodes(affine))}"
 
 
 def bounding_box(
@@ -153,11 +119,6 @@ def plan_cut(slices: int, depth: int, tail: str) -> tuple[list[int], int]:
     if tail == "shift" and slices >= depth:
         return [*starts, slices - depth], 0
     return starts, 1
-
-
-def covering_starts(slices: int, depth: int) -> list[int]:
-    """First slices of groups that cover all slices; a case shorter than ``depth`` has one group."""
-    return plan_cut(slices, depth, "shift")[0] or [0]
 
 
 def cut_group(image: nib.Nifti1Image, first_slice: int, depth: int, fill: int) -> nib.Nifti1Image:

@@ -58,9 +58,8 @@ class Machine:
 def detect() -> Machine:
     """Settings for this machine.
 
-    A GPU or x86 CPU with bf16 units gets mixed bf16; any other CPU stays at fp32, because bf16
-    autocast was measured many times slower there. On a CPU batches load in the training process:
-    the step keeps the cores busy.
+    A CPU without bf16 units stays at fp32: bf16 autocast was measured many times slower there. On a
+    CPU batches load in the training process: the step keeps the cores busy.
     """
     if not torch.cuda.is_available():
         precision = "bf16-mixed" if cpu_has_bf16() else "32-true"
@@ -79,11 +78,6 @@ def detect() -> Machine:
         batch_size=max(2, min(int(voxels / patch_voxels), MAX_BATCH)),
         steps_per_epoch=250,
     )
-
-
-def estimated_step_s(multiply_adds: int, batch_size: int) -> float:
-    """Seconds of a training step on a GPU; ``multiply_adds`` are those of a patch's inference."""
-    return max(STEP_S, 6 * multiply_adds * batch_size / FLOP_PER_S)  # backward: twice the forward
 
 
 def can_compile() -> bool:

@@ -32,10 +32,7 @@ def predict(cfg: DictConfig) -> None:
 
     scans, folder, options = *check_request(cfg), PostprocessOptions(**cfg.postprocess)
     if options.is_auto:
-        raise PancsegError(
-            "postprocess: auto is chosen by pancseg.evaluate on validation patients; leave it out "
-            "here: the choice is used by itself"
-        )
+        raise PancsegError("postprocess: auto is chosen by pancseg.evaluate; leave it out here")
     shard = None if cfg.shard is None else Shard.parse(cfg.shard)
     name = "" if shard is None else str(shard.index)
     paths = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
@@ -46,8 +43,7 @@ def predict(cfg: DictConfig) -> None:
         options=options,
         **device_settings(cfg.hardware),
     )
-    volume_ml = cfg.review.volume_ml and tuple(cfg.review.volume_ml)
-    thresholds = sb.ReviewThresholds(**{**cfg.review, "volume_ml": volume_ml})
+    thresholds = sb.ReviewThresholds(**cfg.review)
     structure = predictor.models[0].structures[0]
     batch = sb.ScanBatch(predictor, structure, folder, thresholds, cfg.probabilities, cfg.rtstruct)
     contents = find_scans(scans, cfg.modality, cores())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_REFUSALS = 20  # on the console; intake.csv holds all
 OUTPUT_FOLDERS = ("cases", "groups", "pictures")
+Paths = dict[str, Path | None]  # of a source, by key
 PATH_KEYS = ("images", "labels", "folder")  # keys of a source that are paths
 
 
@@ -27,10 +28,7 @@ def prepare(cfg: DictConfig) -> None:
 
 
 def fill_prepared_folder(cfg: DictConfig) -> list[str]:
-    """Fill ``cfg.data.root`` from ``cfg.source``, or one shard of it.
-
-    Returns a line for each refused image, label or file; PancsegError if nothing can be done.
-    """
+    """Fill ``cfg.data.root`` from ``cfg.source``; return a line for each refused input."""
     from hydra.utils import instantiate
 
     from pancseg.intake.convert import Preparation
@@ -101,11 +99,11 @@ def read_settings(cfg: DictConfig) -> tuple["PrepareSettings", "ReadOptions"]:
     return settings, ReadOptions(structures, repair, processes)
 
 
-def source_paths(source: DictConfig) -> dict[str, Path | None]:
+def source_paths(source: DictConfig) -> Paths:
     """Absolute paths and patterns of a source, None for ``labels=null``; PancsegError without."""
     from pancseg.intake.sources import expand_pattern, is_pattern
 
-    paths: dict[str, Path | None] = {}
+    paths: Paths = {}
     keys = set(source.keys())  # "in" on the node itself is false for a value not given yet
     for key in (key for key in PATH_KEYS if key in keys):
         value = "" if OmegaConf.is_missing(source, key) else source[key]
@@ -123,7 +121,7 @@ def source_paths(source: DictConfig) -> dict[str, Path | None]:
     return paths
 
 
-def check_root(root: Path, paths: dict[str, Path | None]) -> None:
+def check_root(root: Path, paths: Paths) -> None:
     """Check that a folder is a prepared one, or free to become one, and no source lies in it."""
     from pancseg.data.manifest import has_manifest
 
@@ -139,39 +137,38 @@ def check_root(root: Path, paths: dict[str, Path | None]) -> None:
         )
 
 
-def check_contents(contents: "SourceContents", paths: dict[str, Path | None]) -> list[str]:
+def check_contents(contents: "SourceContents", paths: Paths) -> list[str]:
     """A warning where no image has a label; PancsegError where there is no image at all."""
+    if contents.cases:
+        return []
     refused = [skipped for skipped in contents.skipped if skipped.status == "refused"]
-    first = next((skipped for skipped in refused if skipped.kind == "image"), None)
-    key = "images" if "images" in paths else "folder"
-    if not contents.cases and first is None:
+    reason = next((skipped.reason for skipped in refused if skipped.kind == "image"), None)
+    images = f"source.images={paths['images']}" if "images" in paths else str(paths["folder"])
+    if reason is None:
         detail = f" ({refused[0].path}: {refused[0].reason})" if refused else ""
-        raise PancsegError(f"source.{key}={paths[key]}: holds no image to read{detail}")
-    unmatched = ("no_label", "ambiguous_label", "other_patient")
-    if contents.cases or not (paths.get("labels") and first and first.reason.startswith(unmatched)):
+        raise PancsegError(f"{images}: holds no image that this source reads{detail}")
+    if not paths.get("labels") or not reason.startswith(("no_label", "ambiguous_label", "other_p")):
         return []
     return [
-        f"source.labels={paths['labels']}: no label there belongs to an image of {paths[key]} "
-        f"({first.reason}); labels need a reference to the images, their PatientID and geometry, "
-        "or their relative paths, as images/p7 and labels/p7"
+        f"source.labels={paths['labels']}: no label there belongs to an image ({reason}); labels "
+        "need a reference to the images, their PatientID and geometry, or their relative paths, as "
+        "images/p7 and labels/p7"
     ]
 
 
 def manifest_settings(
-    cfg: DictConfig,
-    paths: dict[str, Path | None],
-    pseudonyms: "Pseudonyms",
-    settings: "PrepareSettings",
+    cfg: DictConfig, paths: Paths, pseudonyms: "Pseudonyms", settings: "PrepareSettings"
 ) -> dict[str, Any]:
     """Settings that the manifest keeps; paths only as hashes, because they may name patients."""
-    source, structures = cfg.source, settings.structures
-    kept: dict[str, Any] = vars(settings.groups) | {"source": source._target_.rpartition(".")[2]}
-    for key in sorted(str(key) for key in source if key != "_target_"):
+    kept: dict[str, Any] = {**vars(settings.groups), "names": pseudonyms.key_id}
+    kept["source"] = cfg.source._target_.rpartition(".")[2]
+    for key in sorted(str(key) for key in cfg.source if key != "_target_"):
         path = paths.get(key)
-        kept[f"source.{key}"] = pseudonyms.hash(str(path)) if path else source[key]
-    for s in structures:
-        kept[f"structures.{s.name}.labels"] = s.labels and list(s.labels)
-    return kept | {"names": pseudonyms.key_id, **{f"repair.{k}": v for k, v in cfg.repair.items()}}
+        kept[f"source.{key}"] = pseudonyms.hash(str(path)) if path else cfg.source[key]
+    for structure in settings.structures:
+        labels = structure.labels and list(structure.labels)
+        kept[f"structures.{structure.name}.labels"] = labels
+    return kept | {f"repair.{key}": rule for key, rule in cfg.repair.items()}
 
 
 def summarise(preparation: "Preparation", results: list["Result"]) -> tuple[list[str], list[str]]:

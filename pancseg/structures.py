@@ -1,9 +1,8 @@
 """Structures that are segmented: how a source labels them, and the codes of the stored label map.
 
-A stored label map is exclusive: each voxel holds 0 or one code. Structure ``n`` of the
-configuration, counted from 1, has code ``n``; where two overlap, the later one wins. A structure
-that contains another, as ``pancreas: [1, 2]`` contains ``tumour: [2]``, is the union of several
-codes, its ``values``.
+Each voxel of a stored label map holds 0 or one code, ``n`` for the n-th structure of the
+configuration; where two overlap, the later one wins. A structure that contains another, as
+``pancreas: [1, 2]`` contains ``tumour: [2]``, is the union of several codes, its ``values``.
 """
 
 import re
@@ -51,15 +50,7 @@ class LabelMap:
 def parse_structures(
     node: Mapping[str, Mapping[str, Any]], labels: Sequence[Label] | None = None
 ) -> tuple[Structure, ...]:
-    """Parse ``conf/structures``; PancsegError names the key that cannot be used.
-
-    ``labels`` replace those of the only structure.
-
-    >>> organ = {"code": "15776009", "kind": "organ", "volume_ml": [15, 300]}
-    >>> node = {"pancreas": {**organ, "labels": [1, 2]}, "tumour": {**organ, "labels": [2]}}
-    >>> [structure.values for structure in parse_structures(node)]
-    [(1, 2), (2,)]
-    """
+    """Parse ``conf/structures``; ``labels`` replace those of the only one. PancsegError by key."""
     if not node:
         raise PancsegError("structures: names no structure; give structures=pancreas")
     if labels is not None and len(node) > 1:
@@ -104,24 +95,17 @@ def structures_from_manifest(entries: Iterable[Mapping[str, Any]]) -> tuple[Stru
     """Read what ``Structure.to_dict`` wrote; TypeError, KeyError or ValueError otherwise."""
     return tuple(
         Structure(
-            str(entry["name"]),
-            None if entry["labels"] is None else tuple(entry["labels"]),
-            str(entry["code"]),
-            str(entry["kind"]),
+            *(str(entry["name"]), None if entry["labels"] is None else tuple(entry["labels"])),
+            *(str(entry["code"]), str(entry["kind"])),
             (float(entry["volume_ml"][0]), float(entry["volume_ml"][1])),
-            tuple(int(value) for value in entry["values"]),
+            tuple(map(int, entry["values"])),
         )
         for entry in entries
     )
 
 
 def region_mask(codes: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
-    """Voxels of a structure in a stored label map.
-
-    >>> tumour = Structure("tumour", (2,), "", "lesion", (0, 9), (2,))
-    >>> region_mask(np.array([0, 1, 2]), tumour).tolist()
-    [False, False, True]
-    """
+    """Voxels of a structure in a stored label map."""
     mask: NDArray[np.bool_] = codes == structure.values[0]
     for value in structure.values[1:]:  # np.isin takes 60 times as long, and 6 times the memory
         mask |= codes == value
@@ -136,11 +120,6 @@ def encode_values(
     Values within 1e-3 of a whole number are that number. Returned too are the values that are
     neither chosen nor ``declared`` by the source; none where labels were chosen, since the user
     knows the others. Refused if no voxel is background, or a chosen label is a name.
-
-    >>> organ = Structure("pancreas", (1, 2), "", "organ", (15, 300), (1,))
-    >>> codes, unknown_values = encode_values(np.array([0, 1, 2, 7]), [organ])
-    >>> codes.tolist(), unknown_values
-    ([0, 1, 1, 0], ())
     """
     if values.dtype.kind == "f":
         whole = np.rint(values)
@@ -171,10 +150,6 @@ def match_names(
 
     ``names`` gives for each number its name, then its codes. Labels are numbers, names or codes, in
     any case; None takes the only one. Refused if none is there, or several and none was chosen.
-
-    >>> organ = Structure("pancreas", (15776009,), "", "organ", (15, 300), (1,))
-    >>> match_names({1: ("Liver",), 2: ("Pancreas", "15776009")}, [organ], "segment")
-    [[2]]
     """
     shown = [f"{number} {texts[0]}" for number, texts in names.items()]
     if structures[0].labels is None:

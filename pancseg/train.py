@@ -18,12 +18,7 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> float | None:
     """Train, in a folder that no other training uses; skip a job of a sweep that is done.
 
-    Returns:
-        ``val/dice`` of the best checkpoint, for a sweeper; None without validation.
-
-    Raises:
-        PancsegError: If it cannot start.
-        KeyboardInterrupt: After Ctrl-C; ``last.ckpt`` is of the last whole epoch.
+    Returns ``val/dice`` of the best checkpoint for a sweeper, or None without validation.
     """
     from pancseg.data.datamodule import is_first_process
 
@@ -32,7 +27,7 @@ def train(cfg: DictConfig) -> float | None:
 
 
 def train_run(cfg: DictConfig) -> float | None:
-    """Train; see :func:`train`."""
+    """Build data, network and trainer, and fit; or draw a preview."""
     from pancseg.inference.checkpoint import open_checkpoint
     from pancseg.prepare import fill_prepared_folder
     from pancseg.training import resume, setup
@@ -56,6 +51,7 @@ def train_run(cfg: DictConfig) -> float | None:
 def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> float | None:
     """Fit, and write ``splits.json`` before and ``summary.json`` after it."""
     from pancseg.files import write_json
+    from pancseg.models.network_checks import describe_cost
     from pancseg.training import callbacks, setup, summary
     from pancseg.training.checkpoints import copy_checkpoint
 
@@ -71,7 +67,8 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
     report = next(callback for callback in built if isinstance(callback, callbacks.EpochReport))
     report.title = summary.title_of(cfg.name, data)
     log.info(report.title)
-    log.info(setup.describe_model(cfg, data.plan))
+    cost = describe_cost(setup.model_arguments(cfg, data.plan), data.plan.spatial_size)
+    log.info("network  %s", cost)
     with setup.fit_errors(data):
         trainer.fit(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if cfg.trainer.fast_dev_run:

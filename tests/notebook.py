@@ -1,7 +1,4 @@
-"""``docs/first_model.ipynb``, run as a user runs it.
-
-``python -m tests.notebook`` runs it whole and stores it with what it printed and drew.
-"""
+"""``python -m tests.notebook`` runs ``docs/first_model.ipynb`` and stores it with its outputs."""
 
 import os
 import tempfile
@@ -9,45 +6,41 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbformat import NotebookNode
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "first_model.ipynb"
 
 
-def executed(folder: Path, **settings: str) -> NotebookNode:
-    """The notebook, run anew in a folder, with settings as environment variables."""
+def executed(folder: Path, **environment: str) -> nbformat.NotebookNode:
+    """The notebook, run anew in a folder."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    where = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=where)
-    client.record_timing = False  # the file changes with what it says alone
-    client.execute(env={**os.environ, **settings})
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=resources)
+    client.record_timing = False
+    client.execute(env={**os.environ, **environment})
     return notebook
 
 
-def cleaned(notebook: NotebookNode, folder: Path) -> NotebookNode:
-    """A notebook without progress bars, the place where it ran and the kernel that ran it."""
+def store(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Write the notebook without progress bars and the path of its folder."""
     for cell in notebook.cells:
         cell.metadata.clear()
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
-        joined: list[NotebookNode] = []
-        for one in cell.outputs:
-            if "text" in one:
-                one.text = one.text.replace(f"{folder}/", "")
-            if joined and "text" in one and "text" in joined[-1]:
-                joined[-1].text += one.text  # what a progress bar stood between
-            else:
-                joined.append(one)
-        cell.outputs = joined
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
-    return notebook
+        outputs: list[nbformat.NotebookNode] = []
+        for output in cell.get("outputs", []):
+            if output.get("name") == "stderr":
+                continue
+            if "text" in output:
+                output.text = output.text.replace(f"{folder}/", "")
+                if outputs and "text" in outputs[-1]:  # a bar stood between them
+                    outputs[-1].text += output.text
+                    continue
+            outputs.append(output)
+        if "outputs" in cell:
+            cell.outputs = outputs
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    nbformat.write(notebook, NOTEBOOK)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place).resolve()
-        nbformat.write(cleaned(executed(folder), folder), NOTEBOOK)
+    with tempfile.TemporaryDirectory() as name:
+        store(executed(Path(name).resolve()), Path(name).resolve())

@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import SegResNet, UNet
 from torch import nn
 
-from pancseg.models.device_tuning import ShortAxisConv3d, fix_short_axes, use_channels_last
+from pancseg.models.factory import ShortAxisConv3d, fix_short_axes, use_channels_last
 from tests.test_resunet import tiny_resunet
 
 

@@ -1,96 +1,101 @@
-"""The documentation names what there is."""
+"""Documentation: commands compose, the site builds offline, the reference holds each key."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import hydra
+import nbformat
 import pytest
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from docs.site_parts import hooks
+from docs.site_parts import conf_pages
 from pancseg.config import conf_folder, register_resolvers
-from pancseg.inference.scan_batch import MASK_FLAGS
 from pancseg.intake.checks import FLAGS
-from pancseg.reports.tables import HEADINGS
+from tests import notebook
 from tests.documented import PAGES, ROOT, Typed, commands_of
 
 CONF = conf_folder()
-MADE = {ROOT / "docs" / name for name in (*hooks.BROUGHT, *hooks.MADE)}  # while the site is built
 TYPED = sorted({typed for page in PAGES for typed in commands_of(page)})
-
-
-def one_of_each(words: tuple[str, ...]) -> list[str]:
-    """The overrides of a command; of a sweep its first job."""
-    options = {"--cfg", "-c", "--info", "--config-dir"}
-    given = [
-        word
-        for before, word in zip(("", *words), words, strict=False)
-        if not word.startswith("-") and before not in options
-    ]
-    parsed = OverridesParser.create().parse_overrides(given)
-    return [
-        f"{one.get_key_element()}={next(iter(one.sweep_string_iterator()))}"
-        if one.is_discrete_sweep()
-        else str(one.input_line)
-        for one in parsed
-        if one.is_discrete_sweep() or not one.is_sweep_override()
-    ]
+BUILD = """
+import socket, sys
+socket.socket.connect = socket.getaddrinfo = None
+from mkdocs.__main__ import cli
+cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]])
+"""
 
 
 @pytest.mark.parametrize("typed", TYPED, ids=lambda typed: " ".join((typed[0], *typed[1])))
-def test_every_command_that_a_page_tells_to_type_composes(typed: Typed) -> None:
+def test_a_command_of_the_documentation_composes(typed: Typed) -> None:
     name, words = typed
-    if "--config-dir" in words:  # of the reader's own: without its choice
+    if "--config-dir" in words:  # the reader's own
         words = tuple(word for word in words if not word.startswith("experiment="))
-    assert (CONF / f"{name}.yaml").is_file(), f"python -m pancseg.{name} has no configuration"
+    words = tuple(w for w in words if not w.startswith("-") and ("=" in w or w[0] in "~+"))
+    overrides = []
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        if override.is_discrete_sweep():  # its first job
+            value = next(iter(override.sweep_string_iterator()))
+            overrides.append(f"{override.get_key_element()}={value}")
+        elif not override.is_sweep_override():
+            overrides.append(str(override.input_line))
     register_resolvers()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra.compose(name, one_of_each(words), return_hydra_config=True)
+        hydra.compose(name, overrides, return_hydra_config=True)
 
 
-def test_the_intake_page_explains_every_flag_and_no_other() -> None:
+def test_the_intake_page_explains_every_flag() -> None:
     page = (ROOT / "docs" / "intake.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == set(FLAGS)
+    assert set(FLAGS) <= set(re.findall(r"`(\w+)`", page))
 
 
-def test_the_intake_page_names_sources_and_structures_that_there_are() -> None:
-    page = (ROOT / "docs" / "intake.md").read_text()
-    for group in ("source", "structures"):
-        choices = {path.stem for path in (CONF / group).iterdir()}
-        named = set(re.findall(rf"\b{group}=(\w+)", page))
-        assert named and named <= choices, group
+@pytest.mark.slow
+def test_the_site_builds_strictly_without_a_network_and_loads_nothing_from_outside(
+    tmp_path: Path,
+) -> None:
+    words = [sys.executable, "-c", BUILD, str(tmp_path)]
+    built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    loaded = re.compile(r'<(?:link|script|img)[^>]*(?:href|src)="(?:https?:)?//|@import|url\(http')
+    pages = [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]
+    assert len(pages) > 20
+    assert [path for path in pages if loaded.search(path.read_text())] == []
 
 
-def test_links_of_the_documentation_lead_somewhere() -> None:
-    for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            there = (page.parent / link).resolve()
-            assert there in MADE or there.exists(), f"{page.name}: {link}"
+def test_the_reference_explains_every_key_of_the_configuration() -> None:
+    pages = conf_pages.commands_page(CONF) + conf_pages.choices_page(CONF)
+    rows = re.findall(r"^\| `([^`]+)` \| (?:`[^`]*`)? ?\| (.*) \|$", pages, re.MULTILINE)
+    assert len(rows) > 200
+    assert [key for key, meaning in rows if not meaning] == []
 
 
-def test_the_page_of_predict_explains_every_flag_of_a_mask() -> None:
-    page = (ROOT / "docs" / "predict.md").read_text()
-    assert set(MASK_FLAGS) <= set(re.findall(r"`(\w+)`", page))
+def test_a_comment_belongs_to_its_key_and_may_go_on_below() -> None:
+    text = "a: 1  # one\n      # and more\nb: {c: 2}  # of c\nd: 3\n# heading\ne: 4"
+    keys = conf_pages.keys_of(yaml.compose(text), text.splitlines(), "")
+    assert [(key.name, key.value, key.remark) for key in keys] == [
+        ("a", "1", "one and more"), ("b.c", "2", "of c"), ("d", "3", ""), ("e", "4", "")
+    ]  # fmt: skip
 
 
-def test_the_page_of_scores_explains_every_column() -> None:
-    page = (ROOT / "docs" / "scores.md").read_text()
-    columns = {*HEADINGS, "nsd_1mm", "nsd_2mm", "nsd_3mm", "fold", "contrast", "status"}
-    assert columns <= set(re.findall(r"`(\w+)`", page))
+def pictures(cells: list[nbformat.NotebookNode]) -> int:
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return sum(kind.startswith("image/") for o in outputs for kind in o.get("data", {}))
 
 
-def test_what_the_page_of_security_claims_is_held_by_tests_that_there_are() -> None:
-    page = (ROOT / "SECURITY.md").read_text()
-    named = set(re.findall(r"`(test_\w+\.py)`", page))
-    assert len(named) > 8
-    assert named <= {path.name for path in (ROOT / "tests").iterdir()}
+def test_the_notebook_is_stored_with_its_pictures_and_without_paths_or_errors() -> None:
+    stored = nbformat.read(notebook.NOTEBOOK, as_version=4)
+    nbformat.validate(stored)
+    assert pictures(stored.cells) == 6 and notebook.NOTEBOOK.stat().st_size < 1_500_000
+    outputs = [output for cell in stored.cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
+    text = "".join(output.get("text", "") for output in outputs)
+    assert not re.search(r"(?<![\w.])/\w+/", text)
 
 
-def test_the_page_of_refusals_names_codes_that_there_are() -> None:
-    page = (ROOT / "docs" / "howto" / "refused_series.md").read_text()
-    cells = re.findall(r"^\| (`.*?) \|", page, flags=re.MULTILINE)
-    named = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
-    source = "".join(path.read_text() for path in (ROOT / "pancseg").rglob("*.py"))
-    known = set(re.findall(r'"(\w+)(?=[":])', source))
-    known |= {f"{what}_{kind}" for what in ("ambiguous", "no_such") for kind in ("segment", "roi")}
-    assert len(named) > 20
-    assert named <= known
+@pytest.mark.slow
+def test_the_notebook_runs_from_phantoms_to_a_new_scan(tmp_path: Path) -> None:
+    quick = {"PANCSEG_NOTEBOOK_MINUTES": "0.1", "PANCSEG_NOTEBOOK_PATIENTS": "6"}
+    assert pictures(notebook.executed(tmp_path, **quick).cells) == 6
+    assert (tmp_path / "first_model" / "run" / "report.html").is_file()
+    assert len(list((tmp_path / "first_model" / "masks").glob("*_pancreas.dcm"))) == 1

@@ -138,10 +138,10 @@ def test_a_step_of_full_size_stays_on_the_gpu(
     monkeypatch.setattr(setup, "is_compiled", lambda *_: False)
     cfg = composed(f"experiment={experiment}", f"augment={augment}")
     count = cfg.data.batch_size
-    augmenter = Augmenter(
-        Augmentation(**cfg.augment).always(), spacing_mm=plan.spacing_mm, window_hu=(-200, 200),
-        size=plan.spatial_size,
-    )  # fmt: skip
+    chances = {name: 1.0 for name in cfg.augment if name.endswith("_probability")}
+    changes = Augmentation(**{**cfg.augment, **chances, "flip_probability": [1.0] * 3})
+    window = {"spacing_mm": plan.spacing_mm, "window_hu": (-200, 200)}
+    augmenter = Augmenter(changes, size=plan.spatial_size, **window)
     segmenter = segmenter_of(cfg, plan)
     with fake_gpu():
         move_to_fake_gpu(segmenter)

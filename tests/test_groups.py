@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pancseg.errors import PancsegError
-from pancseg.geometry import AIR_HU, covering_starts, cut_group, plan_cut
+from pancseg.geometry import AIR_HU, cut_group, plan_cut
 from pancseg.intake.convert import GroupSettings
 
 
@@ -25,12 +25,6 @@ def test_groups_start_where_counted_by_hand(
     slices: int, tail: str, starts: list[int], left_out: int
 ) -> None:
     assert plan_cut(slices, 64, tail) == (starts, left_out)
-
-
-@pytest.mark.parametrize("slices", [1, 63, 64, 65, 127, 128, 200])
-def test_covering_groups_leave_out_no_slice(slices: int) -> None:
-    covered = {s for start in covering_starts(slices, 64) for s in range(start, start + 64)}
-    assert covered >= set(range(slices))
 
 
 def test_the_origin_of_a_group_moves_along_an_oblique_normal() -> None:

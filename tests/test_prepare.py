@@ -11,7 +11,6 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -454,21 +453,6 @@ def test_a_folder_that_cannot_be_written_is_told_and_no_scan_is_blamed(
     assert contents(tmp_path / "r") == contents(tmp_path / "alone")
 
 
-def test_a_full_disk_takes_nothing_that_was_there(
-    some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "r"
-    prepare(some_dicom, root)
-    before = contents(root)
-    for path in (some_dicom / "images" / "phantom-3-001").iterdir():
-        os.utime(path, (1, 1))
-    usage = namedtuple("usage", "total used free")
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1))
-        assert prepare(some_dicom, root) == 2
-    assert contents(root) == before
-
-
 def test_no_path_of_the_input_stands_in_what_an_interrupted_run_leaves(
     some_dicom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -908,18 +892,6 @@ def test_several_structures_are_stored_as_codes_and_named_in_manifest_and_table(
     assert "structures.pancreas.labels= or structures.tumour.labels=" in refused.err
     other = command("prepare", *words, "structures.tumour.labels=[3]")
     assert "structures.tumour.labels (there [2], now [3])" in other.err
-
-
-def test_a_full_disk_is_told_before_anything_is_written(
-    dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 1000))
-    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
-    ended = command("prepare", *source, f"data.root={tmp_path / 'r'}", *SHALLOW)
-    assert ended.code == 2
-    assert "GB are free" in ended.err
-    assert not list((tmp_path / "r").rglob("*.nii.gz"))
 
 
 def test_nifti_pieces_of_one_patient_stay_together(

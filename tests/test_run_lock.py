@@ -25,7 +25,7 @@ def test_a_second_training_is_refused_in_one_line_and_leaves_the_first_ones_file
     assert ended.code == 2
     assert ended.err == (
         f"pancseg.train: hydra.run.dir={run}: another pancseg.train is writing to it; wait for "
-        "its end, or give another folder\n"
+        "give another folder\n"
     )
     assert {name for name in after if before.get(name) != after[name]} <= {"train.log"}
     dry = smoke(prepared, tmp_path / "dry", "trainer.fast_dev_run=true")

@@ -1,4 +1,4 @@
-"""Pages of the reference that are made of ``conf/``: keys, defaults and what the comments say."""
+"""Reference pages made from ``conf/``: keys, defaults, and meanings from the comments."""
 
 import re
 from collections.abc import Iterator
@@ -11,25 +11,25 @@ REMARK = re.compile(r"(?:^|[\s}\]])#\s?(.*)$")
 BUILT_BY = "_target_"
 GLOBAL = "@package _global_"
 COMMANDS = {
-    "prepare": "folders of DICOM or NIfTI become a prepared folder",
-    "train": "a prepared folder becomes a run with its checkpoints",
-    "evaluate": "whole cases are scored on their own grid",
-    "predict": "new scans are given masks",
-    "report": "the page of a run, or runs compared",
-    "export": "a network for those who have no pancseg",
-    "phantom": "synthetic CT, to try everything on",
+    "prepare": "turns folders of DICOM, NIfTI or NRRD into a prepared folder",
+    "train": "trains on a prepared folder and writes a run with its checkpoints",
+    "evaluate": "scores whole cases on their own grid",
+    "predict": "segments new scans",
+    "report": "writes the report of a run or sweep, or compares runs",
+    "export": "writes a network for programs without pancseg",
+    "phantom": "writes synthetic CT as DICOM",
 }
 OF_HYDRA = ("sweeper",)  # Hydra's own groups for which there are choices
 
-INTRODUCTION_OF_COMMANDS = """Made from `conf/` when this site is built. Every key is given as
-`key=value` on the command line; `python -m pancseg.train --cfg job` shows what would run, with all
-values resolved, and `--help` lists the choices. `hydra.run.dir=FOLDER` names the folder of a run,
-`hydra.sweep.dir=FOLDER` that of a sweep; by default they follow from name and time, or from what is
-swept. `???` has no default and must be given; `null` is
-nothing. `${...}` takes the value of another key, `${machine:...}` what this machine is good at."""
-INTRODUCTION_OF_CHOICES = """Made from `conf/` when this site is built. A choice is made as
-`group=choice`, such as `model=resunet`, and its keys are then `group.key=value`, such as
-`model.width=16`. Which command knows which group: [Commands](commands.md)."""
+INTRODUCTION_OF_COMMANDS = """Made from `conf/` when this site is built. Give a key as `key=value`
+on the command line. `python -m pancseg.train --cfg job` prints all resolved values, `--help` lists
+the choices. `hydra.run.dir=FOLDER` sets the folder of a run, `hydra.sweep.dir=FOLDER` that of a
+sweep; the defaults are made from name and time, or from the options of the sweep. `???` has no
+default and must be given; `null` means no value. `${...}` is the value of another key,
+`${machine:...}` a property of this machine."""
+INTRODUCTION_OF_CHOICES = """Made from `conf/` when this site is built. Choose with `group=choice`,
+such as `model=resunet`; the keys of the choice are then `group.key=value`, such as
+`model.width=16`. [Commands](commands.md) lists the groups of each command."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def told_by_name(key: Key) -> str:
 def table(keys: list[Key]) -> list[str]:
     """Rows of keys, values and remarks."""
     rows = [f"| `{k.name}` | {code(k.value)} | {cell(k.remark)} |" for k in keys]
-    return ["", "| key | default | what it is |", "|--|--|--|", *rows, ""] if rows else [""]
+    return ["", "| key | default | meaning |", "|--|--|--|", *rows, ""] if rows else [""]
 
 
 def code(value: str) -> str:

@@ -82,19 +82,19 @@ class VolumeCache:
                 raise PancsegError(f"{problem}; {advice}") from error
 
     def missing(self) -> list[Entry]:
-        """Volumes to make."""
-        entries = progress(self.entries, "checking", "volume", delay_s=2)
-        return [entry for entry in entries if not self.is_complete(entry)]
-
-    def is_complete(self, entry: Entry) -> bool:
-        """Whether a volume can be opened and its arrays have the times of its files."""
-        try:
-            self.open(entry)
+        """Volumes that cannot be opened, or whose arrays have other times than their files."""
+        missing = []
+        for entry in progress(self.entries, "checking", "volume", delay_s=2):
             files, arrays = files_of(self.root, entry), arrays_of(entry)
-            pairs = ((path.stat(), (self.folder / arrays[k]).stat()) for k, path in files.items())
-            return all(abs(a.st_mtime - b.st_mtime) < TIME_TOLERANCE_S for a, b in pairs)
-        except (OSError, ValueError):  # NumPy's error for a truncated file
-            return False
+            pairs = ((path, self.folder / arrays[key]) for key, path in files.items())
+            try:
+                self.open(entry)
+                ages_s = [path.stat().st_mtime - array.stat().st_mtime for path, array in pairs]
+            except (OSError, ValueError):  # NumPy's error for a truncated file
+                missing.append(entry)
+            else:
+                missing += [entry] * (max(map(abs, ages_s)) > TIME_TOLERANCE_S)
+        return missing
 
     def make(self, entries: Sequence[Entry], processes: int | None) -> None:
         """Make volumes, by default in a pool of processes if they are large."""
@@ -108,9 +108,7 @@ class VolumeCache:
         for changed in progress(results, "preprocessing", "volume", len(entries), delay_s=2):
             for path in changed:
                 problem = f"{path}: is not what pancseg.prepare wrote; it is used as it is"
-                log.warning(
-                    f"{problem}. Run the same pancseg.prepare to take a corrected label over"
-                )
+                log.warning(f"{problem}. For a corrected label, run the same pancseg.prepare again")
 
     def load(self, storage: str, device: torch.device) -> None:
         """Copy all volumes to ``ram`` or ``gpu``; to RAM if they exceed their share of the GPU."""
@@ -124,16 +122,11 @@ class VolumeCache:
                 log.warning(f"hardware.cache=gpu: {sizes}; they are kept in ram")
         if storage != "disk":
             target = device if self.is_on_gpu else torch.device("cpu")
-            volumes = (copied(self.open(entry), target) for entry in self.entries)
-            self.loaded = list(progress(volumes, "reading", "volume", len(self), delay_s=2))
-
-
-def copied(volume: Volume, device: torch.device) -> Volume:
-    """A volume as tensors on a device; the indices stay an array."""
-    tensors = (
-        None if array is None else torch.tensor(array, device=device) for array in volume[:2]
-    )
-    return Volume(*tensors, np.array(volume.foreground))
+            self.loaded = []
+            for entry in progress(self.entries, "reading", "volume", delay_s=2):
+                *pair, foreground = self.open(entry)
+                tensors = (None if a is None else torch.tensor(a, device=target) for a in pair)
+                self.loaded.append(Volume(*tensors, np.array(foreground)))
 
 
 def files_of(root: Path, entry: Entry) -> dict[str, Path]:

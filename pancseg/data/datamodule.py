@@ -31,22 +31,15 @@ from pancseg.parallel import ignore_signals
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-SUBSETS_OF_STAGE: dict[str | None, tuple[str, ...]] = {
-    None: SUBSETS,
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("predict",),
-}
+SUBSETS_OF_STAGE = {None: SUBSETS, "fit": ("train", "val"), "validate": ("val",)}
 
 
 class CTDataModule(pl.LightningDataModule):
     """Groups or patches of the CTs of a prepared folder; ``conf/data`` explains the arguments.
 
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
-    float32 0 or 1, "patient": (B,) int64, "name": list}``. Training batches are augmented, and
-    have their number ``step`` and the ``batch_index`` of each sample in the batch of all processes.
-    Other batches hold whole groups, or a whole case each with ``sampling=patches``.
+    float32 0 or 1, "patient": (B,) int64, "name": list}``; in training it is augmented, and has its
+    number ``step`` and ``batch_index`` of its first sample in the batch of all processes.
     """
 
     def __init__(
@@ -91,20 +84,20 @@ class CTDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Prepare the root where it is not; of several processes one prepares, the others wait."""
-        if self.prepare and not self.is_prepared():
+
+        def is_prepared() -> bool:
+            return has_manifest(self.root) and read_manifest(self.root).complete
+
+        if self.prepare and not is_prepared():
             check_writable(self.root.parent, "data.root")
             with FileLock(self.root.with_name(f".{self.root.name}.lock")):
-                if not self.is_prepared():
+                if not is_prepared():
                     log.info("%s is not prepared yet: preparing it", self.root)
                     self.prepare()
 
-    def is_prepared(self) -> bool:
-        """Whether the root is prepared, and its preparation was not interrupted."""
-        return has_manifest(self.root) and read_manifest(self.root).complete
-
     def setup(self, stage: str | None = None) -> None:
         """Preprocess the volumes of a stage, and remove old ones of other settings."""
-        caches = [self.volumes(subset) for subset in SUBSETS_OF_STAGE[stage]]
+        caches = [self.volumes(subset) for subset in SUBSETS_OF_STAGE.get(stage, (stage,))]
         if is_first_process():
             with suppress(OSError):
                 evict(caches[0].folder, self.hparams["cache_gb"])
@@ -183,11 +176,10 @@ class CTDataModule(pl.LightningDataModule):
 
     def entries(self, subset: str) -> list[Entry]:
         """Cases or groups of ``train``, ``val``, ``test`` or ``predict``, which has no labels."""
-        manifest, patches = self.manifest, self.sampling.uses_patches
-        if subset == "predict":
-            entries = manifest.cases if patches else manifest.groups
-            return [replace(entry, label=None, label_sha256="") for entry in entries]
-        return self.entries_of(getattr(self.split, subset))
+        if subset != "predict":
+            return self.entries_of(getattr(self.split, subset))
+        entries = self.manifest.cases if self.sampling.uses_patches else self.manifest.groups
+        return [replace(entry, label=None, label_sha256="") for entry in entries]
 
     def entries_of(self, patients: list[str]) -> list[Entry]:
         """Labelled cases or groups of patients."""

@@ -1,7 +1,4 @@
-"""Tables of a prepared folder: ``intake.csv``, and ``manifest.json`` of its cases and settings.
-
-The manifest is read back with checks, because folders are copied and edited by hand.
-"""
+"""Tables of a prepared folder: ``intake.csv``, and ``manifest.json`` of its cases and settings."""
 
 import json
 import re
@@ -127,32 +124,22 @@ def read_manifest(root: Path) -> Manifest:
         )
     value = read_json(path, "a manifest", lambda v: isinstance(v, dict) and "schema" in v)
     if value["schema"] != SCHEMA:
-        found = f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}"
-        raise PancsegError(f"{found}; prepare into another data.root")
+        schema = f"{path}: schema {str(value['schema'])[:20]}, this version reads {SCHEMA}"
+        raise PancsegError(f"{schema}; prepare into another data.root")
     try:
-        return parse_manifest(value)
+        cases = parse_entries(Case, value["cases"], "cases")
+        groups = parse_entries(Group, value["groups"], "groups")
+        patients = {case.name: case.patient for case in cases}
+        alone = [f"groups[{n}]" for n, g in enumerate(groups) if patients.get(g.case) != g.patient]
+        if alone or len(patients) < len(cases):
+            raise ValueError(f"{alone[0]} belongs to no case" if alone else "two cases of one name")
+        structures = structures_from_manifest(value["structures"])
+        return Manifest(dict(value["settings"]), structures, value["complete"], cases, groups)
     except (TypeError, ValueError, KeyError) as error:
         raise PancsegError(
             f"{path}: not a manifest as this version writes it ({str(error)[:120]}); was it edited "
             "by hand? put a copy back, or prepare into another data.root"
         ) from error
-
-
-def parse_manifest(value: dict[str, Any]) -> Manifest:
-    """A manifest from JSON; TypeError, ValueError or KeyError name the first wrong field."""
-    settings, complete = value["settings"], value["complete"]
-    if not (isinstance(settings, dict) and isinstance(complete, bool)):
-        raise TypeError("settings or complete")
-    cases = parse_entries(Case, value["cases"], "cases")
-    groups = parse_entries(Group, value["groups"], "groups")
-    patients = {case.name: case.patient for case in cases}
-    if len(patients) < len(cases):
-        raise ValueError("two cases have one name")
-    for n, group in enumerate(groups):
-        if patients.get(group.case) != group.patient:
-            raise ValueError(f"groups[{n}] belongs to no case of its patient")
-    structures = structures_from_manifest(value["structures"])
-    return Manifest(settings, structures, complete, cases, groups)
 
 
 def parse_entries(kind: type[Entry], values: Any, name: str) -> list[Entry]:
@@ -210,10 +197,9 @@ def same_person(cases: Iterable[Case]) -> dict[str, str]:
         if value and not len(patients) == len(names_of) > 2:
             names = set().union(*(names_of[patient] for patient in patients))
             names_of |= dict.fromkeys(names, names)
-    return {
-        patient: min(names, key=lambda name: (not prepared_before[name], name))
-        for patient, names in names_of.items()
-    }
+    ranked = sorted(names_of, key=lambda name: (not prepared_before[name], name))
+    rank = {name: n for n, name in enumerate(ranked)}
+    return {patient: min(names, key=rank.__getitem__) for patient, names in names_of.items()}
 
 
 @dataclass

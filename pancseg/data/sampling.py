@@ -1,7 +1,6 @@
 """Samples of training: which volume or patch, as a function of seed, epoch and step alone.
 
-Samples are numbered from the beginning of the training, over all processes. Nothing here has a
-state, so that a resumed training continues with the samples that it would have drawn.
+They are numbered from the beginning of the training, over all processes, without any state.
 """
 
 from collections.abc import Callable, Iterator, Sequence

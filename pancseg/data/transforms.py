@@ -59,23 +59,21 @@ def coarsened(spacing_mm: Any, field_mm: Any, patch_voxels: int) -> list[float]:
     """Make the finest axes coarser until the field of view fits into a patch."""
     spacing = np.array(spacing_mm, dtype=float)
     while math.prod(field_mm / spacing) > patch_voxels * COARSENING:
-        finest = spacing.min()
-        spacing[spacing < finest * COARSENING] = finest * COARSENING
+        spacing = np.maximum(spacing, spacing.min() * COARSENING)
     return [round(float(mm), 2) for mm in spacing]
 
 
 def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:
     """Largest patch within a volume, in proportion to the field of view; sizes in voxels."""
-    patch = [max(MIN_SIDE, math.ceil(side / side_step(side)) * side_step(side)) for side in volume]
+
+    def step(side: float) -> int:  # networks halve a long side five times, and others four times
+        return 32 if side > 128 else 16
+
+    patch = [max(MIN_SIDE, math.ceil(side / step(side)) * step(side)) for side in volume]
     while math.prod(patch) > most_voxels and max(patch) > MIN_SIDE:
         axis = int(np.where(np.array(patch) > MIN_SIDE, patch / field, 0.0).argmax())
-        patch[axis] -= side_step(patch[axis])
+        patch[axis] -= step(patch[axis])
     return patch
-
-
-def side_step(side: float) -> int:
-    """Divisor of a side: networks halve a long side five times and a short side four times."""
-    return 32 if side > 128 else 16
 
 
 @dataclass(frozen=True)

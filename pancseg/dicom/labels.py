@@ -41,7 +41,8 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
         is_fractional = dataset.SegmentationType == "FRACTIONAL"
         threshold = float(dataset.MaximumFractionalValue) / 2 if is_fractional else 1
     is_labelmap = dataset.SegmentationType == "LABELMAP"  # stored values are segment numbers
-    code_of = codes_of(match_names(names, structures, "segment"))
+    matched = match_names(names, structures, "segment")
+    code_of = {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
     frames = [frame for frame in frames if is_labelmap or frame.segment_number in code_of]
     placements = [place_frame(frame, stack) for frame in frames]  # refuse before decoding
     codes = np.zeros(stack.shape, np.uint8, order="F")
@@ -59,11 +60,6 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
             index = *pixels.T, k
             codes[index] = np.maximum(codes[index], code_of[number])
     return LabelMap(stack.to_image(codes, linear=False, fill=0))
-
-
-def codes_of(matched: list[list[int]]) -> dict[int, int]:
-    """Structure code of each segment or ROI number, of the numbers of each structure."""
-    return {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
 
 
 def segments_of(
@@ -110,11 +106,8 @@ def place_frame(plane: SlicePlane, stack: SliceStack) -> tuple[int, float, Indic
     angles = np.arccos(np.abs(cosines).max(axis=1).clip(0, 1))
     pixel = axes @ (np.array(plane.position_mm) - stack.planes[k].position_mm) / spacing_mm
     first = np.rint(pixel)
-    turned, scaled = (
-        angles * frame_mm * last / spacing_mm.min(),
-        abs(frame_mm / image_mm - 1) * last,
-    )
-    if np.max([turned, scaled, abs(pixel - first)]) > GRID_TOLERANCE:
+    moved = angles * frame_mm / spacing_mm.min(), np.abs(frame_mm / image_mm - 1)
+    if np.max([*np.multiply(moved, last), abs(pixel - first)]) > GRID_TOLERANCE:
         degrees, shift_mm = np.degrees(angles.max()), np.linalg.norm((pixel - first) * spacing_mm)
         size, expected = (" x ".join(f"{v:.4f}" for v in mm) for mm in (frame_mm, image_mm))
         place = f"is turned by {degrees:.2f} degrees, lies {shift_mm:.3f} mm beside pixel centres"
@@ -161,7 +154,8 @@ def read_rtstruct(file: Path, stack: SliceStack, structures: Sequence[Structure]
         names = roi_names(dataset)
     if not names:
         raise Refused("no_rois", f"{file.name} has no StructureSetROISequence with ROIs")
-    code_of = codes_of(match_names(names, structures, "roi"))
+    matched = match_names(names, structures, "roi")
+    code_of = {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
     with parsing(file):
         contours, is_assumed = closed_contours(dataset, code_of, file)
     codes = np.zeros(stack.shape, np.uint8, order="F")

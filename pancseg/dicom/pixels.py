@@ -80,14 +80,6 @@ class SlicePlane:
     segment_number: int = -1  # of a frame of a SEG that holds one segment
 
 
-def open_dicom(file: Path) -> Dataset:
-    """Read a file with its pixel data, checked against the header but not decoded."""
-    with parsing(file):
-        dataset = read_dataset(file)
-        check_pixels(dataset, file)
-    return dataset
-
-
 def read_dataset(file: Path, **options: Any) -> Dataset:
     """Read a file with or without preamble by ``pydicom.dcmread``."""
     dataset = pydicom.dcmread(file, force=has_no_preamble(file), **options)
@@ -137,23 +129,26 @@ def claimed_bytes(dataset: Dataset, file: Path) -> int:
     return claimed
 
 
-def check_pixels(dataset: Dataset, file: Path) -> None:
-    """Refuse pixels that are less than claimed or cannot be decoded, before memory is allocated."""
-    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise Refused("float_pixels", f"{file.name} has floating point pixels, expected integers")
-    if dataset.get("PixelData") is None:
-        raise Refused("no_pixels", f"{file.name} has no pixel data")
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise Refused("colour", f"{file.name} has several values a pixel, expected one")
-    claimed, size = claimed_bytes(dataset, file), len(dataset.PixelData)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax not in (*uid.UncompressedTransferSyntaxes, *DECODERS):
-        sentence = f"{file.name} has a transfer syntax that nothing decodes"
-        sentence += f", {syntax}" if syntax.is_valid else ""
-        raise Refused("undecodable", f"{sentence}; {CONVERT}")
-    if syntax not in DECODERS and size < claimed:  # bytes may follow the pixels (PS3.5 8.1.1)
-        sentence = f"{file.name} has {size} bytes of pixels, its header claims {claimed}"
-        raise Refused("truncated", sentence)
+def open_dicom(file: Path) -> Dataset:
+    """Read a file; refused if its pixels are less than claimed, or nothing decodes them."""
+    with parsing(file):
+        dataset = read_dataset(file)
+        if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+            raise Refused("float_pixels", f"{file.name} has floating point pixels, not integers")
+        if dataset.get("PixelData") is None:
+            raise Refused("no_pixels", f"{file.name} has no pixel data")
+        if int(dataset.get("SamplesPerPixel") or 1) != 1:
+            raise Refused("colour", f"{file.name} has several values a pixel, expected one")
+        claimed, size = claimed_bytes(dataset, file), len(dataset.PixelData)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        if syntax not in (*uid.UncompressedTransferSyntaxes, *DECODERS):
+            name = syntax if syntax.is_valid else "that is no UID"
+            sentence = f"{file.name} has a transfer syntax {name}, which nothing decodes"
+            raise Refused("undecodable", f"{sentence}; {CONVERT}")
+        if syntax not in DECODERS and size < claimed:  # bytes may follow the pixels (PS3.5 8.1.1)
+            sentence = f"{file.name} has {size} bytes of pixels, its header claims {claimed}"
+            raise Refused("truncated", sentence)
+        return dataset
 
 
 def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:

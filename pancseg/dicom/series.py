@@ -347,25 +347,19 @@ def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     if beside_mm > max(0.02 * step_mm, 0.1):
         sentence = f"slices lie up to {beside_mm:.1f} mm beside the axis of the stack"
         problems.append(Refused("shifted_slice", sentence))
-    repairs, shifts_mm = [], np.zeros_like(lateral_mm)
     slope = float(np.linalg.norm(slopes))
     degrees = f"{np.degrees(np.arctan(slope)):.1f} degrees"
-    is_tilted = slope * offsets_mm[-1] > max(1.0, *planes[0].spacing_mm)
-    if is_tilted and repair.tilt:
-        shifts_mm = lateral_mm
-        repairs.append(f"tilt of {degrees}")
-    elif is_tilted:
+    is_tilted = bool(slope * offsets_mm[-1] > max(1.0, *planes[0].spacing_mm))
+    if is_tilted and not repair.tilt:
         sentence = f"slices are stacked at {degrees} to their normal"
         problems.append(Refused("gantry_tilt", sentence, repairs=["tilt"]))
-    if gap_problem and repair.gaps and gap_problem.repairs:
-        span = f"{gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm"
-        repairs.append(f"gaps of {span}, now {step_mm:.2f} mm")
-    elif gap_problem:
+    if gap_problem and not (repair.gaps and gap_problem.repairs):
         problems.append(gap_problem)
     refuse_if(problems)
-    offsets_mm -= start_mm
-    stacked, repaired = tuple(planes), tuple(repairs)
-    return SliceStack(stacked, normal, offsets_mm, shifts_mm, grid_index, step_mm, repaired)
+    gaps = f"gaps of {gaps_mm.min():.2f} to {gaps_mm.max():.2f} mm, now {step_mm:.2f} mm"
+    repairs = (f"tilt of {degrees}",) * is_tilted + (gaps,) * (gap_problem is not None)
+    shifts_mm, offsets_mm = lateral_mm * is_tilted, offsets_mm - start_mm
+    return SliceStack(tuple(planes), normal, offsets_mm, shifts_mm, grid_index, step_mm, repairs)
 
 
 def refuse_if(problems: list[Refused]) -> None:
@@ -417,10 +411,6 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
 
     Returns its start and step, mm; positions of the slices on it, whole numbers unless uneven; and
     the problem if slices are missing or uneven.
-
-    >>> start_mm, step_mm, grid_index, problem = fit_grid(np.array([0.0, 1.2, 2.5, 3.8, 5.0]))
-    >>> round(step_mm, 2), grid_index.tolist(), problem
-    (1.26, [0.0, 1.0, 2.0, 3.0, 4.0], None)
     """
     gaps_mm = np.diff(offsets_mm)
     median_mm = float(np.median(gaps_mm))

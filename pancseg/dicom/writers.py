@@ -1,7 +1,4 @@
-"""Write label maps as DICOM SEG, with highdicom, and as RTSTRUCT, on highdicom's base class.
-
-rt-utils would need OpenCV, whose contours run through the centres of pixels.
-"""
+"""Write label maps as DICOM SEG with highdicom, and as RTSTRUCT with borders traced by pixel."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -291,10 +288,7 @@ def trace_borders(mask: NDArray[np.bool_]) -> list[Floats]:
     first one; the component is to the right of each edge. Pixels that touch at a corner only are
     separate components. A hole is entered and left along the same row of borders (keyhole, DICOM
     PS3.3 C.8.8.6.3): pixel centres lie half a pixel beside every edge, so any filling rule gives
-    the mask again. contourpy cuts corners instead.
-
-    >>> [outline.tolist() for outline in trace_borders(np.array([[False, True]]))]
-    [[[0.5, 0.5], [0.5, 1.5], [-0.5, 1.5], [-0.5, 0.5]]]
+    the mask again. OpenCV traces pixel centres, and contourpy cuts corners instead.
     """
     inside = np.pad(mask, 1)
     # pixels around each corner of pixels: south-east, south-west, north-west, north-east

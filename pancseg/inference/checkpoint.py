@@ -14,8 +14,7 @@ from pancseg.data.scan_statistics import TrainingProfile
 from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
-from pancseg.models.device_tuning import fix_short_axes
-from pancseg.models.factory import build, build_on_meta
+from pancseg.models.factory import build, build_on_meta, fix_short_axes
 from pancseg.models.pretrained import load_tensors
 from pancseg.structures import Structure, structures_from_manifest
 

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CALIBRATION_MARGIN_MM = 20.0  # around both masks: far away every network is right
 MASK_SUFFIX = ".nii.gz"
 Mask = NDArray[np.bool_]
+ModelNumbers = dict[str, tuple[int, ...]]  # of the models that segment each patient
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def read_volume(path: Path) -> tuple[nib.Nifti1Image, str]:
     return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), sha256(content).hexdigest()
 
 
-def models_by_patient(models: Sequence[TrainedModel], subset: str) -> dict[str, tuple[int, ...]]:
-    """Numbers of the models that segment each patient: those whose split has it in the subset.
+def models_by_patient(models: Sequence[TrainedModel], subset: str) -> ModelNumbers:
+    """Models whose split has a patient in the subset.
 
     In a k-fold sweep that is one model a test patient; on a common test set all form an ensemble.
     """
@@ -164,7 +165,7 @@ def models_by_patient(models: Sequence[TrainedModel], subset: str) -> dict[str, 
             f"subset={subset}: of {len(models)} checkpoints, those that held a patient out segment "
             "it: give subset=test, or one checkpoint"
         )
-    numbers: dict[str, tuple[int, ...]] = {}
+    numbers: ModelNumbers = {}
     for number, model in enumerate(models):
         for patient in getattr(model.split, subset):
             numbers[patient] = (*numbers.get(patient, ()), number)
@@ -173,10 +174,8 @@ def models_by_patient(models: Sequence[TrainedModel], subset: str) -> dict[str, 
     return dict(sorted(numbers.items()))
 
 
-def external_patients(
-    models: Sequence[TrainedModel], manifest: Manifest
-) -> dict[str, tuple[int, ...]]:
-    """Numbers of all models for each labelled patient whom none of them has seen."""
+def external_patients(models: Sequence[TrainedModel], manifest: Manifest) -> ModelNumbers:
+    """All models, for each labelled patient whom none of them has seen."""
     seen = frozenset().union(*(model.seen for model in models))
     labelled = manifest.labelled_patients()
     if left_out := sorted(seen.intersection(labelled)):
@@ -188,7 +187,7 @@ def external_patients(
     return dict.fromkeys(patients, tuple(range(len(models))))
 
 
-def are_held_out(models: Sequence[TrainedModel], by_patient: Mapping[str, Sequence[int]]) -> bool:
+def are_held_out(models: Sequence[TrainedModel], by_patient: ModelNumbers) -> bool:
     """Whether no model that segments a patient was trained on or chosen by the patient."""
     return all(
         models[n].split.held_out and patient not in models[n].seen

@@ -15,7 +15,6 @@ from pancseg.intake.volume_files import ReadOptions, without_suffix
 LABEL_NAME = re.compile(r"[_\-.](label|lbl|seg|mask)$", re.IGNORECASE)
 LABEL_FOLDERS = {"labelstr", "labelsts", "labels", "segmentations"}
 SAFE_STEM = re.compile(r"\w[\w .()+-]{0,79}")  # of output files
-HASH_DIGITS = 12
 
 
 def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
@@ -56,11 +55,7 @@ def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
 
 
 def is_label(path: Path) -> bool:
-    """Whether a name or folder says that a file is a label.
-
-    >>> is_label(Path("a_seg.nii.gz")), is_label(Path("labelsTr/a.nii.gz")), is_label(Path("a.nii"))
-    (True, True, False)
-    """
+    """Whether name or folder say that a file is a label: ``a_seg.nii.gz``, ``labelsTr/a.nii``."""
     in_folder = path.parent.name.lower() in LABEL_FOLDERS
     return in_folder or LABEL_NAME.search(without_suffix(path)) is not None
 
@@ -95,4 +90,4 @@ def case_name(case: CaseSource, base: Path) -> str:
 
 def hash_of(content: bytes) -> str:
     """Short hash, hexadecimal."""
-    return hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    return hashlib.sha256(content).hexdigest()[:12]

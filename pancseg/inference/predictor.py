@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from itertools import combinations, combinations_with_replacement, zip_longest
+from itertools import chain, combinations, combinations_with_replacement, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from pancseg.inference.calibration import file_sha256, mean_calibration, read_ca
 from pancseg.inference.checkpoint import TrainedModel, open_checkpoints
 from pancseg.inference.postprocessing import PostprocessOptions, mean_postprocess, read_postprocess
 from pancseg.inference.resampling import Box, NetworkVolume, ScanProbability
-from pancseg.models.device_tuning import use_channels_last
+from pancseg.models.factory import use_channels_last
 from pancseg.models.segmenter import finest, foreground_logit
 
 log = logging.getLogger(__name__)
@@ -194,8 +194,7 @@ class Predictor:
     def network_volumes(self, image: nib.Nifti1Image) -> list[list[NetworkVolume]]:
         """Probability by each network on its own grid, of the region of the organ or of all.
 
-        Args:
-            image: HU, slice 0 nearest the feet, axes at right angles.
+        The image has slice 0 nearest the feet, and axes at right angles.
         """
         box = self.find_region(image) if self.roi else None
         if box is not None:
@@ -210,13 +209,9 @@ class Predictor:
         members: dict[int, list[NetworkVolume]] = {}
         for key in dict.fromkeys(keys):
             inputs = resampling.network_inputs(image, *key)
+            inputs = [replace(v, start=v.start + first, stop=v.stop + first) for v in inputs]
             for number in (n for n in range(len(keys)) if keys[n] == key):
-                members[number] = [
-                    NetworkVolume(
-                        self.apply(number, v.values), v.affine, v.start + first, v.stop + first
-                    )
-                    for v in inputs
-                ]
+                members[number] = [replace(v, values=self.apply(number, v.values)) for v in inputs]
         return [members[number] for number in range(len(keys))]
 
     def apply(self, number: int, image: Tensor) -> Tensor:
@@ -239,9 +234,8 @@ class Predictor:
         """Probability of the mean logit over mirrored images."""
         model, mirrored = self.models[number], self.mirrored_axes[number]
         total = self.logit(model, image, settings)
-        for count in range(1, len(mirrored) + 1):
-            for axes in combinations(mirrored, count):
-                total += self.logit(model, image.flip(axes), settings).flip(axes)
+        for axes in chain(*(combinations(mirrored, n) for n in range(1, len(mirrored) + 1))):
+            total += self.logit(model, image.flip(axes), settings).flip(axes)
         return total.div_(2 ** len(mirrored)).sigmoid_()
 
     def logit(self, model: TrainedModel, image: Tensor, settings: DeviceSettings) -> Tensor:
@@ -253,7 +247,7 @@ class Predictor:
         if view is None or tuple(image.shape) == tuple(view["size"]):
             return predictor(batch.to(settings.device))[0, 0].cpu()
         windows = view["size"], settings.windows, predictor, view["overlap"]
-        devices = {"sw_device": settings.device, "device": settings.sum_device}
+        devices: Any = {"sw_device": settings.device, "device": settings.sum_device}
         logit = sliding_window_inference(batch, *windows, mode="gaussian", **devices)
         return logit[0, 0].cpu()  # type: ignore[call-overload]
 

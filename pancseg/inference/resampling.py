@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pancseg.data.transforms import AXES, Preprocessing, deterministic
-from pancseg.geometry import AIR_HU, Affine, bounding_box, covering_starts, cut_group
+from pancseg.geometry import AIR_HU, Affine, bounding_box, cut_group, plan_cut
 
 BLOCK_VOXELS = 4_000_000  # interpolated at a time
 MAX_SKEW = 1e-3  # voxels that an axis may deviate from the parallel over its length
@@ -55,7 +55,7 @@ def network_inputs(
         return [whole_input(image, preprocessing)]
     transform = Compose(deterministic(preprocessing, keys=("image",), load=False))
     inputs = []
-    for start in covering_starts(image.shape[2], depth):
+    for start in plan_cut(image.shape[2], depth, "shift")[0] or [0]:
         group = cut_group(image, start, depth, fill=AIR_HU)
         values = torch.as_tensor(np.asanyarray(group.dataobj).astype(np.float32))[None]
         item: dict[Any, Any] = {"image": MetaTensor(values, affine=torch.as_tensor(group.affine))}
@@ -91,7 +91,7 @@ def resampled_grid(
 ) -> tuple[tuple[int, int, int], Affine]:
     """Shape and affine that the transforms give an image, by MONAI's lazy resampling."""
     empty = torch.zeros(1, 1, 1, 1).expand(1, *image.shape)
-    item: dict[Any, Any] = {"image": MetaTensor(empty, affine=torch.as_tensor(image.affine))}
+    item: Any = {"image": MetaTensor(empty, affine=torch.as_tensor(image.affine))}
     item = Orientationd("image", preprocessing.orientation, labels=AXES)(item, lazy=True)
     item = Spacingd("image", preprocessing.spacing_mm, mode="bilinear")(item, lazy=True)
     x, y, z = (int(size) for size in item["image"].peek_pending_shape())
@@ -101,13 +101,7 @@ def resampled_grid(
 def axis_positions(
     affine: Affine, shape: Sequence[int], other: Affine, other_shape: Sequence[int]
 ) -> tuple[AxisPositions, AxisPositions, AxisPositions]:
-    """Positions of the voxels of a grid on another grid with parallel axes, axis by axis.
-
-    >>> grid, other = np.diag([1, 2, 2, 1.0]), np.diag([2, 2, 2, 1.0])
-    >>> x, y, z = axis_positions(grid, (3, 1, 1), other, (2, 1, 1))
-    >>> x.axis, x.positions.tolist()
-    (0, [0.0, 0.5, 1.0])
-    """
+    """Positions of the voxels of a grid on another grid with parallel axes, axis by axis."""
     to_other = np.linalg.inv(other) @ affine
     steps = to_other[:3, :3]
     axes = np.abs(steps).argmax(axis=0)
@@ -130,10 +124,6 @@ def interpolate(values: Tensor, axes: Sequence[AxisPositions]) -> Tensor:
 
     ``axes`` holds for each axis of the result its positions on ``values``. The result is float32,
     the first axis fastest in memory, as in NIfTI.
-
-    >>> x, y = AxisPositions(0, 2, torch.tensor([0.5])), AxisPositions(1, 1, torch.tensor([0.0]))
-    >>> interpolate(torch.tensor([[[2]], [[4]]]), (x, y, replace(y, axis=2)))
-    tensor([[[3.]]])
     """
     result = values.permute(*(along.axis for along in axes)).permute(2, 1, 0)
     for dim, along in enumerate(reversed(axes)):
@@ -223,14 +213,10 @@ def union(boxes: Sequence[Box]) -> Box:
     >>> union([(slice(0, 2),), (slice(0, 0),), (slice(5, 6),)])
     (slice(0, 6, None),)
     """
-    filled = [box for box in boxes if is_filled(box)]
-    return (
-        tuple(
-            slice(min(part.start for part in parts), max(part.stop for part in parts))
-            for parts in zip(*filled, strict=True)
-        )
-        or (slice(0, 0),) * 3
-    )
+    if not (filled := [box for box in boxes if is_filled(box)]):
+        return (slice(0, 0),) * 3
+    ends = zip(*filled, strict=True)
+    return tuple(slice(min(p.start for p in ps), max(p.stop for p in ps)) for ps in ends)
 
 
 def blocks(box: Box) -> Iterator[Box]:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +38,6 @@ CONFIDENCE_MARGIN = 0.02  # below the lowest of validation: few patients, who ch
 MAX_LABEL = 255
 LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
-IMAGE_CHECKS = Checks()
 MIN_CONFIDENCE = 0.7  # without a calibration
 EMPTY = "no_"  # followed by the structure
 # meaning of each flag, in the order in which flags are written
@@ -202,15 +202,15 @@ class ScanBatch:
 
     def write_files(self, row: Row, scan: Scan, prediction: Prediction) -> Row:
         """Write mask, probability, SEG, RTSTRUCT and preview."""
-        image, paths = scan.image, self.paths(row.case)
-        unlike = self.unlike(image)
+        image, paths, unlike = scan.image, self.paths(row.case), self.unlike(scan.image)
         flags, reasons = self.flags(scan, prediction, unlike), []
         mask = nib.Nifti1Image(prediction.mask.view(np.uint8), image.affine)
         write_like_input(paths["mask"], mask, scan)
         if self.probabilities:
             probability = nib.Nifti1Image(prediction.probability, image.affine)
             write_like_input(paths["probability"], probability, scan)
-        writers = {"seg": write_seg, **({"rtstruct": write_rtstruct} if self.rtstruct else {})}
+        writers: dict[str, Any] = {"seg": write_seg}
+        writers |= {"rtstruct": write_rtstruct} if self.rtstruct else {}
         for name, write in writers.items() if scan.stack else ():
             try:
                 if emptied := write(paths[name], mask, [self.structure], scan.stack):
@@ -226,7 +226,7 @@ class ScanBatch:
         inside = hu[box][prediction.mask[box]]
         volume_ml = inside.size * geometry.voxel_ml(image.affine)
         title = f"{row.case}: {volume_ml:.1f} ml, confidence {prediction.confidence:.2f}"
-        title = "   ".join([title, *([", ".join(flags)] if flags else []), "not for clinical use"])
+        title = "   ".join(filter(None, [title, ", ".join(flags), "not for clinical use"]))
         try:
             draw_scan(paths["preview"], image, prediction.mask, title)
         except Exception as error:  # the mask stands
@@ -275,7 +275,7 @@ class ScanBatch:
                 "not_confident": prediction.confidence < least,
             }
         hu = np.asanyarray(scan.image.dataobj)
-        of_image = [*voxel_flags(hu, None, spacing_mm, IMAGE_CHECKS, ()), *scan.flags]
+        of_image = [*voxel_flags(hu, None, spacing_mm, Checks(), ()), *scan.flags]
         flags |= dict.fromkeys(unlike, True)
         order = [EMPTY + self.structure.name if flag == EMPTY else flag for flag in MASK_FLAGS]
         return [*sort_flags(of_image), *(flag for flag in order if flags.get(flag))]
@@ -352,8 +352,7 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
     identity = predictor.identity()
     if (folder / IDENTITY).is_file() and read_json(folder / IDENTITY, "a note") != identity:
         raise PancsegError(
-            f"output={folder}: holds masks of another checkpoint or of other options; give another "
-            "folder"
+            f"output={folder}: holds masks of another checkpoint or of other options; give another"
         )
     merge, own = folder / ".predicting.lock", folder / f".predicting{shard}.lock"
     paths = {merge, own} if shard else {merge, *folder.glob(".predicting*.lock")}
@@ -370,9 +369,8 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
                 f"output={folder}: another pancseg.predict is writing to it; wait for its end, or "
                 "give another folder"
             ) from None
-        if not shard:  # nobody else writes here
-            for half in folder.glob(f"{PARTIAL}*"):
-                half.unlink(missing_ok=True)
+        for half in () if shard else folder.glob(f"{PARTIAL}*"):  # nobody else writes here
+            half.unlink(missing_ok=True)
         write_json(folder / IDENTITY, identity)
         yield
 

@@ -81,10 +81,8 @@ class Checks:
     spacing_factor: float = 2.5  # ratio to the median spacing from which a spacing is flagged
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.refuse if name not in FLAGS]
-        if unknown:
-            known = ", ".join(FLAGS)
-            raise PancsegError(f"checks.refuse names {', '.join(unknown)}; flags are {known}")
+        if unknown := ", ".join(name for name in self.refuse if name not in FLAGS):
+            raise PancsegError(f"checks.refuse names {unknown}; flags are {', '.join(FLAGS)}")
         for name, limits in (("hu_range", self.hu_range), ("volume_ml", self.volume_ml)):
             if limits is not None and not (len(limits) == 2 and limits[0] < limits[1]):
                 raise PancsegError(f"checks.{name}={list(limits)}: expected two, the lower first")
@@ -109,11 +107,8 @@ def check_image(hu: Voxels) -> None:
         if ((values > low) & (values < high)).any():
             return
     if low < high:
-        raise Refused(
-            "looks_like_mask",
-            f"the image holds two values only, {low:g} and {high:g}; if it is a mask, give its "
-            "folder as source.labels, not as source.images",
-        )
+        advice = "if it is a mask, give its folder as source.labels, not as source.images"
+        raise Refused("looks_like_mask", f"two values only, {low:g} and {high:g}; {advice}")
 
 
 def voxel_flags(
@@ -123,10 +118,7 @@ def voxel_flags(
     checks: Checks,
     structures: Sequence[Structure],
 ) -> list[str]:
-    """Flags that follow from the voxels of a case, in the order of ``FLAGS``.
-
-    ``hu`` and the label map ``codes`` are ``(columns, rows, slices)``, slice 0 nearest the feet.
-    """
+    """Flags that follow from voxels ``(columns, rows, slices)``, slice 0 nearest the feet."""
     sample = sample_slices(hu)
     flags = {hu_flag(hu, sample, checks.hu_range)}
     if has_swapped_slices(sample):
@@ -170,11 +162,9 @@ def hu_flag(hu: Voxels, sample: Voxels, hu_range: Sequence[float]) -> str:
 
 
 def has_swapped_slices(sample: Voxels) -> bool:
-    """Whether two neighbouring slices seem swapped.
-
-    Of slices stored as a, c, b, d both a and d are more similar to the farther of the two. Both
-    sides are required, because a single unusual slice has that effect on one side.
-    """
+    """Whether two neighbouring slices seem swapped, in a sample ``(slices, pixels)``."""
+    # of slices stored as a, c, b, d both a and d are more similar to the farther of the two; both
+    # sides are required, because a single unusual slice has that effect on one side
     if sample.shape[0] < 4 or sample.shape[1] < MIN_VOXELS:
         return False
     contents = np.clip(sample, *CONTENT_HU)
@@ -244,9 +234,9 @@ def cross_case_flags(
     if len(cases) >= MIN_CASES_FOR_MEDIAN:
         spacing_mm = np.array([case.spacing_mm for case in cases])
         ratios = np.abs(np.log(spacing_mm / np.median(spacing_mm, axis=0))).max(axis=1)
-        for n in np.flatnonzero(ratios > np.log(spacing_factor)):
-            flags[cases[n].name].append("spacing_outlier")
-    return copies, dict(flags)
+        for case, is_far in zip(cases, ratios > np.log(spacing_factor), strict=True):
+            flags[case.name] += ["spacing_outlier"] * bool(is_far)
+    return copies, {name: own for name, own in flags.items() if own}
 
 
 def check_grid(image: nib.Nifti1Image, label: nib.Nifti1Image) -> None:

@@ -1,7 +1,4 @@
-"""The contact sheet ``intake.png``: a slice of each case with its label, flags and volume.
-
-Drawn by Pillow: matplotlib takes minutes for thousands of cases.
-"""
+"""The contact sheet ``intake.png``: a slice of each case with its label, flags and volume."""
 
 import math
 import re
@@ -43,9 +40,9 @@ def draw_contact_sheet(root: Path, rows: Iterable[Row]) -> list[Path]:
     counts = f" of {len(rows)} ({patients} patient{'s' * (patients != 1)}), {flagged} flagged"
     for n, start in enumerate(progress(range(0, len(rows), size), "drawing", "page", delay_s=2), 1):
         part = rows[start : start + size]
-        title = f"cases {start + 1} to {start + len(part)}{counts if n == 1 else ''}"
+        title = f"page {n} of {math.ceil(len(rows) / size)}: cases {start + 1} to "
+        page = draw_page(root, part, f"{title}{start + len(part)}{counts if n == 1 else ''}")
         paths.append(root / ("intake.png" if n == 1 else f"intake_{n}.png"))
-        page = draw_page(root, part, title, f"page {n} of {math.ceil(len(rows) / size)}")
         with replaced(paths[-1]) as temporary:
             page.save(temporary, format="PNG", compress_level=1)
     for path in set(root.glob("intake*.png")).difference(paths):
@@ -82,7 +79,7 @@ def text_lines(row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def draw_page(root: Path, cases: list[Row], title: str, number: str) -> Image.Image:
+def draw_page(root: Path, cases: list[Row], title: str) -> Image.Image:
     """Draw a page; thumbnails keep their pixels."""
     columns = max(MIN_COLUMNS, min(COLUMNS, len(cases)))
     rows = [cases[i : i + columns] for i in range(0, len(cases), columns)]
@@ -91,25 +88,19 @@ def draw_page(root: Path, cases: list[Row], title: str, number: str) -> Image.Im
     page = Image.new("RGB", (width, sum(heights) + HEADER), BACKGROUND)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP), title, TEXT, font(bold=True), anchor="la")
-    draw.text((width - GAP, GAP), number, FAINT, font(), anchor="ra")
     for i, row in enumerate(rows):
         for column, case in enumerate(row):
             left, top = GAP + column * (SIDE + GAP), HEADER + sum(heights[:i])
-            draw_tile(page, root, case, left, top)
+            if is_flagged(case):
+                box = (left - FRAME, top - FRAME, left + SIDE + FRAME - 1, top + SIDE + FRAME - 1)
+                draw.rectangle(box, WARNING)
+            if (root / picture_path(case.case)).is_file():
+                with Image.open(root / picture_path(case.case)) as picture:
+                    page.paste(picture.convert("RGB"), (left, top))
+            for n, (line, colour) in enumerate(text_lines(case)):
+                y = top + SIDE + LINE // 2 + LINE * n
+                draw.text((left, y), line, colour, font(bold=n == 0), anchor="la")
     return page
-
-
-def draw_tile(page: Image.Image, root: Path, row: Row, left: int, top: int) -> None:
-    """Draw a thumbnail with text below, and a frame where the case is flagged."""
-    draw, right, bottom = ImageDraw.Draw(page), left + SIDE, top + SIDE
-    if is_flagged(row):
-        draw.rectangle((left - FRAME, top - FRAME, right + FRAME - 1, bottom + FRAME - 1), WARNING)
-    if (root / picture_path(row.case)).is_file():
-        with Image.open(root / picture_path(row.case)) as picture:
-            page.paste(picture.convert("RGB"), (left, top))
-    for i, (line, colour) in enumerate(text_lines(row)):
-        y = bottom + LINE // 2 + LINE * i
-        draw.text((left, y), line, colour, font(bold=i == 0), anchor="la")
 
 
 @cache
@@ -141,10 +132,7 @@ def write_thumbnail(path: Path, image: nib.Nifti1Image, codes: NDArray[Any] | No
 
 
 def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.uint8]:
-    """The axial slice with most labelled voxels, or the middle one, with an outline a code.
-
-    Returns ``(SIDE, SIDE, 3)``, isotropic, padded with black.
-    """
+    """The slice with most labelled voxels, else the middle one, isotropic ``(SIDE, SIDE, 3)``."""
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
     k, plane = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
     if codes is not None and codes.any():
@@ -179,10 +167,7 @@ def padded(grey: Image.Image) -> NDArray[np.uint8]:
 
 
 def outline_of(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels ``(SIDE, SIDE)`` around the mask of a slice, resized to (width, height).
-
-    A pixel belongs to the mask where half of it does; if it is too thin for that, where any does.
-    """
+    """Pixels ``(SIDE, SIDE)`` around the mask of a slice, resized to (width, height)."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     covered = padded(grey.resize(size, Image.Resampling.BOX))
     inside = covered >= 128 if (covered >= 128).any() else covered > 0

@@ -87,8 +87,7 @@ class Job:
     patient: str
     input_hash: str
     input_state: str
-    hashes: dict[str, Any]  # further keyed hashes that the case keeps
-    prepared_before: bool
+    kept: dict[str, Any]  # further fields of the case
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,7 @@ class Result:
 
 
 class Preparation:
-    """A prepared folder, what it holds so far, and the settings it is filled with.
-
-    ``manifest_settings`` must be equal whenever cases are added; PancsegError if they are not.
-    """
+    """A prepared folder and what it holds so far; PancsegError if its settings were others."""
 
     def __init__(
         self, settings: PrepareSettings, manifest_settings: dict[str, Any], pseudonyms: Pseudonyms
@@ -140,7 +136,6 @@ class Preparation:
     ) -> list[Result]:
         """Convert what is missing; without a shard, then merge everything into the manifest.
 
-        A shard leaves records, which the merge takes up. Each process holds one scan in memory.
         PancsegError if the same is running on this machine; Incomplete if the folder cannot be
         written, or on a bug.
         """
@@ -167,10 +162,7 @@ class Preparation:
             return results
 
     def plan(self, contents: SourceContents, corrected: set[str]) -> list[Job]:
-        """Jobs for cases that are not in the manifest as they are now, and not corrected by hand.
-
-        Names are given in the order of the source, so that every shard gives the same.
-        """
+        """Jobs for cases that are not in the manifest as they are now, the same in every shard."""
         taken, tried = {case.name.casefold() for case in self.cases.values()}, Counter[str]()
         jobs: dict[str, Job] = {}
         for source in contents.cases:
@@ -180,12 +172,12 @@ class Preparation:
             patient, known = self.pseudonyms.name(source.patient), self.cases.get(input_hash)
             name = known.name if known else free_name(patient, taken, tried)
             taken.add(name.casefold())
-            uids = {"study_hash": source.study_uid, "series_hash": source.uid}
-            ids = uids | {"patient_id_hash": source.patient_id}
-            hashes = {key: self.pseudonyms.hash(text) if text else "" for key, text in ids.items()}
-            state, was_used = self.state_of(source), bool(known and known.prepared_before)
-            if known and self.is_prepared(known, source, state):
-                continue
+            state, hash_ = self.state_of(source), self.pseudonyms.hash
+            has_row = (str(source.path), "image") in self.rows
+            if known and known.input_state == state != "" and has_row:
+                files = case_files(known, self.groups[known.name])
+                if all((self.root / file).is_file() for file in files):
+                    continue
             is_corrected = known and (known.label_corrected or input_hash in corrected)
             if known and is_corrected and (self.root / str(known.label)).is_file():
                 self.corrections.append(
@@ -193,9 +185,11 @@ class Preparation:
                     "correction is kept (delete the file to convert the source again)"
                 )
                 continue
-            jobs[input_hash] = Job(
-                self.settings, source, name, patient, input_hash, state, hashes, was_used
-            )
+            uids = {"study_hash": source.study_uid, "series_hash": source.uid}
+            ids = uids | {"patient_id_hash": source.patient_id}
+            kept: dict[str, Any] = {key: hash_(text) if text else "" for key, text in ids.items()}
+            kept["prepared_before"] = bool(known and known.prepared_before)
+            jobs[input_hash] = Job(self.settings, source, name, patient, input_hash, state, kept)
         return list(jobs.values())
 
     def state_of(self, source: CaseSource) -> str:
@@ -210,17 +204,8 @@ class Preparation:
             return ""
         return self.pseudonyms.hash("\n".join(sorted(parts)))
 
-    def is_prepared(self, case: Case, source: CaseSource, state: str) -> bool:
-        """Whether a case was made from this very input, and all its files are there."""
-        has_row = (str(source.path), "image") in self.rows
-        files = [self.root / file for file in case_files(case, self.groups[case.name])]
-        return case.input_state == state != "" and has_row and all(f.is_file() for f in files)
-
     def update_rows(self, contents: SourceContents) -> None:
-        """Enter rows of skipped files, and drop rows of what the source holds no longer.
-
-        A case that is skipped now is removed; a case whose files are all gone stays.
-        """
+        """Enter rows of skipped files, drop rows of what is gone, and remove cases skipped now."""
         rows = [
             Row("", "", str(s.path), s.kind, s.status, s.reason, slices=s.slices or "")
             for s in contents.skipped
@@ -235,17 +220,15 @@ class Preparation:
         self.rows = remaining | skipped
 
     def corrected_cases(self) -> list[Case]:
-        """Cases whose label file was changed since pancseg wrote it.
-
-        Only labels newer than the case's picture, which is written last, need hashing, unless the
-        last preparation was interrupted.
-        """
+        """Cases whose label file was changed since pancseg wrote it, and then their picture."""
         corrected = []
         for case in self.cases.values():
             path, picture = self.root / str(case.label), self.root / picture_path(case.name)
             if case.label is None or not (path.is_file() and picture.is_file()):
                 continue
-            if self.manifest.complete and modified_s(path) < modified_s(picture):
+            # the picture is written last; an interrupted preparation may not have come so far
+            times_s = [max(s.st_mtime, s.st_ctime) for s in (path.stat(), picture.stat())]
+            if self.manifest.complete and times_s[0] < times_s[1]:
                 continue
             with suppress(OSError, EOFError):  # a damaged file was changed as well
                 if unpacked_sha256(path) == case.label_sha256:
@@ -293,11 +276,9 @@ class Preparation:
         shutil.rmtree(self.root / RECORDS, ignore_errors=True)
 
     def compare_cases(self) -> None:
-        """Flag duplicates, patients of two names and outliers; refuse what ``checks`` refuse.
-
-        Established cases come first, so that a case that is added displaces none.
-        """
+        """Flag duplicates, patients of two names and outliers; refuse what ``checks`` refuse."""
         rows, cases, checks = self.image_rows(), self.cases.values(), self.settings.checks
+        # cases of earlier runs first, so that a case that is added displaces none
         ordered = sorted(cases, key=lambda c: (not c.prepared_before, rows[c.name].path))
         copies, flags_of = cross_case_flags(ordered, checks.spacing_factor)
         self.rows |= {row.key: row for row in rows.values()}
@@ -337,21 +318,12 @@ class Preparation:
 
 
 def free_name(patient: str, taken: Collection[str], tried: Counter[str]) -> str:
-    """The patient's name, with the first free number if it is taken, in any case.
-
-    Numbers are tried once: a patient may have thousands of scans.
-    """
+    """The patient's name, with the first free number if it is taken, in any case."""
     while True:
         tried[patient] += 1
         name = f"{patient}-{tried[patient]}" if tried[patient] > 1 else patient
         if name.casefold() not in taken:
             return name
-
-
-def modified_s(path: Path) -> float:
-    """Time at which a file was last written, renamed or replaced, s."""
-    status = path.stat()
-    return max(status.st_mtime, status.st_ctime)
 
 
 @contextmanager
@@ -365,7 +337,8 @@ def lock(root: Path, shard: Shard | None) -> Iterator[None]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(root / name, blocking=False):
-                for path in () if shard else [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]:
+                partial = [*root.glob(f"{PARTIAL}*"), *root.glob(f"*/{PARTIAL}*")]
+                for path in () if shard else partial:
                     path.unlink(missing_ok=True)
                 yield
         except Timeout:
@@ -408,19 +381,15 @@ def crashed(job: Job) -> Result:
 
 
 def read_label(job: Job, scan: Scan) -> LabelMap | None:
-    """The label on the grid of its scan; None without one, where an image of two values is refused.
-
-    A reason to refuse it names the label, because it stands in the image's row.
-    """
+    """The label on its scan's grid; None without one, where an image of two values is refused."""
     if job.case_source.read_label is None:
         check_image(np.asanyarray(scan.image.dataobj))
         return None
     try:
         label = job.case_source.read_label(scan)
     except Refused as error:
-        raise Refused(
-            error.code, f"label: {error.sentence}", repairs=error.repairs, names=error.names
-        ) from error
+        sentence = f"label: {error.sentence}"  # it stands in the image's row
+        raise Refused(error.code, sentence, repairs=error.repairs, names=error.names) from error
     image = oriented_like(label.image, scan.image)
     check_grid(scan.image, image)
     return replace(label, image=Nifti1Image(np.asanyarray(image.dataobj), scan.image.affine))
@@ -458,6 +427,7 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
         job.name,
         job.patient,
         **write_pair(job.settings.root, f"cases/{job.name}", image, label_image),
+        **job.kept,
         shape=list(image.shape),
         spacing_mm=[round(mm, 6) for mm in spacing_of(image.affine)],
         label_voxels=None,
@@ -466,10 +436,8 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
         input_state=job.input_state,
         phantom=source.is_phantom,
         voxel_hash=hash_voxels(image),
-        **job.hashes,
         manufacturer=source.manufacturer,
         contrast=source.contrast,
-        prepared_before=job.prepared_before,
         repairs=list(scan.stack.repairs) if scan.stack else [],
         statistics=scan_statistics(image),
     )
@@ -485,10 +453,7 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
 def write_label_parts(
     settings: PrepareSettings, case: Case, row: Row, image: Nifti1Image, label: Nifti1Image | None
 ) -> tuple[Case, list[Group]]:
-    """Write everything that depends on the label: groups, counts, and the picture last.
-
-    Returns the case with its counts, and its groups; the image's row is completed in place.
-    """
+    """Write groups and picture; return the case with counts, and groups; complete its row."""
     codes = None if label is None else np.asanyarray(label.dataobj)
     groups, empty, tail = write_groups(settings, case, image, label)
     write_thumbnail(settings.root / picture_path(case.name), image, codes)
@@ -508,10 +473,7 @@ def write_label_parts(
 def write_groups(
     settings: PrepareSettings, case: Case, image: Nifti1Image, label: Nifti1Image | None
 ) -> tuple[list[Group], int, int]:
-    """Write the groups of a case, without the empty ones unless they are kept.
-
-    Returns the groups, how many were empty, and how many were incomplete and left out.
-    """
+    """Write groups; return them, how many were empty, and how many incomplete were left out."""
     depth = settings.groups.depth
     if depth is None:
         return [], 0, 0
@@ -544,10 +506,7 @@ def write_pair(
 
 
 def apply_correction(settings: PrepareSettings, case: Case, row: Row) -> tuple[Case, list[Group]]:
-    """Take over a label file that was corrected by hand: groups, picture, counts and flags.
-
-    The image's row is changed in place; the file is refused if it is no label map of this case.
-    """
+    """Take over a label file that was corrected by hand; the image's row is changed in place."""
     path = settings.root / str(case.label)
     try:
         image = Nifti1Image.from_filename(settings.root / case.image)

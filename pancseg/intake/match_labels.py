@@ -18,7 +18,7 @@ from pancseg.dicom.series import (
     series_extent,
 )
 from pancseg.errors import Refused
-from pancseg.intake.volume_files import ReadOptions, read_label_file, read_scan_file, stem_of
+from pancseg.intake.volume_files import ReadOptions, read_label_file, read_scan_file
 from pancseg.structures import LabelMap
 
 REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series and frame of reference
@@ -39,10 +39,7 @@ class SourceItem(Series):
 
 @dataclass(frozen=True, kw_only=True)
 class CaseSource(SourceItem):
-    """An image that may become a case, with the files and flags of its label if there is one.
-
-    Readers are module functions bound by ``functools.partial``, because they are pickled.
-    """
+    """An image that may become a case, with the files and flags of its label if there is one."""
 
     patient: str  # identity, before the pseudonym
     read_image: Callable[[], Scan]
@@ -81,10 +78,9 @@ def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Mat
 
     The first of these that some image fulfils decides: the SeriesInstanceUID that the label refers
     to, a common FrameOfReferenceUID, a common PatientID, a common path, the nearest folder that
-    contains the label's (the root alone only where there is a single image). Of several such
-    images those of the same PatientID, then of the same grid, then of the same path are preferred.
-    Labels for which several are left are refused, as are several labels of an image unless one has
-    its path.
+    contains the label's. Of several such images those of the same PatientID, then of the same grid,
+    then of the same path are preferred. Labels for which several are left are refused, as are
+    several labels of an image unless one has its path.
     """
     index: Index = defaultdict(list)
     for image in images:
@@ -107,7 +103,8 @@ def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Mat
             reason = "no_image: the image has a label of its own path"
             matches[n] = Match(match.label, problem=reason)
         else:
-            reason = f"ambiguous_label: {len(same_image)} labels belong to this image, expected one"
+            reason = f"ambiguous_label: {len(same_image)} labels belong to this image; give the "
+            reason += "folder or pattern of one structure as source.labels"
             matches[n] = replace(match, problem=reason)
     return matches
 
@@ -146,15 +143,13 @@ def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Exte
 
 
 def may_belong(label: SourceItem, image: SourceItem) -> bool:
-    """Whether neither a pattern nor the label itself names another image.
-
-    The frame of reference of mask slices proves nothing: many tools write a new one.
-    """
+    """Whether neither a pattern nor the label itself names another image."""
     is_below = f"{label.key}/".startswith(f"{image.key}/")
     if label.names_patient and image.names_patient and not is_below:
         return False
     if label.format not in REFERRING or image.uid in label.refers_to:
         return True
+    # only of these: many tools write a new frame of reference into mask slices
     frames = label.frame_of_reference_uid, image.frame_of_reference_uid
     return frames[0] == frames[1] != "" or not (label.refers_to or differ(*frames))
 
@@ -195,18 +190,6 @@ def add_cases(
             label = match.label
             contents.skip(label.path, "label", "refused", reason, len(label.files))
     contents.skipped = list(dict.fromkeys(contents.skipped))
-    names = defaultdict(set)  # of the labels of an image
-    for match in matches or ():
-        label = match.label
-        name = label.folder.name if label.format == "image" else stem_of(label.path)
-        names[match.image].add(name)
-    names.pop(None, None)
-    if several := [shared for shared in names.values() if len(shared) > 1]:
-        shown = ", ".join(sorted(set().union(*several))[:20])
-        contents.warnings.append(
-            f"images with several labels: {len(several)}; give the folder, or the files by a "
-            f"pattern, of one structure as source.labels: {shown}"
-        )
 
 
 def make_case(
@@ -243,26 +226,19 @@ def read_label(format_: str, files: tuple[Path, ...], options: ReadOptions, scan
 
 
 def patients_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
-    """The patient of each series: a pattern's key, PatientID, or a folder where that is empty.
-
-    Series of a study are of one patient, also where some or all of them have no PatientID.
-    """
+    """The patient of each series: a pattern's key, PatientID, or a folder where that is empty."""
     named = {scan.study_uid: scan.patient_id for scan in scans if scan.patient_id}
     patients = {}
     for scan in scans:
         patient = scan.folder.resolve().name if scan.key == "." else scan.key
-        if scan.study_uid:
+        if scan.study_uid:  # its series are of one patient, also those without PatientID
             patient = named.setdefault(scan.study_uid, patient)
         patients[scan] = scan.key if scan.names_patient else scan.patient_id or patient
     return patients
 
 
 def input_keys_of(scans: list[SourceItem]) -> dict[SourceItem, str]:
-    """Text by which each scan is recognised in a later run: of a file, its path.
-
-    Of a series header values, so that it stays where files move or more appear; with its folder
-    where it has no UID, or an anonymiser gave one to several.
-    """
+    """Text by which each scan is recognised in a later run: of a file, its path."""
     texts = {s: "\n".join((s.uid, s.study_uid, s.patient_id, s.modality)) for s in scans}
     count = Counter(texts.values())
     locations = {scan: scan.path if scan.format == "file" else scan.folder for scan in scans}

@@ -1,7 +1,4 @@
-"""Sources of scans and labels: ``dicom``, ``nifti``, ``nnunet``, ``msd``, ``ircadb`` and ``nih``.
-
-Folders are searched at any depth, or by patterns such as ``DIR/*/CT``.
-"""
+"""Sources of scans and labels: ``dicom``, ``nifti``, ``nnunet``, ``msd``, ``ircadb``, ``nih``."""
 
 import os
 import re
@@ -35,11 +32,7 @@ Values = dict[str, tuple[int, ...]]  # of a label map, by the name of the label
 def find_dicom(
     images: Path, labels: Path | None, modality: str, options: ReadOptions
 ) -> SourceContents:
-    """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels.
-
-    Paths may be patterns, labels None, or the same path for SEG and RTSTRUCT among the images; the
-    modality may be ``any``.
-    """
+    """CT series, and mask series, DICOM SEG, RTSTRUCT, NIfTI or NRRD as their labels."""
     contents = SourceContents()
     image_items, label_items = locate_both(images, labels, modality, options, contents)
     matches = match_labels(label_items, image_items) if labels else None
@@ -57,11 +50,7 @@ def find_dicom(
 def locate_both(
     images: Path, labels: Path | None, modality: str, options: ReadOptions, contents: SourceContents
 ) -> tuple[list[SourceItem], list[SourceItem]]:
-    """Series of a modality, or of ``any``; and files and series of labels. Rows are added.
-
-    Files of both folders belong to the inner one. A series of another modality is refused where it
-    is alone in its folder, because somebody expects it to be read, and dropped beside a scan.
-    """
+    """Series of a modality, or of ``any``; and files and series of labels. Rows are added."""
     is_shared = labels is not None and images.resolve() == labels.resolve()
     label_items = locate_files(labels, "", contents) if labels and not is_shared else []
     label_paths = {label.path for label in label_items}
@@ -75,6 +64,7 @@ def locate_both(
                 f"source.images={images}: is also source.labels, and holds no DICOM SEG or "
                 "RTSTRUCT; give the folder of the labels"
             )
+    # where one folder contains the other, its files belong to the inner one
     image_files = {file for item in series for file in item.files}
     label_files = {file for label in label_items for file in label.files}
     if len(image_files) < len(label_files):
@@ -89,7 +79,7 @@ def locate_both(
             row = ("label", "dropped", f"label_among_images: {item.format.upper()}")
         elif modality in ("any", item.modality):
             continue
-        elif item.folder in scan_folders:
+        elif item.folder in scan_folders:  # alone in its folder, it is expected to be read
             row = ("other", "dropped", NOT_CT)
         contents.skip(item.path, *row, len(item.files))
     return scans, label_items
@@ -98,10 +88,9 @@ def locate_both(
 def find_nifti_pairs(
     images: Path, labels: Path | None, patient: str | None, options: ReadOptions
 ) -> SourceContents:
-    """Images with labels of the same key, which also names the patient.
+    """Images with labels of the same key: relative path and stem, or what a pattern's ``*`` match.
 
-    The key is the relative path and stem, or the text that the wildcards of a pattern match. A
-    regular expression with a group named ``patient`` finds the patient in it. Labels may be None.
+    The key is the patient, or what a regular expression with a group named ``patient`` finds in it.
     """
     if labels and images.resolve() == labels.resolve():
         raise PancsegError(f"source.images={images}: is also source.labels; give their own folder")
@@ -126,10 +115,7 @@ def find_nifti_pairs(
 def match_files(
     images: list[SourceItem], labels: list[SourceItem], contents: SourceContents
 ) -> tuple[list[SourceItem], list[Match]]:
-    """Match labels with images of the same key; refuse several images of a key.
-
-    ``p7_0000``, the first channel, is the image of a label ``p7`` unless a label has its very name.
-    """
+    """Match labels with images of the same key; ``p7_0000`` is the first channel of ``p7``."""
     label_keys, image_keys = {label.key for label in labels}, {image.key for image in images}
     kept = []
     for image in images:
@@ -150,11 +136,7 @@ def match_files(
 
 
 def search_patient(key: str, pattern: str) -> str:
-    r"""The patient of a key; PancsegError if the pattern finds none.
-
-    >>> search_patient("a/liver_3_07", r"liver_(?P<patient>\d+)")
-    '3'
-    """
+    """The patient of a key; PancsegError if the pattern finds none."""
     try:
         match = re.search(pattern, key)
         if match and match["patient"]:
@@ -182,11 +164,8 @@ def warn_of_parts(contents: SourceContents) -> None:
 
 
 def find_ircadb(folder: Path, organ: str, options: ReadOptions) -> SourceContents:
-    """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``.
-
-    Its PatientIDs are empty, each mask series has another StudyInstanceUID and there is no
-    FrameOfReferenceUID: the path matches labels and names the patient.
-    """
+    """3D-IRCADb: ``*/PATIENT_DICOM`` with masks of one organ, ``*/MASKS_DICOM/<organ>``."""
+    # PatientIDs are empty, each mask series has another study, and there is no frame of reference
     if not any(folder.glob("*/PATIENT_DICOM")):
         raise PancsegError(
             f"source.folder={folder}: holds no */PATIENT_DICOM; give the folder of 3Dircadb1.1, "
@@ -225,11 +204,7 @@ def numbered(items: list[SourceItem], kind: str, contents: SourceContents) -> li
 
 
 def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
-    """Raw data of nnU-Net, ``imagesTr/<id>_0000.nii.gz`` with ``labelsTr/<id>.nii.gz``.
-
-    Names without channel, as in the Medical Segmentation Decathlon, are read too. Labels of
-    structures may be names in dataset.json.
-    """
+    """Raw data of nnU-Net or MSD, ``imagesTr/<id>[_0000].nii.gz`` with ``labelsTr/<id>.nii.gz``."""
     contents, values = SourceContents(), label_values(folder / "dataset.json")
     options = replace(
         options,
@@ -248,10 +223,7 @@ find_msd = find_nnunet
 
 
 def label_values(file: Path) -> Values:
-    """Values of labels without the background; PancsegError unless the file describes CT.
-
-    New files hold ``{"pancreas": 1, "whole": [1, 2]}``, old ones ``{"1": "pancreas"}``.
-    """
+    """Values of labels without the background; PancsegError unless the file describes CT."""
     if not file.is_file():
         below = sorted(path.parent.name for path in file.parent.glob("*/dataset.json"))
         advice = f"; give one of its folders: {', '.join(below[:8])}" if below else ""
@@ -278,10 +250,7 @@ def label_values(file: Path) -> Values:
 
 
 def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Structure, ...]:
-    """Structures with the values of their labels in place of names; PancsegError if one is unknown.
-
-    Also if a structure is part of another by value, but not by name.
-    """
+    """Structures with the values of their labels in place of names."""
     known = {name.strip().casefold(): group for name, group in values.items()}
     available = ", ".join(f"{name} {list(group)}" for name, group in values.items()) or "no labels"
     node = {structure.name: structure.to_dict() for structure in structures}
@@ -321,10 +290,7 @@ def locate_series(
 def locate_files(
     path: Path, role: str, contents: SourceContents, stem: Callable[[Path], str] = stem_of
 ) -> list[SourceItem]:
-    """NIfTI and NRRD files that a path or pattern names.
-
-    Other formats of volumes get rows of the kind ``role``, ``image`` or ``label``; none if empty.
-    """
+    """NIfTI and NRRD files at a path or pattern; with a role, rows of other formats are added."""
     located = []
     for pattern_key, match, files in search(path, contents):
         for file in files:
@@ -337,16 +303,13 @@ def locate_files(
                 else:
                     folder = Path(pattern_key) / file.parent.relative_to(match)
                     key = (folder / stem(file)).as_posix()
-                own = {"folder": file.parent, "path": file, "files": (file,), "key": key}
-                located.append(SourceItem(**own, format="file", names_patient=True))
+                own: dict[str, Any] = {"folder": file.parent, "path": file, "files": (file,)}
+                located.append(SourceItem(**own, format="file", key=key, names_patient=True))
     return located
 
 
 def search(path: Path, contents: SourceContents) -> list[tuple[str, Path, list[Path]]]:
-    """Paths that a path or pattern names, each with its key and files; rows are added.
-
-    A file that several matches of a pattern contain belongs to the first.
-    """
+    """Paths that a path or pattern names, each with its key and files; rows are added."""
     located, known = [], set[Path]()
     for key, match in expand_pattern(path):
         files = [file for file in files_under(match, contents) if file not in known]
@@ -409,11 +372,7 @@ def is_pattern(path: Path) -> bool:
 
 
 def expand_pattern(path: Path) -> list[tuple[str, Path]]:
-    """Paths that a path or pattern names, each with the text that the wildcards match, sorted.
-
-    ``*`` matches a name or a part of it, ``**`` folders at any depth, ``?`` a character, as in
-    :meth:`pathlib.Path.glob`.
-    """
+    """Paths that a path or pattern names, each with the text that the wildcards match, sorted."""
     if not is_pattern(path):
         return [("", path)]
     fixed = next(n for n, part in enumerate(path.parts) if WILDCARD.search(part))

@@ -84,17 +84,12 @@ def read_scan_file(path: Path) -> Scan:
 
 
 def read_label_file(path: Path, options: ReadOptions, scan: Scan) -> LabelMap:
-    """Read a label map: by its values, or by the names of segments where an NRRD has them.
-
-    An NRRD that was cropped to its structure is padded to the grid of its scan. Voxels of value
-    ``options.ignore`` become background, with a flag; many of them are refused.
-    """
+    """Read a label map by its values, or by the names of segments where an NRRD has them."""
     is_nifti = IS_NIFTI.search(path.name)
     volume = (read_nifti if is_nifti else read_nrrd)(path)
     codes, unknown_values, ignored = encode(volume, options)
     if (share := ignored / codes.size) > 0.01:
-        what = f"has it on {share:.1%} of its voxels, expected at most 1%"
-        raise Refused("ignore_label", f"{path.name} {what}")
+        raise Refused("ignore_label", f"{path.name} has it on {share:.1%} of its voxels, above 1%")
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
     image = image if is_nifti else uncropped(image, scan.image)
     flags = ("ignore_label",) * bool(ignored)
@@ -162,9 +157,9 @@ def read_nifti(file: Path) -> Volume:
             slope, intercept = (value or 0.0 for value in header.get_slope_inter())
             offset = header.get_data_offset()
             stream.seek(offset)
+        shape = shape[:3] + [n for n in shape[3:] if n != 1]
         if header["magic"].item() != kind.single_magic or offset < kind.single_vox_offset:
             raise Refused("unreadable", f"{file.name} is not a NIfTI file of header and voxels")
-        shape = shape[:3] + [n for n in shape[3:] if n != 1]
         if len(shape) != 3:
             raise Refused("not_a_volume", f"{file.name} has {len(shape)} axes, expected 3")
         if max(abs(slope), abs(intercept)) > LARGEST_RESCALE:
@@ -178,7 +173,7 @@ def read_nifti(file: Path) -> Volume:
 def nifti_affines(header: Any, shape: Any, file: Path) -> tuple[Affine, Affine | None]:
     """Check and return the sform, else the qform, mm; and the qform where its grid differs."""
     has_sform, has_qform = header["sform_code"] > 0, header["qform_code"] > 0
-    if not has_sform and not has_qform:
+    if not (has_sform or has_qform):
         raise Refused("no_affine", f"{file.name} has neither sform nor qform, expected one")
     mm_of_unit = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) % 8, 1.0)  # m, um, else mm
     to_mm = np.diag([*[mm_of_unit] * 3, 1.0])
@@ -263,8 +258,7 @@ def read_voxels(
         raise Refused("not_a_volume", f"{file.name} has an axis of no length, or no real numbers")
     size, file_size = math.prod(shape) * dtype.itemsize, file.stat().st_size
     if size > LARGEST_BYTES or size + 2 * math.prod(shape) > (main_memory() or math.inf):
-        what = f"claims {size / 1e9:.1f} GB, a scan or memory has less"
-        raise Refused("too_large", f"{file.name} {what}")
+        raise Refused("too_large", f"{file.name} claims {size / 1e9:.1f} GB, memory has less")
     if size > file_size * largest_ratio:
         raise Refused("truncated", f"{file.name} has {file_size} bytes, its header claims {size}")
     content, n_read = np.empty(size, np.uint8), 0  # writable, which torch expects
@@ -295,10 +289,7 @@ def to_real(stored: NDArray[Any], slope: float, intercept: float, file: Path) ->
 
 
 def uncropped(label: nib.Nifti1Image, image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Pad a label that was cropped to its structure, as by 3D Slicer, to the grid of its image.
-
-    Returned unchanged unless its voxels coincide with voxels of the image.
-    """
+    """Pad a label that 3D Slicer cropped to its structure to its image's grid; else unchanged."""
     turned = oriented_like(label, image)
     shape = turned.shape
     first = np.rint(np.linalg.solve(image.affine, turned.affine)[:3, 3]).astype(int)

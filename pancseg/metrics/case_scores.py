@@ -49,11 +49,7 @@ MEASURES = {
 
 
 def nsd_column(tolerance_mm: float) -> str:
-    """Name of the column of the normalised surface Dice.
-
-    >>> nsd_column(2.0), nsd_column(1.5)
-    ('nsd_2mm', 'nsd_1.5mm')
-    """
+    """Name of the column of the normalised surface Dice: ``nsd_2mm``, ``nsd_1.5mm``."""
     return f"nsd_{tolerance_mm:g}mm"
 
 
@@ -117,11 +113,6 @@ def calibration_counts(
     """Voxels, sum of their probabilities, and reference voxels in each of ten bins: ``(3, 10)``.
 
     Only ``box`` counts: far from the organ every network is calibrated.
-
-    >>> p = np.full((10, 1, 1), 0.75, np.float32)
-    >>> reference = np.arange(10).reshape(10, 1, 1) < 5
-    >>> calibration_counts(p, reference, (slice(None),) * 3)[:, 7].tolist()
-    [10.0, 7.5, 5.0]
     """
     p, r = probability[tuple(box)].ravel(), reference[tuple(box)].ravel()
     edges = np.linspace(0.0, 1.0, BINS + 1)

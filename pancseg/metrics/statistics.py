@@ -15,11 +15,7 @@ EQUAL = 1e-9  # smaller differences are rounding
 
 
 def per_patient(patients: Iterable[str], values: Iterable[float]) -> list[float]:
-    """Mean over the cases of each patient, in the order of the patients' names.
-
-    >>> per_patient(["a", "b", "a"], [0.5, 0.9, 0.7])
-    [0.6, 0.9]
-    """
+    """Mean over the cases of each patient, in the order of the patients' names."""
     _, numbers = np.unique(list(patients), return_inverse=True)
     return (np.bincount(numbers, list(values)) / np.bincount(numbers)).tolist()
 
@@ -81,12 +77,7 @@ class Comparison:
 def compare(
     measure: str, one: str, other: str, before: Sequence[float], after: Sequence[float]
 ) -> Comparison:
-    """Compare values ``before`` and ``after`` of two configurations on the same patients in order.
-
-    >>> found = compare("dice", "a", "b", [0.5, 0.6, 0.7], [0.6, 0.6, 0.6])
-    >>> found.higher, found.lower, round(abs(found.difference), 6)
-    (1, 1, 0.0)
-    """
+    """Compare ``before`` with ``after``: values of two configurations, of the same patients."""
     differences = np.subtract(after, before)
     differences[np.abs(differences) < EQUAL] = 0.0
     unequal = differences[differences != 0]  # the test leaves equal pairs out (Wilcoxon 1945)
@@ -104,11 +95,7 @@ def compare(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for multiple tests (Holm 1979); scipy has no such function.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
+    """P values corrected for multiple tests (Holm 1979); scipy has no such function."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     corrected = np.empty_like(p)

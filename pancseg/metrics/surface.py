@@ -24,11 +24,6 @@ def surface_distances(prediction: Mask, reference: Mask, spacing_mm: Spacing) ->
 
     A surface voxel has at least one of its six neighbours outside the mask; outside the array is
     outside the mask. The masks ``(X, Y, Z)`` are not empty.
-
-    >>> masks = np.zeros((2, 5, 1, 1), bool)
-    >>> masks[0, 1] = masks[1, 3] = True
-    >>> surface_distances(*masks, (0.8, 1.0, 1.0))
-    [array([1.6]), array([1.6])]
     """
     p, r = (np.argwhere(mask & ~binary_erosion(mask)) for mask in (prediction, reference))
     return [nearest_mm(p, r, spacing_mm), nearest_mm(r, p, spacing_mm)]

@@ -23,10 +23,7 @@ Row = dict[str, Any]
 def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about: Row) -> Row:
     """Figures over patients; cases with an empty reference and failed ones are listed.
 
-    Args:
-        rows: A row a case.
-        calibrations: Counts of each case with a reference, by patient.
-        about: Other facts for the file, ``held_out`` among them.
+    ``calibrations`` are counts of each case with a reference, by patient; ``about`` is added.
     """
     names = [name for name in rows[0] if name not in NOT_MEASURES]
     values = {name: list(by_patient(rows, name).values()) for name in names}
@@ -45,20 +42,13 @@ def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about:
 
 
 def by_patient(rows: Sequence[Row], name: str) -> dict[str, float]:
-    """Mean of a column over the scored cases of each patient who has a value, sorted by patient.
-
-    >>> rows = [{"patient": "b", "dice": 0.5}, {"patient": "a", "dice": None}]
-    >>> by_patient([*rows, {"patient": "b", "dice": 1.0}], "dice")
-    {'b': 0.75}
-    """
+    """Mean of a column over the scored cases of each patient who has a value, by name."""
     frame = pd.DataFrame(rows, columns=list(dict.fromkeys(["patient", "dice", name])))
     scored = frame[frame["dice"].notna()].astype({name: float})
     return scored.groupby("patient")[name].mean().dropna().to_dict()
 
 
-def write_scores(
-    folder: Path, subset: str, rows: Sequence[Row], figures: Row | None = None
-) -> None:
+def write_scores(folder: Path, subset: str, rows: list[Row], figures: Row | None = None) -> None:
     """Write ``<subset>.csv``, and ``<subset>.json`` if there are figures yet."""
     cells = (
         [round(v, DIGITS) if isinstance(v, float) else v for v in row.values()] for row in rows

@@ -7,7 +7,7 @@ index. MONAI's ``RandAffined`` and ``Rand3DElasticd`` resample once each and rot
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ Floats = Sequence[float]
 Ints = Sequence[int]
 Matrix = NDArray[np.float64]
 PROBABILITY = "_probability"
+GEOMETRY = ("rotation", "scale", "shear", "elastic")  # changes that resample
 POSITIVE = 1e-6
 ABOVE_0 = ("scale_range", "contrast_range", "gamma_range", "elastic_spacing_mm")
 LIMITS = {  # of values; 0 and 1 for a probability, 0 and infinity for others
@@ -103,19 +104,12 @@ class Augmentation:
     @property
     def resamples(self) -> bool:
         """Whether samples may be resampled; a flip only reverses the order of voxels."""
-        names = ("rotation", "scale", "shear", "elastic")
-        return any(getattr(self, name + PROBABILITY) for name in names)
-
-    def always(self) -> Self:
-        """A copy in which every change but flips, the first field, has probability 1 or 0."""
-        names = [f.name for f in fields(self) if f.name.endswith(PROBABILITY)][1:]
-        certain: dict[str, Any] = {name: float(getattr(self, name) > 0) for name in names}
-        return replace(self, **certain)
+        return any(getattr(self, name + PROBABILITY) for name in GEOMETRY)
 
 
 @dataclass(frozen=True)
 class SampleParameters:
-    """Parameters of one sample; with the defaults nothing changes."""
+    """Parameters of a sample; with the defaults nothing changes."""
 
     flips: tuple[bool, ...] = (False, False, False)  # along each axis
     angles: Floats = (0.0, 0.0, 0.0)  # about each axis, radians, right-handed
@@ -185,22 +179,16 @@ def draw(settings: Augmentation, seed: int, index: int) -> SampleParameters:
 class Augmenter:
     """Augment batches, sample by sample.
 
-    Args:
-        settings: Probabilities and ranges.
-        spacing_mm: Voxel size of the batches.
-        window_hu: HU values that are 0 and 1 in the images.
-        size: Voxels of a patch.
-
-    Attributes:
-        box: Voxels to crop around a patch, so that rotated corners are rarely filled with air.
+    ``window_hu`` are the HU values that are 0 and 1 in the images, ``size`` the voxels of a patch,
+    ``box`` those to crop around it, so that rotated corners are rarely filled with air.
     """
 
     def __init__(
         self, settings: Augmentation, *, spacing_mm: Floats, window_hu: Floats, size: Ints
     ) -> None:
-        for name, values in (("spacing_mm", spacing_mm), ("spatial_size", size)):
-            if len(values) != 3 or min(values) <= 0:
-                raise PancsegError(f"{name}={list(values)}: expected three above 0")
+        if len(spacing_mm) != 3 or min(spacing_mm) <= 0 or len(size) != 3 or min(size) <= 0:
+            given = f"spacing_mm={list(spacing_mm)}, spatial_size={list(size)}"
+            raise PancsegError(f"{given}: expected three above 0 of each")
         if len(window_hu) != 2 or window_hu[0] >= window_hu[1]:
             raise PancsegError(f"window_hu={list(window_hu)}: expected two, the lower first")
         self.settings, self.spacing_mm, self.window_hu = settings, spacing_mm, window_hu
@@ -236,26 +224,26 @@ class Augmenter:
             return torch.cat(images), torch.cat(labels)
 
     @property
-    def margin(self) -> tuple[int, int, int]:
+    def margin(self) -> tuple[int, ...]:
         """Voxels by which the box exceeds the patch, both sides together."""
-        x, y, z = (box - size for box, size in zip(self.box, self.size, strict=True))
-        return x, y, z
+        return tuple(box - size for box, size in zip(self.box, self.size, strict=True))
 
-    def _find_box(self) -> tuple[int, int, int]:
+    def _find_box(self) -> tuple[int, ...]:
         """The box that nearly all draws need, with margins of whole voxels, equal on both sides."""
         needed = half_mm = np.multiply(self.size, self.spacing_mm) / 2
         if self.settings.resamples:
             elastic = self.settings.elastic_mm[1] * (self.settings.elastic_probability > 0)
             corners = np.stack(np.meshgrid(*3 * [(-1, 1)]), axis=-1).reshape(-1, 3)
             corners = corners * (half_mm + ELASTIC_REACH * elastic)
-            certain = self.settings.always()
+            names = [f"{name}{PROBABILITY}" for name in GEOMETRY]
+            chances = {name: float(getattr(self.settings, name) > 0) for name in names}
+            certain = replace(self.settings, **chances)  # type: ignore[arg-type]
             matrices = [affine_matrix(draw(certain, 0, i)) for i in range(BOX_DRAWS)]
             reached = np.abs(np.linalg.inv(matrices) @ corners.T).max(axis=2)
             needed = np.maximum(half_mm, np.quantile(reached, BOX_SHARE, axis=0))
         margins = np.ceil((needed - half_mm) / self.spacing_mm - 1e-9)
         most = np.floor(np.multiply(self.size, self.settings.margin_share) / 2)
-        x, y, z = np.add(self.size, 2 * np.minimum(margins, most)).astype(int).tolist()
-        return x, y, z
+        return tuple(np.add(self.size, 2 * np.minimum(margins, most)).astype(int).tolist())
 
 
 # geometry
@@ -315,10 +303,7 @@ def sampling_grid(
     to_box = 2 / (np.asarray(spacing_mm) * np.asarray(box))
     matrix = to_box[:, None] * np.linalg.inv(affine_matrix(parameters))
     centers = [voxel_centers(n, step, device) for n, step in zip(size, spacing_mm, strict=True)]
-    columns, rows, slices = (
-        values.view([-1 if other == axis else 1 for other in range(3)])
-        for axis, values in enumerate(centers)
-    )
+    columns, rows, slices = centers[0][:, None, None], centers[1][:, None], centers[2]
     grid = torch.empty(*size, 3, dtype=torch.float32, device=device)
     for axis, (x, y, z) in enumerate(matrix.tolist()):  # grid_sample counts axes from the last
         grid[..., 2 - axis] = columns * x + rows * y + slices * z
@@ -329,7 +314,7 @@ def sampling_grid(
 
 
 def voxel_centers(count: int, step: float, device: torch.device) -> Tensor:
-    """Centres of voxels along an axis relative to its middle, in the unit of ``step``."""
+    """Centres of voxels along an axis from its middle, in the unit of ``step``."""
     return (torch.arange(count, dtype=torch.float32, device=device) - (count - 1) / 2) * step
 
 
@@ -346,7 +331,9 @@ def displacement_field(
         positions = voxel_centers(count, step / p.elastic_spacing_mm, device)
         reach = math.ceil((count - 1) / 2 * step / p.elastic_spacing_mm) + 1
         knots = torch.arange(-reach, reach + 1, dtype=torch.float32, device=device)
-        weights.append(cubic_bspline(positions[:, None] - knots))
+        distance = (positions[:, None] - knots).abs()
+        near, far = (1 - distance).clamp(min=0), (2 - distance).clamp(min=0)
+        weights.append((far**3 - 4 * near**3) / 6)  # the uniform cubic B-spline
     generator = torch.Generator().manual_seed(p.elastic_seed)
     shape = (3, *(weight.shape[1] for weight in weights))
     lattice = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
@@ -355,12 +342,6 @@ def displacement_field(
     for weight in weights:  # contracts lattice axis 1 and appends the voxels as the last axis
         displacement = torch.tensordot(displacement, weight, dims=([1], [1]))
     return displacement
-
-
-def cubic_bspline(distance: Tensor) -> Tensor:
-    """The uniform cubic B-spline: 4/6 at 0, 1/6 at 1."""
-    near, far = 1 - distance.abs(), 2 - distance.abs()
-    return (far.clamp(min=0) ** 3 - 4 * near.clamp(min=0) ** 3) / 6
 
 
 def interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
@@ -379,10 +360,7 @@ def interpolate(volume: Tensor, grid: Tensor, mode: str) -> Tensor:
 def change_values(
     image: Tensor, parameters: SampleParameters, spacing_mm: Floats, window_hu: Floats
 ) -> Tensor:
-    """Change the values of one sample ``(1, 1, H, W, D)``, 0..1 over the HU window.
-
-    Noise is added last so that it keeps the standard deviation that was drawn.
-    """
+    """Change the values of a sample ``(1, 1, H, W, D)``, 0..1 over the HU window."""
     if parameters.low_resolution < 1:
         image = reduce_resolution(image, parameters.low_resolution)
     if parameters.blur_mm > 0:
@@ -394,7 +372,7 @@ def change_values(
         values = values + parameters.brightness_hu / width_hu
     if parameters.gamma != 1:
         values = values.clamp(0, 1) ** parameters.gamma
-    if parameters.noise_hu > 0:
+    if parameters.noise_hu > 0:  # last, so that it keeps its standard deviation
         generator = torch.Generator(image.device).manual_seed(parameters.noise_seed)
         std = parameters.noise_hu / width_hu
         values = values + torch.empty_like(image).normal_(std=std, generator=generator)
@@ -406,21 +384,17 @@ def change_values(
 
 
 def reduce_resolution(image: Tensor, share: float) -> Tensor:
-    """Resample ``(1, 1, H, W, D)`` to a share of its voxels per axis and back.
-
-    By means, where nnU-Net uses nearest neighbours: a thick slice of CT is a mean.
-    """
+    """Resample ``(1, 1, H, W, D)`` to a share of its voxels per axis and back."""
     shape = image.shape[2:]
     small = [max(1, round(count * share)) for count in shape]
+    # nnU-Net uses nearest neighbours; a thick slice of CT is a mean
     means = F.interpolate(image, size=small, mode="area")
     return F.interpolate(means, size=shape, mode="trilinear", align_corners=False)
 
 
 def gaussian_blur(image: Tensor, sigmas: Floats) -> Tensor:
-    """Blur ``(1, 1, H, W, D)`` with a sigma in voxels for each axis; border values are repeated.
-
-    Sums of shifted volumes, because CUDA may round a convolution to TF32.
-    """
+    """Blur ``(1, 1, H, W, D)`` with a sigma in voxels for each axis; border values are repeated."""
+    # sums of shifted volumes, because CUDA may round a convolution to TF32
     for axis, sigma in enumerate(sigmas, start=2):
         reach = min(math.ceil(BLUR_TRUNCATION * sigma), image.shape[axis] - 1)
         weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-reach, reach + 1)]

@@ -1,9 +1,8 @@
 """Losses of two logits per voxel that teach a softmax, and deep supervision.
 
-A voxel is decided by the rule that its loss teaches (``Segmenter``): by the softmax of both
-channels, or, for a loss with ``sigmoid=True``, by channel 1 alone. MONAI's ``DiceFocalLoss`` fits
-neither: ``softmax=True`` applies to its Dice term, while the focal term is a sigmoid of channel 1.
-MONAI's ``DiceCELoss`` calls ``nll_loss``, which has no deterministic kernel on CUDA.
+A voxel is decided by the rule that its loss teaches: the softmax of both channels, or, with
+``sigmoid=True``, channel 1 alone. MONAI's ``DiceFocalLoss`` fits neither: ``softmax=True`` applies
+to its Dice term only. Its ``DiceCELoss`` calls ``nll_loss``, not deterministic on CUDA.
 """
 
 from monai.losses import DeepSupervisionLoss, DiceLoss, FocalLoss

@@ -83,15 +83,11 @@ def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> st
             return ""
         return f"data.spatial_size={list(size)}: this network does not take it: {one_line(error)}"
     finest = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
-    if not isinstance(finest, Tensor) or not isinstance(logits, Tensor):
-        return (
-            f"{name}: expected a tensor of logits in evaluation, and in training a tensor or a "
-            "list of tensors from fine to coarse"
-        )
     expected = [batch_size, 2, *size]
-    for shape in (list(finest.shape), list(logits.shape)):
-        if shape != expected:
-            return f"{name}: gives logits of shape {shape}; expected {expected}"
+    for output in (finest, logits):
+        if not isinstance(output, Tensor) or list(output.shape) != expected:
+            given = f"of shape {list(output.shape)}" if isinstance(output, Tensor) else "in a list"
+            return f"{name}: gives logits {given}; expected {expected}, in training also a list"
     return ""
 
 
@@ -99,11 +95,10 @@ def check_axis(size: Sequence[int], axis: int, divisor: int, least: int) -> None
     """Raise PancsegError unless an axis is a multiple of ``divisor``, ``least`` or more."""
     if size[axis] < least or size[axis] % divisor:
         below = max(least, size[axis] // divisor * divisor)
-        raise PancsegError(
-            f"data.spatial_size={list(size)}: axis {axis} is {size[axis]}, but this network takes "
-            f"multiples of {divisor} from {least} on; the nearest that work are {below} and "
-            f"{below + divisor}"
-        )
+        given = f"data.spatial_size={list(size)}: axis {axis} is {size[axis]}"
+        rule = f"this network takes multiples of {divisor} from {least} on"
+        nearest = f"the nearest that work are {below} and {below + divisor}"
+        raise PancsegError(f"{given}, but {rule}; {nearest}")
 
 
 def check_by_trials(

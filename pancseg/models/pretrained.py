@@ -31,19 +31,16 @@ def open_weights(path: Path) -> InitialWeights:
     try:
         content = load_tensors(path)
         return InitialWeights(path, weights_in(content), patients_in(content))
-    except PancsegError as error:
-        raise PancsegError(f"init_from={path}: {error}") from error
     except Exception as error:  # a damaged or forged file raises nearly any
         reason = f"is neither a checkpoint nor a state_dict ({type(error).__name__})"
+        reason = str(error) if isinstance(error, PancsegError) else reason
         raise PancsegError(f"init_from={path}: {reason}") from error
 
 
 def load_tensors(path: Path) -> Any:
     """Read tensors and plain values of a file of ``torch.save``, on the CPU.
 
-    Raises:
-        PancsegError: If there is no file, it is damaged, or it claims more than it holds.
-        Exception: Of many types, if it is another file.
+    Raises PancsegError if it is missing or damaged, and errors of many classes for other files.
     """
     if not path.is_file():
         raise PancsegError("there is no such file")
@@ -59,22 +56,17 @@ def load_tensors(path: Path) -> Any:
 
 
 def load_pretrained(network: nn.Module, initial: InitialWeights) -> str:
-    """Copy every weight of equal name and shape into a network; how many, in a line.
-
-    Raises:
-        PancsegError: If fewer than half of the network's tensors are there.
-    """
+    """Copy every weight of equal name and shape into a network; their number, in a line."""
     own, weights = network.state_dict(), initial.weights
     fitting = {k: weights[k] for k in own if k in weights and own[k].shape == weights[k].shape}
     if len(fitting) < max(1, MIN_SHARE * len(own)):
         raise PancsegError(
             f"init_from={initial.path}: holds {len(fitting)} of this network's {len(own)} weights; "
-            "give the model that it was trained with: RUN/.hydra/config.yaml names it, and "
-            "RUN/summary.json its width"
+            "give the model that it was trained with, as in its run's .hydra/config.yaml"
         )
     network.load_state_dict(fitting, strict=False)
     new = sorted(set(own) - set(fitting))
-    rest = f", new: {', '.join(new[:3])}{'...' if len(new) > 3 else ''}" if new else ""
+    rest = f", new: {', '.join(new[:3])}{'...' * (len(new) > 3)}" if new else ""
     return f"init_from: {len(fitting)} of {len(own)} weights taken{rest}"
 
 

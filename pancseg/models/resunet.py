@@ -100,19 +100,10 @@ class ResUNet(DynUNet):
     DynUNet interpolates all to full resolution. In evaluation, or without deep supervision, it
     returns one tensor.
 
-    Args:
-        spatial_size: Voxels of the patch.
-        spacing_mm: Voxel size along each axis.
-        in_channels: Channels of the image.
-        out_channels: Channels of the logits.
-        width: Channels at full resolution, doubled with each level.
-        max_width: Most channels of a level.
-        max_levels: Most levels, full resolution included.
-        deep_supervision: Coarser heads in training; at most two fewer than there are levels.
-        dropout: Share of values dropped after each convolution.
-        prior: Foreground probability of an untrained network, about (Lin et al. 2017, arXiv
-            1708.02002); from 0.5, the first steps only learn that most voxels are background.
-        use_checkpoint: Recompute the inside of blocks in the backward pass: less memory, slower.
+    ``deep_supervision`` is the number of coarser heads, at most two fewer than there are levels.
+    ``prior`` is about the foreground probability of an untrained network (Lin et al. 2017, arXiv
+    1708.02002); from 0.5, the first steps only learn that most voxels are background. The other
+    arguments are described in ``conf/model/resunet.yaml``.
     """
 
     def __init__(
@@ -131,15 +122,12 @@ class ResUNet(DynUNet):
     ) -> None:
         strides, kernels = plan_levels(spatial_size, spacing_mm, max_levels)
         if len(strides) < 3:
-            raise ValueError(
-                f"a patch of {list(spatial_size)} with max_levels={max_levels} gives "
-                f"{len(strides)} levels; expected 3 or more: at least 16 voxels along an axis"
-            )
+            given = f"a patch of {list(spatial_size)} with max_levels={max_levels}"
+            expected = "expected 3 or more: at least 16 voxels along an axis"
+            raise ValueError(f"{given} gives {len(strides)} levels; {expected}")
         if width < 1 or deep_supervision < 0 or not 0 < prior < 1:
-            raise ValueError(
-                f"width={width}, deep_supervision={deep_supervision}, prior={prior}: expected 1 or "
-                "more, 0 or more, between 0 and 1"
-            )
+            given = f"width={width}, deep_supervision={deep_supervision}, prior={prior}"
+            raise ValueError(f"{given}: expected 1 or more, 0 or more, between 0 and 1")
         heads = min(deep_supervision, len(strides) - 2)
         super().__init__(
             spatial_dims=3,

@@ -17,8 +17,7 @@ from torchmetrics import MeanMetric
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.hardware import is_out_of_memory
 from pancseg.models.augmentation import step_seed
-from pancseg.models.device_tuning import fix_short_axes, use_channels_last
-from pancseg.models.factory import build
+from pancseg.models.factory import build, fix_short_axes, use_channels_last
 from pancseg.models.losses import deep_supervision_loss
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 
@@ -33,15 +32,15 @@ TOTAL_STEPS = ("T_max", "total_iters", "total_steps")  # arguments of schedulers
 class Segmenter(pl.LightningModule):
     """Background against pancreas on ``(B, 1, H, W, D)`` images in 0..1.
 
-    The arguments are plain values, so that a checkpoint loads from its path alone.
+    The arguments are plain values, so that a checkpoint loads from its path alone: ``_target_`` and
+    arguments of network, loss, optimizer (without parameters) and scheduler (without optimizer).
 
     Args:
-        model: ``_target_`` and arguments of a network with 1 channel in and 2 out; in training it
-            may give a list of logits, from fine to coarse.
-        loss: Likewise, of logits ``(B, 2, H, W, D)`` and labels ``(B, 1, H, W, D)``.
-        optimizer: Likewise, without the parameters.
-        scheduler: Likewise, without the optimizer, stepped after each step of it; a null ``T_max``,
-            ``total_iters`` or ``total_steps`` becomes the steps of the training.
+        model: 1 channel in and 2 out; in training it may give a list of logits, fine to coarse.
+        loss: Of logits ``(B, 2, H, W, D)`` and labels ``(B, 1, H, W, D)``.
+        optimizer: Of ``torch.optim``.
+        scheduler: Stepped after each step; a null ``T_max``, ``total_iters`` or ``total_steps``
+            becomes the steps of the training.
         view: ``size`` of the network's input, voxels, and ``overlap`` of the windows by which a
             larger image is segmented; None takes any image whole.
         seed: Of everything random in a step.
@@ -72,13 +71,7 @@ class Segmenter(pl.LightningModule):
     def prepare_for(
         self, device_type: str, channels_last: bool | None = None, compile_mode: str | None = None
     ) -> None:
-        """Arrange the network as is fast on ``cpu`` or ``cuda``; names of weights stay.
-
-        Args:
-            device_type: Of the device.
-            channels_last: Memory format; None is the faster one for the network.
-            compile_mode: Mode of ``torch.compile``, at the first call; None does not compile.
-        """
+        """Choose the network's memory format, None the faster one, and compile it in a mode."""
         if channels_last is None:
             channels_last = use_channels_last(self.network, device_type)
         if channels_last:
@@ -99,8 +92,9 @@ class Segmenter(pl.LightningModule):
             return finest(self.network(image))
         options: dict[str, Any] = {"overlap": view["overlap"], "device": self.sum_device}
         options |= {"predictor": self.window_logits, "mode": "gaussian"}
+        windows: Any = sliding_window_inference
         try:
-            return sliding_window_inference(image, view["size"], WINDOWS, **options)  # type: ignore[return-value]
+            return windows(image, view["size"], WINDOWS, **options)
         except RuntimeError as error:
             if self.sum_device is not None or not is_out_of_memory(error):
                 raise
@@ -148,14 +142,12 @@ class Segmenter(pl.LightningModule):
     def check_finite(self, loss: Tensor, subject: str, names: Sequence[str] = ()) -> None:
         """Raise Incomplete in all processes if a loss is not finite; it is read from the GPU."""
         is_finite = bool(torch.isfinite(loss))
-        if self.trainer.world_size > 1:
-            is_finite = self.trainer.strategy.reduce_boolean_decision(is_finite)
-        if not is_finite:
+        if not self.trainer.strategy.reduce_boolean_decision(is_finite):
             cases = f" on {', '.join(names)}" if names else ""
             raise Incomplete(
-                f"{subject} is {loss.item()}{cases}; last.ckpt holds the weights of the last whole "
-                "epoch: begin with them at a lower rate by init_from=RUN/checkpoints/last.ckpt "
-                "optimizer.lr=..., or clip gradients by trainer.gradient_clip_val=1"
+                f"{subject} is {loss.item()}{cases}; begin with the last whole epoch, "
+                "init_from=RUN/checkpoints/last.ckpt, at a lower rate, optimizer.lr=..., or clip "
+                "gradients by trainer.gradient_clip_val=1"
             )
 
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
@@ -198,10 +190,8 @@ class Segmenter(pl.LightningModule):
         open_ends = [key for key in TOTAL_STEPS if key in node and node[key] is None]
         steps = self.total_steps() if open_ends else 0
         if steps is None:
-            raise PancsegError(
-                f"scheduler.{open_ends[0]}: give it, trainer.max_epochs or trainer.max_steps, or "
-                "take scheduler=constant"
-            )
+            advice = "give it, trainer.max_epochs or trainer.max_steps, or take scheduler=constant"
+            raise PancsegError(f"scheduler.{open_ends[0]}: {advice}")
         scheduler = build({**node, **dict.fromkeys(open_ends, steps)}, LRScheduler, optimizer)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 

@@ -31,12 +31,7 @@ COLUMNS = ["epoch", "step", *METRICS, "lr", "seconds"]
 
 
 def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
-    """Callbacks of ``cfg.callbacks``, without those that have nothing to do.
-
-    Args:
-        cfg: Of the training.
-        monitor: ``val/dice`` or ``val/loss``; None where nothing is validated.
-    """
+    """Callbacks of ``cfg.callbacks`` that have something to do; ``monitor`` chooses the best."""
     absent = {
         "weight_averaging": not average_decay(cfg),
         "early_stopping": OmegaConf.select(cfg, "callbacks.early_stopping.patience") is None,
@@ -97,16 +92,13 @@ class EpochReport(pl.Callback):
         is_again = self.rows and self.rows[-1]["step"] == trainer.global_step
         if is_again or is_discarded(trainer):
             return
-        values = {name: finite_or_none(trainer.callback_metrics.get(name)) for name in METRICS}
-        if not self.has_validated:  # Lightning keeps those of an earlier epoch
-            values |= {name: None for name in METRICS if name.startswith("val/")}
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            **values,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "seconds": round(time.perf_counter() - self.start_s, 3),
-        }
+        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        for name in METRICS:  # Lightning keeps those of an earlier validation
+            is_new = self.has_validated or name.startswith("train/")
+            value = float(trainer.callback_metrics.get(name, math.nan))
+            row[name] = value if is_new and math.isfinite(value) else None
+        row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        row["seconds"] = round(time.perf_counter() - self.start_s, 3)
         self.rows = [old for old in self.rows if old["epoch"] < row["epoch"]] + [row]
         self.is_partial = is_partial(trainer)
         log.info(epoch_line(self.rows, trainer.max_epochs))  # warnings alone in other processes
@@ -142,12 +134,6 @@ class EpochReport(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the history of the run that is resumed."""
         self.rows, self.is_partial = list(state_dict["rows"]), state_dict["is_partial"]
-
-
-def finite_or_none(value: Any) -> float | None:
-    """A logged value, or None where there is none or it is not finite."""
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
 
 
 def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:

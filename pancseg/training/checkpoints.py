@@ -33,27 +33,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except RuntimeError as error:
             if not any(text in str(error) for text in WRITE_ERRORS):
                 raise
-            raise Incomplete(
-                f"{path}: cannot be written; is the disk full? make room, and go on from the last "
-                "whole epoch with ckpt_path=last"
-            ) from error
+            advice = "make room, and go on from the last whole epoch with ckpt_path=last"
+            raise Incomplete(f"{path}: cannot be written; is the disk full? {advice}") from error
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """A checkpoint at the end of each whole epoch, after all other callbacks.
-
-    Args:
-        folder: Where it is written.
-        name: Without suffix.
-        monitor: ``val/dice`` or ``val/loss``, of which the best is kept; None keeps the latest.
-    """
+    """A checkpoint at the end of each whole epoch: the best by ``monitor``, else the latest."""
 
     def __init__(self, folder: str, name: str, monitor: str | None = None) -> None:
-        options = dict.fromkeys(("enable_version_counter", "auto_insert_metric_name"), False)
+        options: Any = dict.fromkeys(("enable_version_counter", "auto_insert_metric_name"), False)
+        options["save_on_train_epoch_end"] = True  # after all other callbacks
         mode = "max" if monitor == "val/dice" else "min"
-        super().__init__(
-            folder, name, monitor=monitor, mode=mode, save_on_train_epoch_end=True, **options
-        )
+        super().__init__(folder, name, monitor=monitor, mode=mode, **options)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the step of a resumed training: Lightning may end its last epoch again."""
@@ -94,9 +85,8 @@ class BestCheckpoint(EpochCheckpoint):
         """Whether this epoch is the best."""
         loss = float(trainer.callback_metrics.get("val/loss", torch.inf))
         is_tied = current is not None and current in (*self.best_k_models.values(),)
-        is_best = super().check_monitor_top_k(trainer, current) or (
-            is_tied and loss < self.best_loss
-        )
+        is_best = super().check_monitor_top_k(trainer, current)
+        is_best = is_best or (is_tied and loss < self.best_loss)
         self.best_loss = loss if is_best else self.best_loss
         return is_best
 

@@ -26,10 +26,8 @@ def resume_checkpoint(cfg: DictConfig) -> Path | None:
     """The checkpoint to resume from; a job that Slurm runs again resumes by itself."""
     last = Path(run_path(LAST))
     if is_requeued() and not has_fixed_folder():
-        raise PancsegError(
-            "Slurm runs this job again, and the run's folder is named by the clock; give "
-            "hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
-        )
+        advice = "give hydra.run.dir=FOLDER, so that it goes on from its last.ckpt"
+        raise PancsegError(f"Slurm runs this job again, in a folder named by the clock; {advice}")
     if last.is_file() and (is_requeued() or cfg.ckpt_path == "last"):
         reason = "started again by Slurm" if is_requeued() else "ckpt_path=last"
         log.info("%s: going on with %s", reason, last)
@@ -38,10 +36,8 @@ def resume_checkpoint(cfg: DictConfig) -> Path | None:
         log.info("ckpt_path=last: there is none yet, a new training begins")
         return None
     if last.is_file() and not cfg.ckpt_path:
-        raise PancsegError(
-            f"{last.parent.parent}: holds a training; give ckpt_path=last to go on with it, or "
-            "another hydra.run.dir"
-        )
+        advice = "give ckpt_path=last to go on with it, or another hydra.run.dir"
+        raise PancsegError(f"{last.parent.parent}: holds a training; {advice}")
     if cfg.ckpt_path and cfg.init_from:
         raise PancsegError("init_from: a training that ckpt_path resumes has weights; give one")
     return Path(cfg.ckpt_path) if cfg.ckpt_path else None
@@ -53,10 +49,8 @@ def check_resumed(
     """Raise PancsegError unless the configured training continues the one of a checkpoint."""
     data.seen_before.update(earlier.seen_before)
     if any(getattr(earlier.split, subset) != getattr(data.split, subset) for subset in SUBSETS):
-        raise PancsegError(
-            "ckpt_path was trained with another split or other patients; to go on with its own, "
-            "give split=file split.path=RUN/splits.json"
-        )
+        advice = "to go on with its own, give split=file split.path=RUN/splits.json"
+        raise PancsegError(f"ckpt_path was trained with another split or other patients; {advice}")
     before = fixed_settings(earlier.hparams, earlier.data, earlier.preprocessing)
     now = fixed_settings(segmenter.hparams, data.hparams, data.preprocessing)
     changed = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
@@ -67,10 +61,8 @@ def check_resumed(
             "hardware and overrides, or begin anew with its weights by init_from"
         )
     if earlier.has_average and not average_decay(cfg):
-        raise PancsegError(
-            "ckpt_path keeps a running mean of its weights; give the ema_decay of its experiment "
-            "or overrides, or begin anew with the mean by init_from"
-        )
+        advice = "give its ema_decay, or begin anew with the mean by init_from"
+        raise PancsegError(f"ckpt_path keeps a running mean of its weights; {advice}")
     check_optimizer_state(earlier.optimizer_states, segmenter)
     limits = {"max_epochs": earlier.epoch, "max_steps": earlier.step}
     spent = [
@@ -105,10 +97,9 @@ def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:
     parameters = [p for p in segmenter.parameters() if p.requires_grad]
 
     def fits(name: str, value: Any, parameter: Tensor) -> bool:
-        if name == "step":
-            return value.ndim == 0
-        # None: momentum before the first step
-        return value is None or (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
+        if name == "step" or value is None:  # None: momentum before the first step
+            return value is None or value.ndim == 0
+        return (value.shape, value.dtype) == (parameter.shape, parameter.dtype)
 
     try:
         (state,) = states
@@ -121,10 +112,8 @@ def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:
     except (TypeError, ValueError, LookupError, AttributeError):
         is_right = False
     if not is_right:
-        raise PancsegError(
-            "ckpt_path holds the state of another optimizer or network; begin with its weights by "
-            "init_from"
-        )
+        advice = "begin with its weights by init_from"
+        raise PancsegError(f"ckpt_path holds the state of another optimizer or network; {advice}")
 
 
 def seconds_of(max_time: str) -> int:

@@ -24,7 +24,7 @@ from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.data.transforms import Plan
 from pancseg.errors import PancsegError
 from pancseg.models.factory import build_on_meta
-from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
+from pancseg.models.network_checks import check_spatial_size, count_multiply_adds
 from pancseg.models.pretrained import load_pretrained, open_weights
 from pancseg.models.segmenter import Segmenter
 from pancseg.reports.pictures import SAMPLE_COLUMNS, SAMPLE_ROWS, draw_samples
@@ -46,9 +46,7 @@ IGNORED_WARNINGS = (
 def check_start(cfg: DictConfig) -> None:
     """Check that a training can start on this machine, before anything is read.
 
-    Raises:
-        PancsegError: If it cannot start as it is configured, or processes that torchrun or Slurm
-            started would wait for each other for ever, or each train alone.
+    Processes that torchrun or Slurm started must not wait for each other, or each train alone.
     """
     hardware.check_accelerator(cfg.hardware.accelerator)
     max_time, nodes, devices = cfg.trainer.max_time, cfg.trainer.num_nodes, cfg.trainer.devices
@@ -62,10 +60,8 @@ def check_start(cfg: DictConfig) -> None:
     is_named = cfg.ckpt_path not in (None, "last") or has_fixed_folder()
     problem = ""
     if max_time is not None and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", str(max_time)):
-        problem = (
-            f"trainer.max_time={max_time}: expected days:hours:minutes:seconds; ten minutes are "
-            "trainer.max_time=00:00:10:00"
-        )
+        expected = "days:hours:minutes:seconds; ten minutes are trainer.max_time=00:00:10:00"
+        problem = f"trainer.max_time={max_time}: expected {expected}"
     elif is_group and is_sweep_job():
         problem = f"{anew} begin the sweep anew; start it once, with hydra/launcher=submitit_slurm"
     elif is_group and not is_named:
@@ -73,10 +69,9 @@ def check_start(cfg: DictConfig) -> None:
     elif is_srun and tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         problem = f"Slurm started {tasks} tasks; give srun --ntasks-per-node, not --ntasks"
     elif is_srun and needed != tasks:
-        problem = (
-            f"trainer.num_nodes={nodes} and trainer.devices={devices} are {needed} processes, "
-            f"Slurm started {tasks} tasks; give srun --nodes={nodes} --ntasks-per-node={devices}"
-        )
+        given = f"trainer.num_nodes={nodes} and trainer.devices={devices} are {needed} processes"
+        advice = f"give srun --nodes={nodes} --ntasks-per-node={devices}"
+        problem = f"{given}, Slurm started {tasks} tasks; {advice}"
     if problem:
         raise PancsegError(problem)
 
@@ -96,12 +91,7 @@ def set_up_process(seed: int) -> None:
 
 
 def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataModule:
-    """The data module, with its volumes preprocessed for training.
-
-    Args:
-        cfg: Of the training.
-        prepare: Fills the root if it is not prepared; None without a source.
-    """
+    """The data module, with its volumes preprocessed; ``prepare`` fills an unprepared root."""
     parts = {name: to_plain(cfg[name]) for name in ("split", "sampling", "augment")}
     parts |= {"seed": cfg.seed, "prepare": prepare, "_convert_": "all"}
     data: CTDataModule = instantiate(cfg.data, **parts)
@@ -135,11 +125,9 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
             log.warning("init_from does not say whom it was trained on: held_out counts without it")
         elif known := weights.seen.intersection(data.split.test):
             log.warning("init_from was trained on %s of the test patients here", len(known))
-    segmenter.prepare_for(
-        "cpu" if cfg.hardware.accelerator == "cpu" else "cuda",
-        cfg.hardware.channels_last,
-        cfg.hardware.compile_mode if is_compiled(cfg, data) else None,
-    )
+    device_type = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
+    compile_mode = cfg.hardware.compile_mode if is_compiled(cfg, data) else None
+    segmenter.prepare_for(device_type, cfg.hardware.channels_last, compile_mode)
     return segmenter
 
 
@@ -151,8 +139,9 @@ def is_compiled(cfg: DictConfig, data: CTDataModule) -> bool:
     if cfg.hardware.accelerator == "cpu" or trainer.fast_dev_run or not hardware.can_compile():
         return False
     network = build_on_meta(model_arguments(cfg, data.plan))
-    multiply_adds = count_multiply_adds(network, data.plan.spatial_size)
-    step_s = hardware.estimated_step_s(multiply_adds, cfg.data.batch_size)
+    multiply_adds = count_multiply_adds(network, data.plan.spatial_size) * cfg.data.batch_size
+    # the backward pass costs twice the forward pass
+    step_s = max(hardware.STEP_S, 6 * multiply_adds / hardware.FLOP_PER_S)
     limits = [step_s * trainer.max_steps] if trainer.max_steps > 0 else []
     if (trainer.max_epochs or 0) > 0:
         limits.append(step_s * data.batches_per_epoch() * trainer.max_epochs)
@@ -164,18 +153,11 @@ def is_compiled(cfg: DictConfig, data: CTDataModule) -> bool:
     return is_long
 
 
-def describe_model(cfg: DictConfig, plan: Plan) -> str:
-    """Parameters and multiply-adds of the network, in a line."""
-    return f"network  {describe_cost(model_arguments(cfg, plan), plan.spatial_size)}"
-
-
 def monitored_metric(data: CTDataModule) -> str | None:
     """``val/dice``, ``val/loss`` where no validation patient has a reference; None without any."""
     entries = data.entries("val")
-    if not entries:
-        return None
-    if any(entry.label_voxels for entry in entries):
-        return "val/dice"
+    if not entries or any(entry.label_voxels for entry in entries):
+        return "val/dice" if entries else None
     log.warning("no validation patient has a labelled voxel: the best checkpoint is by val/loss")
     return "val/loss"
 
@@ -203,11 +185,9 @@ def fit_errors(data: CTDataModule) -> Iterator[None]:
     except Exception as error:
         if not hardware.is_out_of_memory(error):
             raise
-        raise PancsegError(
-            f"memory ran out with data.batch_size={data.hparams['batch_size']} and "
-            f"data.spatial_size={list(data.plan.spatial_size)}; give less of either, or "
-            "hardware.cache=ram"
-        ) from error
+        size, n = list(data.plan.spatial_size), data.hparams["batch_size"]
+        given = f"memory ran out with data.batch_size={n} and data.spatial_size={size}"
+        raise PancsegError(f"{given}; give less of either, or hardware.cache=ram") from error
 
 
 def draw_preview(path: Path, data: CTDataModule, title: str) -> None:

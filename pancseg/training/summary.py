@@ -28,16 +28,16 @@ HYPERPARAMETERS = (
 
 def title_of(name: str, data: CTDataModule) -> str:
     """One line: patients and groups of each subset, and what is held out."""
-    parts = ", ".join(
+    parts = [
         f"{subset} " + " ".join(f"{count} {unit}" for unit, count in counts.items())
         for subset, counts in counts_of(data).items()
-    )
-    notes = "; PHANTOMS" if has_phantoms(data) else ""
-    if not data.split.held_out:
-        notes += "; NOT HELD OUT: validation and test are training patients"
-    if not data.entries("val"):
-        notes += "; no validation: the best checkpoint is the last"
-    return f"{name}: {parts}{notes}"
+    ]
+    notes = {
+        "PHANTOMS": has_phantoms(data),
+        "NOT HELD OUT: validation and test are training patients": not data.split.held_out,
+        "no validation: the best checkpoint is the last": not data.entries("val"),
+    }
+    return "; ".join([f"{name}: {', '.join(parts)}", *(note for note in notes if notes[note])])
 
 
 def counts_of(data: CTDataModule) -> dict[str, dict[str, int]]:

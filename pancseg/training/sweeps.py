@@ -44,10 +44,9 @@ def train_job(cfg: DictConfig, train: Callable[[DictConfig], float | None]) -> f
         cfg.ckpt_path = "last"
     devices = str(cfg.trainer.devices)
     if devices.isdigit() and int(devices) > 1 and "SLURM_PROCID" not in os.environ:
-        raise PancsegError(  # Lightning's other processes would begin the sweep anew
-            f"trainer.devices={devices}: a job of a sweep with several devices needs "
-            "hydra/launcher=submitit_slurm; without Slurm train it by itself"
-        )
+        # Lightning's other processes would begin the sweep anew
+        advice = "several devices need hydra/launcher=submitit_slurm; or train it by itself"
+        raise PancsegError(f"trainer.devices={devices} in a job of a sweep: {advice}")
     return train(cfg)
 
 
@@ -63,10 +62,9 @@ def check_configuration(cfg: DictConfig, folder: Path) -> None:
     now = dict(leaves(OmegaConf.to_container(cfg)))
     for key in sorted({*earlier, *now}):
         if changes_result(key) and earlier.get(key) != now.get(key):
-            raise PancsegError(
-                f"{folder}: holds a job with {key}={earlier.get(key)}, this one has "
-                f"{now.get(key)}; give another hydra.sweep.dir, or move that folder away"
-            )
+            values = f"{key}={earlier.get(key)}, this one has {now.get(key)}"
+            advice = "give another hydra.sweep.dir, or move that folder away"
+            raise PancsegError(f"{folder}: holds a job with {values}; {advice}")
 
 
 @contextmanager
@@ -75,9 +73,8 @@ def open_study(storage: str, name: str, pruner: Pruner) -> Iterator[Any]:
     try:
         import optuna
     except ImportError:
-        raise PancsegError(
-            "hydra/sweeper=optuna: Optuna is not installed; run pip install 'pancseg[sweep]'"
-        ) from None
+        advice = "Optuna is not installed; run pip install 'pancseg[sweep]'"
+        raise PancsegError(f"hydra/sweeper=optuna: {advice}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     wait = {"timeout": 60} if storage.startswith("sqlite") else {}  # seconds, for other processes
     database = optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": wait})
@@ -143,11 +140,7 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run trials until the study has ``n_trials``, interrupted ones first.
-
-        Raises:
-            Incomplete: If trials failed; the others were done.
-        """
+        """Run trials until the study has ``n_trials``, interrupted ones first."""
         log.setLevel(logging.INFO)
         assert self.hydra_context is not None and self.config is not None
         self.folder = Path(self.config.hydra.sweep.dir)
@@ -181,10 +174,9 @@ class OptunaSweeper(Sweeper):
         search += [f"{key}: {space}" for key, space in sorted(self.space.items())]
         earlier = study.user_attrs.get("search", search)
         if earlier != search:
-            raise PancsegError(
-                f"hydra.sweeper.study_name={self.study_name}: of another search, which differs in "
-                f"{', '.join({*earlier} ^ {*search})}; give another study_name and hydra.sweep.dir"
-            )
+            change = f"of another search, which differs in {', '.join({*earlier} ^ {*search})}"
+            advice = "give another study_name and hydra.sweep.dir"
+            raise PancsegError(f"hydra.sweeper.study_name={self.study_name}: {change}; {advice}")
         study.set_user_attr("search", search)
 
     def next_trials(self, study: Any, interrupted: list[Any]) -> list[Any]:
@@ -234,10 +226,8 @@ def search_space(texts: list[str], parser: OverridesParser) -> tuple[dict[str, A
     overrides = {parsed.get_key_element(): parsed for parsed in parser.parse_overrides(texts)}
     space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
     if not space:
-        raise PancsegError(
-            "hydra/sweeper=optuna: nothing is searched; give a key several values, such as "
-            "'optimizer.lr=interval(1e-4,1e-2)' or loss=dice,dice_ce"
-        )
+        advice = "give a key several values, such as loss=dice,dice_ce"
+        raise PancsegError(f"hydra/sweeper=optuna: nothing is searched; {advice}")
     return space, [str(o.input_line) for key, o in overrides.items() if key not in space]
 
 

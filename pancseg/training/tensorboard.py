@@ -82,11 +82,10 @@ class TensorBoardImages(TensorBoardCallback):
             writer.add_image("train/samples", tile(samples), trainer.global_step, dataformats="HWC")
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int,
-        *_: Any,
-    ) -> None:  # fmt: skip
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
         """Draw the volumes of this batch that are among the first."""
-        first = batch_idx * trainer.val_dataloaders.batch_size  # type: ignore[union-attr]
+        first = batch_idx * trainer.val_dataloaders.batch_size
         for i in range(min(self.volumes - first, len(batch["image"]))):
             for writer in self.writers(trainer):
                 predicted = pl_module.mask_of(outputs["logits"][i : i + 1])[0, 0].cpu().numpy()
