@@ -1,4 +1,4 @@
-"""Chromium without a window, for tests that look at what a browser makes of a page."""
+"""Headless Chromium for tests of pages."""
 
 import json
 import shutil
@@ -19,20 +19,19 @@ needed = pytest.mark.skipif(
 
 
 def start(profile: Path) -> Any:  # selenium comes untyped
-    """Start it with a profile of its own; what it asks for and complains of is logged."""
+    """Start it with a profile of its own; requests and errors are logged."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for flag in FLAGS.split():
+    for flag in (*FLAGS.split(), f"--user-data-dir={profile}"):
         options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     return webdriver.Chrome(options, webdriver.ChromeService(str(DRIVER)))
 
 
 def addresses(browser: Any) -> list[str]:
-    """What was asked for since the last look."""
-    messages = [json.loads(one["message"])["message"] for one in browser.get_log("performance")]
-    sent = [one for one in messages if one["method"] == "Network.requestWillBeSent"]
-    return [one["params"]["request"]["url"] for one in sent]
+    """Addresses requested since the last call."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [event["params"]["request"]["url"] for event in sent]

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+
+from pancseg.config import conf_folder, register_resolvers
 
 PHANTOM = ["shape=[48,48,40]", "spacing_mm=[8,8,8]", "seed=3"]
 SHALLOW = ["data.depth=32", "data.tail=shift"]
@@ -135,6 +139,13 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "trained"
     assert run_command("train", *smoke(prepared, run)) == 0
     return run
+
+
+def compose(name: str, *overrides: str) -> Any:
+    """A command's configuration."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return hydra_compose(name, list(overrides))
 
 
 def scored_copy(trained: Path, run: Path, subset: str) -> Path:

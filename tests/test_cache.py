@@ -174,10 +174,10 @@ def test_volumes_are_loaded_to_the_gpu_if_they_fit_in_a_fifth_of_its_free_memory
     free = int(5 * sum(array.nbytes for volume in cache for array in volume)) + more
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     targets = []
-    monkeypatch.setattr(cache_module, "copied", lambda volume, device: targets.append(device.type))
+    monkeypatch.setattr(torch, "tensor", lambda _, device: targets.append(device.type))
     cache.load("gpu", torch.device("cuda"))
     assert cache.is_on_gpu is fits
-    assert targets == ["cuda" if fits else "cpu"] * 3
+    assert targets == ["cuda" if fits else "cpu"] * 6
 
 
 def filled_folder(cache: VolumeCache, name: str, used_s: int) -> Path:

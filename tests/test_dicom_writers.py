@@ -23,298 +23,235 @@ from pancseg.dicom.series import Repair, Scan, read_series
 from pancseg.dicom.writers import trace_borders, write_rtstruct, write_seg
 from pancseg.errors import Refused
 from pancseg.structures import Structure, region_mask
-from tests.other_software import (
-    LPS_TO_RAS,
-    errors_of,
-    rtstruct_by_matplotlib,
-    rtstruct_by_plastimatch,
-    seg_by_dcmqi,
-    seg_by_simpleitk,
-)
+from tests import other_software as other
 from tests.tiny_dicom import AXIAL, put
 from tests.tiny_labels import FIRST, GAP_MM, SPACING, scan_of, structures
 
 OBLIQUE = (0.936293, 0.275096, -0.218351, -0.289629, 0.956425, -0.036957)
-GEOMETRIES: dict[str, dict[str, Any]] = {
-    "axial": {"orientation": AXIAL, "pixel_spacing": (0.8, 0.8)},
-    "oblique": {"orientation": OBLIQUE, "pixel_spacing": (0.8, 0.8)},
-    "feet_first": {"orientation": (-1, 0, 0, 0, 1, 0), "pixel_spacing": (0.8, 0.8)},
-    "non_square": {"orientation": AXIAL, "pixel_spacing": (0.7, 0.9)},
+GEOMETRIES: dict[str, Any] = {  # orientation, pixel spacing
+    "oblique": (OBLIQUE, (0.8, 0.8)),
+    "feet_first": ((-1, 0, 0, 0, 1, 0), (0.8, 0.8)),
+    "non_square": (AXIAL, (0.7, 0.9)),
 }
 STRUCTURES = (
     Structure("pancreas", (1, 2), "15776009", "organ", (15, 400), (1, 2)),
     Structure("pancreatic_tumour", (2,), "126859007", "lesion", (0, 400), (2,)),  # a part of it
     Structure("liver", (3,), "10200004", "organ", (500, 4000), (3,)),
 )
-ORGAN = STRUCTURES[:1]
+NAMES = ("Pancreas", "Pancreatic tumour", "Liver")
 WRITERS = {"seg": write_seg, "rtstruct": write_rtstruct}
 READERS: dict[str, Any] = {"seg": read_segmentation, "rtstruct": read_rtstruct}
-
-
-def same_study(slices: list[Dataset]) -> None:
-    for dataset in slices:
-        dataset.StudyInstanceUID = slices[0].StudyInstanceUID
+BOTH = pytest.mark.parametrize("kind", WRITERS)
 
 
 def series(folder: Path, *damages: Callable[[list[Dataset]], None], **options: Any) -> Scan:
     """A series of one study as ``write_series`` makes it, as read."""
 
     def damage(slices: list[Dataset]) -> None:
-        same_study(slices)
-        for change in damages:
+        for change in (put(StudyInstanceUID="1.2.3"), *damages):
             change(slices)
 
     return scan_of(folder, damage=damage, **options)
 
 
-def invalid(**values: Any) -> Callable[[list[Dataset]], None]:
-    """Set attributes without pydicom's validation."""
+def unchecked(keyword: str, value: Any, vr: str = "") -> Callable[[list[Dataset]], None]:
+    """Set an attribute without pydicom's validation."""
 
     def damage(slices: list[Dataset]) -> None:
+        name = vr or pydicom.datadict.dictionary_VR(keyword)
         for dataset in slices:
-            for keyword, value in values.items():
-                vr = pydicom.datadict.dictionary_VR(keyword)
-                dataset.add(DataElement(keyword, vr, value, validation_mode=config.IGNORE))
+            dataset.add(DataElement(keyword, name, value, validation_mode=config.IGNORE))
 
     return damage
 
 
-def labels_of(scan: Scan, values: np.ndarray) -> nib.Nifti1Image:
-    return nib.Nifti1Image(values.astype(np.uint8), scan.image.affine)
+def write(kind: str, path: Path, scan: Scan, values: Any, parts: Any = STRUCTURES[:1]) -> list[str]:
+    """Write a label map on the grid of a scan; the attributes that were left empty."""
+    labels = nib.Nifti1Image(np.asarray(values, np.uint8), scan.image.affine)
+    return WRITERS[kind](path, labels, parts, scan.stack)  # type: ignore[arg-type]
 
 
-def write(kind: str, path: Path, scan: Scan, values: np.ndarray, parts: Any = ORGAN) -> Dataset:
-    """Write a label map on the grid of a scan; the file, read back."""
-    assert scan.stack is not None
-    assert WRITERS[kind](path, labels_of(scan, values), parts, scan.stack) == []
-    return pydicom.dcmread(path)
-
-
-def read_back(kind: str, path: Path, scan: Scan, name: str) -> np.ndarray:
-    assert scan.stack is not None
-    return np.asarray(READERS[kind](path, scan.stack, structures([name])).image.dataobj) > 0
+def read_back(kind: str, path: Path, scan: Scan, name: str = "pancreas") -> np.ndarray:
+    label = READERS[kind](path, scan.stack, structures([name]))
+    return np.asarray(label.image.dataobj) > 0
 
 
 def blobs(shape: tuple[int, ...]) -> np.ndarray:
     """Codes 0 to 3 in blobs with holes, islands and corners that touch."""
-    random = np.random.default_rng(3)
-    noise = ndimage.gaussian_filter(random.normal(size=shape), 0.8)
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=shape), 0.8)
     return np.digitize(noise, np.quantile(noise, [0.5, 0.7, 0.8])).astype(np.uint8)
 
 
 @pytest.fixture(scope="module", params=GEOMETRIES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A series whose stored values are codes, its SEG and RTSTRUCT, and the codes in space."""
-    folder, options = tmp_path_factory.mktemp(request.param), GEOMETRIES[request.param]
+    folder, (orientation, spacing) = tmp_path_factory.mktemp("w"), GEOMETRIES[request.param]
     codes = blobs((6, 20, 24))  # slices, rows, columns
-    scan = series(folder / "ct", pixels=codes, **options)
-    values = np.asarray(scan.image.dataobj)
+    scan = series(folder / "ct", pixels=codes, orientation=orientation, pixel_spacing=spacing)
     for kind in WRITERS:
-        write(kind, folder / f"{kind}.dcm", scan, values, STRUCTURES)
-    row, column = np.reshape(options["orientation"], (2, 3))
-    rows_mm, columns_mm = options["pixel_spacing"]
+        write(kind, folder / f"{kind}.dcm", scan, scan.image.dataobj, STRUCTURES)
+    row, column = np.reshape(orientation, (2, 3))
     affine = np.eye(4)  # from column, row and slice, by DICOM PS3.3 C.7.6.2.1.1
-    affine[:3, 0], affine[:3, 1] = row * columns_mm, column * rows_mm
+    affine[:3, 0], affine[:3, 1] = row * spacing[1], column * spacing[0]
     affine[:3, 2], affine[:3, 3] = np.cross(row, column) * GAP_MM, FIRST
-    return folder, scan, nib.Nifti1Image(codes.T, LPS_TO_RAS @ affine)
+    return folder, scan, nib.Nifti1Image(codes.T, other.LPS_TO_RAS @ affine)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("reader", ["simpleitk", "dcmqi", "matplotlib", "plastimatch", "pancseg"])
-def test_each_structure_is_the_same_mask_for_other_software(
-    written: Any, reader: str, number: int, tmp_path: Path
-) -> None:
+def test_each_structure_is_the_same_mask_for_other_software(written, reader, number, tmp_path):
     folder, scan, truth = written
     seg, rtstruct, ct = folder / "seg.dcm", folder / "rtstruct.dcm", folder / "ct"
-    expected = region_mask(np.asarray(truth.dataobj), STRUCTURES[number - 1])
-    name = ("Pancreas", "Pancreatic tumour", "Liver")[number - 1]
+    structure, name = STRUCTURES[number - 1], NAMES[number - 1]
     if reader == "pancseg":
-        inside = region_mask(np.asarray(scan.image.dataobj), STRUCTURES[number - 1])
         for kind in WRITERS:
-            np.testing.assert_array_equal(
-                read_back(kind, folder / f"{kind}.dcm", scan, name), inside
-            )
+            mask = read_back(kind, folder / f"{kind}.dcm", scan, name)
+            np.testing.assert_array_equal(mask, region_mask(scan.image.get_fdata(), structure))
         return
-    found = {
-        "simpleitk": lambda: seg_by_simpleitk(seg, truth, number),
-        "dcmqi": lambda: seg_by_dcmqi(seg, truth, tmp_path, number),
-        "matplotlib": lambda: rtstruct_by_matplotlib(rtstruct, ct, truth, number),
-        "plastimatch": lambda: rtstruct_by_plastimatch(rtstruct, ct, truth, tmp_path, name),
+    mask = {
+        "simpleitk": lambda: other.seg_by_simpleitk(seg, truth, number),
+        "dcmqi": lambda: other.seg_by_dcmqi(seg, truth, tmp_path, number),
+        "matplotlib": lambda: other.rtstruct_by_matplotlib(rtstruct, ct, truth, number),
+        "plastimatch": lambda: other.rtstruct_by_plastimatch(rtstruct, ct, truth, tmp_path, name),
     }[reader]()
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(mask, region_mask(np.asarray(truth.dataobj), structure))
 
 
-def test_dciodvfy_finds_no_error(written: Any, tmp_path: Path) -> None:
+def test_dciodvfy_finds_no_error(written, tmp_path):
     folder, scan, _ = written
     for kind in WRITERS:
-        assert errors_of(folder / f"{kind}.dcm") == []
-        one = write(kind, tmp_path / kind, scan, np.zeros(scan.image.shape))  # nothing found
-        assert errors_of(tmp_path / kind) == []
-        assert not read_back(kind, tmp_path / kind, scan, "pancreas").any()
-        del one["ContentLabel" if kind == "seg" else "StructureSetLabel"]
-        one.save_as(tmp_path / "less")
-        assert len(errors_of(tmp_path / "less")) == 1
-    assert "ContourSequence" not in one.ROIContourSequence[0]
+        assert other.errors_of(folder / f"{kind}.dcm") == []
+        write(kind, tmp_path / kind, scan, np.zeros(scan.image.shape))  # nothing was segmented
+        assert other.errors_of(tmp_path / kind) == []
+        assert not read_back(kind, tmp_path / kind, scan).any()
 
 
-def test_segments_and_rois_are_named_after_their_structures(tmp_path: Path) -> None:
+def coded(sequence: Any) -> list[tuple[str, str]]:
+    return [(code[0].CodeValue, code[0].CodeMeaning) for code in sequence]
+
+
+def test_segments_and_rois_are_named_after_their_structures(tmp_path):
     scan = series(tmp_path / "ct")
-    values = np.ones(scan.image.shape)
-    seg = write("seg", tmp_path / "seg", scan, values, STRUCTURES)
-    rtstruct = write("rtstruct", tmp_path / "rt", scan, values, STRUCTURES)
-    types = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in seg.SegmentSequence]
-    observed = [
-        observation.RTROIIdentificationCodeSequence[0]
-        for observation in rtstruct.RTROIObservationsSequence
-    ]
-    for found in (types, observed):
-        assert [
-            (code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning) for code in found
-        ] == [
-            ("15776009", "SCT", "Pancreas"),
-            ("126859007", "SCT", "Pancreatic tumour"),
-            ("10200004", "SCT", "Liver"),
-        ]
-    labels = [segment.SegmentLabel for segment in seg.SegmentSequence]
-    assert labels == ["Pancreas", "Pancreatic tumour", "Liver"]
-    assert labels == [roi.ROIName for roi in rtstruct.StructureSetROISequence]
-    assert [
-        segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue
-        for segment in seg.SegmentSequence
-    ] == ["91723000", "49755003", "91723000"]  # anatomical, or morphologically abnormal structure
-    assert [
-        (observation.ReferencedROINumber, observation.RTROIInterpretedType)
-        for observation in rtstruct.RTROIObservationsSequence
-    ] == [(1, "ORGAN"), (2, ""), (3, "ORGAN")]
-    for kind in WRITERS:  # of a network trained on liver
-        one = write(kind, tmp_path / "one", scan, values, STRUCTURES[2:])
-        assert "ancrea" not in str(one)
-        assert "Liver, not for clinical use" in str(one)
-
-
-def test_patient_study_and_images_are_those_of_the_series(tmp_path: Path) -> None:
-    known = put(
-        SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Ann", StudyID="S-7",
-        PatientSex="F", AccessionNumber="A-9", PatientBirthDate="19501112", StudyTime="2359",
-    )  # fmt: skip
-    scan = series(tmp_path / "ct", known)
-    headers = [pydicom.dcmread(file) for file in (tmp_path / "ct").iterdir()]
     for kind in WRITERS:
-        one = write(kind, tmp_path / kind, scan, np.ones(scan.image.shape))
-        for name in ("SpecificCharacterSet", "PatientName", "PatientID", "PatientSex", "StudyID",
-                     "PatientBirthDate", "StudyTime", "AccessionNumber", "StudyInstanceUID",
-                     "FrameOfReferenceUID"):  # fmt: skip
-            assert one[name].value == headers[0][name].value
-        assert one.ReferringPhysicianName == one.StudyDate == ""  # required, but not in the series
-        assert one.SeriesInstanceUID != headers[0].SeriesInstanceUID
-        if kind == "seg":
-            (series_item,) = one.ReferencedSeriesSequence
-            images = series_item.ReferencedInstanceSequence
-        else:
-            (frame,) = one.ReferencedFrameOfReferenceSequence
-            (study,) = frame.RTReferencedStudySequence
-            (series_item,) = study.RTReferencedSeriesSequence
-            images = series_item.ContourImageSequence
-            assert frame.FrameOfReferenceUID == headers[0].FrameOfReferenceUID
-            assert study.ReferencedSOPInstanceUID == headers[0].StudyInstanceUID
-            assert one.ApprovalStatus == "UNAPPROVED"
-        assert series_item.SeriesInstanceUID == headers[0].SeriesInstanceUID
-        listed = [image.ReferencedSOPInstanceUID for image in images]
-        assert sorted(listed) == sorted(header.SOPInstanceUID for header in headers)
+        write(kind, tmp_path / kind, scan, np.ones(scan.image.shape), STRUCTURES)
+        write(kind, tmp_path / f"liver_{kind}", scan, np.ones(scan.image.shape), STRUCTURES[2:])
+        text = str(pydicom.dcmread(tmp_path / f"liver_{kind}"))
+        assert "ancrea" not in text and "Liver, not for clinical use" in text
+    segments = pydicom.dcmread(tmp_path / "seg").SegmentSequence
+    rtstruct = pydicom.dcmread(tmp_path / "rtstruct")
+    observations = rtstruct.RTROIObservationsSequence
+    expected = list(zip(("15776009", "126859007", "10200004"), NAMES, strict=True))
+    assert coded(s.SegmentedPropertyTypeCodeSequence for s in segments) == expected
+    assert coded(o.RTROIIdentificationCodeSequence for o in observations) == expected
+    assert [o.RTROIInterpretedType for o in observations] == ["ORGAN", "", "ORGAN"]
+    assert [s.SegmentLabel for s in segments] == list(NAMES)
+    assert [roi.ROIName for roi in rtstruct.StructureSetROISequence] == list(NAMES)
+    categories = coded(s.SegmentedPropertyCategoryCodeSequence for s in segments)
+    anatomical, abnormal = "91723000", "49755003"
+    assert [value for value, _ in categories] == [anatomical, abnormal, anatomical]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize(
-    ("keyword", "value"),
-    [
-        ("PatientBirthDate", "11/12/1950"),
-        ("PatientBirthDate", "ANON"),
-        ("PatientBirthDate", "20230231"),
-        ("StudyDate", "20200101-20210101"),
-        ("StudyTime", "99:99"),
-        ("PatientSex", "WEIBLICH"),
-        ("PatientName", ["DOE^JOHN", "ANON^"]),
-    ],
-)
+KNOWN = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Ann", "StudyID": "S-7"}
+KNOWN |= {"PatientSex": "F", "AccessionNumber": "A-9", "PatientBirthDate": "19501112"}
+
+
+@BOTH
+def test_patient_study_and_images_are_those_of_the_series(tmp_path, kind):
+    scan = series(tmp_path / "ct", put(**KNOWN))
+    headers = [pydicom.dcmread(file) for file in (tmp_path / "ct").iterdir()]
+    write(kind, tmp_path / "out", scan, np.ones(scan.image.shape))
+    out = pydicom.dcmread(tmp_path / "out")
+    for name in (*KNOWN, "PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert out[name].value == headers[0][name].value
+    assert out.ReferringPhysicianName == out.StudyDate == ""  # required, but not in the series
+    assert out.SeriesInstanceUID != headers[0].SeriesInstanceUID
+    if kind == "seg":
+        (referenced,) = out.ReferencedSeriesSequence
+        images = referenced.ReferencedInstanceSequence
+    else:
+        (study,) = out.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
+        (referenced,) = study.RTReferencedSeriesSequence
+        images = referenced.ContourImageSequence
+        assert study.ReferencedSOPInstanceUID == headers[0].StudyInstanceUID
+        assert out.ApprovalStatus == "UNAPPROVED"
+    assert referenced.SeriesInstanceUID == headers[0].SeriesInstanceUID
+    listed = {image.ReferencedSOPInstanceUID for image in images}
+    assert listed == {header.SOPInstanceUID for header in headers}
+
+
+INVALID = [
+    ("PatientBirthDate", "11/12/1950"),
+    ("PatientBirthDate", "ANON"),
+    ("StudyDate", "20200101-20210101"),
+    ("StudyTime", "99:99"),
+    ("PatientSex", "WEIBLICH"),
+    ("PatientName", ["DOE^JOHN", "ANON^"]),
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("keyword", "value"), INVALID)
 def test_an_invalid_attribute_is_left_empty_and_named_but_never_quoted(
-    kind: str, keyword: str, value: Any, tmp_path: Path, caplog: Any, capfd: Any
-) -> None:
-    scan = series(tmp_path / "ct", put(StudyID="S-7"), invalid(**{keyword: value}))
+    kind, keyword, value, tmp_path, caplog, capfd
+):
+    scan = series(tmp_path / "ct", put(StudyID="S-7"), unchecked(keyword, value))
     values, path = blobs(scan.image.shape) == 1, tmp_path / "out.dcm"
-    assert scan.stack is not None
     with caplog.at_level(logging.WARNING):
-        emptied = WRITERS[kind](path, labels_of(scan, values), ORGAN, scan.stack)
-    assert emptied == [keyword]
-    one = pydicom.dcmread(path)
-    assert one[keyword].value == ""
-    assert (one.StudyID, one.PatientID) == ("S-7", "P-1")
-    assert errors_of(path) == []
-    np.testing.assert_array_equal(read_back(kind, path, scan, "pancreas"), values)
+        assert write(kind, path, scan, values) == [keyword]
+    out = pydicom.dcmread(path)
+    assert (out[keyword].value, out.StudyID, out.PatientID) == ("", "S-7", "P-1")
+    assert other.errors_of(path) == []
+    np.testing.assert_array_equal(read_back(kind, path, scan), values)
     assert caplog.text + "".join(capfd.readouterr()) == ""
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_damaged_sequence_is_left_empty_and_named(kind: str, tmp_path: Path) -> None:
+@BOTH
+def test_a_damaged_sequence_is_left_empty_and_named(kind, tmp_path):
     def damage(slices: list[Dataset]) -> None:
         for dataset in slices:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-            dataset.add(DataElement("ReferencedPatientSequence", "OB", b"DOE^"))
-            dataset.add(DataElement("SliceThickness", "OB", b"thin"))
 
-    scan = series(tmp_path / "ct", damage)
-    assert scan.stack is not None
-    label = labels_of(scan, np.ones(scan.image.shape))
-    emptied = WRITERS[kind](tmp_path / "out", label, ORGAN, scan.stack)
+    sequence = unchecked("ReferencedPatientSequence", b"DOE^", "OB")
+    scan = series(tmp_path / "ct", damage, sequence, unchecked("SliceThickness", b"thin", "OB"))
+    emptied = write(kind, tmp_path / "out", scan, np.ones(scan.image.shape))
     assert emptied == ["ReferencedPatientSequence"]  # a SEG has its own thickness
     assert len(pydicom.dcmread(tmp_path / "out").ReferencedPatientSequence) == 0
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-@pytest.mark.parametrize(
-    ("names", "patient", "written_as"),
-    [
-        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", ["", "ISO 2022 IR 87"]),
-        ("", "Doe^John", None),  # as anonymisers leave it
-        ("ISO_IR 999", "Müller^Ann", "ISO_IR 192"),  # unknown, read as Latin-1, written as UTF-8
-    ],
-)
-def test_names_keep_their_characters(
-    kind: str, names: Any, patient: str, written_as: Any, tmp_path: Path
-) -> None:
+CHARACTERS: list[tuple[Any, str, Any]] = [
+    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", ["", "ISO 2022 IR 87"]),
+    ("", "Doe^John", None),  # as anonymisers leave it
+    ("ISO_IR 999", "Müller^Ann", "ISO_IR 192"),  # unknown, read as Latin-1, written as UTF-8
+]
+
+
+@BOTH
+@pytest.mark.parametrize(("names", "patient", "written_as"), CHARACTERS)
+def test_names_keep_their_characters(kind, names, patient, written_as, tmp_path):
     known = "ISO_IR 100" if names == "ISO_IR 999" else names
     scan = series(tmp_path / "ct", put(SpecificCharacterSet=known, PatientName=patient))
-    for file in (tmp_path / "ct").iterdir():
-        content = file.read_bytes()
-        file.write_bytes(
-            content.replace(b"ISO_IR 100", names.encode()) if known != names else content
-        )
-    label = labels_of(scan, np.ones(scan.image.shape))
-    assert scan.stack is not None
-    emptied = WRITERS[kind](tmp_path / "out", label, ORGAN, scan.stack)
+    for file in (tmp_path / "ct").iterdir() if known != names else ():
+        file.write_bytes(file.read_bytes().replace(b"ISO_IR 100", names.encode()))
+    emptied = write(kind, tmp_path / "out", scan, np.ones(scan.image.shape))
     assert emptied == ["SpecificCharacterSet"] * (known != names)
-    one = pydicom.dcmread(tmp_path / "out")
-    assert (str(one.PatientName), one.get("SpecificCharacterSet")) == (patient, written_as)
+    out = pydicom.dcmread(tmp_path / "out")
+    assert (str(out.PatientName), out.get("SpecificCharacterSet")) == (patient, written_as)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_a_series_that_nothing_can_refer_to_is_refused(kind: str, tmp_path: Path) -> None:
+@BOTH
+def test_a_series_that_nothing_can_refer_to_is_refused(kind, tmp_path):
     places = [(0, 0, 2.5 * k) for k in (0, 1, 2, 4)]
-    resampled = series(tmp_path / "gap", positions=places, repair=Repair(gaps=True))
-    nameless = series(tmp_path / "uid", put(StudyInstanceUID=""))
-    told = "the series has no StudyInstanceUID to refer to"
     for scan, reason in (
-        (resampled, f"{kind}_repaired: the series was interpolated"),
-        (nameless, f"{kind}_no_uid: {told}"),
+        (series(tmp_path / "a", positions=places, repair=Repair(gaps=True)), f"{kind}_repaired"),
+        (series(tmp_path / "b", put(StudyInstanceUID="")), f"{kind}_no_uid.* no StudyInstanceUID"),
     ):
         with pytest.raises(Refused, match=reason):
             write(kind, tmp_path / "out", scan, np.ones(scan.image.shape))
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_slices_may_differ_in_the_last_digits_of_their_orientation(
-    kind: str, tmp_path: Path
-) -> None:
+@BOTH
+def test_slices_may_differ_in_the_last_digits_of_their_orientation(kind, tmp_path):
     def wobble(slices: list[Dataset]) -> None:
         for n, dataset in enumerate(slices):
             dataset.ImageOrientationPatient = [1, f"{n * 1e-7:.7f}", 0, 0, 1, 0]
@@ -322,11 +259,11 @@ def test_slices_may_differ_in_the_last_digits_of_their_orientation(
     scan = series(tmp_path / "ct", wobble)
     values = blobs(scan.image.shape) == 1
     write(kind, tmp_path / "out", scan, values)
-    np.testing.assert_array_equal(read_back(kind, tmp_path / "out", scan, "pancreas"), values)
+    np.testing.assert_array_equal(read_back(kind, tmp_path / "out", scan), values)
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_frames_of_a_multi_frame_file_may_lie_in_any_order(kind: str, tmp_path: Path) -> None:
+@BOTH
+def test_frames_of_a_multi_frame_file_may_lie_in_any_order(kind, tmp_path):
     empty = dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
                            "StudyDate", "StudyTime", "ReferringPhysicianName"), "")  # fmt: skip
     thick = put(SliceThickness=2.5, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], **empty)
@@ -338,62 +275,50 @@ def test_frames_of_a_multi_frame_file_may_lie_in_any_order(kind: str, tmp_path: 
     scan = read_series((file,), Repair())
     values = np.zeros(scan.image.shape)
     values[1, 1, 3] = values[2, 2, 0] = 1
-    one = write(kind, tmp_path / "out", scan, values)
-    np.testing.assert_array_equal(read_back(kind, tmp_path / "out", scan, "pancreas"), values)
-    found = {}
+    write(kind, tmp_path / "out", scan, values)
+    np.testing.assert_array_equal(read_back(kind, tmp_path / "out", scan), values)
+    out, heights = pydicom.dcmread(tmp_path / "out"), {}
     if kind == "seg":
-        for group in one.PerFrameFunctionalGroupsSequence:
+        for group in out.PerFrameFunctionalGroupsSequence:
             image = group.DerivationImageSequence[0].SourceImageSequence[0]
             position = group.PlanePositionSequence[0].ImagePositionPatient
-            found[int(image.ReferencedFrameNumber)] = float(position[2])
+            heights[int(image.ReferencedFrameNumber)] = float(position[2])
     else:
-        for contour in one.ROIContourSequence[0].ContourSequence:
+        for contour in out.ROIContourSequence[0].ContourSequence:
             (image,) = contour.ContourImageSequence
-            found[int(image.ReferencedFrameNumber)] = float(contour.ContourData[2])
-    assert found == {2: FIRST[2] + 3 * GAP_MM, 5: FIRST[2]}
+            heights[int(image.ReferencedFrameNumber)] = float(contour.ContourData[2])
+    assert heights == {2: FIRST[2] + 3 * GAP_MM, 5: FIRST[2]}
 
 
-def test_a_voxel_is_a_square_around_its_centre_on_its_image(tmp_path: Path) -> None:
+def contours_of(path: Path) -> Any:
+    return pydicom.dcmread(path).ROIContourSequence[0].ContourSequence
+
+
+def test_a_voxel_is_a_square_around_its_centre_on_its_image(tmp_path):
     scan = series(tmp_path / "ct")
     values = np.zeros(scan.image.shape)
     values[2, 1, 3] = 1
-    one = write("rtstruct", tmp_path / "rt", scan, values)
-    (contour,) = one.ROIContourSequence[0].ContourSequence
+    write("rtstruct", tmp_path / "rt", scan, values)
+    (contour,) = contours_of(tmp_path / "rt")
     centre = np.array(FIRST) + [2 * SPACING[1], SPACING[0], 3 * GAP_MM]
     half = np.array([SPACING[1], SPACING[0], 0]) / 2
     corners = [centre + half * sign for sign in ((1, -1, 0), (1, 1, 0), (-1, 1, 0), (-1, -1, 0))]
     np.testing.assert_allclose(np.reshape(contour.ContourData, (4, 3)).astype(float), corners)
-    assert (contour.ContourGeometricType, contour.NumberOfContourPoints) == ("CLOSED_PLANAR", 4)
-    (image,) = contour.ContourImageSequence
+    uid = contour.ContourImageSequence[0].ReferencedSOPInstanceUID
     headers = {str(h.SOPInstanceUID): h for h in map(pydicom.dcmread, (tmp_path / "ct").iterdir())}
-    assert headers[image.ReferencedSOPInstanceUID].ImagePositionPatient[2] == centre[2]
-    assert "ReferencedFrameNumber" not in image
+    assert headers[uid].ImagePositionPatient[2] == centre[2]
 
 
-def test_numbers_of_contours_have_at_most_16_characters(tmp_path: Path) -> None:
+def test_numbers_of_contours_have_at_most_16_characters_and_contours_any_length(tmp_path):
     first = (-99_999.123456, 99_999.654321, -99_999.111111)
-    scan = series(tmp_path / "ct", first=first, orientation=OBLIQUE)
-    values = np.zeros(scan.image.shape)
-    values[1, 1:3, 2] = 1
-    one = write("rtstruct", tmp_path / "rt", scan, values)
-    data = one.ROIContourSequence[0].ContourSequence[0].ContourData
-    assert max(len(value.original_string) for value in data) <= 16
-    np.testing.assert_array_equal(read_back("rtstruct", tmp_path / "rt", scan, "pancreas"), values)
-
-
-def test_a_contour_too_long_for_an_explicit_length_is_written_whole(tmp_path: Path) -> None:
-    scan = series(tmp_path / "ct", count=3, size=(120, 120))
+    scan = series(tmp_path / "a", first=first, orientation=OBLIQUE, count=3, size=(120, 120))
     values = np.zeros(scan.image.shape)
     values[..., 1] = np.random.default_rng(0).random((120, 120)) < 0.7
-    one = write("rtstruct", tmp_path / "rt", scan, values)
-    contours = one.ROIContourSequence[0].ContourSequence
-    assert max(len(contour.ContourData) for contour in contours) * 4 > 2**16  # bytes at the least
-    np.testing.assert_array_equal(read_back("rtstruct", tmp_path / "rt", scan, "pancreas"), values)
-
-
-def picture(*rows: str) -> np.ndarray:
-    """A mask ``(columns, rows)`` drawn with ``#``."""
-    return np.array([[mark == "#" for mark in row] for row in rows]).T
+    write("rtstruct", tmp_path / "rt", scan, values)
+    numbers = [contour.ContourData for contour in contours_of(tmp_path / "rt")]
+    assert max(len(value.original_string) for data in numbers for value in data) <= 16
+    assert max(map(len, numbers)) * 4 > 2**16  # bytes at the least: more than an explicit length
+    np.testing.assert_array_equal(read_back("rtstruct", tmp_path / "rt", scan), values)
 
 
 def area_of(outline: np.ndarray) -> float:
@@ -405,28 +330,20 @@ def area_of(outline: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("rows", "areas"),
     [
-        (["...", "..."], []),
-        (["##", "##", "##"], [6]),  # the whole image
-        (["#.", ".#"], [1, 1]),  # touch at a corner
-        (["#####", "#.#.#", "##.##", "#####"], [17]),  # holes side by side and at a corner
-        (["#######", "#.....#", "#.###.#", "#.#.#.#", "#.###.#", "#.....#", "#######"], [24, 8]),
+        ("...", []),
+        ("## ## ##", [6]),  # the whole image
+        ("#. .#", [1, 1]),  # touch at a corner
+        ("##### #.#.# ##.## #####", [17]),  # holes side by side and at a corner
+        ("####### #.....# #.###.# #.#.#.# #.###.# #.....# #######", [24, 8]),
     ],
 )
-def test_each_component_is_an_outline_around_its_area(rows: list[str], areas: list[int]) -> None:
-    assert [area_of(outline) for outline in trace_borders(picture(*rows))] == areas
+def test_each_component_is_an_outline_around_its_area(rows, areas):
+    mask = np.array([[mark == "#" for mark in row] for row in rows.split()]).T
+    assert [area_of(outline) for outline in trace_borders(mask)] == areas
 
 
-def test_a_ring_is_one_outline_that_enters_its_hole_and_leaves_it_the_same_way() -> None:
-    (outline,) = trace_borders(picture("....", "###.", "#.#.", "###."))
-    around = [(2.5, 0.5), (2.5, 3.5), (-0.5, 3.5), (-0.5, 1.5)]
-    hole = [(0.5, 1.5), (0.5, 2.5), (1.5, 2.5), (1.5, 1.5)]
-    expected = [*around, *hole, (-0.5, 1.5), (-0.5, 0.5)]
-    start = expected.index((outline[0][0], outline[0][1]))
-    assert [tuple(point) for point in outline.tolist()] == expected[start:] + expected[:start]
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_random_masks_come_back_with_their_components_and_their_area(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_random_masks_come_back_with_their_components_and_their_area(seed):
     random = np.random.default_rng(seed)
     for _ in range(50):
         mask = random.random(random.integers(1, 15, 2)) < random.uniform(0.1, 0.98)

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -30,82 +29,36 @@ def write_files(root: Path, *paths: str) -> None:
         nib.save(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), np.eye(4)), root / path)
 
 
-def test_series_and_files_of_a_folder_are_found(tmp_path: Path) -> None:
-    write_series(tmp_path / "series")
-    write_files(tmp_path, "a.nii.gz", "b/c.nii")
+def test_series_and_files_of_a_folder_are_found_and_labels_are_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path / "series", names=[f"{n}.img" for n in range(5)])  # slices named as files
+    write_files(tmp_path, "a.nii.gz", "b/c.nii", "a_seg.nii.gz", "a-mask.nii", "label.nii.gz")
     write_nrrd(tmp_path / "d.nrrd", np.zeros((2, 2, 2), np.int16))
     contents = find(tmp_path)
-    found = sorted(case.path.relative_to(tmp_path).as_posix() for case in contents.cases)
-    assert found == ["a.nii.gz", "b/c.nii", "d.nrrd", "series"]
+    paths = sorted(case.path.relative_to(tmp_path).as_posix() for case in contents.cases)
+    assert paths == ["a.nii.gz", "b/c.nii", "d.nrrd", "label.nii.gz", "series"]
     assert contents.skipped == []
+    assert contents.warnings == ["2 label files are left out, such as a-mask.nii"]
     assert [case.path.name for case in find(tmp_path / "a.nii.gz").cases] == ["a.nii.gz"]
-    assert len(find(tmp_path / "series").cases) == 1
 
 
-def test_files_named_as_labels_are_left_out_with_a_warning(tmp_path: Path) -> None:
-    write_files(tmp_path, "p1.nii.gz", "p1_seg.nii.gz", "p2-mask.nii", "label.nii.gz")
-    (tmp_path / "p1.seg.nrrd").touch()
-    contents = find(tmp_path)
-    assert [case.path.name for case in contents.cases] == ["label.nii.gz", "p1.nii.gz"]
-    [warning] = contents.warnings
-    assert warning == "2 label files are left out, such as p1_seg.nii.gz"
-
-
-def test_only_refused_input_gets_a_row(tmp_path: Path) -> None:
+def test_only_refused_input_gets_a_row_and_a_pipe_is_refused(tmp_path: Path) -> None:
     write_series(tmp_path / "ct")
     write_series(tmp_path / "mr", modality="MR")
     (tmp_path / "notes.txt").write_text("text")
     (tmp_path / "scan.mha").write_text("text")
     contents = find(tmp_path)
-    assert skipped(contents) == [
-        ("mr", "image", "not_ct"),
-        ("scan.mha", "image", "unread_format"),
-    ]
+    expected = [("mr", "image", "not_ct"), ("scan.mha", "image", "unread_format")]
+    assert skipped(contents) == expected
     assert contents.skipped[1].reason.endswith("; modality=any takes it")
-    assert len(contents.skipped) == 2
-
-
-def test_slices_named_as_files_of_another_format_are_read(tmp_path: Path) -> None:
-    write_series(tmp_path, names=[f"{n}.img" for n in range(5)])
-    contents = find(tmp_path)
-    assert (len(contents.cases), contents.skipped) == (1, [])
-
-
-def test_a_pipe_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "scan.nii.gz")
-    assert skipped(find(tmp_path / "scan.nii.gz")) == [("scan.nii.gz", "other", "not_a_file")]
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    assert skipped(find(tmp_path / "pipe.nii.gz")) == [("pipe.nii.gz", "other", "not_a_file")]
 
 
 def test_nothing_to_segment_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("text")
-    with pytest.raises(PancsegError, match="holds neither a CT series nor"):
-        find(tmp_path)
-    with pytest.raises(PancsegError, match="no such file or folder"):
-        find(tmp_path / "missing")
-
-
-def test_names_of_files_are_their_own_with_a_hash_of_the_folder_below(tmp_path: Path) -> None:
-    write_files(tmp_path, "a.nii.gz", "DOE/b.nii", os.fsdecode(b"p\xe4t.nii"))
-    below, *own = names(tmp_path)
-    assert (below[:2], len(below)) == ("b-", len("b-") + 12)
-    assert own[0] == "a"
-    assert own[1].startswith("p-t-")  # bytes of no encoding are not written into names
-    assert names(tmp_path / "a.nii.gz") == ["a"]
-
-
-def test_names_of_series_are_hashes_of_their_uids(tmp_path: Path) -> None:
-    write_series(tmp_path / "DOE", patient_id="DOE", series_uid="1.2.3")
-    [name] = names(tmp_path)
-    assert name.startswith("series-")
-    write_series(tmp_path / "other", patient_id="DOE", series_uid="1.2.4")
-    assert name in names(tmp_path)
-    assert len(set(names(tmp_path))) == 2
-
-
-def test_names_differ_also_where_capitals_do_not_count() -> None:
-    paths = [Path(f"/in/{name}") for name in ("a.nii", "A.nii.gz", "a-2.nii", "a.nrrd", "b.nii")]
-    cases = [SimpleNamespace(format="file", path=path) for path in paths]
-    assert case_names(cases, Path("/in")) == ["a", "A-2", "a-2-2", "a-3", "b"]
+    for path, text in ((tmp_path, "neither a CT series nor"), (tmp_path / "missing", "no such")):
+        with pytest.raises(PancsegError, match=text):
+            find(path)
 
 
 def test_a_pattern_names_the_scans_of_folders_that_hold_masks_too(tmp_path: Path) -> None:
@@ -121,11 +74,27 @@ def test_a_pattern_names_the_scans_of_folders_that_hold_masks_too(tmp_path: Path
     assert contents.warnings == ["3 label files are left out, such as s3.nii.gz"]
 
 
-def test_names_are_safe_on_every_file_system_and_in_spreadsheets(tmp_path: Path) -> None:
+def test_files_below_a_folder_have_a_hash_in_their_name_and_series_a_hash_of_their_uid(
+    tmp_path: Path,
+) -> None:
+    write_files(tmp_path, "a.nii.gz", "DOE/b.nii", os.fsdecode(b"p\xe4t.nii"))
+    below, own, undecoded = names(tmp_path)
+    assert (below[:2], len(below), own) == ("b-", len("b-") + 12, "a")
+    assert undecoded.startswith("p-t-")  # bytes of no encoding are not written into names
+    for n, folder in enumerate(("DOE", "other")):
+        write_series(tmp_path / "ct" / folder, patient_id="DOE", series_uid=f"1.2.{n}")
+    series = names(tmp_path / "ct")
+    assert len(set(series)) == 2 and all(name.startswith("series-") for name in series)
+
+
+def test_names_differ_where_capitals_do_not_count_and_are_safe_on_every_file_system(
+    tmp_path: Path,
+) -> None:
+    write_files(tmp_path / "1", "a.nii", "A.nii.gz", "a-2.nii", "a.nii.gz", "b.nii")
+    same = names(tmp_path / "1")
+    assert len({name.casefold() for name in same}) == 5 and {"b", "a-2"} < set(same)
     long, formula = "a" * 200, "=cmd|x"
-    write_files(tmp_path, f"{long}.nii.gz", f"{formula}.nii", "....nii")
-    found = names(tmp_path)
-    assert len(set(found)) == 3
-    for name in found:
-        assert len(name) < 80
-        assert name[0].isalnum()
+    write_files(tmp_path / "2", f"{long}.nii.gz", f"{formula}.nii", "....nii")
+    odd = names(tmp_path / "2")
+    assert len(set(odd)) == 3
+    assert all(len(name) < 80 and name[0].isalnum() for name in odd)

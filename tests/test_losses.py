@@ -1,4 +1,4 @@
-"""Losses: which probability they teach, their operations on CUDA, deep supervision."""
+"""Losses: the probability they teach, deterministic operations on CUDA, deep supervision."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from pancseg.models.factory import build
 from pancseg.models.losses import DiceCELoss, DiceFocalLoss, deep_supervision_loss
 from pancseg.models.metrics import PatientDice, count_voxels
 from pancseg.models.segmenter import Segmenter
-from tests.test_networks import SMALL, compose, options, part_of
+from tests.test_networks import SMALL, options, part_of
 
 SHARES, VOXELS = (0.9, 0.1), 100  # of foreground, in two groups of voxels
-OLD_DICE_FOCAL = {
+MONAI_DICE_FOCAL = {
     "_target_": "monai.losses.DiceFocalLoss", "include_background": False, "to_onehot_y": True,
     "softmax": True, "batch": True, "gamma": 2.0,
 }  # fmt: skip
@@ -28,17 +28,12 @@ NOT_DETERMINISTIC = (
 )  # fmt: skip
 
 
-def group_labels() -> Tensor:
-    """Labels ``(1, 1, 2, 1, VOXELS)``: the given share of each group is foreground."""
-    rows = [(torch.arange(VOXELS) < share * VOXELS).float() for share in SHARES]
-    return torch.stack(rows)[None, None, :, None]
-
-
-def minimise(loss: nn.Module | Any) -> Tensor:
-    """Logits ``(1, 2, 2, 1, 1)`` of the two groups that minimise a loss."""
+def minimise(loss: Any) -> Tensor:
+    """Logits ``(1, 2, 2, 1, 1)`` that minimise a loss where each group has its share."""
     logits = torch.zeros(1, 2, 2, 1, 1, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
-    label = group_labels()
+    rows = [(torch.arange(VOXELS) < share * VOXELS).float() for share in SHARES]
+    label = torch.stack(rows)[None, None, :, None]
     for _ in range(400):
         optimizer.zero_grad()
         loss(logits.expand(-1, -1, -1, -1, VOXELS), label).backward()
@@ -49,8 +44,7 @@ def minimise(loss: nn.Module | Any) -> Tensor:
 def taught(node: dict[str, Any]) -> tuple[list[float], list[bool]]:
     """Probability and decision of each group by the segmenter's rule."""
     net = {"_target_": "monai.networks.nets.BasicUNet", "features": [2] * 6, "out_channels": 2}
-    segmenter = Segmenter(net, node, {})
-    logits = minimise(build(node, nn.Module))
+    segmenter, logits = Segmenter(net, node, {}), minimise(build(node, nn.Module))
     return (
         segmenter.probability_of(logits).flatten().tolist(),
         segmenter.mask_of(logits).flatten().tolist(),
@@ -77,14 +71,8 @@ def test_every_loss_teaches_the_rule_by_which_voxels_are_decided(name: str) -> N
 
 
 def test_dice_focal_of_monai_does_not_teach_this_rule() -> None:
-    probability, _ = taught(OLD_DICE_FOCAL)
-    errors = np.abs(np.subtract(probability, best_on_a_grid(2.0)))
-    assert errors.max() > 0.03
-
-
-@pytest.mark.parametrize("loss", [DiceCELoss().voxel_loss, DiceFocalLoss(gamma=0.0).voxel_loss])
-def test_cross_entropy_teaches_the_share_of_foreground(loss: Any) -> None:
-    assert minimise(loss).softmax(dim=1)[:, 1].flatten().tolist() == pytest.approx(SHARES, abs=1e-3)
+    errors = np.subtract(taught(MONAI_DICE_FOCAL)[0], best_on_a_grid(2.0))
+    assert np.abs(errors).max() > 0.03
 
 
 def test_cross_entropy_and_focal_loss_are_those_of_torch_and_monai() -> None:
@@ -97,15 +85,13 @@ def test_cross_entropy_and_focal_loss_are_those_of_torch_and_monai() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Names of the operations that run while it is on."""
+    """Operations that run while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         is_float = isinstance(out, Tensor) and out.is_floating_point()
         if is_float or "cumsum" not in function.name():
@@ -124,17 +110,18 @@ class Operations(TorchDispatchMode):
     ids=" ".join,
 )
 def test_a_training_step_is_deterministic_on_cuda(words: list[str]) -> None:
-    size = (32, 32, 32)
     words = [*words, "data.spatial_size=[32,32,32]", "data.spacing_mm=[1.5,1.5,1.5]"]
-    cfg = compose(*words)
-    if cfg["model"]["_target_"].endswith("ResUNet"):
-        cfg["model"] = compose(*words, *SMALL["resunet"])["model"]
-    network, loss = (build(cfg[part], nn.Module) for part in ("model", "loss"))
-    optimizer = build(cfg["optimizer"], torch.optim.Optimizer, network.parameters())
-    settings = Augmentation(**cfg["augment"]).always()
-    augmenter = Augmenter(settings, spacing_mm=(1.5,) * 3, window_hu=(-200, 200), size=size)
-    image = torch.rand(2, 1, *augmenter.box)
-    dice = PatientDice()
+    model = part_of("model", *words)
+    if model["_target_"].endswith("ResUNet"):
+        model = part_of("model", *words, *SMALL["resunet"])
+    network, loss = build(model, nn.Module), build(part_of("loss", *words), nn.Module)
+    optimizer = build(part_of("optimizer", *words), torch.optim.Optimizer, network.parameters())
+    augment = part_of("augment", *words)
+    chances = {f"{change}_probability": 1.0 for change in ("rotation", "elastic", "blur", "noise")}
+    changes = Augmentation(**{**augment, **chances})
+    view = {"spacing_mm": (1.5,) * 3, "window_hu": (-200, 200)}
+    augmenter = Augmenter(changes, size=(32,) * 3, **view)
+    image, dice = torch.rand(2, 1, *augmenter.box), PatientDice()
     with Operations() as operations:
         image, label = augmenter(image, (image > 0.9).float(), 0)
         logits = network.train()(image)
@@ -155,39 +142,25 @@ def test_an_operation_that_is_not_deterministic_is_found() -> None:
     assert any(name.startswith("nll_loss") for name in operations.not_deterministic)
 
 
-# deep supervision
-
-
 class MeanOfLogits(nn.Module):
-    """A loss with a known value, which stores the label and the type of each call."""
+    """A loss with a known value, which stores label and type of each call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.labels: list[list[float]] = []
-        self.types: list[torch.dtype] = []
+        self.calls: list[tuple[list[float], torch.dtype]] = []
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         assert logits.shape[2:] == label.shape[2:]
-        self.labels.append(label[0, 0, :, 0, 0].tolist())
-        self.types.append(logits.dtype)
+        self.calls.append((label[0, 0, :, 0, 0].tolist(), logits.dtype))
         return logits.mean()
 
 
-def test_heads_are_weighted_one_half_quarter_over_their_sum() -> None:
-    logits = [torch.full((1, 2, n, n, n), value) for n, value in ((8, 7.0), (4, 14.0), (2, 28.0))]
-    value = deep_supervision_loss(MeanOfLogits(), logits, torch.zeros(1, 1, 8, 8, 8))
+def test_heads_are_weighted_one_half_quarter_in_float32_on_labels_of_their_size() -> None:
+    heads = [torch.full((1, 2, n, n, n), value) for n, value in ((8, 7.0), (4, 14.0), (2, 28.0))]
+    label, loss = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 8, 8), MeanOfLogits()
+    value = deep_supervision_loss(loss, [head.bfloat16() for head in heads], label)
     assert value.item() == pytest.approx((4 * 7 + 2 * 14 + 1 * 28) / 7)
-
-
-def test_a_single_tensor_has_its_plain_loss_in_float32() -> None:
-    logits, loss = torch.full((1, 2, 4, 4, 4), 3.0, dtype=torch.bfloat16), MeanOfLogits()
-    assert deep_supervision_loss(loss, logits, torch.zeros(1, 1, 4, 4, 4)).item() == 3.0
-    deep_supervision_loss(loss, [logits, logits[..., ::2]], torch.zeros(1, 1, 4, 4, 4))
-    assert set(loss.types) == {torch.float32}
-
-
-def test_a_coarse_label_is_sampled_at_the_middle_of_its_voxels() -> None:
-    label = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 8, 8)
-    loss = MeanOfLogits()
-    deep_supervision_loss(loss, [torch.zeros(1, 2, n, n, n) for n in (8, 2)], label)
-    assert loss.labels == [list(range(8)), [2, 6]]  # of 0..3 and 4..7; nearest takes 0 and 4
+    assert {dtype for _, dtype in loss.calls} == {torch.float32}
+    # in the middle of 0..3 and 4..7; nearest takes 0 and 4
+    assert [labels for labels, _ in loss.calls][::2] == [list(range(8)), [2, 6]]
+    assert deep_supervision_loss(loss, heads[0].bfloat16(), label).item() == 7

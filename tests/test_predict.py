@@ -1,19 +1,33 @@
-"""The command ``predict``: masks on the input's own grid, in the clinic's formats, or a reason."""
+"""The command ``predict``: masks, tables, interrupted batches, shards, flags."""
 
 import csv
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from filelock import FileLock
 
+from pancseg.dicom.series import Scan
+from pancseg.errors import PancsegError
+from pancseg.inference import scan_batch
+from pancseg.inference.calibration import Calibration
 from pancseg.inference.predictor import load_segmenter
-from pancseg.inference.scan_batch import LABEL_MAP
+from pancseg.inference.scan_batch import LABEL_MAP, ReviewThresholds, ScanBatch, locked_output
 from tests.conftest import Command, run_command
+from tests.test_predictor import PANCREAS
 
 COLUMNS = (
     "case,path,series_uid,status,reason,volume_ml,mean_hu,confidence,flags,seconds,peak_memory_mb"
@@ -26,10 +40,15 @@ def best(trained: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def threshold(best: Path, dicom: Path) -> str:
+def images(dicom: Path) -> list[Path]:
+    """NIfTI images of the phantoms."""
+    return sorted((dicom / "truth").glob("*_image.nii.gz"))
+
+
+@pytest.fixture(scope="module")
+def threshold(best: Path, images: list[Path]) -> str:
     """A threshold by which two epochs of a tiny network find about 1 % of a scan."""
-    image = nib.load(next((dicom / "truth").glob("*_image.nii.gz")))
-    p = load_segmenter(best).predict(image, 0.0).probability
+    p = load_segmenter(best).predict(nib.load(images[0]), 0.0).probability
     return f"postprocess.threshold={np.quantile(p, 0.99):.6f}"
 
 
@@ -44,349 +63,352 @@ def predicted(
     return out
 
 
-def rows_of(out: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+@pytest.fixture
+def scans(images: list[Path], tmp_path: Path) -> Path:
+    """Three NIfTI files, one in each of three shards."""
+    (tmp_path / "scans").mkdir()
+    for name, image in zip("aec", images, strict=False):
+        shutil.copy(image, tmp_path / "scans" / f"{name}.nii.gz")
+    return tmp_path / "scans"
 
 
-def visible(out: Path) -> set[str]:
-    return {path.name for path in out.iterdir()}
+def rows_of(out: Path) -> dict[str, dict[str, str]]:
+    rows = csv.DictReader((out / "predictions.csv").read_text().splitlines())
+    return {row["case"]: row for row in rows}
 
 
-def test_the_table_has_a_row_a_series_and_the_columns_of_the_contract(predicted: Path) -> None:
+def voxels(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_every_series_has_a_row_a_mask_a_seg_and_a_preview(predicted: Path) -> None:
     assert (predicted / "predictions.csv").read_text().startswith(COLUMNS)
     rows = rows_of(predicted)
-    assert [row["status"] for row in rows] == ["done"] * 6
-    for row in rows:
-        for end in ("_pancreas.nii.gz", "_pancreas.dcm", "_preview.png"):
-            assert (predicted / f"{row['case']}{end}").is_file()
-        assert 0 < float(row["confidence"]) < 1
-        assert float(row["volume_ml"]) > 0
+    assert [row["status"] for row in rows.values()] == ["done"] * 6
+    for case, row in rows.items():
+        assert 0 < float(row["confidence"]) < 1 and float(row["volume_ml"]) > 0
+        assert (predicted / f"{case}_preview.png").is_file()
+        assert nib.load(predicted / f"{case}_pancreas.nii.gz").get_data_dtype() == np.uint8
+        seg = pydicom.dcmread(predicted / f"{case}_pancreas.dcm")
+        assert (seg.Modality, seg.SegmentationType) == ("SEG", "BINARY")
+        assert seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "15776009"
 
 
 def test_a_mask_lies_on_the_grid_of_its_series_and_is_the_one_that_evaluate_scores(
-    predicted: Path, dicom: Path, trained: Path, prepared: Path, threshold: str, tmp_path: Path
+    predicted: Path, dicom: Path, trained: Path, threshold: str, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    words = [f"checkpoint={run / 'checkpoints' / 'best.ckpt'}", threshold]
-    assert run_command("evaluate", *words) == 0
-    for path in (run / "scores" / "test").glob("*_prediction.nii.gz"):
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("scores"))
+    assert run_command("evaluate", f"checkpoint={tmp_path / 'run'}", threshold) == 0
+    cases = {Path(row["path"]).name: case for case, row in rows_of(predicted).items()}
+    scored = list((tmp_path / "run" / "scores" / "test").glob("*_prediction.nii.gz"))
+    assert len(scored) == 2
+    for path in scored:
         name = path.name.removesuffix("_prediction.nii.gz")
-        scored = nib.load(path)
-        row = next(row for row in rows_of(predicted) if Path(row["path"]).name == name)
-        mask = nib.load(predicted / f"{row['case']}_pancreas.nii.gz")
+        mask = nib.load(predicted / f"{cases[name]}_pancreas.nii.gz")
         truth = nib.load(dicom / "truth" / f"{name}_image.nii.gz")
-        assert mask.shape == truth.shape
         np.testing.assert_allclose(mask.affine, truth.affine, atol=1e-4)
-        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(scored.dataobj))
-        assert mask.get_data_dtype() == np.uint8
-
-
-def test_a_seg_holds_the_mask_frame_by_frame_where_its_images_lie(
-    predicted: Path, dicom: Path
-) -> None:
-    row = rows_of(predicted)[0]
-    mask = nib.load(predicted / f"{row['case']}_pancreas.nii.gz")
-    values, to_voxel = np.asarray(mask.dataobj), np.linalg.inv(mask.affine)
-    seg = pydicom.dcmread(predicted / f"{row['case']}_pancreas.dcm")
-    one = seg.SegmentSequence[0]
-    assert (seg.Modality, seg.SegmentationType, len(seg.SegmentSequence)) == ("SEG", "BINARY", 1)
-    assert one.SegmentedPropertyTypeCodeSequence[0].CodeValue == "15776009"
-    assert one.SegmentAlgorithmName == "pancseg"
-    sources = {
-        header.SOPInstanceUID: header
-        for header in map(pydicom.dcmread, Path(row["path"]).glob("*.dcm"))
-    }
-    source = next(iter(sources.values()))
-    for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
-        assert seg[name].value == source[name].value
-    assert seg.SeriesInstanceUID != source.SeriesInstanceUID == row["series_uid"]
-    seen = np.zeros_like(values)
-    for frame, group in zip(seg.pixel_array, seg.PerFrameFunctionalGroupsSequence, strict=True):
-        referred = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        position = group.PlanePositionSequence[0].ImagePositionPatient
-        assert list(position) == list(sources[referred].ImagePositionPatient)
-        x, y, z = position
-        i, j, k = np.rint(nib.affines.apply_affine(to_voxel, [-x, -y, z])).astype(int)
-        assert (i, j) == (0, 0)
-        seen[:, :, k] = frame.T
-    np.testing.assert_array_equal(seen, values)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), voxels(path))
 
 
 def test_no_identifier_gets_into_names_tables_or_masks(predicted: Path, dicom: Path) -> None:
-    header = pydicom.dcmread(next((dicom / "images").rglob("*.dcm")))
-    assert header.PatientID
+    patient = str(pydicom.dcmread(next((dicom / "images").rglob("*.dcm"))).PatientID)
     for path in predicted.iterdir():
-        assert str(header.PatientID) not in path.name
+        assert patient not in path.name
         if path.suffix == ".gz":
-            stored = nib.load(path).header
-            assert not stored["descrip"].tobytes().strip(b"\0")
-            assert not stored["db_name"].tobytes().strip(b"\0")
-    table = [
-        {key: value for key, value in row.items() if key != "path"} for row in rows_of(predicted)
-    ]
-    assert str(header.PatientID) not in json.dumps(table)
+            header = nib.load(path).header
+            assert not (header["descrip"].tobytes() + header["db_name"].tobytes()).strip(b"\0")
+    cells = [v for row in rows_of(predicted).values() for k, v in row.items() if k != "path"]
+    assert patient not in json.dumps(cells)
 
 
-@pytest.mark.parametrize("axes", ["RAS", "LPS", "PIR", "ASL"])
-def test_a_nifti_file_keeps_its_axes(
-    axes: str, best: Path, threshold: str, dicom: Path, tmp_path: Path, command: Command
+def test_probabilities_of_several_checkpoints_are_averaged_and_written(
+    trained: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    plain = nib.load(next((dicom / "truth").glob("*_image.nii.gz")))
-    turn = ornt_transform(io_orientation(plain.affine), axcodes2ornt(axes))
-    turned = plain.as_reoriented(turn)
-    (tmp_path / "in").mkdir()
-    nib.save(turned, tmp_path / "in" / "scan.nii.gz")
-    words = [f"checkpoint={best}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    both = [trained / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    words = [f"checkpoint=[{both[0]},{both[1]}]", f"input={images[0]}", "probabilities=true"]
+    assert run_command("predict", *words, f"output={tmp_path}") == 0
+    p = voxels(next(tmp_path.glob("*_probability.nii.gz")))
+    a, b = (load_segmenter(path).predict(nib.load(images[0]), 0.0).probability for path in both)
+    np.testing.assert_allclose(p, (a + b) / 2, atol=1e-6)
+    np.testing.assert_array_equal(voxels(next(tmp_path.glob("*_pancreas.nii.gz"))) > 0, p > 0.5)
+
+
+def test_the_same_command_keeps_what_is_done_and_segments_the_rest(
+    best: Path, threshold: str, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    out = tmp_path / "out"
+    words = [f"checkpoint={best}", f"input={scans}", f"output={out}"]
     assert command("predict", *words, threshold).code == 0
-    mask = nib.load(tmp_path / "out" / "scan_pancreas.nii.gz")
-    assert "".join(nib.aff2axcodes(mask.affine)) == axes
-    assert mask.shape == turned.shape
-    np.testing.assert_allclose(mask.affine, turned.affine, atol=1e-4)
-    segmenter = load_segmenter(best)
-    wanted = segmenter.predict(plain).probability > float(threshold.partition("=")[2])
-    own, plain_axes = io_orientation(mask.affine), io_orientation(plain.affine)
-    back = mask.as_reoriented(ornt_transform(own, plain_axes))
-    np.testing.assert_array_equal(np.asarray(back.dataobj) > 0, wanted)
-    assert not list((tmp_path / "out").glob("*.dcm"))
-
-
-def test_probabilities_are_written_where_asked_for(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    image = next((dicom / "truth").glob("*_image.nii.gz"))
-    words = [f"checkpoint={best}", f"input={image}", f"output={tmp_path}", "probabilities=true"]
-    assert command("predict", *words).code == 0
-    p = np.asarray(nib.load(next(tmp_path.glob("*_probability.nii.gz"))).dataobj)
-    found = load_segmenter(best).predict(nib.load(image), 0.0)
-    np.testing.assert_allclose(p, found.probability, atol=1e-6)
-    mask = np.asarray(nib.load(next(tmp_path.glob("*_pancreas.nii.gz"))).dataobj)
-    np.testing.assert_array_equal(mask > 0, p > 0.5)
-
-
-def test_a_batch_goes_on_where_it_was_and_segments_changed_input_anew(
-    best: Path, threshold: str, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    scans, out = tmp_path / "in", tmp_path / "out"
-    scans.mkdir()
-    for path in sorted((dicom / "truth").glob("*_image.nii.gz"))[:3]:
-        shutil.copy(path, scans / path.name)
-    words = [f"checkpoint={best}", f"input={scans}", f"output={out}", threshold]
-    assert command("predict", *words).code == 0
-    masks = sorted(out.glob("*_pancreas.nii.gz"))
+    masks = [out / f"{case}_pancreas.nii.gz" for case in "ace"]
     times = [path.stat().st_mtime_ns for path in masks]
     masks[0].unlink()
-    changed = sorted(scans.iterdir())[1]
-    changed.touch()
-    assert command("predict", *words).code == 0
+    (scans / "c.nii.gz").touch()
+    assert command("predict", *words, threshold).code == 0
     again = [path.stat().st_mtime_ns for path in masks]
-    assert again[0] > times[0]
-    assert again[1] > times[1]
-    assert again[2] == times[2]
-    assert len(rows_of(out)) == 3
-
-
-def test_masks_of_another_way_are_never_mixed_in(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    image = next((dicom / "truth").glob("*_image.nii.gz"))
-    words = [f"checkpoint={best}", f"input={image}", f"output={tmp_path}"]
-    assert command("predict", *words).code == 0
+    assert [new > old for new, old in zip(again, times, strict=True)] == [True, True, False]
+    (scans / "c.nii.gz").write_bytes(b"damaged since")
+    ended = command("predict", *words, threshold)
+    assert (ended.code, "1 scans were refused or failed" in ended.err) == (1, True)
+    rows = rows_of(out)
+    assert [rows[case]["status"] for case in "ace"] == ["done", "refused", "done"]
+    assert rows["c"]["reason"]
+    assert not list(out.glob("c_*"))
     ended = command("predict", *words, "postprocess.threshold=0.4")
-    assert ended.code == 2
-    assert "holds masks of another checkpoint or of other options" in ended.err
+    assert (ended.code, "holds masks of another checkpoint" in ended.err) == (2, True)
 
 
-def test_a_bad_scan_is_a_row_and_the_rest_is_done(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
+def test_confidence_is_calibrated_on_validation_patients_without_hindering_a_batch(
+    trained: Path, threshold: str, scans: Path, tmp_path: Path, command: Command
 ) -> None:
-    scans = tmp_path / "in"
-    scans.mkdir()
-    good = next((dicom / "truth").glob("*_image.nii.gz"))
-    shutil.copy(good, scans / "good.nii.gz")
-    (scans / "bad.nii.gz").write_bytes(b"no image at all")
-    ended = command("predict", f"checkpoint={best}", f"input={scans}", f"output={tmp_path / 'out'}")
-    assert ended.code == 1
-    assert "1 scans were refused or failed" in ended.err
-    rows = {row["case"]: row for row in rows_of(tmp_path / "out")}
-    assert rows["good"]["status"] == "done"
-    assert rows["bad"]["status"] == "refused"
-    assert rows["bad"]["reason"]
-
-
-def test_what_was_chosen_on_validation_is_taken_up(
-    trained: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(trained, run, ignore=shutil.ignore_patterns("*.confidence.json", "scores"))
     best = run / "checkpoints" / "best.ckpt"
-    assert command("evaluate", f"checkpoint={best}", "postprocess.threshold=auto").code == 0
-    kept = json.loads((run / "checkpoints" / "best.postprocess.json").read_text())
-    image = next((dicom / "truth").glob("*_image.nii.gz"))
-    out = tmp_path / "out"
-    assert command("predict", f"checkpoint={best}", f"input={image}", f"output={out}").code == 0
-    used = json.loads((out / "predictions.json").read_text())["postprocess"]
-    assert used == {key: kept[key] for key in ("threshold", "largest_component")}
+    words = [f"checkpoint={best}", f"input={scans}", f"output={out}", threshold]
+    assert command("predict", *words).code == 0
+    before = rows_of(out)
+    sidecar = run / "checkpoints" / "best.confidence.json"
+    assert command("evaluate", f"checkpoint={best}", "subset=val", threshold).code == 0
+    assert not sidecar.exists()  # predict goes another way
+    auto = "postprocess.threshold=auto"
+    assert command("evaluate", f"checkpoint={best}", "subset=val", auto).code == 0
+    fitted = json.loads(sidecar.read_text())
+    row = next(csv.DictReader((run / "scores" / "val.csv").read_text().splitlines()))
+    scale = float(row["dice"]) / float(row["expected_dice"])  # one patient: a line through it
+    assert (fitted["scale"], fitted["n"]) == (pytest.approx(scale, abs=2e-4), 1)
+    assert fitted["lowest"] == pytest.approx(float(row["dice"]), abs=2e-4)
+    (scans / "a.nii.gz").touch()
+    assert command("predict", *words).code == 0  # the batch goes on
+    raw, after = (float(rows["a"]["confidence"]) for rows in (before, rows_of(out)))
+    assert after == pytest.approx(min(1, raw * fitted["scale"]), abs=2e-4)
+    chosen = json.loads((run / "checkpoints" / "best.postprocess.json").read_text())
+    new = tmp_path / "new"
+    assert command("predict", *words[:2], f"output={new}").code == 0
+    used = json.loads((new / "predictions.json").read_text())["postprocess"]
+    assert used == {key: chosen[key] for key in ("threshold", "largest_component")}
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "text"),
     [
-        (["input=nowhere"], "input=nowhere: there is no such file or folder"),
-        (["input=."], "holds neither a CT series nor a NIfTI or NRRD image"),
-        (["input=.", "postprocess.threshold=auto"], "auto is chosen by pancseg.evaluate"),
-        ([], "input is not given"),
+        (["roi=liver"], "roi=liver: expected auto"),
+        (["roi=auto"], "roi=auto: needs networks that were trained on"),
+        (["tta=true"], "was trained without mirrored images"),
+        (["checkpoint=nowhere.ckpt"], "checkpoint=nowhere.ckpt: there is no such file"),
+        (["shard=3/3"], "shard=3/3: expected i/n"),
+        (["postprocess.threshold=auto"], "auto is chosen by pancseg.evaluate"),
+        (["output=scans/out"], "lies in the input"),
+        (["input=???"], "input is not given"),
     ],
 )
-def test_an_input_that_cannot_be_used_ends_with_a_line_on_what_is_wrong(
-    best: Path, tmp_path: Path, command: Command, words: list[str], said: str
-) -> None:
-    ended = command("predict", f"checkpoint={best}", *words, f"output={tmp_path.parent / 'out'}")
-    assert ended.code == 2
-    assert said in ended.err
-
-
-def test_what_a_changed_input_left_behind_is_removed_where_it_fails(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    scans, out = tmp_path / "in", tmp_path / "out"
-    scans.mkdir()
-    shutil.copy(next((dicom / "truth").glob("*_image.nii.gz")), scans / "scan.nii.gz")
-    words = [f"checkpoint={best}", f"input={scans}", f"output={out}"]
-    assert command("predict", *words).code == 0
-    assert (out / "scan_pancreas.nii.gz").is_file()
-    (scans / "scan.nii.gz").write_bytes(b"damaged since")
-    assert command("predict", *words).code == 1
-    assert visible(out) == {"predictions.csv", "predictions.json"}
-
-
-def test_files_in_folders_and_of_other_forms_are_scans_of_their_own_and_labels_are_none(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    plain = nib.load(next((dicom / "truth").glob("*_image.nii.gz")))
-    scans = tmp_path / "in"
-    for folder in ("Miller", "Smith"):
-        (scans / folder).mkdir(parents=True)
-        nib.save(plain, scans / folder / "ct.nii.gz")
-    nib.save(nib.Nifti2Image(np.asarray(plain.dataobj), plain.affine), scans / "second.nii")
-    nib.save(plain, scans / "second_label.nii.gz")
-    ended = command("predict", f"checkpoint={best}", f"input={scans}", "output=out")
-    assert ended.code == 0, ended.err
-    assert "1 label files are left out, such as second_label.nii.gz" in ended.err
-    cases = [row["case"] for row in rows_of(Path("out"))]
-    assert len(set(cases)) == 3
-    assert "second" in cases
-    assert sum(case.startswith("ct-") for case in cases) == 2
-    for path in Path("out").iterdir():
-        assert "Miller" not in path.name
-        assert "Smith" not in path.name
-    mask = nib.load("out/second_pancreas.nii.gz")
-    np.testing.assert_allclose(mask.affine, plain.affine, atol=1e-4)
-
-
-def test_masks_are_never_written_among_the_scans(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    scans = dicom / "truth"
-    ended = command("predict", f"checkpoint={best}", f"input={scans}", f"output={scans / 'out'}")
-    assert ended.code == 2
-    assert "lies in the input" in ended.err
-    assert not (scans / "out").exists()
-
-
-def test_masks_and_label_maps_are_dropped_with_a_row(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    plain = nib.load(next((dicom / "truth").glob("*_image.nii.gz")))
-    scans, out = tmp_path / "in", tmp_path / "out"
-    scans.mkdir()
-    nib.save(plain, scans / "ct.nii.gz")
-    organs = np.random.default_rng(0).integers(0, 104, plain.shape)
-    for name, values in (("liver", organs == 5), ("total", organs)):
-        nib.save(nib.Nifti1Image(values.astype(np.int16), plain.affine), scans / f"{name}.nii.gz")
-    words = [f"checkpoint={best}", f"input={scans}", f"output={out}"]
-    assert command("predict", *words).code == 0
-    rows = {row["case"]: row for row in rows_of(out)}
-    assert rows["ct"]["status"] == "done"
-    for name in ("liver", "total"):
-        assert (rows[name]["status"], rows[name]["reason"]) == ("dropped", LABEL_MAP)
-    assert len(list(out.glob("*_pancreas.nii.gz"))) == 1
-
-
 def test_options_and_checkpoint_are_checked_before_the_input_is_read(
-    best: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    best: Path, scans: Path, command: Command, monkeypatch: pytest.MonkeyPatch,
+    words: list[str], text: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pancseg.inference.find_scans.find_scans", None)
+    given = {"checkpoint": str(best), "input": "scans", "output": "out"}
+    given |= dict(word.split("=", 1) for word in words)
+    ended = command("predict", *(f"{key}={value}" for key, value in given.items()))
+    assert (ended.code, text in ended.err) == (2, True), ended.err
+
+
+def test_label_maps_are_dropped_and_other_formats_refused_each_with_a_row(
+    best: Path, scans: Path, command: Command
 ) -> None:
-    def fail(*args: object) -> None:
-        raise AssertionError("the input was read")
-
-    monkeypatch.setattr("pancseg.inference.find_scans.find_scans", fail)
-    out = f"output={tmp_path / 'out'}"
-    for words, text in (
-        ([f"checkpoint={best}", "roi=liver"], "roi=liver: expected auto"),
-        (["checkpoint=nowhere.ckpt"], "checkpoint=nowhere.ckpt: there is no such file"),
-        ([f"checkpoint={best}", "shard=3/3"], "shard=3/3: expected i/n"),
-    ):
-        ended = command("predict", *words, f"input={best.parent}", out)
-        assert ended.code == 2
-        assert text in ended.err
-
-
-def test_a_mask_stands_where_its_preview_cannot_be_drawn(
-    best: Path, dicom: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object) -> None:
-        raise ValueError("no font")
-
-    monkeypatch.setattr("pancseg.inference.scan_batch.draw_scan", fail)
-    image = next((dicom / "truth").glob("*_image.nii.gz"))
-    ended = command("predict", f"checkpoint={best}", f"input={image}", f"output={tmp_path}")
-    assert ended.code == 0
-    assert "no preview (no font)" in ended.out
-    assert [row["status"] for row in rows_of(tmp_path)] == ["done"]
+    image = nib.load(scans / "a.nii.gz")
+    organs = np.random.default_rng(0).integers(0, 104, image.shape)
+    for name, values in (("c", organs == 5), ("e", organs)):
+        nib.save(nib.Nifti1Image(values.astype(np.int16), image.affine), scans / f"{name}.nii.gz")
+    (scans / "f.mha").write_text("text")
+    ended = command("predict", f"checkpoint={best}", f"input={scans}", "output=out")
+    assert ended.code == 1
+    rows = rows_of(Path("out"))
+    assert rows["a"]["status"] == "done"
+    assert [rows[n]["reason"] for n in "ce"] == [LABEL_MAP] * 2
+    assert (rows[""]["status"], Path(rows[""]["path"]).name) == ("refused", "f.mha")
+    assert len(list(Path("out").glob("*_pancreas.nii.gz"))) == 1
 
 
-def test_a_header_that_no_seg_can_be_made_of_costs_the_seg_alone(
+def test_a_mask_stands_where_its_preview_or_its_seg_cannot_be_made(
     best: Path, dicom: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unhappy(*words: object) -> None:
-        raise ValueError("source images differ in something")
+    def fail(*args: object) -> None:
+        raise ValueError("no font for DOE^JOHN")
 
-    monkeypatch.setattr("pancseg.inference.scan_batch.write_seg", unhappy)
-    series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
+    for name in ("draw_scan", "write_seg"):
+        monkeypatch.setattr(scan_batch, name, fail)
+    series = min(path for path in (dicom / "images").iterdir() if path.is_dir())
     ended = command("predict", f"checkpoint={best}", f"input={series}", "output=out")
-    assert ended.code == 0
-    row = rows_of(Path("out"))[0]
-    assert "no_seg" in row["flags"].split()
+    assert (ended.code, "no preview" in ended.out) == (0, True)
+    ((case, row),) = rows_of(Path("out")).items()
+    assert (row["status"], "no_seg" in row["flags"].split()) == ("done", True)
     assert row["reason"] == "seg_failed: ValueError"  # the text might quote a header
-    assert (Path("out") / f"{row['case']}_preview.png").is_file()
-
-
-def test_a_series_of_another_modality_is_refused_and_the_option_that_reads_it_named(
-    best: Path, dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    series = next(path for path in sorted((dicom / "images").iterdir()) if path.is_dir())
-    shutil.copytree(series, tmp_path / "in")
-    for path in (tmp_path / "in").iterdir():
-        header = pydicom.dcmread(path)
-        header.Modality = "MR"
-        header.save_as(path)
-    ended = command("predict", f"checkpoint={best}", f"input={tmp_path / 'in'}", "output=out")
-    assert ended.code == 1
-    row = rows_of(Path("out"))[0]
-    assert (row["status"], row["case"]) == ("refused", "")
-    assert row["reason"].endswith("; modality=any takes it")
+    assert (Path("out") / f"{case}_pancreas.nii.gz").is_file()
 
 
 @pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")
 def test_a_real_series_whose_uids_were_emptied_is_segmented_without_a_seg(
     best: Path, shared_data: Path, tmp_path: Path, command: Command
 ) -> None:
-    scans = shared_data / "abdomen" / "ct_dicom"
-    ended = command("predict", f"checkpoint={best}", f"input={scans}", f"output={tmp_path}")
+    series = shared_data / "abdomen" / "ct_dicom"
+    ended = command("predict", f"checkpoint={best}", f"input={series}", f"output={tmp_path}")
     assert ended.code == 0, ended.err
-    row = rows_of(tmp_path)[0]
-    mask = nib.load(tmp_path / f"{row['case']}_pancreas.nii.gz")
-    assert mask.shape == (512, 512, 20)
+    ((case, row),) = rows_of(tmp_path).items()
+    assert nib.load(tmp_path / f"{case}_pancreas.nii.gz").shape == (512, 512, 20)
     assert "no_seg" in row["flags"].split()
-    assert row["reason"].startswith("seg_no_uid: the series has no SOPInstanceUID")
+    assert row["reason"].startswith("seg_no_uid: ")
     assert not list(tmp_path.glob("*.dcm"))
+
+
+def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works() -> None:
+    read, segmenting = threading.Event(), threading.Event()
+
+    class Overlapping:
+        def read(self, case: str, source: Any) -> Any:
+            if case == "b":
+                read.set()
+            return SimpleNamespace(case=case, scan=None)
+
+        def segment(self, state: Any) -> None:
+            if state.case == "a":
+                assert read.wait(60)
+            else:
+                segmenting.set()
+
+        def write(self, state: Any, rows: Any) -> Any:
+            if state.case == "a":
+                assert segmenting.wait(60)
+            return state.case
+
+    sources: Any = {case: SimpleNamespace(files=()) for case in "ab"}
+    overlapping: Any = Overlapping()
+    assert list(ScanBatch.run(overlapping, sources, {})) == ["a", "b"]
+
+
+def test_a_full_disk_ends_a_batch_in_one_line_and_what_is_done_stays(
+    best: Path, scans: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, plain = [], scan_batch.write_nifti
+
+    def full(path: Path, image: nib.Nifti1Image, qform: Any = None) -> str:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        return plain(path, image, qform)
+
+    out = tmp_path / "out"
+    words = [f"checkpoint={best}", f"input={scans}", f"output={out}"]
+    monkeypatch.setattr(scan_batch, "write_nifti", full)
+    ended = command("predict", *words)
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert "cannot be written (No space left on device); make room" in ended.err
+    assert [row["status"] for row in rows_of(out).values()] == ["done"]
+    monkeypatch.undo()
+    time_ns = written[0].stat().st_mtime_ns
+    assert command("predict", *words).code == 0
+    assert [row["status"] for row in rows_of(out).values()] == ["done"] * 3
+    assert written[0].stat().st_mtime_ns == time_ns
+
+
+def test_an_output_that_another_process_writes_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan_batch, "LOCK_TIMEOUT_S", 0.05)
+    predictor: Any = SimpleNamespace(identity=dict)
+    partial = tmp_path / ".partial-0123-a_pancreas.nii.gz"
+    partial.write_bytes(b"half")
+    for held, shard in (("", ""), ("1", ""), ("1", "1"), ("", "1")):
+        with (
+            FileLock(tmp_path / f".predicting{held}.lock"),
+            pytest.raises(PancsegError, match="is writing to it"),
+            locked_output(tmp_path, predictor, shard),
+        ):
+            pass
+    with locked_output(tmp_path, predictor, "1"), locked_output(tmp_path, predictor, "2"):
+        assert partial.exists()  # it may be another shard's
+    with locked_output(tmp_path, predictor, ""):
+        assert not partial.exists()
+
+
+def test_shards_and_a_merge_give_the_table_of_one_call(
+    best: Path, scans: Path, tmp_path: Path, command: Command
+) -> None:
+    """Shard 1 of 3 is left to the merge."""
+    out = tmp_path / "out"
+    (scans / "damaged.nii.gz").write_bytes(b"no image")
+    words = [f"checkpoint={best}", f"input={scans}"]
+    assert command("predict", *words, f"output={tmp_path / 'plain'}").code == 1
+    for shard in (0, 2):
+        command("predict", *words, f"output={out}", f"shard={shard}/3")
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*_pancreas.nii.gz")}
+    assert len(done) == 2
+    assert command("predict", *words, f"output={out}").code == 1
+    assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in done.items())
+    assert not list(out.glob("predictions.*.csv"))
+    tables = [rows_of(folder) for folder in (out, tmp_path / "plain")]
+    for row in (*tables[0].values(), *tables[1].values()):
+        row["seconds"] = row["peak_memory_mb"] = ""
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(("n", "given", "limit"), [(0, None, 0.7), (3, None, 0.88), (3, 0.2, 0.2)])
+def test_flags_and_files_follow_the_structure_and_the_confidence_of_validation(
+    n: int, given: float | None, limit: float
+) -> None:
+    models = [SimpleNamespace(preprocessing=SimpleNamespace(spacing_mm=(1, 1, 1)))]
+    predictor: Any = SimpleNamespace(calibration=Calibration(1.0, n, 0.9), models=models)
+    liver = replace(PANCREAS, name="liver", volume_ml=(800, 3000))
+    batch = ScanBatch(predictor, liver, Path(), ReviewThresholds(confidence=given))
+    mask = np.zeros((60, 60, 60), bool)
+    scan = Scan(nib.Nifti1Image(np.zeros(mask.shape, np.int16), np.eye(4)))
+
+    def flags(confidence: float) -> list[str]:
+        prediction: Any = SimpleNamespace(mask=mask, confidence=confidence)
+        return batch.flags(scan, prediction, {})
+
+    assert "no_liver" in flags(0.9)
+    mask[3:33, 3:33, 3:33] = True  # 27 ml
+    assert "volume_range" in flags(0.9)
+    assert "not_confident" in flags(limit - 0.01)
+    assert not {"not_confident", "touches_end", "several_pieces"} & {*flags(limit + 0.01)}
+    mask[35:57, 35:57, 45:] = True
+    assert {"touches_end", "several_pieces"} <= {*flags(0.9)}
+    assert batch.paths("a")["seg"].name == "a_liver.dcm"
+
+
+def test_a_scan_unlike_those_trained_on_is_flagged_with_the_number(
+    best: Path, scans: Path, command: Command
+) -> None:
+    image = nib.load(scans / "c.nii.gz")
+    noisy = voxels(scans / "c.nii.gz") + np.random.default_rng(0).normal(0, 150, image.shape)
+    (scans / "a.nii.gz").unlink()
+    nib.save(nib.Nifti1Image(np.rint(noisy).astype(np.int16), image.affine), scans / "c.nii.gz")
+    assert command("predict", f"checkpoint={best}", f"input={scans}", "output=out").code == 0
+    rows = rows_of(Path("out"))
+    assert ["noise_unlike" in rows[case]["flags"].split() for case in "ce"] == [True, False]
+    assert "noise_hu" in rows["c"]["unlike"] and "trained on" in rows["c"]["unlike"]
+
+
+@pytest.mark.slow
+def test_a_killed_batch_goes_on_as_if_undisturbed(
+    best: Path, threshold: str, images: list[Path], tmp_path: Path, command: Command
+) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for n in range(30):
+        shutil.copy(images[n % len(images)], scans / f"scan_{n:02}.nii.gz")
+    words = [f"checkpoint={best}", f"input={scans}", threshold]
+    line = [sys.executable, "-m", "pancseg.predict", *words, f"output={out}"]
+    for count in (1, 12):
+        process = subprocess.Popen(line, cwd=Path(__file__).parent.parent, stdout=-3, stderr=-3)
+        while process.poll() is None and len(list(out.glob("*_pancreas.nii.gz"))) < count:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+    names = [f"{case}_pancreas.nii.gz" for case in rows_of(out)]
+    done = {name: (out / name).stat().st_mtime_ns for name in names}
+    assert command("predict", *words, f"output={out}").code == 0
+    assert all((out / name).stat().st_mtime_ns == time_ns for name, time_ns in done.items())
+    assert command("predict", *words, f"output={tmp_path / 'plain'}").code == 0
+    assert [row["status"] for row in rows_of(out).values()] == ["done"] * 30
+    for path in (tmp_path / "plain").glob("*.nii.gz"):
+        np.testing.assert_array_equal(voxels(path), voxels(out / path.name))

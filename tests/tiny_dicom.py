@@ -44,55 +44,33 @@ def write_series(
     folder: Path,
     *,
     count: int = 5,
-    size: tuple[int, int] = (4, 3),
-    pixels: Any = None,
-    first: Sequence[float] = (-10.0, -20.0, 30.0),
-    gap_mm: float = 2.5,
-    positions: Any = None,
+    size: tuple[int, int] = (4, 3),  # rows, columns
+    pixels: Any = None,  # stored values, (slices, rows, columns), else 100 slice + 10 row + column
+    first: Sequence[float] = (-10.0, -20.0, 30.0),  # LPS mm
+    gap_mm: float = 2.5,  # along the normal
+    positions: Any = None,  # (slices, 3), LPS mm, instead of first and gap
     orientation: Sequence[float] = AXIAL,
     pixel_spacing: tuple[float, float] = (0.8, 0.5),
     slope: float = 1.0,
-    intercept: float | Sequence[float] = 0.0,
+    intercept: float | Sequence[float] = 0.0,  # of all slices or of each
     names: Sequence[str] | None = None,
-    series_uid: str | None = None,
+    series_uid: str | None = None,  # by default a new one
     patient_id: str = "P-1",
     modality: str = "CT",
-    damage: Callable[[list[Dataset]], None] | None = None,
+    damage: Callable[[list[Dataset]], None] | None = None,  # changes the slices before writing
 ) -> Path:
-    """Write a series in which neither file names nor InstanceNumbers are in order.
-
-    Args:
-        folder: Made if missing.
-        count: Slices, if neither pixels nor positions are given.
-        size: Rows, columns.
-        pixels: Stored values, ``(slices, rows, columns)``; by default
-            ``100 * slice + 10 * row + column``.
-        first: Position of the first slice, LPS mm.
-        gap_mm: From slice to slice, along the normal.
-        positions: ``(slices, 3)``, LPS mm, instead of first and gap.
-        orientation: Direction of a row, then of a column, LPS.
-        pixel_spacing: From row to row, then from column to column, mm.
-        slope: RescaleSlope.
-        intercept: RescaleIntercept, of all slices or of each.
-        names: File names, in the order of the slices.
-        series_uid: By default a new one.
-        patient_id: May be empty.
-        modality: As in the header.
-        damage: Changes the slices, in order, before they are written.
-    """
+    """Write a series in which neither file names nor InstanceNumbers are in order."""
     if positions is None:
         count = count if pixels is None else len(pixels)
         normal = np.cross(orientation[:3], orientation[3:])
         positions = np.array(first) + gap_mm * np.arange(count)[:, None] * normal
     count = len(positions)
     if pixels is None:
-        n, row, column = np.indices((count, *size))
-        pixels = 100 * n + 10 * row + column
+        pixels = np.tensordot([100, 10, 1], np.indices((count, *size)), axes=1)
     intercepts = np.broadcast_to(intercept, count)
     uid, frame = series_uid or generate_uid(), generate_uid()
-    slices = []
-    for n in range(count):
-        dataset = make_slice(np.asarray(pixels[n]))
+    slices = [make_slice(np.asarray(values)) for values in pixels]
+    for n, dataset in enumerate(slices):
         dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = uid, frame
         dataset.PatientID, dataset.Modality = patient_id, modality
         dataset.InstanceNumber = (3 * n) % count + 1
@@ -100,11 +78,11 @@ def write_series(
         dataset.ImageOrientationPatient = decimals(orientation)
         dataset.PixelSpacing = decimals(pixel_spacing)
         dataset.RescaleSlope, dataset.RescaleIntercept = decimals((slope, intercepts[n]))
-        slices.append(dataset)
     if damage:
         damage(slices)
     folder.mkdir(parents=True, exist_ok=True)
-    for dataset, name in zip(slices, names or wrong_order(count), strict=True):
+    wrong_order = [f"{(2 * n + 1) % (count + 1):03}-{n}.dcm" for n in range(count)]
+    for dataset, name in zip(slices, names or wrong_order, strict=True):
         dataset.save_as(folder / name, enforce_file_format=True)
     return folder
 
@@ -115,8 +93,7 @@ def make_slice(pixels: np.ndarray) -> Dataset:
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
-    dataset.PatientName = "Secret^Name"
-    dataset.StudyInstanceUID = generate_uid()
+    dataset.PatientName, dataset.StudyInstanceUID = "Secret^Name", generate_uid()
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.BitsAllocated = dataset.BitsStored = 16
@@ -128,8 +105,3 @@ def make_slice(pixels: np.ndarray) -> Dataset:
 def decimals(values: Sequence[float]) -> list[str]:
     """Numbers as DICOM writes them: at most 16 characters."""
     return [format_number_as_ds(float(value)) for value in values]
-
-
-def wrong_order(count: int) -> list[str]:
-    """File names in neither the order of position nor of InstanceNumber."""
-    return [f"{(2 * n + 1) % (count + 1):03}-{n}.dcm" for n in range(count)]

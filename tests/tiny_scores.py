@@ -46,34 +46,29 @@ def score_row(patient: str, dice: float | None, **columns: Any) -> dict[str, Any
 
 
 def write_run(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    subset: str = "test",
-    *,
-    train: tuple[str, ...] = (),
-    seed: int = 0,
-    **about: Any,
-) -> Path:
+    folder: Path, rows: list[dict[str, Any]], subset: str = "test", *,
+    train: tuple[str, ...] = (), seed: int = 0, **about: Any,
+) -> Path:  # fmt: skip
     """Write a run with scores; with ``subset=external`` scores of masks of another tool."""
+    counts: Any = {}
     if subset == "external":
         about = {"held_out": None, "predictions": "nnunet", **about}
-        rows = [
-            row | dict.fromkeys(("dice_plain", "recipe_metric", "expected_dice")) for row in rows
-        ]
-        counts = {}
+        nothing = dict.fromkeys(("dice_plain", "recipe_metric", "expected_dice"))
+        rows = [row | nothing for row in rows]
     else:
-        about, counts = {**OF_A_CHECKPOINT, **about}, np.zeros((3, 10))
-        counts[:, 9] = 100, 95, 90
-        hydra = folder / ".hydra"
-        for path in (folder / "checkpoints", hydra):
+        about = {**OF_A_CHECKPOINT, **about}
+        bins = np.zeros((3, 10))
+        bins[:, 9] = 100, 95, 90
+        counts = {row["patient"]: [bins] for row in rows if row["dice"] is not None}
+        for path in (folder / "checkpoints", folder / ".hydra"):
             path.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoints" / "best.ckpt").touch()
         write_json(folder / "summary.json", {**SUMMARY, "seed": seed})
         write_json(folder / "splits.json", {"train": train, "val": [], "test": []})
-        (hydra / "config.yaml").write_text(yaml.safe_dump({"seed": seed, "model": {"depth": 3}}))
+        config = {"seed": seed, "model": {"depth": 3}}
+        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
         overrides = ["experiment=strong", "data.root=/secret/Miller"]
-        (hydra / "overrides.yaml").write_text(json.dumps(overrides))
-        counts = {row["patient"]: [counts] for row in rows if row["dice"] is not None}
+        (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
     figures = summarise(rows, counts, {**ABOUT, "subset": subset, **about})
     write_scores(folder / "scores", subset, rows, figures)
     return folder

@@ -124,9 +124,11 @@ class VolumeCache:
             target = device if self.is_on_gpu else torch.device("cpu")
             self.loaded = []
             for entry in progress(self.entries, "reading", "volume", delay_s=2):
-                *pair, foreground = self.open(entry)
-                tensors = (None if a is None else torch.tensor(a, device=target) for a in pair)
-                self.loaded.append(Volume(*tensors, np.array(foreground)))
+                volume = self.open(entry)
+                keys = files_of(self.root, entry)
+                tensors = {k: torch.tensor(getattr(volume, k), device=target) for k in keys}
+                foreground = np.array(volume.foreground)
+                self.loaded.append(volume._replace(**tensors, foreground=foreground))
 
 
 def files_of(root: Path, entry: Entry) -> dict[str, Path]:

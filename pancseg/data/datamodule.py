@@ -31,7 +31,11 @@ from pancseg.parallel import ignore_signals
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Any]
-SUBSETS_OF_STAGE = {None: SUBSETS, "fit": ("train", "val"), "validate": ("val",)}
+SUBSETS_OF_STAGE: dict[str | None, tuple[str, ...]] = {
+    None: SUBSETS,
+    "fit": ("train", "val"),
+    "validate": ("val",),
+}
 
 
 class CTDataModule(pl.LightningDataModule):
@@ -97,7 +101,7 @@ class CTDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Preprocess the volumes of a stage, and remove old ones of other settings."""
-        caches = [self.volumes(subset) for subset in SUBSETS_OF_STAGE.get(stage, (stage,))]
+        caches = [self.volumes(subset) for subset in SUBSETS_OF_STAGE.get(stage, (stage or "",))]
         if is_first_process():
             with suppress(OSError):
                 evict(caches[0].folder, self.hparams["cache_gb"])
@@ -242,8 +246,8 @@ class CTDataModule(pl.LightningDataModule):
         workers = 0 if on_gpu else self.hparams["num_workers"]
         options |= {"num_workers": workers, "persistent_workers": workers > 0}
         options |= {"pin_memory": self.hparams["pin_memory"] and not on_gpu}
-        functions = {"worker_init_fn": ignore_signals, "collate_fn": samples.collate}
-        return DataLoader(dataset, **functions, **options)
+        options |= {"worker_init_fn": ignore_signals, "collate_fn": samples.collate}
+        return DataLoader(dataset, **options)
 
     def rank_and_processes(self) -> tuple[int, int]:
         """Rank of this process among those that train together, and their number."""

@@ -133,4 +133,4 @@ def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
         if earlier != subset:
             same = "" if name == other else f" ({other} is the same person or has the same scan)"
             raise PancsegError(f"{path}: in both {earlier} and {subset}: {name}{same}")
-    return Split(*(sorted(lists[subset]) for subset in SUBSETS), "file", None)
+    return Split(sorted(lists["train"]), sorted(lists["val"]), sorted(lists["test"]), "file", None)

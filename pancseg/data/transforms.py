@@ -97,7 +97,7 @@ def deterministic(
     # torch's "nearest" shifts labels by up to half a voxel
     resize = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
     (low, high), size = preprocessing.window_hu, preprocessing.spatial_size
-    no_coordinates = {"start_coord_key": None, "end_coord_key": None}  # the affine holds them
+    no_coordinates: dict[str, Any] = {"start_coord_key": None, "end_coord_key": None}
     return [
         *([nifti_loader(keys), mt.EnsureChannelFirstd(keys)] if load else []),
         mt.Orientationd(keys, axcodes=preprocessing.orientation, labels=AXES),

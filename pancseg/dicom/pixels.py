@@ -166,7 +166,8 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
     time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
     for n, levels in enumerate(functional_groups(dataset, file)):
-        *geometry, (slope,), (intercept,) = (read_numbers(levels, key, file) for key in NUMBERS)
+        numbers: Any = [read_numbers(levels, keyword, file) for keyword in NUMBERS]
+        *geometry, (slope,), (intercept,) = numbers
         acquisitions = str(find_value(levels, "FrameAcquisitionNumber", number)), time
         unit = str(find_value(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified

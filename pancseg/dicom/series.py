@@ -260,14 +260,12 @@ def mark_damaged(series: list[Series], damaged: list[Header]) -> Iterator[Series
             slices[header.uid].append(file)
         else:  # an empty file of another suffix, such as READY, is no slice
             suffixes[file.parent].add(None if header.is_damaged else file.suffix)
-    count = Counter(item.uid for item in series)
     for item in series:
         folders = {file.parent for file in item.files} if item.format == "image" else set()
         if any(suffixes[folder] & {None, item.files[0].suffix} for folder in folders):
             item = replace(item, flags=("damaged_file",))
-        own = [f for f in slices[item.uid] if count[item.uid] == 1 or f.parent in folders]
-        if own and not item.problem:
-            names = ", ".join(file.name for file in own[:3])
+        if slices[item.uid] and not item.problem:
+            names = ", ".join(file.name for file in slices[item.uid][:3])
             item = replace(item, problem=f"damaged_slice: {names} of the series cannot be read")
         yield item
 

@@ -83,7 +83,7 @@ class Augmentation:
             name, value = field.name, getattr(self, field.name)
             low, high = LIMITS.get(name, (0, 1 if name.endswith(PROBABILITY) else math.inf))
             count = len(field.default) if isinstance(field.default, tuple) else 0
-            is_list = isinstance(value, list | tuple)
+            is_list = isinstance(value, Sequence) and not isinstance(value, str)
             values = tuple(value) if is_list else (value,)
             is_valid = is_list == bool(count) and len(values) == (count or 1)
             is_valid = is_valid and all(type(v) in (int, float) for v in values)  # not bool

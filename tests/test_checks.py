@@ -1,4 +1,4 @@
-"""Flags: for each an input that raises it and a similar one that does not."""
+"""Flags and grids of labels: for each an input that raises it and a similar one that does not."""
 
 from pathlib import Path
 from typing import Any
@@ -8,27 +8,27 @@ import numpy as np
 import pydicom
 import pytest
 
-from pancseg.data.manifest import Case
 from pancseg.errors import PancsegError, Refused
+from pancseg.geometry import oriented_like
 from pancseg.intake.checks import (
     FLAGS,
     Checks,
+    check_grid,
     check_image,
     cross_case_flags,
     sort_flags,
     voxel_flags,
 )
+from pancseg.intake.volume_files import uncropped
 from pancseg.structures import Structure
-from tests.conftest import Command
-from tests.tiny_dicom import write_series
+from tests.tiny_root import case_of
 
 SHAPE = (40, 40, 12)
 SPACING_MM = (2.0, 2.0, 5.0)  # a voxel is 0.02 ml
 PANCREAS = Structure("pancreas", None, "15776009", "organ", (15, 300), (1,))
-WITH_TUMOUR = (
-    Structure("pancreas", (1, 2), "15776009", "organ", (15, 300), (1, 2)),
-    Structure("tumour", (2,), "108369006", "lesion", (0, 5), (2,)),
-)
+TUMOUR = Structure("tumour", (2,), "108369006", "lesion", (0, 5), (2,))
+WITH_TUMOUR = (Structure("pancreas", (1, 2), "15776009", "organ", (15, 300), (1, 2)), TUMOUR)
+GRID = np.array([[-0.8, 0, 0, 90.0], [0, -0.8, 0, 70.0], [0, 0, 2.5, -300.0], [0, 0, 0, 1]])
 
 
 def body() -> np.ndarray:
@@ -49,19 +49,12 @@ def organ() -> np.ndarray:
     return codes
 
 
-def flags(
-    hu: np.ndarray,
-    codes: np.ndarray | None = None,
-    structures: tuple[Structure, ...] = (PANCREAS,),
-    **checks: Any,
-) -> list[str]:
+def flags(hu: Any, codes: Any = None, structures: Any = (PANCREAS,), **checks: Any) -> list[str]:
     return voxel_flags(hu, codes, SPACING_MM, Checks(**checks), structures)
 
 
 def test_a_body_with_an_organ_has_no_flags() -> None:
-    assert flags(body(), organ()) == []
-    assert flags(body().astype(np.float32), organ()) == []
-    assert flags(np.asfortranarray(body()), np.asfortranarray(organ())) == []
+    assert flags(body(), organ()) == flags(body().astype(np.float32), organ()) == []
 
 
 @pytest.mark.parametrize(
@@ -69,16 +62,12 @@ def test_a_body_with_an_organ_has_no_flags() -> None:
     [
         (lambda hu: hu + 1024, "hu_not_applied"),  # no intercept
         (lambda hu: (hu + 1000).clip(0), "hu_not_applied"),  # half of the air at exactly 0
-        (lambda hu: ((hu + 1024.0) / 4095).astype(np.float32), "hu_not_applied"),
         (lambda hu: np.abs(hu) + 1, "hu_not_applied"),  # like MR
-        (lambda hu: hu.clip(-200, 200), "hu_windowed"),
         (lambda hu: hu.clip(-1000, 300), "hu_windowed"),
         (lambda hu: hu.clip(-160, None), "hu_windowed"),
         (lambda hu: ((hu.clip(-160, 240) + 160) * 0.6375).astype(np.uint8), "hu_windowed"),
-        (lambda hu: ((hu.clip(-160, 240) + 160) / 400).astype(np.float32), "hu_windowed"),
         (lambda hu: hu - 1024, "hu_implausible"),  # intercept applied twice
         (lambda hu: hu * 2, "hu_implausible"),
-        (lambda hu: np.where(hu < -900, hu * 9, hu), "hu_implausible"),
         (lambda hu: np.where(hu > 1000, 60000, hu.astype(np.int32)), "hu_implausible"),
         (lambda hu: hu / 4.0 - 1000, "hu_implausible"),  # nothing but air
     ],
@@ -87,7 +76,7 @@ def test_values_that_are_not_hu_are_flagged(change: Any, flag: str) -> None:
     assert flags(change(body())) == [flag]
 
 
-@pytest.mark.parametrize("padding", [-2000, -3024, -8192, -32768])
+@pytest.mark.parametrize("padding", [-2000, -32768])
 @pytest.mark.parametrize("radius", [18, 19])  # without and with a rim of air
 def test_constant_padding_is_not_flagged_whatever_its_value(padding: int, radius: int) -> None:
     x, y, _ = np.indices(SHAPE)
@@ -97,38 +86,21 @@ def test_constant_padding_is_not_flagged_whatever_its_value(padding: int, radius
     assert flags(padded) == ["hu_implausible"]
 
 
-def test_metal_storage_limits_and_a_field_of_view_without_air_are_not_flagged() -> None:
+def test_metal_storage_limits_and_few_voxels_are_not_flagged() -> None:
     metal = body()
     metal[20, 20, 5:7] = 30000
-    assert flags(metal) == []
-    assert flags(body().clip(-1024, 3071)) == []
-    assert flags(body()[4:36, 4:36]) == []
-
-
-def test_an_image_of_a_few_voxels_is_not_judged() -> None:
+    assert flags(metal) == flags(body().clip(-1024, 3071)) == flags(body()[4:36, 4:36]) == []
     assert flags(np.zeros((4, 3, 5), np.int16)) == []
 
 
-@pytest.mark.parametrize("values", [(0, 1), (0, 255), (-1024, 0), (0.0, 1.0)])
+@pytest.mark.parametrize("values", [(0, 255), (-1024, 0), (0.0, 1.0)])
 def test_an_image_of_two_values_is_refused_as_a_mask(values: tuple[float, float]) -> None:
     mask = np.array(values)[np.indices((256, 256, 4))[0] % 2]
-    with pytest.raises(Refused, match=f"looks_like_mask: .*values only, {values[0]:g} and "):
+    with pytest.raises(Refused, match=f"looks_like_mask: two values only, {values[0]:g} and "):
         check_image(mask)
     mask[17, 13, 3] += 1  # one voxel, not among the sampled
     check_image(mask)
     check_image(np.zeros(SHAPE, np.int16))
-
-
-def test_a_mask_series_among_the_images_is_refused_and_the_scan_kept(
-    tmp_path: Path, command: Command
-) -> None:
-    write_series(tmp_path / "in" / "ct")
-    write_series(tmp_path / "in" / "mask", pixels=np.indices((5, 4, 3))[0] % 2)
-    source = [f"source.images={tmp_path / 'in'}", "source.labels=null", "data.depth=2"]
-    assert command("prepare", *source, f"data.root={tmp_path / 'root'}").code == 1
-    table = (tmp_path / "root" / "intake.csv").read_text()
-    assert table.count("image,refused,looks_like_mask") + table.count('"looks_like_mask') == 1
-    assert table.count("image,kept") == 1
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 9, 10])
@@ -144,38 +116,31 @@ def test_unusual_repeated_alternating_and_noisy_slices_are_in_order() -> None:
         unusual = body()
         unusual[..., k] = (unusual[..., k] + 5 * noise[..., k]).clip(-1500, 1500)
         assert flags(unusual) == []
-    assert flags(body().repeat(2, axis=2)) == []
-    assert flags((body() + noise).astype(np.int16)) == []
     alternating = body()
     alternating[..., ::2] += (noise[..., :1] / 2).astype(np.int16)
-    assert flags(alternating) == []
+    noisy = (body() + noise).astype(np.int16)
+    assert flags(alternating) == flags(noisy) == flags(body().repeat(2, axis=2)) == []
 
 
 def test_an_empty_label_has_no_other_flag() -> None:
-    assert flags(body(), np.zeros(SHAPE, np.uint8)) == ["label_empty"]
-    assert flags(body(), np.zeros(SHAPE, np.uint8), WITH_TUMOUR) == ["label_empty"]
-    assert flags(body(), None) == []
+    for structures in ((PANCREAS,), WITH_TUMOUR):
+        assert flags(body(), np.zeros(SHAPE, np.uint8), structures) == ["label_empty"]
 
 
 def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels() -> None:
     codes, hu = organ(), body()
-    hu[16:24, 12:28, 2] = np.where(np.indices((8, 16))[1] < 12, -950, 50)  # 96 of 1024 voxels
+    codes[24:, 20, 5] = 1  # to the edge of the scan: air beside the label does not count
+    hu[16:24, 12:28, 2] = np.where(np.indices((8, 16))[1] < 12, -950, 50)  # 96 of 1040 voxels
     assert flags(hu, codes) == []
     hu[16:24, 12:28, 2] = -950  # 128
     assert flags(hu, codes) == ["label_outside_body"]
 
 
-def test_air_beside_a_label_does_not_count() -> None:
-    codes = organ()
-    codes[24:, 20, 5] = 1  # to the edge of the scan: 2 of 1040 voxels in air, most of the box
-    assert flags(body(), codes) == []
-
-
 @pytest.mark.parametrize(
-    ("volume_ml", "flagged"), [((20.4, 20.5), []), ((20.5, 300), True), ((1, 20.4), True)]
+    ("volume_ml", "is_flagged"), [((20.4, 20.5), False), ((20.5, 300), True), ((1, 20.4), True)]
 )
-def test_volume_is_compared_in_ml(volume_ml: tuple[float, float], flagged: bool) -> None:
-    expected = ["label_volume"] if flagged else []
+def test_volume_is_compared_in_ml(volume_ml: tuple[float, float], is_flagged: bool) -> None:
+    expected = ["label_volume"] * is_flagged
     assert flags(body(), organ(), volume_ml=volume_ml) == expected
     structure = Structure("pancreas", None, "", "organ", volume_ml, (1,))
     assert flags(body(), organ(), (structure,)) == expected
@@ -187,16 +152,12 @@ def test_each_of_several_structures_has_its_own_volume_range() -> None:
     assert flags(body(), codes, WITH_TUMOUR) == []
     codes[16:20, 12:20, 2:10] = 2  # 5.12 ml
     assert flags(body(), codes, WITH_TUMOUR) == ["label_volume:tumour"]
-    codes[codes == 1] = 0
-    found = flags(body(), codes, WITH_TUMOUR)
-    assert found == ["label_volume:pancreas", "label_volume:tumour"]
 
 
 def test_components_gaps_and_cuts_are_judged_on_organs_alone() -> None:
     codes = organ()
     codes[16:18, 12, [0, 4, 11]] = 2  # metastases in slices apart, on the first and on the last
-    apart = (PANCREAS, WITH_TUMOUR[1])
-    assert flags(body(), codes, apart) == []
+    assert flags(body(), codes, (PANCREAS, TUMOUR)) == []
     assert flags(body(), codes, WITH_TUMOUR) == ["label_cut", "label_gaps"]
 
 
@@ -210,43 +171,24 @@ def test_a_second_large_component_is_flagged() -> None:
     assert flags(body(), codes) == []
 
 
-@pytest.mark.parametrize(("k", "found"), [(0, ["label_cut"]), (1, []), (11, ["label_cut"])])
-def test_a_label_on_the_first_or_last_slice_may_be_cut(k: int, found: list[str]) -> None:
-    codes = organ()
-    codes[16:24, 12:28, min(k, 2) : max(k, 9) + 1] = 1
-    assert flags(body(), codes) == found
-
-
-def test_an_empty_slice_inside_a_label_is_a_gap() -> None:
-    codes = organ()
-    codes[..., 9] = 0
-    assert flags(body(), codes, volume_ml=(1, 300), piece_share=1) == []
-    codes[..., 5] = 0
-    assert flags(body(), codes, volume_ml=(1, 300), piece_share=1) == ["label_gaps"]
-
-
 def test_several_flags_are_in_the_order_of_the_table() -> None:
     codes = np.zeros(SHAPE, np.uint8)
     codes[0:4, 0:4, 0] = 1
-    assert flags(body() - 1024, codes) == [
-        *("hu_implausible", "label_outside_body", "label_volume", "label_cut")
-    ]
+    expected = ["hu_implausible", "label_outside_body", "label_volume", "label_cut"]
+    assert flags(body() - 1024, codes) == expected
     assert sort_flags(reversed(FLAGS)) == list(FLAGS)
 
 
 def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
-    assert Checks(refuse=("phantom", "unlabelled")).refuse == ("phantom", "unlabelled")
     with pytest.raises(PancsegError, match=r"names label_emty; flags are hu_not_applied, "):
         Checks(refuse=("label_cut", "label_emty"))
-    for limits in ([300, 15], [15], 3 * [1]):
+    for limits in ([300, 15], 3 * [1]):
         with pytest.raises(PancsegError, match=r"checks.volume_ml=\[.*\]: expected two, the lower"):
             Checks(volume_ml=limits)
 
 
 def test_phantoms_raise_no_flag(dicom: Path) -> None:
-    paths = sorted((dicom / "truth").glob("*_image.nii.gz"))
-    assert len(paths) == 6
-    for path in paths:
+    for path in sorted((dicom / "truth").glob("*_image.nii.gz")):
         label = nib.load(str(path).replace("_image", "_label"))
         values = [np.asanyarray(nib.load(path).dataobj), np.asanyarray(label.dataobj)]
         spacing_mm = nib.affines.voxel_sizes(label.affine)
@@ -254,59 +196,103 @@ def test_phantoms_raise_no_flag(dicom: Path) -> None:
 
 
 def test_real_ct_has_no_flags_and_mr_is_not_hu(shared_data: Path) -> None:
-    ct = np.asanyarray(nib.load(shared_data / "abdomen/ct.nii.gz").dataobj)
-    assert flags(ct) == []
+    ct, mr = (nib.load(shared_data / f"abdomen/{name}.nii.gz").dataobj for name in ("ct", "mr"))
     order = np.arange(ct.shape[2])
     order[[40, 41]] = 41, 40
-    assert flags(ct[..., order]) == ["slice_order"]
-    assert flags(stacked(shared_data / "abdomen/ct_dicom")) == []
-    assert flags(stacked(shared_data / "seg/ct")) == []
-    mr = np.asanyarray(nib.load(shared_data / "abdomen/mr.nii.gz").dataobj)
-    assert flags(mr) == ["hu_not_applied"]
-
-
-def stacked(folder: Path) -> np.ndarray:
-    """HU of a series in order of position, by plain pydicom."""
-    files = [pydicom.dcmread(file, force=True) for file in folder.iterdir()]
+    assert flags(np.asanyarray(ct)) == []
+    assert flags(np.asanyarray(ct)[..., order]) == ["slice_order"]
+    assert flags(np.asanyarray(mr)) == ["hu_not_applied"]
+    files = [pydicom.dcmread(f, force=True) for f in (shared_data / "seg" / "ct").iterdir()]
     files.sort(key=lambda file: float(file.ImagePositionPatient[2]))
     slices = [file.pixel_array.T * file.RescaleSlope + file.RescaleIntercept for file in files]
-    return np.stack(slices, axis=2).astype(np.int16)
-
-
-def case(name: str, **values: Any) -> Case:
-    fields = {
-        **{"patient": name, "image": "i", "label": "l", "shape": [4, 4, 4], "label_voxels": 3},
-        **{
-            "spacing_mm": [1.0, 1.0, 2.0],
-            "structure_voxels": {},
-            "input_hash": name,
-            "input_state": "",
-        },
-        **{"image_sha256": "", "label_sha256": "", "phantom": False, "voxel_hash": name},
-    }
-    return Case(name=name, **{**fields, **values})
+    assert flags(np.stack(slices, axis=2).astype(np.int16)) == []
 
 
 def test_cases_of_equal_voxels_are_duplicates_of_the_first() -> None:
-    cases = [
-        case("b", voxel_hash="x"),
-        case("a", voxel_hash="x"),
-        case("c"),
-        case("d", voxel_hash=""),
-    ]
-    flags_of = {name: ["duplicate_pixels"] for name in "ab"}
-    assert cross_case_flags(cases, 2.5) == ({"a": "b"}, flags_of)
+    hashes = {"b": "x", "a": "x", "c": "c", "d": "", "e": ""}
+    cases = [case_of(name, voxel_hash=value) for name, value in hashes.items()]
+    expected = {"a": "b"}, {name: ["duplicate_pixels"] for name in "ab"}
+    assert cross_case_flags(cases, 2.5) == expected
 
 
 @pytest.mark.parametrize("key", ["patient_id_hash", "study_hash"])
 def test_two_names_of_a_person_are_flagged(key: str) -> None:
-    cases = [case("visit1", **{key: "X"}), case("visit2", **{key: "X"}), case("z", **{key: "Z"})]
-    assert cross_case_flags(cases, 2.5)[1] == {"visit1": ["two_names"], "visit2": ["two_names"]}
+    cases = [
+        case_of(name, **{key: value}) for name, value in (("v1", "X"), ("v2", "X"), ("z", "Z"))
+    ]
+    assert cross_case_flags(cases, 2.5)[1] == {"v1": ["two_names"], "v2": ["two_names"]}
 
 
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:
-    usual = [case(str(n)) for n in range(4)]
-    thick = case("thick", spacing_mm=[1.0, 1.0, 6.0])
-    assert cross_case_flags([*usual, thick], 2.5)[1] == {"thick": ["spacing_outlier"]}
-    assert cross_case_flags([*usual, thick], 3.5)[1] == {}
-    assert cross_case_flags([*usual[1:], thick], 2.5)[1] == {}
+    cases = [case_of(name) for name in "abcd"] + [case_of("thick", spacing_mm=[8, 8, 24])]
+    assert cross_case_flags(cases, 2.5)[1] == {"thick": ["spacing_outlier"]}
+    assert cross_case_flags(cases, 3.5)[1] == cross_case_flags(cases[1:], 2.5)[1] == {}
+
+
+# grids of labels
+
+
+def on(affine: np.ndarray, shape: tuple[int, ...] = (50, 40, 30)) -> nib.Nifti1Image:
+    return nib.Nifti1Image(np.zeros(shape, np.uint8), affine)
+
+
+def moved(*mm: float) -> np.ndarray:
+    affine = GRID.copy()
+    affine[:3, 3] += mm
+    return affine
+
+
+def turned(degrees: float) -> np.ndarray:
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ GRID
+
+
+@pytest.mark.parametrize("affine", [GRID, moved(0.07, 0, 0), GRID @ np.diag([1, 1, 1.0005, 1])])
+def test_grids_within_a_tenth_of_a_voxel_are_equal(affine: np.ndarray) -> None:
+    check_grid(on(GRID), on(affine))
+
+
+FLIPPED, MIRRORED = "label begins where the image ends, ", "label is mirrored at the scanner's"
+SHIFTED = "label lies (1.60, 0.00, -5.00) mm to the right, front and head of the image, "
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        (on(GRID, (50, 40, 31)), "label_size: label has 50 x 40 x 31 voxels of 0.8"),
+        (on(GRID @ np.diag([1, 1, 2, 1])), "label_spacing: label has voxels of 0.8 x 0.8 x 5 mm,"),
+        (on(turned(12)), "label_direction: label's axes are 12.00 degrees off the image's"),
+        (on(moved(49 * 0.8, 0, 0)), f"label_flipped: {FLIPPED}left-right: its affine"),
+        (on(moved(49 * 0.8, 31.2, 0)), f"label_flipped: {FLIPPED}left-right and back-front: "),
+        (on(moved(0, 0, -29 * 2.5)), f"label_flipped: {FLIPPED}feet-head: "),
+        (on(np.diag([-1, -1, 1, 1]) @ GRID), f"label_flipped: {MIRRORED} origin, left-right and"),
+        (on(moved(1.6, 0, -5)), f"label_shifted: {SHIFTED}(-2.00, 0.00, -2.00) voxels"),
+        (on(moved(49 * 0.8, 3, 0)), "label_shifted: "),
+        (on(moved(20 * 0.8, 0, 0)), "label_shifted: "),
+    ],
+)
+def test_each_difference_of_grids_is_refused_with_numbers(
+    label: nib.Nifti1Image, reason: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        check_grid(on(GRID), oriented_like(label, on(GRID)))
+    assert str(refused.value).startswith(reason)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SLA"])
+def test_a_crop_in_any_orientation_is_placed_on_its_voxels(codes: str) -> None:
+    whole = on(GRID)
+    whole.dataobj[10:14, 20:22, 29] = 2
+    whole.dataobj[10, 20, 28] = 1
+    crop = whole.slicer[9:15, 20:23, 28:30]
+    axes = nib.orientations.axcodes2ornt(tuple(codes))
+    turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(GRID), axes)
+    padded = uncropped(crop.as_reoriented(turn), whole)
+    np.testing.assert_array_equal(padded.dataobj, whole.dataobj)
+    check_grid(whole, padded)
+
+
+@pytest.mark.parametrize("mm", [(0.4, 0, 0), (-80, 0, 0)])
+def test_a_crop_off_the_grid_or_outside_is_left_alone(mm: tuple[float, ...]) -> None:
+    crop = on(moved(*mm), (20, 20, 20))
+    assert uncropped(crop, on(GRID)) is crop
