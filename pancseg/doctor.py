@@ -29,7 +29,7 @@ def doctor(cfg: DictConfig) -> None:
     """Print the report of ``torch.utils.collect_env`` and findings; raise if one is an error."""
     print(f"{environment()}\n")
     checks = {"packages": check_packages(), "gpu": check_gpus(), "decoders": check_decoders()}
-    failed = {}
+    failed: dict[str, str] = {}
     for name, check in {**checks, "disk": check_disk(Path(cfg.data.root))}.items():
         try:
             with warnings.catch_warnings(action="ignore"):  # of torch, that the driver is too old

@@ -32,9 +32,7 @@ class Evaluation:
 def evaluate(cfg: DictConfig) -> float | None:
     """Score masks of a checkpoint, a sweep or another tool; return the mean Dice over patients.
 
-    Raises:
-        PancsegError: If it cannot start.
-        Incomplete: If a case failed; the others are scored.
+    Incomplete if a case failed; the others are scored.
     """
     check_request(cfg)
     from pancseg.files import check_writable
@@ -175,7 +173,9 @@ def plan_models(cfg: DictConfig) -> Evaluation:
     scorer = {
         "segment": segment,
         "identity": lambda case: identities[patients[case.patient]],
-        "folds": {p: models[ns[0]].fold for p, ns in patients.items() if len(ns) == 1},
+        "folds": {
+            p: models[ns[0]].data["split"].get("fold") for p, ns in patients.items() if len(ns) == 1
+        },
     }
     parts = [run_folder_of(model.path) for model in models]
     return Evaluation(name, run_folder_of(path), parts, root, cases, about, scorer, [])

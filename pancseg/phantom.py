@@ -1,20 +1,20 @@
 """``python -m pancseg.phantom``: synthetic abdominal CT with a pancreas, as DICOM."""
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.cli import command
-from pancseg.errors import PancsegError
+from pancseg.errors import Incomplete, PancsegError
 
 log = logging.getLogger(__name__)
 
 
 def phantom(cfg: DictConfig) -> None:
     """Write phantoms."""
-    from pancseg.parallel import progress
-    from pancseg.phantoms.patient import simulate_patient, write_patient
+    from pancseg.parallel import cores, process_map, progress
 
     if OmegaConf.is_missing(cfg, "out"):
         raise PancsegError("out is not given; give a folder, such as out=data/phantoms")
@@ -24,10 +24,30 @@ def phantom(cfg: DictConfig) -> None:
             "expected at least 1 patient, 2 voxels along each axis and spacings above 0"
         )
     out = Path(cfg.out)
-    for index in progress(range(cfg.patients), "phantoms", "patient"):
-        patient = simulate_patient(cfg.seed, index, tuple(cfg.shape), tuple(cfg.spacing_mm))
-        write_patient(patient, out)
+    write = partial(write_phantom, out, cfg.seed, tuple(cfg.shape), tuple(cfg.spacing_mm))
+    processes = min(cores(), cfg.patients // 8)  # starting processes takes longer than few phantoms
+    done = process_map(write, range(cfg.patients), processes, crashed)
+    for _ in progress(done, "phantoms", "patient", cfg.patients):
+        pass
     log.info("%s: %d phantoms of %s voxels", out, cfg.patients, " x ".join(map(str, cfg.shape)))
+
+
+def write_phantom(
+    out: Path,
+    seed: int,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    index: int,
+) -> None:
+    """Simulate and write a phantom."""
+    from pancseg.phantoms.patient import simulate_patient, write_patient
+
+    write_patient(simulate_patient(seed, index, shape, spacing_mm), out)
+
+
+def crashed(index: int) -> None:
+    """Report a phantom whose process died."""
+    raise Incomplete(f"phantom {index}: its process was killed; give more memory or fewer voxels")
 
 
 main = command(phantom)

@@ -1,6 +1,7 @@
 """``python -m pancseg.predict``: masks of scans without labels."""
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from hashlib import sha256
@@ -15,12 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> None:
-    """Segment every scan of a path.
-
-    Raises:
-        PancsegError: If it cannot start.
-        Incomplete: If a scan was refused or failed; the others are done.
-    """
+    """Segment every scan of a path; Incomplete if one was refused or failed."""
     from pancseg.files import check_writable
     from pancseg.hardware import device_settings
     from pancseg.inference import scan_batch as sb
@@ -51,11 +47,13 @@ def predict(cfg: DictConfig) -> None:
         print(f"warning: {printable(warning)}", file=sys.stderr)
     sources = dict(zip(case_names(contents.cases, scans), contents.cases, strict=True))
     if shard:
-        sources = {case: source for case, source in sources.items() if shard.has(name_hash(case))}
+        hashes = {case: sha256(os.fsencode(case)).hexdigest() for case in sources}
+        sources = {case: sources[case] for case in sources if shard.has(hashes[case])}
     refused = [sb.Row("", str(f.path), "", sb.REFUSED, f.reason) for f in contents.skipped]
     check_writable(folder, "output")
     with sb.locked_output(folder, predictor, name):
-        path, rows = sb.table_path(folder, name), sb.read_tables(folder)
+        path = folder / (f"predictions.{name}.csv" if shard else sb.TABLE)
+        rows = sb.read_tables(folder)
         rows = {c: rows[c] for c in sources if c in rows and batch.is_done(sources[c], rows[c])}
         missing = {case: source for case, source in sources.items() if case not in rows}
 
@@ -91,11 +89,6 @@ def check_request(cfg: DictConfig) -> tuple[Path, Path]:
             "another folder"
         )
     return scans, folder
-
-
-def name_hash(case: str) -> str:
-    """What decides the shard of a scan."""
-    return sha256(case.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def print_rows(rows: list) -> int:

@@ -178,9 +178,7 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _without_network_in_own_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Tests write nothing into the checkout and ask for no other machine."""
     monkeypatch.chdir(tmp_path)
     yield

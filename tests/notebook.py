@@ -20,27 +20,15 @@ def executed(folder: Path, **environment: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def store(notebook: nbformat.NotebookNode, folder: Path) -> None:
-    """Write the notebook without progress bars and the path of its folder."""
-    for cell in notebook.cells:
-        cell.metadata.clear()
-        outputs: list[nbformat.NotebookNode] = []
-        for output in cell.get("outputs", []):
-            if output.get("name") == "stderr":
-                continue
-            if "text" in output:
-                output.text = output.text.replace(f"{folder}/", "")
-                if outputs and "text" in outputs[-1]:  # a bar stood between them
-                    outputs[-1].text += output.text
-                    continue
-            outputs.append(output)
-        if "outputs" in cell:
-            cell.outputs = outputs
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    nbformat.write(notebook, NOTEBOOK)
-
-
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as name:
-        store(executed(Path(name).resolve()), Path(name).resolve())
+    with tempfile.TemporaryDirectory() as folder:
+        ran = executed(Path(folder).resolve())
+        for cell in ran.cells:
+            cell.metadata.clear()
+            if "outputs" in cell:  # without progress bars
+                cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.get("outputs", []):
+                if "text" in output:
+                    output.text = output.text.replace(f"{Path(folder).resolve()}/", "")
+        ran.metadata = {"kernelspec": ran.metadata.kernelspec}
+        nbformat.write(ran, NOTEBOOK)

@@ -3,12 +3,10 @@
 import doctest
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-import hydra
 import pytest
 
-from pancseg.config import conf_folder, register_resolvers
+from tests.conftest import compose
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -34,11 +32,8 @@ def test_metrics_equal_those_by_hand_and_libraries_differ_where_the_page_says(
 
 
 def test_options_that_benchmarks_give_to_train_exist() -> None:
-    register_resolvers()
-    step: ModuleType = import_module("training_step")
+    step = import_module("training_step")
     arms = import_module("dice_over_time").ARMS.values()
     given = [[*arm.overrides, *arm.tiny] for arm in arms]
-    given += [step.plain_values(), [measure.on for measure in step.MEASURES]]
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        for words in given:
-            hydra.compose("train", words)
+    for words in (*given, step.plain_values(), [measure.on for measure in step.MEASURES]):
+        compose("train", *words)

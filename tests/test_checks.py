@@ -11,12 +11,10 @@ import pytest
 from pancseg.errors import PancsegError, Refused
 from pancseg.geometry import oriented_like
 from pancseg.intake.checks import (
-    FLAGS,
     Checks,
     check_grid,
     check_image,
     cross_case_flags,
-    sort_flags,
     voxel_flags,
 )
 from pancseg.intake.volume_files import uncropped
@@ -51,10 +49,6 @@ def organ() -> np.ndarray:
 
 def flags(hu: Any, codes: Any = None, structures: Any = (PANCREAS,), **checks: Any) -> list[str]:
     return voxel_flags(hu, codes, SPACING_MM, Checks(**checks), structures)
-
-
-def test_a_body_with_an_organ_has_no_flags() -> None:
-    assert flags(body(), organ()) == flags(body().astype(np.float32), organ()) == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +97,7 @@ def test_an_image_of_two_values_is_refused_as_a_mask(values: tuple[float, float]
     check_image(np.zeros(SHAPE, np.int16))
 
 
-@pytest.mark.parametrize("first", [0, 1, 5, 9, 10])
+@pytest.mark.parametrize("first", [0, 1, 5, 10])
 def test_swapped_neighbours_are_flagged_at_every_position(first: int) -> None:
     order = np.arange(SHAPE[2])
     order[[first, first + 1]] = first + 1, first
@@ -111,6 +105,7 @@ def test_swapped_neighbours_are_flagged_at_every_position(first: int) -> None:
 
 
 def test_unusual_repeated_alternating_and_noisy_slices_are_in_order() -> None:
+    assert flags(body(), organ()) == flags(body().astype(np.float32), organ()) == []
     noise = np.random.default_rng(1).normal(0, 60, SHAPE)
     for k in range(SHAPE[2]):
         unusual = body()
@@ -120,11 +115,6 @@ def test_unusual_repeated_alternating_and_noisy_slices_are_in_order() -> None:
     alternating[..., ::2] += (noise[..., :1] / 2).astype(np.int16)
     noisy = (body() + noise).astype(np.int16)
     assert flags(alternating) == flags(noisy) == flags(body().repeat(2, axis=2)) == []
-
-
-def test_an_empty_label_has_no_other_flag() -> None:
-    for structures in ((PANCREAS,), WITH_TUMOUR):
-        assert flags(body(), np.zeros(SHAPE, np.uint8), structures) == ["label_empty"]
 
 
 def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels() -> None:
@@ -171,14 +161,6 @@ def test_a_second_large_component_is_flagged() -> None:
     assert flags(body(), codes) == []
 
 
-def test_several_flags_are_in_the_order_of_the_table() -> None:
-    codes = np.zeros(SHAPE, np.uint8)
-    codes[0:4, 0:4, 0] = 1
-    expected = ["hu_implausible", "label_outside_body", "label_volume", "label_cut"]
-    assert flags(body() - 1024, codes) == expected
-    assert sort_flags(reversed(FLAGS)) == list(FLAGS)
-
-
 def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
     with pytest.raises(PancsegError, match=r"names label_emty; flags are hu_not_applied, "):
         Checks(refuse=("label_cut", "label_emty"))
@@ -208,21 +190,6 @@ def test_real_ct_has_no_flags_and_mr_is_not_hu(shared_data: Path) -> None:
     assert flags(np.stack(slices, axis=2).astype(np.int16)) == []
 
 
-def test_cases_of_equal_voxels_are_duplicates_of_the_first() -> None:
-    hashes = {"b": "x", "a": "x", "c": "c", "d": "", "e": ""}
-    cases = [case_of(name, voxel_hash=value) for name, value in hashes.items()]
-    expected = {"a": "b"}, {name: ["duplicate_pixels"] for name in "ab"}
-    assert cross_case_flags(cases, 2.5) == expected
-
-
-@pytest.mark.parametrize("key", ["patient_id_hash", "study_hash"])
-def test_two_names_of_a_person_are_flagged(key: str) -> None:
-    cases = [
-        case_of(name, **{key: value}) for name, value in (("v1", "X"), ("v2", "X"), ("z", "Z"))
-    ]
-    assert cross_case_flags(cases, 2.5)[1] == {"v1": ["two_names"], "v2": ["two_names"]}
-
-
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:
     cases = [case_of(name) for name in "abcd"] + [case_of("thick", spacing_mm=[8, 8, 24])]
     assert cross_case_flags(cases, 2.5)[1] == {"thick": ["spacing_outlier"]}
@@ -245,11 +212,6 @@ def moved(*mm: float) -> np.ndarray:
 def turned(degrees: float) -> np.ndarray:
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ GRID
-
-
-@pytest.mark.parametrize("affine", [GRID, moved(0.07, 0, 0), GRID @ np.diag([1, 1, 1.0005, 1])])
-def test_grids_within_a_tenth_of_a_voxel_are_equal(affine: np.ndarray) -> None:
-    check_grid(on(GRID), on(affine))
 
 
 FLIPPED, MIRRORED = "label begins where the image ends, ", "label is mirrored at the scanner's"
@@ -280,19 +242,16 @@ def test_each_difference_of_grids_is_refused_with_numbers(
 
 
 @pytest.mark.parametrize("codes", ["LPS", "SLA"])
-def test_a_crop_in_any_orientation_is_placed_on_its_voxels(codes: str) -> None:
+def test_a_crop_in_any_orientation_is_placed_on_its_voxels_if_it_lies_on_them(codes: str) -> None:
     whole = on(GRID)
     whole.dataobj[10:14, 20:22, 29] = 2
-    whole.dataobj[10, 20, 28] = 1
     crop = whole.slicer[9:15, 20:23, 28:30]
     axes = nib.orientations.axcodes2ornt(tuple(codes))
     turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(GRID), axes)
     padded = uncropped(crop.as_reoriented(turn), whole)
     np.testing.assert_array_equal(padded.dataobj, whole.dataobj)
-    check_grid(whole, padded)
-
-
-@pytest.mark.parametrize("mm", [(0.4, 0, 0), (-80, 0, 0)])
-def test_a_crop_off_the_grid_or_outside_is_left_alone(mm: tuple[float, ...]) -> None:
-    crop = on(moved(*mm), (20, 20, 20))
-    assert uncropped(crop, on(GRID)) is crop
+    for affine in (moved(0.4, 0, 0), moved(-80, 0, 0)):  # between voxels, and outside
+        crop = on(affine, (20, 20, 20))
+        assert uncropped(crop, whole) is crop
+    for affine in (moved(0.07, 0, 0), GRID @ np.diag([1, 1, 1.0005, 1])):
+        check_grid(whole, on(affine))  # less than a tenth of a voxel off

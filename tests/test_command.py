@@ -1,11 +1,12 @@
-"""How commands end: one line, the right code."""
+"""How commands end: one line, the right code; the configuration that they compose."""
 
 import errno
+import inspect
 import os
 import subprocess
 import sys
-import threading
-import time
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,207 +15,199 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from pancseg import cli
-from pancseg.cli import close_progress_bars, one_line, print_thread_error
-from tests.conftest import SHALLOW, UNMEASURED, Command, smoke
-from tests.tiny_dicom import write_series
+from pancseg.cli import close_progress_bars, one_line
+from pancseg.config import conf_folder
+from pancseg.data.sampling import Sampling
+from pancseg.data.splits import make_split
+from pancseg.hardware import Machine
+from pancseg.inference.postprocessing import PostprocessOptions
+from pancseg.inference.scan_batch import ReviewThresholds
+from pancseg.intake.checks import Checks
+from pancseg.models.augmentation import Augmentation
+from pancseg.structures import parse_structures
+from tests.conftest import UNMEASURED, Command, compose
 
-START = {**os.environ, "PYTHONWARNINGS": "ignore"}
-COMMANDS = ["train", "prepare", "evaluate", "predict", "report", "export", "phantom", "doctor"]
-
-
-def lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.strip()]
+CONF = conf_folder()
+GROUPS = [folder for folder in sorted(CONF.iterdir()) if folder.is_dir() and folder.name != "hydra"]
+COMMANDS = [path.stem for path in sorted(CONF.glob("*.yaml"))]
+NEEDED = {
+    "split=file": "split.path=x",
+    "model=monai": "model._target_=monai.networks.nets.SegResNet",
+}
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "message"),
     [
-        (["train", "data=group32x"], "no such choice; choices are group64, group90"),
-        (["train", "data.spatial_size=[128,128,90]"], "axis 2 is 90"),
-        (["train", "data.spatial_size=[16,16,16]"], "nearest that work are 32 and 48"),
-        (["train", "trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
-        (["train", "zebra=3"], "zebra: no such key; python -m pancseg.train --cfg job"),
-        (["train", "data.root=nowhere"], "nowhere holds no manifest.json; prepare it first"),
-        (["train", "hardware=rtx4090", "data.root=nowhere"], "torch finds no GPU"),
-        (["prepare", "source.images=empty", "source.labels=null"], "empty: holds no image"),
-        (["prepare", "source.images=gone", "source.labels=null"], "gone: no such file or folder"),
-        (["prepare", "source.images=", "source.labels=null"], "source.images is empty"),
-        (["prepare", "source.images=null", "source.labels=null"], "source.images is empty"),
-        (["train", "ckpt_path=gone/checkpoints/last.ckpt"], "there is no such file"),
-        (["train", "data.spatial_size=[128,128]"], "expected three sizes"),
-        (["train", "data.batch_size=0"], "data.batch_size=0"),
-        (["prepare", "source.images=empty"], "source.labels is not given"),
-        (["prepare", "data.depth=0", "source.images=empty", "source.labels=null"], "data.depth=0"),
-        (["evaluate"], "give checkpoint=RUN"),
-        (["evaluate", "checkpoint=text.ckpt"], "no checkpoint that pancseg.train wrote"),
-        (["evaluate", "checkpoint=gone.ckpt"], "there is no such file"),
-        (["evaluate", "checkpoint=text.ckpt", "subset=all"], "expected one of train, val, test"),
-        (["phantom"], "out is not given"),
-        (["phantom", "out=o", "patients=0"], "at least 1 patient"),
+        ("train data=group32x", "no such choice; choices are group64, group90"),
+        ("train data.spatial_size=[128,128,90]", "axis 2 is 90"),
+        ("train trainer.max_epoch=3", "did you mean trainer.max_epochs?"),
+        ("train zebra=3", "zebra: no such key; python -m pancseg.train --cfg job"),
+        ("train data.root=nowhere", "nowhere holds no manifest.json; prepare it first"),
+        ("train hardware=rtx4090 data.root=nowhere", "torch finds no GPU"),
+        ("train ckpt_path=gone/checkpoints/last.ckpt", "there is no such file"),
+        ("prepare source.images=empty source.labels=null", "empty: holds no image"),
+        ("prepare source.images=gone source.labels=null", "gone: no such file or folder"),
+        ("prepare data.depth=0 source.images=empty source.labels=null", "data.depth=0"),
+        ("evaluate", "give checkpoint=RUN"),
+        ("evaluate checkpoint=text.ckpt", "no checkpoint that pancseg.train wrote"),
+        ("evaluate checkpoint=text.ckpt subset=all", "expected one of train, val, test"),
+        ("phantom", "out is not given"),
+        ("phantom out=o patients=0", "at least 1 patient"),
     ],
 )
 def test_a_command_that_cannot_start_says_why_in_one_line_and_ends_with_2(
-    words: list[str], says: str, command: Command, tmp_path: Path
+    words: str, message: str, command: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
-    ended = command(*words)
-    assert ended.code == 2
-    assert len(lines(ended.err)) == 1
-    assert says in ended.err
-
-
-def test_labels_that_match_no_image_are_told(dicom: Path, tmp_path: Path, command: Command) -> None:
-    labels = write_series(tmp_path / "labels" / "other", patient_id="somebody else").parent
-    ended = command("prepare", f"source.images={dicom / 'images'}", f"source.labels={labels}")
-    assert ended.code == 1  # the table says which
-    assert any("no label there belongs to an image" in line for line in lines(ended.err))
-    table = Path("data/prepared/group64/intake.csv").read_text()
-    assert table.count("no_label") == 6
-
-
-def test_too_few_patients_for_the_split_are_told(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    ended = command("train", *smoke(prepared, tmp_path, "split.test=9"))
-    assert ended.code == 2
-    assert "6 labelled patients, this split needs at least 11" in ended.err
-
-
-def test_a_folder_of_another_depth_is_told(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    ended = command("train", *smoke(prepared, tmp_path, "data.depth=16"))
-    assert ended.code == 2
-    assert "prepared with groups of 32" in ended.err
-
-
-def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cli, "ON_WINDOWS", True)
-    value = "C:\\Users\\Jäger (2)"
-    ended = command("prepare", f"source.images={value}", "source.labels=null")
-    assert f"\"source.images='{value}'\" source.labels=null" in ended.err
-    again = command("prepare", f"source.images='{value}'", "source.labels=null")
-    assert f"source.images={value}: no such file or folder" in again.err
-
-
-@pytest.mark.parametrize("value", ["/data/Ärzte/a=b", "a(b", "x,y(z", "/data/a,b"])
-def test_a_path_that_needs_quotes_ends_with_the_command_to_paste(
-    value: str, command: Command
-) -> None:
-    ended = command("prepare", f"source.images={value}", "source.labels=null")
-    assert ended.code == 2
-    assert len(lines(ended.err)) == 1
-    assert f"'source.images=\"{value}\"' source.labels=null" in ended.err
-    again = command("prepare", f'source.images="{value}"', "source.labels=null")
-    assert f"source.images={value}: no such file or folder" in again.err
+    ended = command(*words.split())
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert message in ended.err
 
 
 @pytest.mark.parametrize(
     "values",
     [
-        {"labels=[Bauchspeicheldrüse]": ["Bauchspeicheldrüse"]},
-        {
-            "labels=[Drüse,7,1.5,null]": ["Drüse", 7, 1.5, None],
-            "source.images=/data/Ärzte, (neu)=1": "/data/Ärzte, (neu)=1",
-        },
-        {"source.images=/a,b": "/a,b", "labels=['Gänge, groß',ü]": ["Gänge, groß", "ü"]},
+        {"source.images=/data/Ärzte, (neu)=1": "/data/Ärzte, (neu)=1"},
+        {"labels=[Drüse,7,1.5,null]": ["Drüse", 7, 1.5, None], "source.images=/a,b": "/a,b"},
         {"source.images=C:\\Jäger\\": "C:\\Jäger\\", "data.root=/x=y": "/x=y"},
         {"source.images=/ü'\"$HOME": "/ü'\"$HOME", "data.spacing_mm=[1,1,2.5]": [1, 1, 2.5]},
     ],
 )
-def test_the_pasted_line_works_for_all_values_that_need_quotes(
+def test_a_value_that_needs_quotes_ends_with_a_line_to_paste_that_works(
     command: Command, values: dict[str, Any]
 ) -> None:
     ended = command("prepare", "--cfg", "job", *values)
-    assert ended.code == 2
-    line = ended.err.strip().partition("paste: python ")[2]
-    pasted = subprocess.run(
-        f"{sys.executable} {line}", shell=True, capture_output=True, text=True, check=False
-    )
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    line = f"{sys.executable} {ended.err.strip().partition('paste: python ')[2]}"
+    pasted = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
     assert pasted.returncode == 0, pasted.stderr
     shown = OmegaConf.create(pasted.stdout)
     for override, expected in values.items():
         assert OmegaConf.select(shown, override.partition("=")[0]) == expected
 
 
-def test_a_label_folder_may_be_anywhere_below_a_quoted_path(
-    dicom: Path, tmp_path: Path, command: Command
+def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = tmp_path / "Ärzte a=b (1)"
-    odd.symlink_to(dicom)
-    source = [f'source.images="{odd / "images"}"', f'source.labels="{odd / "labels"}"']
-    assert command("prepare", *source, f"data.root={tmp_path / 'r'}", *SHALLOW).code == 0
+    monkeypatch.setattr(cli, "ON_WINDOWS", True)
+    ended = command("prepare", "source.images=C:\\Jäger (2)", "source.labels=null")
+    assert "\"source.images='C:\\Jäger (2)'\" source.labels=null" in ended.err
 
 
-def test_the_traceback_is_there_for_those_who_ask(tmp_path: Path) -> None:
+def test_the_traceback_is_there_for_those_who_ask() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "pancseg.train", "data.root=nowhere"], check=False,
-        env={**START, "HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True,
+        [sys.executable, "-m", "pancseg.phantom"], check=False,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    assert "Traceback" in ended.stderr
-    assert "holds no manifest.json" in ended.stderr
-
-
-def test_cfg_job_shows_what_runs_with_nothing_left_to_resolve(command: Command) -> None:
-    shown = command("train", "experiment=recipe64", "--cfg", "job")
-    assert shown.code == 0
-    assert "${" not in shown.out
-    for number in ("lr: 1.0e-05", "weight_decay: 1.0e-05", "amsgrad: true", "max_epochs: 600"):
-        assert number in shown.out
+    assert "Traceback" in ended.stderr and "out is not given" in ended.stderr
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_lists_the_choices(name: str, command: Command) -> None:
-    ended = command(name, "--help")
-    assert ended.code == 0
-    assert f"python -m pancseg.{name}" in ended.out
-
-
-def seconds(words: list[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(words, check=True, capture_output=True, env=UNMEASURED)
-    return time.perf_counter() - began
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_loads_nothing_heavy(name: str) -> None:
-    words = [sys.executable, "-X", "importtime", "-m", f"pancseg.{name}", "--help"]
-    told = subprocess.run(words, check=True, capture_output=True, text=True, env=UNMEASURED)
-    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+def test_help_lists_the_choices_and_loads_nothing_heavy(name: str) -> None:
+    call = [sys.executable, "-X", "importtime", "-m", f"pancseg.{name}", "--help"]
+    ended = subprocess.run(call, check=True, capture_output=True, text=True, env=UNMEASURED)
+    assert f"python -m pancseg.{name}" in ended.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
     assert "hydra" in loaded
     assert not loaded & {"torch", "pytorch_lightning", "monai", "optuna", "matplotlib", "scipy"}
 
 
-def test_a_full_disk_is_told_with_the_file_and_what_to_do() -> None:
-    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/last.ckpt")
-    assert one_line(error, "train") == (
-        "runs/last.ckpt: No space left on device; make room or give another folder, and run the "
-        "same command again: what was reported as done stays"
-    )
-
-
-def test_an_error_stands_on_a_line_of_its_own_below_a_bar(
+def test_a_full_disk_is_reported_with_the_file_on_a_line_of_its_own(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    bar = tqdm(total=3)
-    bar.update(1)
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/last.ckpt")
+    assert one_line(error, "train").startswith("runs/last.ckpt: No space left on device; make room")
+    tqdm(total=3).update(1)
     close_progress_bars()
-    print("told", file=sys.stderr)
-    assert capfd.readouterr().err.endswith("\ntold\n")
+    print("line", file=sys.stderr)
+    assert capfd.readouterr().err.endswith("\nline\n")
 
 
-@pytest.mark.parametrize(("number", "shown"), [(errno.ENOSPC, False), (errno.ENOENT, True)])
-def test_a_thread_that_found_the_disk_full_leaves_the_word_to_the_command(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, shown: bool
-) -> None:
-    def write() -> None:
-        raise OSError(number, os.strerror(number))
+# configuration
 
-    monkeypatch.setattr(threading, "excepthook", print_thread_error)
-    thread = threading.Thread(target=write)
-    thread.start()
-    thread.join()
-    assert ("Traceback" in capfd.readouterr().err) == shown
+
+def options(group: str) -> list[str]:
+    return [path.stem for path in sorted((CONF / group).iterdir())]
+
+
+def nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """Every node with a ``_target_``."""
+    if isinstance(value, dict):
+        yield from [value] if "_target_" in value else []
+    values = value.values() if isinstance(value, dict) else value
+    for inner in values if isinstance(value, dict | list) else ():
+        yield from nodes(inner)
+
+
+@pytest.mark.parametrize("option", [f"{g.name}={name}" for g in GROUPS for name in options(g.name)])
+def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
+    cfg = compose("train", option, *([NEEDED[option]] if option in NEEDED else []))
+    for key in {"images", "labels", "folder"} & set(cfg.get("source") or {}):
+        cfg.source[key] = key
+    for node in nodes(OmegaConf.to_container(cfg, resolve=True)):
+        target, keys = node["_target_"], set(node) - {"_target_"}
+        module, _, name = target.rpartition(".")
+        signature = inspect.signature(getattr(import_module(module), name))
+        found = {n: p for n, p in signature.parameters.items() if n not in ("args", "kwargs")}
+        given_later = {"split", "sampling", "seed", "augment", "prepare", "params", "options"}
+        given_later |= {"optimizer", "monitor"}
+        assert keys <= set(found), target
+        required = {name for name, p in found.items() if p.default is p.empty}
+        expected = set(found) if target.startswith("pancseg.") else required
+        assert expected - keys <= given_later, target
+
+
+def test_groups_without_a_target_have_the_keys_of_what_they_fill() -> None:
+    chosen = {"devices", "channels_last", "compile", "compile_mode", "benchmark", "fused"}
+    for group, filled, more in (
+        ("augment", Augmentation, set()),
+        ("sampling", Sampling, set()),
+        ("hardware", Machine, chosen | {"advice"}),
+        ("split", make_split, {"patients", "persons"}),
+    ):
+        accepted = set(inspect.signature(filled).parameters)
+        for option in options(group):
+            needed = NEEDED.get(f"{group}={option}")
+            cfg = compose("train", f"{group}={option}", *([needed] if needed else []))
+            assert set(cfg[group]) <= accepted | more, option
+    assert Checks() == Checks(
+        **{k: tuple(v) if OmegaConf.is_list(v) else v for k, v in compose("prepare").checks.items()}
+    )
+    for name, node, filled in (
+        ("predict", "review", ReviewThresholds()),
+        ("evaluate", "postprocess", PostprocessOptions()),
+    ):
+        assert OmegaConf.to_container(compose(name)[node]) == vars(filled)
+
+
+def test_the_recipes_keep_their_settings_and_the_command_line_wins() -> None:
+    for name, depth, size in (("recipe64", 64, 64), ("recipe90", 90, 96)):
+        cfg = compose("train", f"experiment={name}", "hardware=h200")
+        assert (cfg.data.depth, list(cfg.data.spatial_size)) == (depth, [128, 128, size])
+        assert (list(cfg.data.spacing_mm), list(cfg.data.window_hu)) == ([1.5, 1.5, 1], [-200, 200])
+        assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.trainer.max_epochs) == (
+            1e-5, 1e-5, 600,
+        )  # fmt: skip
+        assert cfg.augment == compose("train", "augment=none").augment
+        assert cfg.data.batch_size == 2
+    words = ["hardware=h200", "experiment=recipe64", "data.batch_size=3"]
+    batch_sizes = [compose("train", *words[:n]).data.batch_size for n in (1, 2, 3)]
+    assert batch_sizes == [8, 2, 3]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_plain_key_has_the_name_of_a_group(name: str) -> None:
+    cfg = OmegaConf.to_container(compose(name))
+    plain = {key for key, value in cfg.items() if not isinstance(value, dict)}
+    assert not plain & {folder.name for folder in GROUPS}
+
+
+def test_structures_are_stored_under_these_codes() -> None:
+    expected = {"pancreas": {"pancreas": (1,)}, "liver": {"liver": (1,)}}
+    expected["pancreas_tumour"] = {"pancreas": (1, 2), "tumour": (2,)}
+    assert set(options("structures")) == set(expected)
+    for name, values in expected.items():
+        node: Any = OmegaConf.to_container(compose("prepare", f"structures={name}").structures)
+        assert {structure.name: structure.values for structure in parse_structures(node)} == values

@@ -13,12 +13,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import BasicTextSRStorage, SecondaryCaptureImageStorage
 
-from pancseg.dicom import series as module
 from pancseg.dicom.series import (
     Header,
     Repair,
     Series,
-    find_series,
     read_header,
     read_mask_series,
     read_series,
@@ -39,6 +37,7 @@ DIRECTIONS = {
     "coronal": (1.0, 0.0, 0.0, 0.0, 0.0, -1.0),
     "coronal_oblique": (math.cos(0.3), math.sin(0.3), 0.0, 0.0, 0.0, -1.0),
     "sagittal": (0.0, 1.0, 0.0, 0.0, 0.0, -1.0),
+    "on_the_right_side": (0.0, 1.0, 0.0, -1.0, 0.0, 0.0),
 }
 
 
@@ -115,19 +114,16 @@ def test_a_pipe_or_device_is_never_opened_and_a_missing_file_is_unreadable(tmp_p
     assert read_header(tmp_path / "gone.dcm").problem == "unreadable: No such file or directory"
 
 
-NAMES = {"Siemens Healthineers": "siemens", "GE MEDICAL SYSTEMS": "ge", "TOSHIBA": "canon"}
-NAMES |= {"CANON_MEC": "canon", "Imagenes SA": "other", "DOE^JOHN": "other", "": "unknown"}
+MAKERS = {"Siemens Healthineers": "siemens", "GE MEDICAL SYSTEMS": "ge", "CANON_MEC": "canon"}
+MAKERS |= {"TOSHIBA": "canon", "Imagenes SA": "other", "DOE^JOHN": "other", "": "unknown"}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_manufacturer_is_of_a_closed_list(tmp_path, name):
-    assert header_of(tmp_path, Manufacturer=name).manufacturer == NAMES[name]
-
-
-@pytest.mark.parametrize(("agent", "contrast"), [("Iohexol", "yes"), ("", "no")])
-def test_contrast_is_the_presence_of_an_agent(tmp_path, agent, contrast):
-    assert header_of(tmp_path / "a", ContrastBolusAgent=agent).contrast == contrast
-    assert header_of(tmp_path / "b").contrast == "unknown"
+def test_manufacturer_and_contrast_are_of_closed_lists(tmp_path):
+    for n, (name, maker) in enumerate(MAKERS.items()):
+        assert header_of(tmp_path / str(n), Manufacturer=name).manufacturer == maker
+    for agent, contrast in (("Iohexol", "yes"), ("", "no")):
+        assert header_of(tmp_path / contrast, ContrastBolusAgent=agent).contrast == contrast
+    assert header_of(tmp_path / "none").contrast == "unknown"
 
 
 # reading
@@ -236,21 +232,17 @@ def test_the_extent_of_a_grid_is_known_from_headers(tmp_path):
 # finding
 
 
-def test_series_of_a_folder_are_separated_by_uid_and_named_from_the_root(tmp_path):
+def test_series_of_a_folder_are_separated_by_uid_and_where_it_was_removed_by_patient(tmp_path):
     write_series(tmp_path / "p1/ct", series_uid="1.2", names=list("abcde"))
     write_series(tmp_path / "p1/ct", series_uid="1.3", names=list("vwxyz"))
+    for patient, names in (("P", "ABCDE"), ("Q", "VWXYZ")):
+        options = {"patient_id": patient, "damage": put(SeriesInstanceUID="")}
+        write_series(tmp_path / "p2", names=list(names), **options)
     series, skipped = find(tmp_path)
-    assert ["".join(file.name for file in each.files) for each in series] == ["abcde", "vwxyz"]
-    assert codes(series) == [("p1/ct", "")] * 2
+    files = ["".join(file.name for file in each.files) for each in series]
+    assert files == ["abcde", "vwxyz", "ABCDE", "VWXYZ"]
+    assert codes(series) == [("p1/ct", "")] * 2 + [("p2", "")] * 2
     assert skipped == []
-
-
-@pytest.mark.parametrize("other", [{"patient_id": "Q-2"}, {"modality": "MR"}])
-def test_patients_and_modalities_are_separated_where_the_uid_was_removed(tmp_path, other):
-    damage = put(SeriesInstanceUID="")
-    write_series(tmp_path, damage=damage, names=list("abcde"))
-    write_series(tmp_path, damage=damage, names=list("vwxyz"), **other)
-    assert [(each.uid, len(each.files)) for each in find(tmp_path)[0]] == [("", 5), ("", 5)]
 
 
 def test_a_series_of_two_patients_is_refused(tmp_path):
@@ -277,12 +269,6 @@ def test_skipped_objects_of_a_kind_are_one_row_and_foreign_files_one_each(tmp_pa
         ("text.dcm", "refused", "not_dicom", 1),
         ("v", "dropped", "localizer", 5),
     ]
-
-
-def test_headers_read_in_processes_are_the_same(tmp_path, monkeypatch):
-    files = sorted(write_series(tmp_path, count=10).iterdir())
-    monkeypatch.setattr(module, "BATCH", 1)
-    assert find_series(tmp_path, files, 2) == find_series(tmp_path, files, 0)
 
 
 # damaged files and copies

@@ -5,19 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import nbformat
 import pytest
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from docs.site_parts import conf_pages
-from pancseg.config import conf_folder, register_resolvers
-from pancseg.intake.checks import FLAGS
+from pancseg.config import conf_folder
 from tests import notebook
+from tests.conftest import compose
 from tests.documented import PAGES, ROOT, Typed, commands_of
 
-CONF = conf_folder()
 TYPED = sorted({typed for page in PAGES for typed in commands_of(page)})
 BUILD = """
 import socket, sys
@@ -27,6 +24,7 @@ cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", TYPED, ids=lambda typed: " ".join((typed[0], *typed[1])))
 def test_a_command_of_the_documentation_composes(typed: Typed) -> None:
     name, words = typed
@@ -40,14 +38,7 @@ def test_a_command_of_the_documentation_composes(typed: Typed) -> None:
             overrides.append(f"{override.get_key_element()}={value}")
         elif not override.is_sweep_override():
             overrides.append(str(override.input_line))
-    register_resolvers()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra.compose(name, overrides, return_hydra_config=True)
-
-
-def test_the_intake_page_explains_every_flag() -> None:
-    page = (ROOT / "docs" / "intake.md").read_text()
-    assert set(FLAGS) <= set(re.findall(r"`(\w+)`", page))
+    compose(name, *overrides)
 
 
 @pytest.mark.slow
@@ -64,18 +55,10 @@ def test_the_site_builds_strictly_without_a_network_and_loads_nothing_from_outsi
 
 
 def test_the_reference_explains_every_key_of_the_configuration() -> None:
-    pages = conf_pages.commands_page(CONF) + conf_pages.choices_page(CONF)
+    pages = conf_pages.commands_page(conf_folder()) + conf_pages.choices_page(conf_folder())
     rows = re.findall(r"^\| `([^`]+)` \| (?:`[^`]*`)? ?\| (.*) \|$", pages, re.MULTILINE)
     assert len(rows) > 200
     assert [key for key, meaning in rows if not meaning] == []
-
-
-def test_a_comment_belongs_to_its_key_and_may_go_on_below() -> None:
-    text = "a: 1  # one\n      # and more\nb: {c: 2}  # of c\nd: 3\n# heading\ne: 4"
-    keys = conf_pages.keys_of(yaml.compose(text), text.splitlines(), "")
-    assert [(key.name, key.value, key.remark) for key in keys] == [
-        ("a", "1", "one and more"), ("b.c", "2", "of c"), ("d", "3", ""), ("e", "4", "")
-    ]  # fmt: skip
 
 
 def pictures(cells: list[nbformat.NotebookNode]) -> int:

@@ -9,10 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from pydicom import uid
 
 from pancseg import doctor, hardware
-from pancseg.dicom import pixels
 from pancseg.doctor import ERROR, OK, WARNING, convolution_difference
 from tests.conftest import Command
 
@@ -45,28 +43,16 @@ def test_a_torch_that_cannot_be_imported_is_an_error_and_the_other_checks_run(
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
 
 
-def test_packages_that_are_missing_or_of_another_version_are_findings(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_missing_and_other_packages_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
     required = ["numpy>=99", "nothing-such>=1", "pydicom>=3", 'no-onnx>=1; extra == "export"']
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
     numpy, nothing, rest = doctor.check_packages()
     assert numpy[0] == WARNING and ", expected >=99; pip install" in numpy[1]
     assert nothing == (ERROR, f"nothing-such is missing; {doctor.INSTALL}")
-    assert [text.split()[0] for text in rest[1].split(", ")] == ["pancseg", "numpy", "pydicom"]
+    assert rest[0] == OK and "no-onnx" not in rest[1]
 
 
-def test_transfer_syntaxes_without_decoder_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins = {uid.JPEGLossless: "absent", uid.RLELossless: "pydicom", uid.JPEG2000MC: "pylibjpeg"}
-    monkeypatch.setattr(pixels, "DECODERS", plugins)
-    missing, decoded = doctor.check_decoders()
-    assert missing == (ERROR, f"cannot decode JPEGLossless; {doctor.INSTALL}")
-    assert decoded == (OK, "RLELossless")
-
-
-def test_a_gpu_that_torch_cannot_use_is_a_warning_with_the_install_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(hardware, "driver_version", lambda: 580)
@@ -122,10 +108,9 @@ def test_a_small_disk_is_a_warning_and_caches_below_the_root_are_measured(
         file.parent.mkdir(parents=True)
         file.touch()
         os.truncate(file, 3 * 10**9)  # a sparse file
-    for root, caches in (("prepared", 6), ("prepared/volume", 3), ("prepared/none", 0)):
-        for free, status in ((20e9, OK), (4e9, WARNING)):
-            usage = SimpleNamespace(free=free)
-            monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
-            ((found, text),) = doctor.check_disk(tmp_path / root)
-            assert found == status and f"preprocessed volumes {caches}.0 GB" in text
-            assert ("room for 10 scans" in text) == (status == WARNING)
+    for root, gb, free in (("prepared", 6, 20), ("prepared/volume", 3, 4), ("none", 0, 4)):
+        usage = SimpleNamespace(free=free * 1e9)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, usage=usage: usage)
+        ((status, text),) = doctor.check_disk(tmp_path / root)
+        assert status == (OK if free == 20 else WARNING) and f"volumes {gb}.0 GB" in text
+        assert ("room for 10 scans" in text) == (status == WARNING)

@@ -39,7 +39,7 @@ SMALL = {
     "unet": ["model.channels=[4,4,4]", "model.strides=[2,2]"],
     "resunet": ["model.width=4", "model.max_levels=3", "model.deep_supervision=2"],
     "segresnet": ["model.init_filters=8", "model.blocks_down=[1,1]", "model.blocks_up=[1]"],
-    "monai": f"model._target_={NETS}.AttentionUnet +model.channels=[4,4] +model.strides=[2]".split(),
+    "monai": [f"model._target_={NETS}.SegResNet", "+model.init_filters=8"],
 }
 
 

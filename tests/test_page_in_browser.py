@@ -74,13 +74,11 @@ def part(browser: Any, plane: str, tag: str) -> Any:
     return browser.find_element("css selector", f"figure[data-plane={plane}] {tag}")
 
 
-def picture(browser: Any, plane: str) -> str:
-    canvas = part(browser, plane, "canvas")
-    return str(browser.execute_script("return arguments[0].toDataURL()", canvas))
-
-
-def slice_of(browser: Any, plane: str) -> int:
-    return int(part(browser, plane, "canvas").get_attribute("data-slice"))
+def picture(browser: Any, plane: str) -> tuple[int, str]:
+    """Slice and pixels of a plane."""
+    script = "const c = arguments[0]; return [Number(c.dataset.slice), c.toDataURL()]"
+    k, pixels = browser.execute_script(script, part(browser, plane, "canvas"))
+    return k, pixels
 
 
 def test_the_page_opens_without_an_error_or_a_request_and_sorts(opened: Any) -> None:
@@ -93,6 +91,8 @@ def test_the_page_opens_without_an_error_or_a_request_and_sorts(opened: Any) -> 
         dice.click()
         values = opened.execute_script(f"return {cells}.map((c) => Number(c.dataset.value))")
         assert values == [0.5, 0.6, 0.7][::direction]
+    opened.find_element("link text", "a 50 %").click()
+    wait_for(opened, "document.getElementById('case-a 50 %').open")
 
 
 def test_planes_scroll_and_a_click_moves_the_other_planes(opened: Any) -> None:
@@ -100,35 +100,28 @@ def test_planes_scroll_and_a_click_moves_the_other_planes(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     for plane in ("axial", "coronal", "sagittal"):
-        before, k = picture(opened, plane), slice_of(opened, plane)
+        k, pixels = picture(opened, plane)
         part(opened, plane, "input").send_keys(Keys.ARROW_RIGHT * 3)
-        assert slice_of(opened, plane) == k + 3 and picture(opened, plane) != before
+        moved = picture(opened, plane)
+        assert moved[0] == k + 3 and moved[1] != pixels
         part(opened, plane, "canvas").send_keys(Keys.ARROW_DOWN * 3)
-        assert picture(opened, plane) == before
+        assert picture(opened, plane) == (k, pixels)
     canvas = part(opened, "axial", "canvas")
     count = int(part(opened, "sagittal", "input").get_attribute("max")) + 1
     opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     offset = -canvas.size["width"] // 4
     ActionChains(opened).move_to_element_with_offset(canvas, offset, 0).click().perform()
-    assert slice_of(opened, "sagittal") == pytest.approx(count / 4, abs=1)
+    assert picture(opened, "sagittal")[0] == pytest.approx(count / 4, abs=1)
 
 
 def test_outlines_can_be_switched_off(opened: Any) -> None:
-    canvas, pictures = part(opened, "axial", "canvas"), [picture(opened, "axial")]
-    switches = opened.find_elements("css selector", ".viewer .switches input")[:2]
-    for switch in switches:
-        assert opened.execute_script(IS_COLOURED, canvas)
+    pictures = [picture(opened, "axial")]
+    for switch in opened.find_elements("css selector", ".viewer .switches input")[:2]:
+        assert opened.execute_script(IS_COLOURED, part(opened, "axial", "canvas"))
         switch.click()
         pictures.append(picture(opened, "axial"))
-    assert not opened.execute_script(IS_COLOURED, canvas) and len(set(pictures)) == 3
-    for switch in switches:
-        switch.click()
-    assert picture(opened, "axial") == pictures[0]
-
-
-def test_a_name_in_the_table_opens_its_slices(opened: Any) -> None:
-    opened.find_element("link text", "a 50 %").click()
-    wait_for(opened, "document.getElementById('case-a 50 %').open")
+    assert not opened.execute_script(IS_COLOURED, part(opened, "axial", "canvas"))
+    assert len(set(pictures)) == 3
 
 
 def test_the_theme_is_stored_and_paper_is_white(opened: Any) -> None:

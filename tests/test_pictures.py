@@ -20,48 +20,26 @@ from pancseg.reports import pictures
 from pancseg.reports.charts import as_svg, plot_boxes, plot_curves
 from pancseg.reports.pictures import draw_samples, make_view
 
-GREEN = (61, 220, 132)
+GREEN, CUBE = (61, 220, 132), np.ones((2, 2, 2))
 HOSTILE = "漢字 $^$ $x_1 \udcff\n\x1b[31m" + 200 * "x"
-
-
-def sheet(path: Path, images: list[Any], labels: list[Any], **more: Any) -> Any:
-    """Pixels of a sheet of samples, and rows and columns of its outlines."""
-    draw_samples(path, images, labels, [f"sample {n}" for n in range(len(images))], "run", **more)
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    return pixels, *np.nonzero(np.abs(pixels - GREEN).max(axis=2) < 30)
-
-
-def sample() -> tuple[Any, Any]:
-    """Grey; the label at the patient's right and front, fullest in slice 4 of 6."""
-    label = np.zeros((40, 40, 6), np.uint8)
-    label[30:36, 30:36, 4] = label[2:4, 2:4, 1] = 1
-    return np.full(label.shape, 0.5, np.float32), label
 
 
 def test_a_sample_shows_its_largest_slice_with_the_patients_right_on_the_left(
     tmp_path: Path,
 ) -> None:
-    image, label = sample()
+    image, label = np.full((40, 40, 6), 0.5), np.zeros((40, 40, 6), np.uint8)
+    label[30:36, 30:36, 4] = label[2:4, 2:4, 1] = 1  # the patient's right and front
     image[36:], image[..., 1] = 0.0, 1.0  # air at the right; the other slice is white
-    pixels, rows, columns = sheet(tmp_path / "a.png", [image], [label])
-    assert len(rows) > 20 and not (pixels > 250).all(axis=2).any()
-    grey = np.nonzero((np.abs(pixels - 127) < 2).all(axis=2))
-    width = (np.ptp(grey[1]) + 1) / 0.9  # of the picture, of whose columns a tenth is air
-    assert grey[1].max() - columns.max() > 0.7 * width
-    assert rows.max() - grey[0].min() < 0.3 * width
-    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=3)
-    _, rows, columns = sheet(tmp_path / "b.png", [image], [label], spacing_mm=(2.0, 1.0, 5.0))
-    assert np.ptp(rows) == pytest.approx(np.ptp(columns) / 2, abs=3)
-
-
-def test_empty_and_full_labels_have_no_outline_and_a_seventeenth_sample_is_left_out(
-    tmp_path: Path,
-) -> None:
-    image, label = np.zeros((2, 4, 4, 1))
-    for value in (0, 1):
-        assert not len(sheet(tmp_path / "a.png", [image], [label + value])[1])
-    sheets = [sheet(tmp_path / "a.png", n * [image], n * [label])[0] for n in (16, 17)]
-    np.testing.assert_array_equal(*sheets)
+    for height_mm in (1.0, 0.5):
+        draw_samples(tmp_path / "a.png", [image], [label], ["a"], "a", spacing_mm=(1, height_mm, 5))
+        pixels = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+        rows, columns = np.nonzero(np.abs(pixels - GREEN).max(axis=2) < 30)
+        assert len(rows) > 20 and not (pixels > 250).all(axis=2).any()
+        grey = np.nonzero((np.abs(pixels - 127) < 2).all(axis=2))
+        width = (np.ptp(grey[1]) + 1) / 0.9  # of the picture, of whose columns a tenth is air
+        assert grey[1].max() - columns.max() > 0.7 * width
+        assert rows.max() - grey[0].min() < 0.3 * width
+        assert np.ptp(rows) == pytest.approx(np.ptp(columns) * height_mm, abs=3)
 
 
 def scan() -> tuple[nib.Nifti1Image, Any]:
@@ -74,7 +52,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "case": lambda path: pictures.draw_case(path, *scan(), scan()[1], HOSTILE),
     "scan": lambda path: pictures.draw_scan(path, *scan(), HOSTILE),
     "history": lambda path: pictures.draw_history(path, [], HOSTILE),
-    "samples": lambda path: draw_samples(path, *[[a] for a in sample()], [HOSTILE], HOSTILE),
+    "samples": lambda path: draw_samples(path, [CUBE], [CUBE], [HOSTILE], HOSTILE),
 }
 
 
@@ -84,8 +62,7 @@ def test_any_title_is_drawn_as_text_and_equal_input_gives_equal_bytes(
 ) -> None:
     for name in ("a.png", "b.png"):
         draw(tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_case_shows_the_middle_and_the_worst_slice(
@@ -104,7 +81,7 @@ def test_a_case_shows_the_middle_and_the_worst_slice(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("values", [[0.5], [0.7, 0.8, 0.82], [0.9, 0.2, 0.1], [0.1, 1.0, 0.6]])
+@pytest.mark.parametrize("values", [[0.5], [0.7, 0.8, 0.82], [0.9, 0.2, 0.1]])
 @pytest.mark.parametrize("name", ["loss", "dice"])
 def test_curves_show_whole_epochs_and_the_best_within_the_frame(
     name: str, values: list[float]
@@ -138,28 +115,21 @@ def unpacked(view: dict[str, Any], name: str) -> Any:
     return tiles.swapaxes(1, 2).reshape(-1, height, width)[:depth]
 
 
-def test_a_view_shows_the_patients_right_on_the_left_and_the_front_above() -> None:
-    hu = np.full((40, 40, 40), -100, np.int16)
+def test_a_view_shows_the_patients_right_on_the_left_the_front_above_and_proportions() -> None:
+    hu = np.full((200, 200, 60), -100, np.int16)
     reference, predicted = np.zeros((2, *hu.shape), bool)
-    reference[10:30, 10:30, 10:30] = True
-    predicted[10:14, 26:30, 26:30] = True  # in LPS: right, at the back, at the head
-    view = make_view(nib.Nifti1Image(hu, np.diag([-2.0, -2.0, 2.0, 1.0])), predicted, reference)
+    reference[60:140, 80:120, 20:40] = True  # 80 x 40 x 100 mm
+    predicted[60:76, 112:120, 36:40] = True  # in LPS: right, at the back, at the head
+    image = nib.Nifti1Image(hu, np.diag([-1.0, -1.0, 5.0, 1.0]))
+    view = make_view(image, predicted, reference)
+    assert max(view["shape"]) == 96 and len(json.dumps(view)) < 700_000
     codes = np.rint(unpacked(view, "masks") / 85)
-    assert set(np.unique(codes)) == {0, 1, 3} and view["step_mm"] == 2.0
+    assert set(np.unique(codes)) == {0, 1, 3}
+    extent = [np.ptp(index) + 1 for index in np.nonzero(codes)]
+    sizes_mm = np.array(extent) * view["step_mm"]
+    np.testing.assert_allclose(sizes_mm, [100, 40, 80], atol=2 * view["step_mm"])
     z, y, x = (np.mean(index) for index in np.nonzero(codes == 3))
     depth, height, width = codes.shape
     assert x < width / 2 and y > height / 2 and z > depth / 2
-    np.testing.assert_allclose(unpacked(view, "image"), 60 / 400 * 255, atol=2)
-
-
-def test_a_view_keeps_proportions_and_is_small() -> None:
-    hu = np.random.default_rng(0).normal(40, 25, (200, 200, 60)).astype(np.int16)
-    mask = np.zeros(hu.shape, bool)
-    mask[60:140, 80:120, 20:40] = True  # 80 x 40 x 100 mm
-    image = nib.Nifti1Image(hu, np.diag([1.0, 1.0, 5.0, 1.0]))
-    view = make_view(image, mask, mask)
-    assert max(view["shape"]) == 96 and len(json.dumps(view)) < 700_000
-    extent = [np.ptp(index) + 1 for index in np.nonzero(unpacked(view, "masks") > 200)]
-    sizes_mm = np.array(extent) * view["step_mm"]
-    np.testing.assert_allclose(sizes_mm, [100, 40, 80], atol=2 * view["step_mm"])
-    assert not unpacked(make_view(image, mask & False, mask & False), "masks").any()
+    assert np.median(unpacked(view, "image")) == pytest.approx(60 / 400 * 255, abs=1)
+    assert not unpacked(make_view(image, predicted & False, reference & False), "masks").any()

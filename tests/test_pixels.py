@@ -243,15 +243,9 @@ def test_a_syntax_that_nothing_decodes_is_named_with_what_to_do(tmp_path, syntax
     assert syntax in str(refusal) and "gdcmconv --raw" in str(refusal)
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (ValueError("could not convert string to float: 'DOE^JOHN'"), "damaged (ValueError)"),
-        (PermissionError(13, "Permission denied", "/secret/DOE"), "x.dcm: Permission denied"),
-    ],
-)
-def test_an_error_of_reading_is_a_refusal_without_the_text_of_a_header(error, sentence):
-    with pytest.raises(Refused) as refusal, parsing(Path("x.dcm")):
-        raise error
-    assert refusal.value.code == "unreadable"
-    assert sentence in str(refusal.value) and "DOE" not in str(refusal.value)
+def test_an_error_of_reading_is_a_refusal_without_the_text_of_a_header():
+    for error in (ValueError("no number: 'DOE^JOHN'"), PermissionError(13, "denied", "/DOE")):
+        with pytest.raises(Refused) as refusal, parsing(Path("x.dcm")):
+            raise error
+        assert refusal.value.code == "unreadable"
+        assert "DOE" not in str(refusal.value)

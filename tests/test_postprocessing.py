@@ -8,22 +8,10 @@ import numpy as np
 import pytest
 
 from pancseg.errors import PancsegError
-from pancseg.inference.calibration import (
-    Calibration,
-    calibration_path,
-    read_calibration,
-    write_calibration,
-)
-from pancseg.inference.postprocessing import (
-    DEFAULT,
-    Postprocess,
-    PostprocessOptions,
-    choose,
-    dice_of_each,
-    postprocess_path,
-    read_postprocess,
-    write_postprocess,
-)
+from pancseg.inference import calibration as cal
+from pancseg.inference import postprocessing as post
+from pancseg.inference.calibration import Calibration
+from pancseg.inference.postprocessing import DEFAULT, Postprocess, PostprocessOptions, choose
 
 ORGAN = np.zeros((20, 20, 20), bool)
 ORGAN[2:8, 2:8, 2:8] = True
@@ -42,7 +30,7 @@ def test_the_candidate_of_the_highest_mean_dice_nearest_to_the_default_is_chosen
     candidates = PostprocessOptions("auto", "auto").candidates(DEFAULT)
     assert len(candidates) == 34
     assert choose(candidates, [("p", FIELD, ORGAN)]) == (Postprocess(0.35, True), 1)
-    dice = dict(zip(candidates, dice_of_each(candidates, FIELD, ORGAN), strict=True))
+    dice = dict(zip(candidates, post.dice_of_each(candidates, FIELD, ORGAN), strict=True))
     assert dice[Postprocess(0.35, True)] == 1
     assert dice[Postprocess(0.35, False)] == pytest.approx(2 * 216 / (224 + 216))
     assert dice[Postprocess(0.5, False)] == 0
@@ -76,20 +64,26 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def test_a_sidecar_holds_for_the_weights_that_it_was_written_for(checkpoint: Path) -> None:
-    write_postprocess(checkpoint, Postprocess(0.35, True), chosen_on="val", n=3)
-    write_calibration(checkpoint, Calibration(0.9, 3, 0.7))
-    assert read_postprocess(checkpoint) == Postprocess(0.35, True)
-    assert read_calibration(checkpoint) == Calibration(0.9, 3, 0.7)
-    assert json.loads(postprocess_path(checkpoint).read_text())["chosen_on"] == "val"
+    post.write_postprocess(checkpoint, Postprocess(0.35, True), chosen_on="val", n=3)
+    cal.write_calibration(checkpoint, Calibration(0.9, 3, 0.7))
+    assert post.read_postprocess(checkpoint) == Postprocess(0.35, True)
+    assert cal.read_calibration(checkpoint) == Calibration(0.9, 3, 0.7)
+    assert json.loads(post.postprocess_path(checkpoint).read_text())["chosen_on"] == "val"
     checkpoint.write_bytes(b"other weights")
-    assert (read_postprocess(checkpoint), read_calibration(checkpoint)) == (None, Calibration())
+    assert (post.read_postprocess(checkpoint), cal.read_calibration(checkpoint)) == (
+        None,
+        Calibration(),
+    )
 
 
 @pytest.mark.parametrize("number", ["NaN", "2", "1" + "0" * 60, "true", '"0.5"', "null"])
 def test_a_corrupt_sidecar_is_one_line(checkpoint: Path, number: str) -> None:
     contents: Any = {
-        postprocess_path(checkpoint): ('"largest_component": true, "threshold"', read_postprocess),
-        calibration_path(checkpoint): ('"scale": 1.0, "n": 1, "lowest"', read_calibration),
+        post.postprocess_path(checkpoint): (
+            '"largest_component": true, "threshold"',
+            post.read_postprocess,
+        ),
+        cal.calibration_path(checkpoint): ('"scale": 1.0, "n": 1, "lowest"', cal.read_calibration),
     }
     for path, (content, read) in contents.items():
         path.write_text(f'{{"checkpoint_sha256": "a", {content}: {number}}}')

@@ -10,15 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from pancseg.data import sampling
 from pancseg.data.cache import Volume, VolumeCache
-from pancseg.data.sampling import (
-    BatchSampler,
-    PatchDataset,
-    Sampling,
-    ShuffledDataset,
-    VolumeDataset,
-    crop,
-)
+from pancseg.data.sampling import BatchSampler, Sampling, VolumeDataset
 from pancseg.data.transforms import Preprocessing, make_plan
 from pancseg.errors import PancsegError
 from pancseg.models.resunet import plan_levels
@@ -27,35 +21,22 @@ from tests.tiny_root import case_of
 Shape = tuple[int, int, int]
 SIZE = (8, 8, 8)
 NUMBERS = Preprocessing("RAS", (8.0, 8.0, 8.0), (-200.0, 200.0), None)
+EPOCHS = [(4, 2, [2, 2]), (5, 2, [2, 2]), (5, 3, [3, 2]), (1, 2, [1]), (3, 1, [1, 1, 1])]
 
 
-@pytest.mark.parametrize(
-    ("per_epoch", "batch_size", "sizes"),
-    [(4, 2, [2, 2]), (5, 2, [2, 2]), (5, 3, [3, 2]), (1, 2, [1]), (3, 1, [1, 1, 1])],
-)
-def test_an_epoch_holds_all_samples_except_a_last_batch_of_one(
-    per_epoch: int, batch_size: int, sizes: list[int]
-) -> None:
-    sampler = BatchSampler(per_epoch, batch_size)
-    batches = list(sampler)
+@pytest.mark.parametrize(("per_epoch", "batch_size", "sizes"), EPOCHS)
+def test_an_epoch_holds_all_samples_except_a_last_batch_of_one(per_epoch, batch_size, sizes):
+    batches = list(BatchSampler(per_epoch, batch_size))
     assert [len(batch) for batch in batches] == sizes
-    assert len(sampler) == len(sizes)
     assert [n for batch in batches for n in batch] == list(range(sum(sizes)))
 
 
-def test_the_samples_of_an_epoch_follow_those_of_the_epoch_before() -> None:
-    assert list(BatchSampler(6, 2)) == [[0, 1], [2, 3], [4, 5]]
-    assert list(BatchSampler(6, 2, lambda: 2)) == [[12, 13], [14, 15], [16, 17]]
-
-
-def test_processes_share_the_batches_of_a_single_process() -> None:
+def test_epochs_follow_each_other_and_processes_share_the_batches_of_a_single_process():
+    sampler = BatchSampler(6, 2, lambda: 2)
+    assert list(sampler) == [[12, 13], [14, 15], [16, 17]]
+    assert pickle.loads(pickle.dumps(sampler)).global_batch_size == 2  # without the lambda
     parts = [list(BatchSampler(8, 2, rank=rank, processes=2)) for rank in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == list(BatchSampler(8, 4))
-
-
-def test_a_sampler_can_be_sent_to_worker_processes() -> None:
-    sampler = BatchSampler(4, 2, lambda: 0)  # a lambda, like the trainer, cannot be pickled
-    assert pickle.loads(pickle.dumps(sampler)).global_batch_size == 2
 
 
 def volume(shape: Shape, voxel: Shape | None = None, code: int = 1) -> Volume:
@@ -74,26 +55,22 @@ def cache_of(*volumes: Volume) -> VolumeCache:
 
 def patches(
     *volumes: Volume, batch_size: int = 2, margin: Shape = (0, 0, 0), **numbers: Any
-) -> PatchDataset:
-    sampling = Sampling("patches", steps_per_epoch=100, **numbers)
+) -> sampling.PatchDataset:
+    settings = Sampling("patches", steps_per_epoch=100, **numbers)
     batches = BatchSampler(100 * batch_size, batch_size)
-    return PatchDataset(cache_of(*volumes), batches, 0, SIZE, margin, sampling)
+    return sampling.PatchDataset(cache_of(*volumes), batches, 0, SIZE, margin, settings)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("voxel", [(0, 0, 0), (29, 19, 24), (15, 0, 24)])
-def test_a_share_of_the_patches_contains_a_labelled_voxel(batch_size: int, voxel: Shape) -> None:
-    dataset = patches(
-        volume((30, 20, 25), voxel), volume((30, 20, 25)),
-        batch_size=batch_size, foreground_share=2 / 3, jitter=0.5,
-    )  # fmt: skip
+def test_a_share_of_the_patches_contains_a_labelled_voxel(batch_size, voxel):
+    volumes = volume((30, 20, 25), voxel), volume((30, 20, 25))
+    dataset = patches(*volumes, batch_size=batch_size, foreground_share=2 / 3, jitter=0.5)
     labelled = [bool(dataset[n]["label"].any()) for n in range(60)]
-    assert all(labelled[0::3])
-    assert all(labelled[1::3])
-    assert not all(labelled[2::3])
+    assert all(labelled[0::3]) and all(labelled[1::3]) and not all(labelled[2::3])
 
 
-def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume() -> None:
+def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume():
     numbers = {"foreground_share": 0.5, "jitter": 0.5}
     scan = volume((12, 20, 25), (0, 0, 0))
     plain, wide = patches(scan, **numbers), patches(scan, margin=(4, 6, 2), **numbers)
@@ -103,109 +80,84 @@ def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume() -> No
         assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
 
 
-def test_without_a_share_patches_come_from_everywhere() -> None:
-    dataset = patches(volume((30, 20, 25)))
-    firsts = torch.stack([dataset[n]["image"][0, 0, 0, 0] for n in range(400)])
-    assert len(firsts.unique()) > 250
-
-
-def test_a_volume_smaller_than_a_patch_is_centred_in_air() -> None:
+def test_a_volume_smaller_than_a_patch_is_centred_in_air():
     item = patches(volume((4, 20, 6), (2, 10, 3)), foreground_share=1.0)[0]
-    assert (item["image"][0, :2] == 0).all()
-    assert (item["image"][0, 6:] == 0).all()
+    assert (item["image"][0, :2] == 0).all() and (item["image"][0, 6:] == 0).all()
     assert item["label"][0, 2:6, :, 1:7].sum() == 1
 
 
-def test_jitter_moves_the_labelled_voxel_in_the_patch() -> None:
+def test_patches_come_from_everywhere_and_jitter_moves_the_labelled_voxel():
+    dataset = patches(volume((30, 20, 25)))
+    assert len({float(dataset[n]["image"][0, 0, 0, 0]) for n in range(400)}) > 250
     for jitter, fewest, most in ((0.0, 1, 1), (0.5, 100, 512)):
         dataset = patches(volume((60, 60, 60), (30, 30, 30)), foreground_share=1.0, jitter=jitter)
         places = {tuple(dataset[n]["label"][0].nonzero()[0].tolist()) for n in range(300)}
         assert fewest <= len(places) <= most
 
 
-def test_a_box_beyond_the_edge_is_filled_with_zeros() -> None:
+def test_a_box_beyond_the_edge_is_filled_with_zeros():
     array = np.arange(27, dtype=np.float16).reshape(3, 3, 3)
     expected = np.pad(array, ((1, 0), (0, 0), (0, 1)))[0:3, 1:3, 2:4]
-    for volume_array in (array, torch.from_numpy(array)):
-        assert np.array_equal(crop(volume_array, (-1, 1, 2), (3, 2, 2)).numpy(), expected)
+    for stored in (array, torch.from_numpy(array)):
+        assert np.array_equal(sampling.crop(stored, (-1, 1, 2), (3, 2, 2)).numpy(), expected)
 
 
-def test_every_structure_is_foreground_of_a_sample() -> None:
+def test_every_structure_is_foreground_of_a_sample():
     cache = cache_of(*(volume(SIZE, (1, 2, 3), code) for code in (1, 2, 7)))
     for item in VolumeDataset(cache), patches(*cache.loaded, foreground_share=1.0):
         assert item[0]["label"].dtype == torch.uint8
         assert {item[n]["label"].max().item() for n in range(3)} == {1}
 
 
-def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own() -> None:
+def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own():
     cache = cache_of(*(volume((2, 2, 2)) for _ in range(20)))
-    dataset = ShuffledDataset(cache, BatchSampler(20, 2), seed=5)
+    dataset = sampling.ShuffledDataset(cache, BatchSampler(20, 2), seed=5)
     names = [dataset[n]["name"] for n in range(40)]
     assert sorted(names[:20]) == sorted(names[20:]) == sorted(case.name for case in cache.entries)
     assert names[:20] != names[20:]
-    assert (dataset[3]["name"], dataset[3]["step"], dataset[3]["batch_index"]) == (names[3], 1, 1)
-    assert ShuffledDataset(cache, BatchSampler(20, 2), seed=6)[0]["name"] != names[0]
+    assert (dataset[3]["step"], dataset[3]["batch_index"]) == (1, 1)
+    assert sampling.ShuffledDataset(cache, BatchSampler(20, 2), seed=6)[0]["name"] != names[0]
 
 
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
-        ({"kind": "all"}, "expected whole or patches"),
-        ({"kind": "patches"}, r"steps_per_epoch=0: expected 1 or more"),
-        ({"jitter": 0.7}, r"jitter=0\.7: expected 0 to 0\.5"),
-        ({"foreground_share": -1}, "expected 0 to 1"),
-    ],
-)
-def test_sampling_out_of_range_is_refused(numbers: dict[str, Any], message: str) -> None:
+WRONG = [
+    ({"kind": "all"}, "expected whole or patches"),
+    ({"kind": "patches"}, r"steps_per_epoch=0: expected 1 or more"),
+    ({"jitter": 0.7}, r"jitter=0\.7: expected 0 to 0\.5"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "message"), WRONG)
+def test_sampling_out_of_range_is_refused(numbers, message):
     with pytest.raises(PancsegError, match=message):
         Sampling(**numbers)
 
 
-def scans(shape: Any, spacing_mm: Any) -> list[Any]:
-    return [SimpleNamespace(shape=shape, spacing_mm=spacing_mm)]
-
-
 LIMITS: dict[str, Any] = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
+COARSE, FINE = "288 x 240 x 192 mm", "96 x 80 x 64 voxels of 2.32 x 2.32 x 2.32 mm"
+PLANS = [((128, 128, 96), (3, 3, 3), COARSE), ((512, 512, 200), (0.75, 0.75, 2), FINE)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "spacing_mm", "plan"),
-    [
-        ((128, 128, 96), (3, 3, 3), "96 x 80 x 64 voxels of 3 x 3 x 3 mm: 288 x 240 x 192 mm"),
-        (
-            (512, 512, 200),
-            (0.75, 0.75, 2),
-            "96 x 80 x 64 voxels of 2.32 x 2.32 x 2.32 mm: 223 x 186 x 148 mm",
-        ),
-    ],
-)
-def test_a_plan_takes_the_median_spacing_unless_the_patch_would_cover_too_little(
-    shape: Shape, spacing_mm: tuple[float, ...], plan: str
-) -> None:
-    assert str(make_plan(scans(shape, spacing_mm), **LIMITS)) == plan
-
-
-def test_given_values_are_not_planned() -> None:
-    cases = scans((512, 512, 200), (0.75, 0.75, 2.0))
+@pytest.mark.parametrize(("shape", "spacing_mm", "plan"), PLANS)
+def test_a_plan_is_of_the_median_spacing_unless_it_would_cover_too_little(shape, spacing_mm, plan):
+    cases = [SimpleNamespace(shape=shape, spacing_mm=spacing_mm)]
+    assert plan in str(make_plan(cases, **LIMITS))
     assert make_plan(cases, **LIMITS, spacing_mm=(1, 1, 1)).spacing_mm == (1, 1, 1)
-    plan = make_plan(cases, **LIMITS, spatial_size=(64, 64, 64))
-    assert plan.spatial_size == (64, 64, 64)
-    assert math.prod(np.multiply(plan.spatial_size, plan.spacing_mm)) >= 0.9 * 220 * 180 * 160
-    given = make_plan([], **LIMITS, spacing_mm=(1, 1, 2), spatial_size=(32, 32, 16))
-    assert (given.spacing_mm, given.spatial_size) == ((1, 1, 2), (32, 32, 16))
+    given = make_plan(cases, **LIMITS, spatial_size=(64, 64, 64))
+    assert given.spatial_size == (64, 64, 64)
+    assert math.prod(np.multiply(given.spatial_size, given.spacing_mm)) >= 0.9 * 220 * 180 * 160
 
 
-@pytest.mark.parametrize("patch_voxels", [100_000, 500_000, 4_000_000])
+@pytest.mark.parametrize("patch_voxels", [100_000, 4_000_000])
 @pytest.mark.parametrize("spacing_mm", [(0.7, 0.7, 5.0), (0.8, 0.8, 0.8), (3.0, 3.0, 3.0)])
 def test_a_planned_patch_covers_the_field_fits_the_machine_and_suits_a_network(
-    patch_voxels: int, spacing_mm: tuple[float, ...]
-) -> None:
-    shape = [round(mm / step) for mm, step in zip((360, 330, 400), spacing_mm, strict=True)]
-    plan = make_plan(scans(shape, spacing_mm), patch_voxels, (220, 180, 160))
+    patch_voxels, spacing_mm
+):
+    shape = np.rint(np.divide((360, 330, 400), spacing_mm)).astype(int)
+    cases = [SimpleNamespace(shape=shape, spacing_mm=spacing_mm)]
+    plan = make_plan(cases, patch_voxels, (220, 180, 160))
     assert math.prod(plan.spatial_size) <= patch_voxels
     covered_mm = np.multiply(plan.spatial_size, plan.spacing_mm)
     assert (covered_mm >= 0.6 * np.array((220, 180, 160))).all()
-    assert all(side % (32 if side > 128 else 16) == 0 for side in plan.spatial_size)
     strides, _ = plan_levels(plan.spatial_size, plan.spacing_mm)
     assert not (np.array(plan.spatial_size) % np.prod(strides, axis=0)).any()
     assert all(new >= old for new, old in zip(plan.spacing_mm, spacing_mm, strict=True))

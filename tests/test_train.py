@@ -1,6 +1,7 @@
-"""The command ``train``: its files, its lines, resuming, interrupting, sweeping."""
+"""The command ``train``: its files, its lines, its rates, and what it refuses."""
 
 import csv
+import errno
 import json
 import shutil
 import signal
@@ -14,14 +15,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
-from tests.conftest import Command, smoke
+from pancseg.cli import Job
+from pancseg.config import TRAINING_LOCK, locked_run, settings_folder
+from pancseg.errors import Incomplete, PancsegError
+from pancseg.models.factory import build
+from pancseg.models.pretrained import load_pretrained, open_weights
+from pancseg.models.segmenter import Segmenter
+from pancseg.training.checkpoints import AtomicCheckpointIO
+from tests.conftest import Command, contents, smoke
 
 COLUMNS = (
-    "epoch,step,train/loss,train/dice,train/recipe_metric,"
-    "val/loss,val/dice,val/recipe_metric,lr,seconds"
+    "epoch,step,train/loss,train/dice,train/recipe_metric,val/loss,val/dice,val/recipe_metric,lr,"
+    "seconds"
 )
+PATCHES = ["sampling=patches", "data.spacing_mm=[8,8,8]", "sampling.steps_per_epoch=4"]
+SHORT = "trainer.max_epochs=1"
 
 
 def metrics_of(run: Path) -> list[dict[str, str]]:
@@ -33,150 +45,60 @@ def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
 
 
-def test_a_run_leaves_the_files_of_the_contract(trained: Path) -> None:
-    names = [
-        ".hydra/config.yaml", "splits.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-        "metrics.csv", "tensorboard", "history.png", "summary.json",
-    ]  # fmt: skip
-    assert [name for name in names if not (trained / name).exists()] == []
+def load(run: Path, name: str = "best") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
-def test_the_table_has_a_row_an_epoch_and_the_columns_of_the_contract(trained: Path) -> None:
+def without(start: str, words: list[str]) -> list[str]:
+    return [word for word in words if not word.startswith(start)]
+
+
+# what a run leaves
+
+
+def test_a_run_leaves_the_files_and_columns_of_the_contract(trained: Path, prepared: Path) -> None:
+    names = ".hydra/config.yaml splits.json checkpoints/best.ckpt checkpoints/last.ckpt metrics.csv"
+    names += " tensorboard history.png summary.json"
+    assert [name for name in names.split() if not (trained / name).exists()] == []
     assert (trained / "metrics.csv").read_text().splitlines()[0] == COLUMNS
     rows = metrics_of(trained)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row["train/loss"]) > 0 and row["lr"] == "0.001" for row in rows)
+    for path in trained.rglob("*"):  # names no path of the data
+        if path.is_file() and path.suffix != ".ckpt" and ".hydra" not in path.parts:
+            assert str(prepared).encode() not in path.read_bytes(), path
 
 
-def test_the_summary_says_what_was_trained_and_measured(trained: Path) -> None:
-    summary = summary_of(trained)
-    dices = [float(row["val/dice"]) for row in metrics_of(trained)]
-    assert summary["best_dice"] == pytest.approx(max(dices))
-    assert summary["best_epoch"] == 1 + dices.index(max(dices))
+def test_the_summary_describes_score_and_split(trained: Path) -> None:
+    summary, dices = summary_of(trained), [float(row["val/dice"]) for row in metrics_of(trained)]
+    best = summary["best_dice"], summary["best_epoch"]
+    assert best == (pytest.approx(max(dices)), 1 + dices.index(max(dices)))
     assert summary["parts"]["train"] == {"patients": 3, "groups": 6}
     assert summary["split"] == {"rule": "holdout", "seed": 0, "val": 1, "test": 2}
     assert "network's grid of 32 x 32 x 32" in summary["geometry"]
-    assert summary["hardware"]["precision"] == "32-true" or torch.cuda.is_available()
-    assert summary["held_out"] is True
-
-
-def test_the_split_names_each_patient_once(trained: Path) -> None:
+    assert (summary["held_out"], summary["partial"]) == (True, False)
     split = json.loads((trained / "splits.json").read_text())
-    dealt = split["train"] + split["val"] + split["test"]
-    assert sorted(dealt) == [f"phantom-3-00{n}" for n in range(6)]
-    assert (split["rule"], split["seed"]) == ("holdout", 0)
+    patients = split["train"] + split["val"] + split["test"]
+    assert sorted(patients) == [f"phantom-3-00{n}" for n in range(6)]
 
 
-def test_tensorboard_holds_scalars_pictures_and_the_score_of_the_run(trained: Path) -> None:
-    events = EventAccumulator(str(trained / "tensorboard")).Reload()
-    tags = events.Tags()
-    assert {"train/loss", "val/dice", "best/val_dice"} <= set(tags["scalars"])
-    assert set(tags["images"]) == {"train/samples", "val/volume_1", "val/volume_2"}
-    best = events.Scalars("best/val_dice")[-1].value
-    assert best == pytest.approx(summary_of(trained)["best_dice"])
-
-
-def test_figures_of_each_step_are_entered_at_the_interval_asked_for(
+def test_lines_of_an_epoch_and_figures_of_each_tenth_step(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
-    words = ["trainer.log_every_n_steps=2", "trainer.max_epochs=2"]
-    assert command("train", *smoke(prepared, tmp_path / "run", *words)).code == 0
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    for name in ("train/loss_step", "train/dice_step", "train/recipe_metric_step"):
-        assert [event.step for event in events.Scalars(name)] == [1, 3, 5]
-
-
-def test_an_epochs_line_and_the_closing_line_read_as_the_recipes(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    ended = command("train", *smoke(prepared, tmp_path / "run", "trainer.max_epochs=1"))
+    target = "{_target_:pytorch_lightning.loggers.CSVLogger,save_dir:csv,name:runs,version:x}"
+    words = ["trainer.log_every_n_steps=2", SHORT, f"+logger.csv={target}"]
+    ended = command("train", *smoke(prepared, tmp_path / "run", *words))
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert "train 3 patients" in lines[0]
     assert lines[1].startswith("network  0.0 M parameters, ")
     assert lines[2].startswith("epoch 1/1 train loss 0.")
-    assert " | val loss 0." in lines[2]
-    assert " | best " in lines[2]
+    assert " | val loss 0." in lines[2] and " | best " in lines[2]
     assert lines[3].startswith("train completed, best dice ")
-
-
-def test_the_same_seed_gives_the_same_curve(prepared: Path, trained: Path, tmp_path: Path) -> None:
-    from tests.conftest import run_command
-
-    assert run_command("train", *smoke(prepared, tmp_path / "again")) == 0
-    columns = COLUMNS.split(",")[:-1]
-    one, other = ([[row[c] for c in columns] for row in metrics_of(run)]
-                  for run in (trained, tmp_path / "again"))  # fmt: skip
-    assert one == other
-
-
-def test_a_resumed_run_goes_on_in_its_folder_with_all_of_its_history(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    run = tmp_path / "run"
-    command("train", *smoke(prepared, run, "trainer.max_epochs=1"))
-    first = metrics_of(run)
-    where = [word for word in smoke(prepared, run) if not word.startswith("hydra.run.dir")]
-    ended = command("train", *where, f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}")
-    assert ended.code == 0
-    rows = metrics_of(run)
-    assert rows[:1] == first
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert int(rows[1]["step"]) == 2 * int(rows[0]["step"])
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("split.seed=1", "trained with another split"),
-        ("model.norm=instance", "trained with model.norm=batch, not instance; give the same"),
-        ("optimizer.lr=0.5", "trained with optimizer.lr=0.001, not 0.5; give the same"),
-        ("optimizer=sgd", "trained with optimizer."),
-        ("sampling=patches", "trained with sampling.kind=whole, not patches"),
-        ("data.spatial_size=[48,32,32]", "trained with data.spatial_size=[32,32,32], not [48,"),
-        ("data.window_hu=[-100,100]", "trained with data.window_hu=[-200,200], not [-100,100]"),
-        ("scheduler=cosine", "with scheduler._target_=torch.optim.lr_scheduler.ConstantLR, not"),
-        ("loss=dice_ce", "trained with loss."),
-        ("augment=light", "trained with augment."),
-        ("seed=1", "trained with seed=0, not 1; give the same"),
-        ("init_from=x.ckpt", "init_from: a training that ckpt_path resumes has weights; give one"),
-    ],
-)
-def test_a_resume_that_does_not_fit_is_refused_and_leaves_the_run_alone(
-    prepared: Path, trained: Path, tmp_path: Path, command: Command, change: str, says: str
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(trained, run)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    where = [word for word in smoke(prepared, run) if not word.startswith("hydra.run.dir")]
-    ended = command("train", *where, f"ckpt_path={run / 'checkpoints' / 'last.ckpt'}", change)
-    assert ended.code == 2
-    assert says in ended.err
-    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
-    assert changed <= {"train.log"}
-
-
-def test_ctrl_c_ends_with_130_and_leaves_the_last_whole_epoch(
-    prepared: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    words = smoke(prepared, run, "trainer.max_epochs=100000")
-    training = subprocess.Popen(
-        [sys.executable, "-m", "pancseg.train", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a shell ignores Ctrl-C for what it runs in the background, and so do its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    for _ in range(1200):
-        if (run / "checkpoints" / "last.ckpt").exists():
-            break
-        time.sleep(0.1)
-    training.send_signal(signal.SIGINT)
-    _, err = training.communicate(timeout=60)
-    assert training.returncode == 130
-    assert err.splitlines()[-1] == "interrupted"
-    assert (run / "history.png").exists()
-    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] % 3 == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("train/loss_step", "train/dice_step", "train/recipe_metric_step"):
+        assert [event.step for event in events.Scalars(name)] == [1]
+    assert "best/val_dice" in Path("csv/runs/x/metrics.csv").read_text()
 
 
 def test_the_strong_experiment_trains_on_whole_scans(
@@ -184,10 +106,9 @@ def test_the_strong_experiment_trains_on_whole_scans(
 ) -> None:
     run, small = tmp_path / "run", ["data.patch_voxels=40000", "sampling.steps_per_epoch=2"]
     where = [f"data.root={prepared}", f"hydra.run.dir={run}", "hardware.width=2"]
-    ended = command("train", "experiment=strong", *where, *small, "trainer.max_epochs=1")
+    ended = command("train", "experiment=strong", *where, *small, SHORT)
     assert ended.code == 0, ended.err
     assert "planned  patches of" in ended.out
-    assert summary_of(run)["held_out"] is True
     assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
 
 
@@ -198,75 +119,47 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_one_of_any_other(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
-    compiled = ["hardware.compile=true", "trainer.max_epochs=1"]
-    assert command("train", *smoke(prepared, run, *compiled)).code == 0
+    assert command("train", *smoke(prepared, run, "hardware.compile=true", SHORT)).code == 0
     assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
 
 
-def test_fast_dev_run_takes_one_batch_and_writes_no_run(
-    prepared: Path, tmp_path: Path, command: Command
+def test_fast_dev_run_and_preview_train_nothing_and_write_no_run(
+    dicom: Path, tmp_path: Path, command: Command
 ) -> None:
-    run = tmp_path / "run"
-    ended = command("train", *smoke(prepared, run, "trainer.fast_dev_run=true"))
-    assert ended.code == 0
-    assert "train completed" in ended.out
+    source = ["source=dicom", f"source.images={dicom / 'images'}", "privacy=none"]
+    source.append(f"source.labels={dicom / 'labels'}")  # and an unprepared root is prepared
+    root, run = tmp_path / "new", tmp_path / "run"
+    ended = command("train", *smoke(root, run, *source, "trainer.fast_dev_run=true"))
+    assert ended.code == 0 and "train completed" in ended.out
+    assert (root / "manifest.json").exists()
     files = {path.name for path in run.rglob("*") if path.is_file() and ".hydra" not in path.parts}
     assert files == {"train.log"}
+    assert command("train", *smoke(root, run, *PATCHES, "augment=full", "preview=true")).code == 0
+    assert (run / "preview.png").read_bytes()[:4] == b"\x89PNG"
+    assert not (run / "checkpoints").exists()
 
 
 def test_same_says_everywhere_that_nothing_was_held_out(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
-    run = tmp_path / "run"
-    where = [word for word in smoke(prepared, run) if not word.startswith("split.")]
-    ended = command("train", *where, "split=same", "trainer.max_epochs=1")
-    assert "NOT HELD OUT" in ended.out
-    assert summary_of(run)["held_out"] is False
-    scored = command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}")
+    words = without("split.", smoke(prepared, tmp_path, "split=same", SHORT))
+    assert "NOT HELD OUT" in command("train", *words).out
+    assert summary_of(tmp_path)["held_out"] is False
+    scored = command("evaluate", f"checkpoint={tmp_path / 'checkpoints' / 'best.ckpt'}")
     assert "NOT HELD OUT" in scored.out
-    assert json.loads((run / "scores" / "test.json").read_text())["held_out"] is False
+    assert json.loads((tmp_path / "scores" / "test.json").read_text())["held_out"] is False
 
 
 def test_without_validation_the_best_checkpoint_is_the_last(
     prepared: Path, tmp_path: Path, command: Command
 ) -> None:
-    run = tmp_path / "run"
-    ended = command("train", *smoke(prepared, run, "split.val=0"))
-    assert ended.code == 0
-    assert "no validation" in ended.out
-    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["epoch"] == 1
-    assert summary_of(run)["best_dice"] is None
-
-
-def test_train_prepares_first_where_there_is_a_source_and_no_manifest(
-    dicom: Path, tmp_path: Path, command: Command
-) -> None:
-    source = ["source=dicom", f"source.images={dicom / 'images'}",
-              f"source.labels={dicom / 'labels'}", "privacy=none"]  # fmt: skip
-    words = smoke(tmp_path / "new", tmp_path / "run", *source, "trainer.fast_dev_run=true")
-    ended = command("train", *words)
-    assert ended.code == 0
-    assert (tmp_path / "new" / "manifest.json").exists()
-
-
-def test_a_grid_whose_second_job_cannot_run_still_runs_the_third(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    words = [word for word in smoke(prepared, tmp_path) if not word.startswith("hydra.run.dir")]
-    sizes = "data.spatial_size=[32,32,32],[32,32,90],[32,48,32]"
-    sweep = [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_epochs=1", sizes]
-    ended = command("train", "-m", *words, *sweep)
-    assert ended.code == 1
-    assert "job 1 failed: data.spatial_size=[32, 32, 90]: axis 2 is 90" in ended.err
-    done = sorted(path.parent.name for path in (tmp_path / "sweep").rglob("summary.json"))
-    assert done == ["0", "2"]
-
-
-def test_what_is_written_names_no_path_of_the_data(prepared: Path, trained: Path) -> None:
-    for path in trained.rglob("*"):
-        if path.is_file() and path.suffix != ".ckpt" and ".hydra" not in path.parts:
-            assert str(prepared).encode() not in path.read_bytes(), path
+    ended = command("train", *smoke(prepared, tmp_path / "run", "split.val=0"))
+    assert (ended.code, "no validation" in ended.out) == (0, True)
+    assert load(tmp_path / "run")["epoch"] == 1
+    assert summary_of(tmp_path / "run")["best_dice"] is None
+    rare = [SHORT, "trainer.check_val_every_n_epoch=2"]
+    ended = command("train", *smoke(prepared, tmp_path / "rare", *rare))
+    assert "nothing was validated: best.ckpt is the last" in ended.out and load(tmp_path / "rare")
 
 
 def test_where_no_validation_patient_has_a_label_the_loss_chooses_the_checkpoint(
@@ -278,16 +171,228 @@ def test_where_no_validation_patient_has_a_label_the_loss_chooses_the_checkpoint
     manifest = json.loads((root / "manifest.json").read_text())
     for entry in [*manifest["cases"], *manifest["groups"]]:
         if entry["patient"] == patient:
-            entry["label_voxels"] = 0
-            label = nib.load(root / entry["label"])
-            empty = np.zeros(label.shape, np.uint8)
-            nib.save(nib.Nifti1Image(empty, label.affine), root / entry["label"])
+            entry["label_voxels"], label = 0, nib.load(root / entry["label"])
+            empty = nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine)
+            nib.save(empty, root / entry["label"])
     (root / "manifest.json").write_text(json.dumps(manifest))
     ended = command("train", *smoke(root, run))
-    assert ended.code == 0, ended.err
     assert "no validation patient has a labelled voxel: the best checkpoint is by" in ended.out
     assert all(row["val/dice"] == "" for row in metrics_of(run))
     losses = [float(row["val/loss"]) for row in metrics_of(run)]
-    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    assert content["epoch"] == losses.index(min(losses))
-    assert summary_of(run)["best_dice"] is None
+    assert load(run)["epoch"] == losses.index(min(losses))
+
+
+# rates and steps
+
+
+@pytest.mark.parametrize(
+    ("choice", "factors"),  # after 4, 8 and 12 steps
+    [
+        ("constant", [1.0, 1.0, 1.0]),
+        ("warmup", [5 / 20, 9 / 20, 13 / 20]),
+        ("cosine", [0.75, 0.25, 0.0]),  # (1 + cos(pi step / 12)) / 2
+        ("poly", [(8 / 12) ** 0.9, (4 / 12) ** 0.9, 0.0]),
+        ("constant scheduler._target_=torch.optim.lr_scheduler.StepLR ~scheduler.factor "
+         "~scheduler.total_iters +scheduler.step_size=4 +scheduler.gamma=0.5", [0.5, 0.25, 0.125]),
+    ],
+)  # fmt: skip
+def test_the_rate_follows_the_scheduler_to_the_last_step(
+    prepared: Path, tmp_path: Path, command: Command, choice: str, factors: list[float]
+) -> None:
+    words = [*PATCHES, *f"scheduler={choice}".split(), "optimizer=sgd", "optimizer.lr=0.01"]
+    assert command("train", *smoke(prepared, tmp_path, *words, "trainer.max_epochs=3")).code == 0
+    rates = [float(row["lr"]) / 0.01 for row in metrics_of(tmp_path)]
+    assert rates == pytest.approx(factors, abs=1e-6)
+
+
+def test_gradients_are_gathered_and_clipped_in_mixed_precision(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    words = [*PATCHES, "trainer.accumulate_grad_batches=2", "hardware.precision=bf16-mixed"]
+    words += ["trainer.gradient_clip_val=1", "~callbacks.images", "~callbacks.progress_bar"]
+    assert command("train", *smoke(prepared, tmp_path, *words, "trainer.max_steps=3")).code == 0
+    assert [row["step"] for row in metrics_of(tmp_path)] == ["2", "3"]
+    assert metrics_of(tmp_path)[1]["val/dice"]  # validated in the middle of an epoch
+
+
+def test_training_stops_where_validation_gets_no_better(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    stuck = ["optimizer.lr=0", "model.norm=instance", "patience=2", "trainer.max_epochs=50"]
+    assert command("train", *smoke(prepared, tmp_path, *stuck)).code == 0
+    assert len(metrics_of(tmp_path)) == 3
+
+
+# weights to begin with
+
+
+def test_a_run_begins_with_another_runs_weights_unless_it_is_resumed(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    init = f"init_from={trained / 'checkpoints' / 'best.ckpt'}"
+    words = smoke(prepared, tmp_path, init, "optimizer.lr=0", "model.norm=batch")
+    assert "weights taken" in command("train", *words, SHORT).out
+    old, new = load(trained)["state_dict"], load(tmp_path, "last")["state_dict"]
+    names = [name for name in old if name.startswith("network.") and name.endswith("weight")]
+    assert names and all(torch.equal(old[name], new[name]) for name in names)
+    again = command("train", *words, "trainer.max_epochs=2", "ckpt_path=last")
+    assert (again.code, "weights taken" in again.out) == (0, False)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_dict_as_monai_saves_it_is_taken(tmp_path: Path, wrapped: bool) -> None:
+    net = {"_target_": "monai.networks.nets.BasicUNet", "out_channels": 2, "features": [2] * 6}
+    theirs, ours = build(net, torch.nn.Module), build(net, torch.nn.Module)
+    weights = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save({"model": weights} if wrapped else weights, tmp_path / "monai.pt")
+    assert " of " in load_pretrained(ours, open_weights(tmp_path / "monai.pt"))
+    expected = theirs.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+
+
+# ends in one line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("split.val=0 patience=2", "there is no validation to wait for"),
+        ("~callbacks.epoch_report", "callbacks.epoch_report: metrics.csv and summary.json need it"),
+        ("trainer.max_time=10min", "ten minutes are trainer.max_time=00:00:10:00"),
+        ("trainer.max_time=600", "ten minutes are trainer.max_time=00:00:10:00"),
+        ("scheduler=cosine trainer.max_epochs=-1", "scheduler.T_max: give it, trainer.max_epochs"),
+        ("init_from=words.pt", "init_from=words.pt: is neither a checkpoint nor a state_dict"),
+        ("init_from=other.pt", "init_from=other.pt: holds 0 of this network's"),
+        ("SLURM_NTASKS=2 SLURM_PROCID=0", "2 tasks; give srun --ntasks-per-node, not --ntasks"),
+        ("SLURM_NTASKS=2 SLURM_PROCID=0 SLURM_NTASKS_PER_NODE=2", "are 1 processes, Slurm started"),
+        ("WORLD_SIZE=2 trainer.num_nodes=2 ~hydra.run.dir", "give hydra.run.dir=FOLDER"),
+        ("-m hydra/launcher=submitit_slurm PATH= ~hydra.run.dir", "Could not detect "),
+    ],
+)
+def test_a_training_that_cannot_start_says_why_in_one_line(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: Any, words: str, message: str
+) -> None:
+    Path("words.pt").write_bytes(b"words")
+    torch.save({"a": torch.zeros(1)}, "other.pt")
+    given = smoke(prepared, tmp_path / "run")
+    for word in words.split():
+        name, _, value = word.partition("=")
+        if name.isupper():
+            monkeypatch.setenv(name, value or str(Path(sys.executable).parent))
+        elif word.startswith("~hydra"):
+            given = without(word[1:], given)
+        else:
+            given = [word, *given] if word == "-m" else [*given, word]
+    ended = command("train", *given)
+    assert (ended.code, ended.err.count("\n")) == (1 if "-m" in words else 2, 1)
+    assert message in ended.err
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    wild = ["optimizer=sgd", "optimizer.lr=1e30", "trainer.max_epochs=20"]
+    ended = command("train", *smoke(prepared, tmp_path, *wild))
+    assert (ended.code, "loss is nan" in ended.err) == (1, True)
+    for path in tmp_path.rglob("*.ckpt"):
+        for weight in torch.load(path, weights_only=True)["state_dict"].values():
+            assert not isinstance(weight, Tensor) or weight.isfinite().all()
+
+
+def test_memory_that_runs_out_is_reported_with_what_takes_less(
+    prepared: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(Segmenter, "training_step", full)
+    ended = command("train", *smoke(prepared, tmp_path))
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "memory ran out with data.batch_size=2 and data.spatial_size=[32, 32, 32]" in ended.err
+
+
+def test_ctrl_c_ends_with_130_and_leaves_the_last_whole_epoch(
+    prepared: Path, tmp_path: Path
+) -> None:
+    words = smoke(prepared, tmp_path, "trainer.max_epochs=100000")
+    training = subprocess.Popen(
+        [sys.executable, "-m", "pancseg.train", *words], stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True,
+        # a shell ignores Ctrl-C for what it runs in the background, and so do its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not (tmp_path / "checkpoints" / "last.ckpt").exists():
+        assert training.poll() is None
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    _, err = training.communicate(timeout=120)
+    assert (training.returncode, err.splitlines()[-1]) == (130, "interrupted")
+    assert (tmp_path / "history.png").exists()
+    assert load(tmp_path, "last")["global_step"] % 3 == 0
+
+
+# the run's folder
+
+
+def test_a_folder_that_holds_a_training_is_left_alone(
+    prepared: Path, trained: Path, tmp_path: Path, command: Command
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    before = contents(run)
+    ended = command("train", *smoke(prepared, run, "seed=1"))
+    assert (ended.code, f"{run}: holds a training; give ckpt_path=last" in ended.err) == (2, True)
+    with FileLock(run / TRAINING_LOCK):
+        ended = command("train", *smoke(prepared, run, "seed=1"))
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
+        assert "another pancseg.train is writing to it; wait" in ended.err
+        changed = {name for name, content in contents(run).items() if before.get(name) != content}
+    assert changed <= {"train.log", TRAINING_LOCK}
+
+
+def test_a_lock_lets_in_processes_that_train_together_and_removes_killed_writes(
+    tmp_path: Path,
+) -> None:
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".partial-0123-last.ckpt").touch()
+    with locked_run(tmp_path), locked_run(tmp_path, is_writing=False):
+        assert not [*tmp_path.rglob(".partial-*")]
+        with pytest.raises(PancsegError, match="another pancseg"), locked_run(tmp_path):
+            pass
+    with locked_run(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("variable", ["LOCAL_RANK", "SLURM_PROCID"])
+def test_processes_but_the_first_write_no_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    assert settings_folder(None, str(tmp_path)) == ".hydra"
+    monkeypatch.setenv(variable, "1")
+    assert settings_folder(None, str(tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("[enforce fail at inline_container.cc:747] . open file failed"),
+     RuntimeError("shapes differ"), OSError(errno.ENOSPC, "No space left on device")],
+)  # fmt: skip
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    is_torchs = "inline_container" in str(error)
+    with pytest.raises(Incomplete if is_torchs else type(error)) as raised:
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert "ckpt_path=last" in str(raised.value) or not is_torchs
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_is_pickled_as_the_name_of_its_command() -> None:
+    cloudpickle = pytest.importorskip("cloudpickle")
+    sent = cloudpickle.dumps(Job(test_a_job_is_pickled_as_the_name_of_its_command, "train"))
+    assert cloudpickle.loads(sent).task.__module__ == "pancseg.train"

@@ -18,11 +18,8 @@ from pancseg.errors import Refused
 from pancseg.intake import volume_files
 from pancseg.intake.volume_files import (
     ReadOptions,
-    is_volume_file,
     read_label_file,
     read_scan_file,
-    stem_of,
-    without_suffix,
 )
 from pancseg.structures import Label, LabelMap
 from tests.tiny_labels import damaged, structures, voxels, write_nrrd
@@ -81,7 +78,7 @@ def refusal(path: Path, *labels: Label) -> Refused:
 # NIfTI
 
 
-@pytest.mark.parametrize("stored", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
+@pytest.mark.parametrize("stored", ["uint8", "int16", "int32", "float64"])
 @pytest.mark.parametrize("slope", [(1, 0), (2, 3), (0.5, -7), (-1, 0), (1e3, 1e5)])
 def test_values_are_those_that_nibabel_reads(
     tmp_path: Path, stored: str, slope: tuple[float, float]
@@ -248,36 +245,24 @@ def test_the_ignore_label_becomes_background_with_a_flag(tmp_path: Path) -> None
 
 
 HOSTILE: dict[str, tuple[int, Any, str]] = {  # name: (offset in the header, values, code)
-    "no axes": (40, np.array([0], "int16"), "not_a_volume"),
     "a hundred axes": (40, np.array([100], "int16"), "unreadable"),
-    "negative side": (42, np.array([-2], "int16"), "not_a_volume"),
     "empty side": (44, np.array([0], "int16"), "not_a_volume"),
-    "more than the file": (42, np.array([20, 30, 40], "int16"), "truncated"),
     "65 TB": (42, np.array([32767, 32767, 32767], "int16"), "too_large"),
-    "wraps": (40, np.array([7, 32767, 32767, 32767, 1, 1, 1, 1], "int16"), "too_large"),
     "unknown type": (70, np.array([999], "int16"), "unreadable"),
-    "one bit": (70, np.array([1], "int16"), "unreadable"),
     "complex": (70, np.array([32], "int16"), "not_a_volume"),
-    "voxels within the header": (108, np.array([100], "float32"), "unreadable"),
     "voxels before the file": (108, np.array([-400], "float32"), "unreadable"),
-    "voxels after the file": (108, np.array([1e6], "float32"), "truncated"),
     "voxels nowhere": (108, np.array([np.nan], "float32"), "unreadable"),
     "huge slope": (112, np.array([1e30, 0], "float32"), "bad_rescale"),
-    "infinite intercept": (112, np.array([1, np.inf], "float32"), "unreadable"),
-    "NaN in the quaternion": (256, np.array([np.nan], "float32"), "bad_affine"),
     "long quaternion": (256, np.array([5, 5, 5], "float32"), "unreadable"),
     "far away": (268, np.array([1e30], "float32"), "bad_affine"),
     "NaN affine": (280, np.array([np.nan] * 12, "float32"), "bad_affine"),
-    "zero affine": (280, np.zeros(12, "float32"), "bad_affine"),
-    "no magic": (344, np.array([0, 0, 0, 0], "uint8"), "unreadable"),
     "voxels in another file": (344, np.frombuffer(b"ni1\0", "uint8"), "unreadable"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("is_packed", [False, True])
 def test_a_hostile_header_is_refused_before_anything_is_allocated(
-    tmp_path: Path, name: str, is_packed: bool
+    tmp_path: Path, name: str
 ) -> None:
     offset, values, code = HOSTILE[name]
     image = nib.Nifti1Image(NUMBERED.astype("int16"), None)
@@ -287,8 +272,6 @@ def test_a_hostile_header_is_refused_before_anything_is_allocated(
     overwrite(path, offset, values)
     if offset == 280:
         overwrite(path, 254, np.array([1], "int16"))
-    if is_packed:
-        path.write_bytes(gzip.compress(path.read_bytes()))
     for read in (ct_of, mask_of):
         with pytest.raises(Refused, match=f"^{code}: p7.nii") as refused:
             assert peak_of(lambda read=read: read(path)) < 2e6
@@ -339,19 +322,6 @@ def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path: Path
                 mask_of(tmp_path / name, *labels)
 
 
-@pytest.mark.parametrize(
-    ("name", "stem"),
-    [
-        ("p7.nii.gz", "p7"), ("p7-Label.nii.gz", "p7"), ("p7_0000.nii.gz", "p7_0000"),
-        ("image.nii.gz", "image"), ("p7.NII.GZ", "p7"), ("p7_ct.seg.nrrd", "p7"),
-    ],
-)  # fmt: skip
-def test_a_stem_is_the_name_without_suffix_and_role(name: str, stem: str) -> None:
-    assert stem_of(Path("folder") / name) == stem
-    assert is_volume_file(Path(name)) and not is_volume_file(Path(f"{name}.txt"))
-    assert without_suffix(Path("p7_ct.seg.nrrd")) == "p7_ct"
-
-
 # NRRD
 
 
@@ -360,31 +330,32 @@ def test_a_stem_is_the_name_without_suffix_and_role(name: str, stem: str) -> Non
 @pytest.mark.parametrize(
     "directions", ["(0,0,-1.5) (0.6,0.8,0) (-1.6,1.2,0)", "(1,0,0) (0,2,0) (0,0,-3)"]
 )
-def test_voxels_and_place_are_those_of_simpleitk(
+def test_values_and_place_are_those_of_simpleitk(
     tmp_path: Path, space: str, encoding: str, directions: str
 ) -> None:
-    values = (np.random.default_rng(0).random((3, 4, 5)) < 0.4).astype(np.int16)
-    raw = values.tobytes(order="F")
-    content = {"gzip": None, "raw": raw, "bzip2": bz2.compress(raw)}[encoding]
-    fields = {"space": space, "encoding": encoding, "space_directions": directions}
-    file = write_nrrd(tmp_path / "a.nrrd", values, content=content, **fields)
-    if encoding == "bzip2":  # which SimpleITK does not read
-        theirs = write_nrrd(tmp_path / "b.nrrd", values, **{**fields, "encoding": "gzip"})
-    else:
-        theirs = file
-    assert_equals_simpleitk(mask_of(file).image, theirs)
+    random = np.random.default_rng(0).random((3, 4, 5))
+    for values in ((random < 0.4).astype(np.int16), random.astype(np.float32)):
+        raw = values.tobytes(order="F")
+        content = {"gzip": None, "raw": raw, "bzip2": bz2.compress(raw)}[encoding]
+        fields = {"space": space, "space_directions": directions}
+        file = write_nrrd(tmp_path / "a.nrrd", values, content=content, encoding=encoding, **fields)
+        theirs = write_nrrd(tmp_path / "b.nrrd", values, **fields)  # it does not read bzip2
+        assert_equals_simpleitk(ct_of(file), theirs)
+        if values.dtype == np.int16:
+            assert_equals_simpleitk(mask_of(file).image, theirs)
 
 
 def assert_equals_simpleitk(ours: nib.Nifti1Image, file: Path) -> None:
-    """In value and place."""
+    """In value and place; a mask is 1 where a value is not 0."""
     image = SimpleITK.ReadImage(str(file))
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
-    theirs = SimpleITK.GetArrayFromImage(image).T != 0
-    truth = nib.Nifti1Image(theirs.astype(np.uint8), np.diag([-1, -1, 1, 1]) @ affine)
+    theirs = SimpleITK.GetArrayFromImage(image).T
+    theirs = (theirs != 0).astype(np.uint8) if ours.get_data_dtype() == np.uint8 else theirs
+    truth = nib.as_closest_canonical(nib.Nifti1Image(theirs, np.diag([-1, -1, 1, 1]) @ affine))
     assert nib.aff2axcodes(ours.affine)[2] == "S"
-    ours, truth = nib.as_closest_canonical(ours), nib.as_closest_canonical(truth)
+    ours = nib.as_closest_canonical(ours)
     np.testing.assert_allclose(ours.affine, truth.affine, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(truth.dataobj))
     assert np.asarray(ours.dataobj).any()
@@ -394,26 +365,6 @@ def assert_equals_simpleitk(ours: nib.Nifti1Image, file: Path) -> None:
 def test_a_published_mask_equals_simpleitks_reading(shared_data: Path, name: str) -> None:
     file = shared_data / "seg" / f"{name}.nrrd"
     assert_equals_simpleitk(mask_of(file).image, file)
-
-
-@pytest.mark.parametrize("encoding", ["raw", "gzip"])
-@pytest.mark.parametrize("values", [NUMBERED - 1000, NUMBERED / 2])
-def test_a_ct_as_nrrd_is_read_as_simpleitk_does(
-    tmp_path: Path, encoding: str, values: np.ndarray
-) -> None:
-    stored = "int32" if values.dtype.kind == "i" else "float32"
-    theirs = SimpleITK.GetImageFromArray(values.T.astype(stored))
-    theirs.SetSpacing((0.5, 0.8, 2.5))
-    theirs.SetOrigin((-10, -20, 30))
-    theirs.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, -1))
-    SimpleITK.WriteImage(theirs, str(tmp_path / "ct.nrrd"), useCompression=encoding == "gzip")
-    scan = read_scan_file(tmp_path / "ct.nrrd")
-    assert scan.image.get_data_dtype() == (np.int16 if stored == "int32" else np.float32)
-    for index in np.ndindex(values.shape):
-        left, posterior, head = theirs.TransformIndexToPhysicalPoint(index)
-        here = np.linalg.solve(scan.image.affine, [-left, -posterior, head, 1])[:3]
-        np.testing.assert_allclose(here, np.rint(here), atol=1e-6)
-        assert scan.image.dataobj[tuple(np.rint(here).astype(int))] == values[index]
 
 
 def layered() -> tuple[np.ndarray, dict[str, Any]]:
@@ -474,24 +425,14 @@ def test_a_segment_is_chosen_by_name_or_value_and_an_unclear_choice_refused(
     ("fields", "code"),
     [
         ({"space": "scanner-xyz"}, "no_affine"),
-        ({"space_directions": None}, "no_affine"),
-        ({"space_directions": "none (0,0.8,0) (0,0,2.5)"}, "no_affine"),
         ({"space_units": '"cm" "cm" "cm"'}, "no_affine"),
         ({"space_directions": "(0.5,0,0) (0.5,0,0) (0,0,2.5)"}, "bad_affine"),
-        ({"space_directions": "(1e300,0,0) (0,1e300,0) (0,0,1e300)"}, "bad_affine"),
         ({"space_origin": "(inf,0,0)"}, "bad_affine"),
         ({"data_file": "/etc/passwd"}, "detached_data"),
-        ({"datafile": "../b.raw"}, "detached_data"),
         ({"byte_skip": "-1"}, "unreadable"),
         ({"encoding": "hex"}, "unreadable"),
-        ({"sizes": None}, "unreadable"),
-        ({"sizes": "3 4"}, "no_affine"),
-        ({"sizes": "3 4 6"}, "truncated"),
-        ({"sizes": "-3 -4 5"}, "not_a_volume"),
         ({"sizes": "4611686018427387904 4611686018427387904 4"}, "too_large"),
-        ({"type": "block", "block_size": "1"}, "unreadable"),
         ({"type": "DOE JOHN"}, "unreadable"),
-        ({"Segment0_Name": "A", "Segment0_LabelValue": "x"}, "unreadable"),
         ({"Segment0_Name": "A", "Segment0_LabelValue": "0"}, "bad_segments"),
     ],
     ids=str,

@@ -70,17 +70,10 @@ def write_segmentation(
     shared: bool = True,
     damage: Callable[[Dataset], None] | None = None,
 ) -> Path:
-    """Write a SEG by hand.
+    """Write a SEG by hand, of frames in the order they are stored.
 
-    Args:
-        file: Where to.
-        frames: In the order they are stored.
-        segments: For each number its label, code and meaning.
-        kind: SegmentationType.
-        orientation: Direction of a row, then of a column, LPS.
-        pixel_spacing: From row to row, then from column to column, mm.
-        shared: Whether orientation and spacing stand once, or in every frame.
-        damage: Is given the data set before it is written.
+    ``segments`` has for each number its label, code and meaning; orientation and spacing, mm, of
+    rows and columns stand once, or in every frame; ``damage`` changes the data set.
     """
     uid = LABEL_MAP if kind == "LABELMAP" else SegmentationStorage
     one = bare(uid, "SEG")
@@ -122,44 +115,29 @@ def write_contours(
     codes: Mapping[str, tuple[str, str]] | None = None,
     damage: Callable[[Dataset], None] | None = None,
 ) -> Path:
-    """Write an RTSTRUCT by hand, its ROIs numbered from 1.
+    """Write an RTSTRUCT by hand: for each ROI, from 1, its contours ``(points, 3)``, LPS mm.
 
-    Args:
-        file: Where to.
-        rois: For each name its contours, each ``(points, 3)``, LPS mm.
-        geometry: ContourGeometricType of all.
-        codes: For each name a code and its meaning.
-        damage: Is given the data set before it is written.
+    ``codes`` has a code and its meaning for some ROIs; ``damage`` changes the data set.
     """
     one = bare(RTStructureSetStorage, "RTSTRUCT")
-    numbered = list(enumerate(rois.items(), start=1))
-    one.StructureSetROISequence = [
-        item(ROINumber=number, ROIName=name) for number, (name, _) in numbered
-    ]
-    one.ROIContourSequence = [
-        item(
-            ReferencedROINumber=number,
-            ContourSequence=[
-                item(
-                    ContourGeometricType=geometry,
-                    NumberOfContourPoints=len(points),
-                    ContourData=decimals(np.ravel(points)),
-                )
-                for points in contours
-            ],
-        )
-        for number, (_, contours) in numbered
-    ]
-    one.RTROIObservationsSequence = [
-        item(
-            ReferencedROINumber=number,
-            RTROIIdentificationCodeSequence=[
-                item(CodeValue=codes[name][0], CodeMeaning=codes[name][1])
-            ],
-        )
-        for number, (name, _) in numbered
-        if codes and name in codes
-    ]
+    one.StructureSetROISequence, one.ROIContourSequence = [], []
+    one.RTROIObservationsSequence = []
+    for number, (name, all_points) in enumerate(rois.items(), start=1):
+        one.StructureSetROISequence.append(item(ROINumber=number, ROIName=name))
+        contours = [
+            item(
+                ContourGeometricType=geometry,
+                NumberOfContourPoints=len(points),
+                ContourData=decimals(np.ravel(points)),
+            )
+            for points in all_points
+        ]
+        roi = item(ReferencedROINumber=number, ContourSequence=contours)
+        one.ROIContourSequence.append(roi)
+        if codes and name in codes:
+            code = item(CodeValue=codes[name][0], CodeMeaning=codes[name][1])
+            observed = item(ReferencedROINumber=number, RTROIIdentificationCodeSequence=[code])
+            one.RTROIObservationsSequence.append(observed)
     if damage:
         damage(one)
     one.save_as(file, enforce_file_format=True)
@@ -167,14 +145,9 @@ def write_contours(
 
 
 def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **fields: Any) -> Path:
-    """Write an NRRD by hand.
+    """Write an NRRD by hand; ``content`` is written in place of the packed voxels.
 
-    Args:
-        file: Where to.
-        values: Voxels, in the order of the axes in the header.
-        content: In place of the packed voxels.
-        fields: Of the header, ``_`` for a space; None leaves one out. Names that begin with
-            ``Segment`` are 3D Slicer's.
+    Fields of the header have ``_`` for a space, None leaves one out; ``Segment...`` are 3D Slicer's.
     """
     values = np.asarray(values)
     header: dict[str, Any] = {

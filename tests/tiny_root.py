@@ -1,6 +1,5 @@
 """A prepared folder of a few small patients, written without ``pancseg.prepare``."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,12 @@ PATCHES = {"kind": "patches", "steps_per_epoch": 3, "foreground_share": 0.5, "ji
 
 def case_of(name: str, **fields: Any) -> Case:
     """A case of the manifest; every field may be replaced."""
-    case = Case(
-        *(name, name, f"cases/{name}_image.nii.gz", f"cases/{name}_label.nii.gz"),
-        *([*SHAPE], [*SPACING_MM], 100, {"pancreas": 100, "tumour": 10}),
-        *(f"identity {name}", f"source {name}", f"i {name}", f"l {name}"),
-        phantom=True,
-        voxel_hash=f"pixels {name}",
-    )
-    return replace(case, **fields)
+    known: dict[str, Any] = {"name": name, "patient": name, "shape": [*SHAPE], "phantom": True}
+    known |= {role: f"cases/{name}_{role}.nii.gz" for role in ("image", "label")}
+    known |= {"spacing_mm": [*SPACING_MM], "label_voxels": 100, "voxel_hash": f"pixels {name}"}
+    known |= {"structure_voxels": {"pancreas": 100, "tumour": 10}, "image_sha256": f"i {name}"}
+    known |= {"input_hash": f"identity {name}", "input_state": f"source {name}"}
+    return Case(**known | {"label_sha256": f"l {name}"} | fields)
 
 
 def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Manifest:
@@ -41,16 +38,13 @@ def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Man
     settings = {"depth": DEPTH if groups else None, "tail": "shift", "keep_empty": False}
     manifest = Manifest(settings, STRUCTURES, complete=True)
     for n, name in enumerate(names):
-        random = np.random.default_rng(n)
-        hu = np.full(SHAPE, -1000, np.int16)
-        hu[2:-2, 2:-2] = random.integers(-100, 100, (20, 20, 20))
-        codes = np.zeros(SHAPE, np.uint8)
+        hu, codes = np.full(SHAPE, -1000, np.int16), np.zeros(SHAPE, np.uint8)
+        hu[2:-2, 2:-2] = np.random.default_rng(n).integers(-100, 100, (20, 20, 20))
         codes[8 + n % 3 : 14, 9:15, 6:14] = 1
         codes[10:12, 10:12, 9:11] = 2
         image, label = (nib.Nifti1Image(values, affine) for values in (hu, codes))
         files = write_pair(root, f"cases/{name}", image, label)
-        case = replace(case_of(name), statistics=scan_statistics(image), **files)
-        manifest.cases.append(case)
+        manifest.cases.append(case_of(name, statistics=scan_statistics(image), **files))
         for start in plan_cut(SHAPE[2], DEPTH, "shift")[0] if groups else ():
             cut = (cut_group(image, start, DEPTH, AIR_HU), cut_group(label, start, DEPTH, 0))
             files = write_pair(root, f"groups/{name}_{start:04}", *cut)
@@ -61,17 +55,13 @@ def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Man
     return manifest
 
 
-def write_pair(
-    root: Path, name: str, image: nib.Nifti1Image, label: nib.Nifti1Image
-) -> dict[str, Any]:
+def write_pair(root: Path, name: str, *pair: nib.Nifti1Image) -> dict[str, Any]:
     """Write an image and its label; return the fields of the manifest."""
-    image_file, label_file = f"{name}_image.nii.gz", f"{name}_label.nii.gz"
-    return {
-        "image": image_file,
-        "label": label_file,
-        "image_sha256": write_nifti(root / image_file, image),
-        "label_sha256": write_nifti(root / label_file, label),
-    }
+    fields = {}
+    for role, image in zip(("image", "label"), pair, strict=True):
+        fields[role] = f"{name}_{role}.nii.gz"
+        fields[f"{role}_sha256"] = write_nifti(root / fields[role], image)
+    return fields
 
 
 def data_module(root: Path, **changes: Any) -> CTDataModule:

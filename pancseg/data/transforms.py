@@ -47,20 +47,14 @@ def make_plan(
         extent_mm = np.median(spacings_mm * [case.shape for case in cases], axis=0)
         patch_voxels = patch_voxels if spatial_size is None else math.prod(spatial_size)
         if spacing_mm is None:
-            field = np.minimum(field_mm, extent_mm)
-            spacing_mm = coarsened(np.median(spacings_mm, axis=0), field, patch_voxels)
+            spacing, field = np.median(spacings_mm, axis=0), np.minimum(field_mm, extent_mm)
+            while math.prod(field / spacing) > patch_voxels * COARSENING:  # the finest axes first
+                spacing = np.maximum(spacing, spacing.min() * COARSENING)
+            spacing_mm = [round(float(mm), 2) for mm in spacing]
         if spatial_size is None:
             field = np.array(field_mm) / spacing_mm
             spatial_size = largest_patch(extent_mm / spacing_mm, field, patch_voxels)
     return Plan(tuple(map(float, spacing_mm)), tuple(map(int, spatial_size)))
-
-
-def coarsened(spacing_mm: Any, field_mm: Any, patch_voxels: int) -> list[float]:
-    """Make the finest axes coarser until the field of view fits into a patch."""
-    spacing = np.array(spacing_mm, dtype=float)
-    while math.prod(field_mm / spacing) > patch_voxels * COARSENING:
-        spacing = np.maximum(spacing, spacing.min() * COARSENING)
-    return [round(float(mm), 2) for mm in spacing]
 
 
 def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:

@@ -37,9 +37,7 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
     """
     dataset = open_dicom(file)
     with parsing(file):
-        names, frames = segments_of(dataset, file)
-        is_fractional = dataset.SegmentationType == "FRACTIONAL"
-        threshold = float(dataset.MaximumFractionalValue) / 2 if is_fractional else 1
+        names, frames, threshold = segments_of(dataset, file)
     is_labelmap = dataset.SegmentationType == "LABELMAP"  # stored values are segment numbers
     matched = match_names(names, structures, "segment")
     code_of = {number: code for code, numbers in enumerate(matched, 1) for number in numbers}
@@ -64,10 +62,10 @@ def read_segmentation(file: Path, stack: SliceStack, structures: Sequence[Struct
 
 def segments_of(
     dataset: Dataset, file: Path
-) -> tuple[dict[int, tuple[str, ...]], list[SlicePlane]]:
-    """Names of each segment number, and the frames."""
+) -> tuple[dict[int, tuple[str, ...]], list[SlicePlane], float]:
+    """Names of each segment number, the frames, and the least value of foreground."""
     format_, segments = dataset.get("SegmentationType"), dataset.get("SegmentSequence")
-    largest = {"BINARY": 1, "LABELMAP": 1, "FRACTIONAL": dataset.get("MaximumFractionalValue")}
+    largest = {"BINARY": 2, "LABELMAP": 2, "FRACTIONAL": dataset.get("MaximumFractionalValue")}
     if not largest.get(format_) or not segments:
         expected = "a SegmentSequence and BINARY, LABELMAP or FRACTIONAL as SegmentationType"
         raise Refused("bad_segments", f"{file.name} is not a SEG, expected {expected}")
@@ -80,7 +78,7 @@ def segments_of(
         names.pop(int(dataset.get("PixelPaddingValue") or 0), None)  # the background has a number
     elif any(frame.segment_number < 0 for frame in frames):
         raise Refused("bad_segments", f"{file.name} has frames without ReferencedSegmentNumber")
-    return names, frames
+    return names, frames, float(largest[format_]) / 2
 
 
 def names_of_codes(codes: Iterable[Dataset]) -> list[str]:

@@ -326,7 +326,9 @@ class SliceStack:
 
 def build_stack(planes: list[SlicePlane], repair: Repair) -> SliceStack:
     """Fit a regular grid to planes, or refuse with all problems and the repairs that would help."""
-    check_alike(planes)
+    if len(planes) < 3:  # the only gap of two is confirmed by no other
+        raise Refused("too_few_slices", f"{len(planes)} slices, expected at least 3")
+    refuse_if(list(differences(planes)))
     axes = np.reshape(planes[0].orientation, (2, 3))
     normal = np.cross(*axes)
     normal /= np.linalg.norm(normal)  # headers hold few decimals
@@ -369,29 +371,21 @@ def refuse_if(problems: list[Refused]) -> None:
         raise Refused(problems[0].code, "; ".join(sentences), repairs=repairs)
 
 
-def check_alike(planes: list[SlicePlane]) -> None:
-    """Refuse fewer than three planes, or several sizes, spacings, orientations or references."""
-    if len(planes) < 3:  # the only gap of two is confirmed by no other
-        raise Refused("too_few_slices", f"{len(planes)} slices, expected at least 3")
-    problems = []
+def differences(planes: list[SlicePlane]) -> Iterator[Refused]:
+    """Problems of planes of several sizes, spacings, orientations or frames of reference."""
     for code, name, values in (
         ("mixed_size", "Rows and Columns", [(plane.rows, plane.columns) for plane in planes]),
         ("mixed_spacing", "PixelSpacing", [plane.spacing_mm for plane in planes]),
         ("mixed_orientation", "ImageOrientationPatient", [plane.orientation for plane in planes]),
     ):
-        spread = np.ptp(values, axis=0).max()
-        if spread > EQUAL:
-            problems.append(Refused(code, f"{name} differ by up to {spread:g} between slices"))
+        if (spread := np.ptp(values, axis=0).max()) > EQUAL:
+            yield Refused(code, f"{name} differ by up to {spread:g} between slices")
     if (count := len({plane.frame_of_reference_uid for plane in planes})) > 1:
-        problems.append(Refused("mixed_frame_of_reference", f"{count} FrameOfReferenceUIDs, not 1"))
-    refuse_if(problems)
+        yield Refused("mixed_frame_of_reference", f"{count} FrameOfReferenceUIDs, not 1")
 
 
 def overlapping_acquisitions(planes: list[SlicePlane], offsets_mm: Floats) -> list[Refused]:
-    """A problem if slices of several acquisitions overlap in space.
-
-    Acquisitions of a slice each, and of blocks that follow each other, make one scan.
-    """
+    """A problem if acquisitions overlap in space; single slices and blocks make one scan."""
     for n, keyword in enumerate(("AcquisitionNumber", "AcquisitionTime")):
         groups = defaultdict(list)
         for plane, offset_mm in zip(planes, offsets_mm.tolist(), strict=True):

@@ -55,11 +55,6 @@ class TrainedModel:
         return None if self.preprocessing.spatial_size is None else self.data["depth"]
 
     @property
-    def fold(self) -> int | None:
-        """Test fold of ``split=kfold``."""
-        return self.data["split"].get("fold")
-
-    @property
     def mirrored_axes(self) -> tuple[int, ...]:
         """Axes along which training mirrored images."""
         chances = (self.data["augment"] or {}).get("flip_probability") or ()
@@ -133,10 +128,6 @@ def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Modul
 
     It is built without memory and filled with the tensors of the file, so that a small file cannot
     name a large network.
-
-    Raises:
-        PancsegError: If it is not an allowed network, or a tensor is larger than its storage.
-        RuntimeError: If the weights are those of another network.
     """
     weights = {k.removeprefix(NETWORK): v for k, v in state.items() if k.startswith(NETWORK)}
     for name, tensor in weights.items():

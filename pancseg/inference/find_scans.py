@@ -3,8 +3,9 @@
 import hashlib
 import os
 import re
+from collections import defaultdict
 from dataclasses import replace
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 
 from pancseg.errors import PancsegError
@@ -63,10 +64,11 @@ def is_label(path: Path) -> bool:
 def case_names(cases: list[CaseSource], base: Path) -> list[str]:
     """A different name for each case, also on file systems that ignore capitals."""
     names: dict[str, str] = {}
+    numbers = defaultdict(lambda: count(2))
     for case in cases:
-        own = case_name(case, base)
-        numbered = chain([own], (f"{own}-{n}" for n in count(2)))
-        name = next(name for name in numbered if name.casefold() not in names)
+        name = own = case_name(case, base)
+        while name.casefold() in names:
+            name = f"{own}-{next(numbers[own.casefold()])}"
         names[name.casefold()] = name
     return list(names.values())
 

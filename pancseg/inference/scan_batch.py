@@ -40,22 +40,10 @@ LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
 MIN_CONFIDENCE = 0.7  # without a calibration
 EMPTY = "no_"  # followed by the structure
-# meaning of each flag, in the order in which flags are written
-MASK_FLAGS = {
-    EMPTY: "The mask is empty; see whether the scan holds the organ.",
-    "volume_range": "The mask is smaller or larger than the organ can be (review.volume_ml).",
-    "several_pieces": "The mask has several large components; one may be another organ.",
-    "touches_end": "The mask touches the first or last slice; the organ may be cut off.",
-    "not_confident": "The probabilities are low or spread out (review.confidence).",
-    "spacing_unlike": "Voxels or slices are much larger than in training.",
-    "hu_unlike": "Soft tissue or bone has other values than in training: another window, contrast "
-    "phase or modality.",
-    "noise_unlike": "The scan is much noisier or smoother than in training.",
-    "field_unlike": "The scan is shorter, or the body wider or narrower, than in training.",
-    "sides_unlike": "Organs do not lie where they did in training: the scan may be mirrored.",
-    "no_seg": "No DICOM SEG was written; see the reason.",
-    "no_rtstruct": "No RTSTRUCT was written; see the reason.",
-}
+MASK_FLAGS = (  # in the order in which they are written; docs/predict.md says what they mean
+    EMPTY, "volume_range", "several_pieces", "touches_end", "not_confident", "spacing_unlike",
+    "hu_unlike", "noise_unlike", "field_unlike", "sides_unlike", "no_seg", "no_rtstruct",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -373,11 +361,6 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
             half.unlink(missing_ok=True)
         write_json(folder / IDENTITY, identity)
         yield
-
-
-def table_path(folder: Path, shard: str) -> Path:
-    """``predictions.csv``, or ``predictions.<i>.csv`` of a shard."""
-    return folder / (f"predictions.{shard}.csv" if shard else TABLE)
 
 
 def read_tables(folder: Path) -> dict[str, Row]:

@@ -102,7 +102,7 @@ def print_table(table: Table, caption: str = "", width: int = 120) -> None:
     lines = Text("\n").join(Text(printable(line)) for line in caption.split("\n"))
     view = ConsoleTable(title=Text(printable(table.title)), caption=lines)
     for i, (head, _, is_text) in enumerate(table.columns):
-        side = "left" if is_text else "right"
+        side: Any = "left" if is_text else "right"
         view.add_column(Text(printable(head)), justify=side, no_wrap=i == 0)
     for row in table.rows:
         cells = map(format_value, row, [column.digits for column in table.columns])

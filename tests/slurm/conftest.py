@@ -1,102 +1,146 @@
-"""Fixtures: a Slurm that runs while the tests do, and how they talk to it."""
+"""A Slurm of one machine: controller, daemon and munge on loopback, without accounting."""
 
+import os
+import secrets
+import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import NoSlurm, running
-
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 90
-Begin = Callable[[list[str]], subprocess.Popen[bytes]]
+PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
+CONF = """
+ClusterName=tests
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+FirstJobId={first_job}
+AuthType=auth/munge
+CryptoType=crypto/munge
+AuthInfo=socket={folder}/munge/socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmdParameters=config_overrides
+ReturnToService=2
+KillWait=20
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE
+PartitionName=grace Nodes={host} PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for something to happen."""
+    began = time.monotonic()
+    while not holds():
+        assert time.monotonic() - began < 120, f"did not happen: {what}"
+        time.sleep(0.1)
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """Slurm's commands.
-
-    Attributes:
-        environment: In which they find it.
-    """
+    """Slurm's commands, and the environment in which they find it."""
 
     environment: dict[str, str]
 
-    def __call__(self, *words: str, check: bool = True) -> str:
-        """Run a command and return what it printed."""
+    def __call__(self, *command: str, script: str | None = None) -> str:
+        """What a command printed."""
         ended = subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, check=False
+            command, env=self.environment, input=script, capture_output=True, text=True, check=False
         )
-        assert ended.returncode == 0 or not check, ended.stderr
         return ended.stdout.strip()
 
     def submit(self, *options: str, script: str) -> str:
         """Submit a batch script and return its number."""
-        lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options), script]
-        ended = subprocess.run(
-            ["sbatch", "--parsable"], input="\n".join(lines) + "\n", env=self.environment,
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return ended.stdout.strip()
+        return self("sbatch", "--parsable", *options, script=f"#!/bin/bash\n{script}\n")
 
     def state(self, job: str) -> str:
         """``RUNNING``, ``PENDING``, ...; empty once it has ended."""
-        return self("squeue", "--noheader", "--format=%T", f"--jobs={job}", check=False)
+        return self("squeue", "--noheader", "--format=%T", f"--jobs={job}")
 
     def start_again(self, job: str, *changes: str) -> None:
         """Start a requeued job at once; Slurm would wait for two minutes."""
+        title = f"slurmstepd: [{job}.".encode()
+
+        def is_attended() -> bool:  # by the daemon, which then does not start it again
+            files = Path("/proc").glob("[0-9]*/cmdline")
+            return any(path.read_bytes().startswith(title) for path in files if path.exists())
+
         until(lambda: self.state(job) == "PENDING", f"job {job} waits to run again")
-        until(lambda: not is_attended(job), f"the daemon is done with job {job}")
+        until(lambda: not is_attended(), f"the daemon is done with job {job}")
         ended_s = int(time.time())  # within this second the daemon refuses it as one it has ended
         until(lambda: int(time.time()) > ended_s, "the next second")
         self("scontrol", "update", f"JobId={job}", "StartTime=now", *changes)
         until(lambda: self.state(job) == "RUNNING", f"job {job} runs again")
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait for something to happen."""
-    begun = time.monotonic()
-    while not holds():
-        assert time.monotonic() - begun < PATIENCE_S, f"did not happen: {what}"
-        time.sleep(0.1)
-
-
-def is_attended(job: str) -> bool:
-    """Whether the daemon still attends to a job: it starts none a second time before."""
-    title = f"slurmstepd: [{job}.".encode()
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if entry.read_bytes().startswith(title):
-                return True
-        except OSError:
-            continue
-    return False
+def find(name: str) -> str | None:
+    """A program; daemons lie where not every user looks."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm of its own for these tests; they are skipped where it cannot be started."""
+    """A Slurm for these tests; they are skipped where it cannot be started."""
+    if missing := [name for name in PROGRAMS if find(name) is None]:
+        pytest.skip(f"{', '.join(missing)} not installed: make slurm")
+    if os.getuid() != 0:
+        pytest.skip("only root can start Slurm")
+    folder, host = tmp_path_factory.mktemp("slurm"), socket.gethostname().partition(".")[0]
+    for name in ("munge", "state", "spool"):
+        (folder / name).mkdir()
+    key, conf, munge = folder / "munge" / "key", folder / "slurm.conf", folder / "munge"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o600)
+    with ExitStack() as sockets:
+        bound = [sockets.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = [server.getsockname()[1] for server in bound]
+    # no number of a cluster that was killed here, whose jobs may still be there
+    first_job = 1 + secrets.randbelow(10**6)
+    conf.write_text(CONF.format(host=host, ports=ports, first_job=first_job, folder=folder))
+    more = {"SLURM_CONF": str(conf), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = Slurm({**os.environ, **more})
+    files = {"key-file": key, "socket": munge / "socket", "pid-file": munge / "pid"}
+    files |= {"log-file": munge / "log", "seed-file": munge / "seed"}
+    options = [f"--{name}={path}" for name, path in files.items()]
+    daemons = []
     try:
-        with running(tmp_path_factory.mktemp("slurm") / "cluster") as environment:
-            more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # sums in one order
-            yield Slurm({**environment, **more})
-    except NoSlurm as reason:
-        pytest.skip(f"no Slurm: {reason}")
-
-
-@pytest.fixture
-def begin(slurm: Slurm) -> Iterator[Begin]:
-    """Starts a command beside the test; one that still runs when the test ends is killed."""
-    begun: list[subprocess.Popen[bytes]] = []
-
-    def start(words: list[str]) -> subprocess.Popen[bytes]:
-        begun.append(subprocess.Popen(words, env=slurm.environment))
-        return begun[-1]
-
-    yield start
-    for one in begun:
-        one.kill()
-        one.wait()
+        for command in (
+            ["munged", "--foreground", "--force", *options],
+            ["slurmctld", "-D", "-c"],
+            ["slurmd", "-D", "-N", host],
+        ):
+            with (folder / f"{command[0]}.out").open("wb") as out:
+                program = [str(find(command[0])), *command[1:]]
+                process = subprocess.Popen(program, env=found.environment, stdout=out, stderr=out)
+                daemons.append(process)
+            until((munge / "socket").exists, "munge listens")
+        until(lambda: found("sinfo", "--noheader", "--format=%t")[:4] == "idle", "it takes jobs")
+        yield found
+        found("scancel", "--user=root")
+        until(lambda: not found("squeue", "--noheader"), "all jobs end")
+    finally:
+        for process in reversed(daemons):
+            process.terminate()
+            process.wait()

@@ -1,1 +1,1 @@
-"""Storms: what the commands leave behind when they are killed, starved, misled or lied to."""
+"""Commands that are killed at random moments, and that find the disk full."""

@@ -1,0 +1,218 @@
+"""Sweeps: grids that go on after a failed job, searches with Optuna, their reports."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from pancseg.errors import PancsegError
+from pancseg.training.sweeps import open_study, search_space
+from tests.conftest import Command, run_command, smoke
+from tests.test_train import without
+
+GRID = "optimizer.weight_decay=0.0,-1.0,0.1"  # torch refuses the second
+LR = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
+OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.startup_trials=4"]
+SEARCH = [LR, "optimizer.weight_decay=choice(0.0,-1.0)", *OPTUNA, "hydra.sweeper.n_trials=4"]
+
+
+def sweep_of(root: Path, sweep: Path, *more: str) -> list[str]:
+    """Arguments of a sweep whose jobs take a second."""
+    given = without("hydra.run.dir", smoke(root, root, "trainer.max_epochs=1"))
+    return ["-m", *given, f'hydra.sweep.dir="{sweep}"', *more]
+
+
+def trials_of(sweep: Path) -> list[Any]:
+    with open_study(f"sqlite:///{sweep / 'study.db'}", "smoke", None) as study:
+        return list(study.trials)
+
+
+@pytest.fixture(scope="module")
+def grid(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid of three jobs, of which the second failed."""
+    sweep = tmp_path_factory.mktemp("grid") / "sweep"
+    assert run_command("train", *sweep_of(prepared, sweep, GRID)) == 1
+    return sweep
+
+
+def test_the_same_grid_again_skips_finished_jobs_and_tries_the_failed_one(
+    grid: Path, prepared: Path, command: Command
+) -> None:
+    before = [path.stat().st_mtime_ns for path in grid.glob("*/metrics.csv")]
+    assert sorted(path.parent.name for path in grid.glob("*/summary.json")) == ["0", "2"]
+    ended = command("train", *sweep_of(prepared, grid, GRID, "data.num_workers=0"))
+    assert ended.code == 1 and f"{grid}/0: already done, val/dice" in ended.out
+    assert [path.stat().st_mtime_ns for path in grid.glob("*/metrics.csv")] == before
+    message = "torch.optim.Adam: Invalid weight_decay value: -1.0"
+    assert f"job 1 failed: {message}" in ended.err.splitlines()
+    assert ended.err.splitlines()[-1] == f"pancseg.train: {message}"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("optimizer.weight_decay=0.0 seed=7", "0: holds a job with seed=0, this one has 7; give"),
+        ("hardware=cpu hardware.devices=2 trainer.strategy=ddp seed=0", "several devices need"),
+    ],
+)
+def test_a_job_that_cannot_run_there_is_refused(
+    grid: Path, prepared: Path, tmp_path: Path, command: Command, more: str, message: str
+) -> None:
+    sweep = grid if "weight_decay" in more else tmp_path
+    ran = {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()}
+    ended = command("train", *sweep_of(prepared, sweep, *more.split()))
+    assert (ended.code, message in ended.err) == (1, True)
+    assert {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()} == ran
+
+
+def test_the_report_of_a_grid_is_a_table_and_a_page(
+    grid: Path, tmp_path: Path, command: Command
+) -> None:
+    sweep = shutil.copytree(grid, tmp_path / "sweep")
+    ended = command("report", f"sweep={sweep}")
+    assert ended.code == 0 and "3 jobs: 2 done, 1 unfinished; best " in ended.out
+    done, failed, _ = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    score = json.loads((sweep / "0" / "summary.json").read_text())["best_dice"]
+    keys = "status", "optimizer.weight_decay", "val/dice"
+    assert [done[key] for key in keys] == ["done", 0, score]
+    assert [failed[key] for key in keys] == ["unfinished", -1, None]
+    page = (sweep / "sweep.html").read_text()
+    assert "held out" in page and "PHANTOMS" in page
+
+
+def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
+    tmp_path: Path, command: Command
+) -> None:
+    def job(folder: Path, overrides: list[str], dice: float) -> None:
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
+        summary = {"ended": "trained", "best_dice": dice, "best_epoch": 1}
+        (folder / "summary.json").write_text(json.dumps(summary))
+
+    sweep, secret = tmp_path / "sweep", tmp_path / "other" / "0"
+    for n in range(4):
+        name = f"{n} [x] $^$ \x1b[31m"
+        job(sweep / name, [f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"], 0.5 + n / 100)
+    job(secret, ["name=secret"], 0.9)
+    (sweep / "9").symlink_to(secret)
+    ended = command("report", f"sweep={sweep}")
+    assert ended.code == 0 and "\x1b[31m" not in ended.out
+    shutil.rmtree(secret.parent)
+    assert "no folder in it holds a job" in command("report", f"sweep={tmp_path}").err
+    assert len(json.loads((sweep / "sweep.json").read_text())["jobs"]) == 4
+    assert "secret" not in (sweep / "sweep.html").read_text()
+
+
+# searches
+
+
+def test_intervals_ranges_and_choices_become_distributions() -> None:
+    texts = [
+        "a=int(interval(1,10))", "b=tag(log,interval(1e-4,1e-1))", "c=range(2,9,2)",
+        "d=choice(x,3,0.5)", "e=1,2", "f=7", "g=1,2", "g=3", "h=4", "h=range(0,1,0.5)",
+        "data.root='/a b/c'",
+    ]  # fmt: skip
+    space, fixed = search_space(texts, OverridesParser.create())
+    assert space == {
+        "a": IntDistribution(1, 10),
+        "b": FloatDistribution(1e-4, 1e-1, log=True),
+        "c": IntDistribution(2, 8, step=2),
+        "d": CategoricalDistribution(["x", "3", "0.5"]),
+        "e": CategoricalDistribution(["1", "2"]),
+        "h": CategoricalDistribution(["0.0", "0.5"]),
+    }
+    assert fixed == ["f=7", "g=3", "data.root='/a b/c'"]
+    for text, message in (
+        ("a=1", "nothing is searched"),
+        ("b=interval(2,1)", "cannot be searched"),
+    ):
+        with pytest.raises(PancsegError, match=message):
+            search_space([text], OverridesParser.create())
+
+
+@pytest.fixture(scope="module")
+def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search of four trials, of which some fail."""
+    sweep = tmp_path_factory.mktemp("search") / "it's a sweep"
+    assert run_command("train", *sweep_of(prepared, sweep, *SEARCH)) == 1
+    return sweep
+
+
+def test_trials_have_their_scores_and_failed_ones_are_stored_as_failed(searched: Path) -> None:
+    trials = trials_of(searched)
+    assert len(trials) == 4 and {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
+    for trial in trials:
+        folder = searched / f"trial_{trial.number:04d}"
+        assert (trial.state.name == "FAIL") == (trial.params["optimizer.weight_decay"] == "-1.0")
+        if trial.state.name == "COMPLETE":
+            score = json.loads((folder / "summary.json").read_text())["best_dice"]
+            assert (trial.value, trial.intermediate_values) == (score, {0: score})
+            ran = OmegaConf.load(folder / ".hydra" / "config.yaml")
+            assert ran.optimizer.lr == trial.params["optimizer.lr"]
+
+
+def test_a_finished_search_does_nothing_more_and_another_one_is_refused(
+    searched: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: Any
+) -> None:
+    again = command("train", *sweep_of(prepared, searched, *SEARCH))
+    assert "of 4 trials failed: trial_000" in again.err and "epoch" not in again.out
+    other = command("train", *sweep_of(prepared, searched, *SEARCH, "seed=1"))
+    assert "of another search, which differs in seed=1; give another" in other.err
+    unknown = command("train", *sweep_of(prepared, tmp_path, LR, *OPTUNA, "loss=dice,nosuch"))
+    assert "loss=nosuch: no such choice" in unknown.err and trials_of(tmp_path) == []
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    ended = command("train", *sweep_of(prepared, tmp_path, *SEARCH))
+    assert (ended.code, "pip install 'pancseg[sweep]'" in ended.err) == (2, True)
+
+
+def test_a_trial_that_is_worse_than_the_others_is_pruned(
+    prepared: Path, tmp_path: Path, command: Command
+) -> None:
+    with open_study(f"sqlite:///{tmp_path / 'study.db'}", "smoke", None) as study:
+        good = dict.fromkeys(range(6), 0.99)
+        study.add_trial(optuna.trial.create_trial(value=0.99, intermediate_values=good))
+    pruner = "hydra.sweeper.pruner={startup_trials: 1, warmup_epochs: 2}"
+    more = [LR, *OPTUNA, "hydra.sweeper.n_trials=2", pruner, "trainer.max_epochs=6"]
+    assert command("train", *sweep_of(prepared, tmp_path, *more)).code == 0
+    summary = json.loads((tmp_path / "trial_0001" / "summary.json").read_text())
+    assert (summary["ended"], summary["epochs"]) == ("pruned", 3)  # after two of warming up
+    trial = trials_of(tmp_path)[1]
+    assert (trial.state.name, list(trial.intermediate_values)) == ("PRUNED", [0, 1, 2])
+
+
+@pytest.mark.slow
+def test_a_killed_search_resumes_its_trial_and_finishes_the_same_number(
+    prepared: Path, tmp_path: Path
+) -> None:
+    more = ["hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=null", "trainer.max_epochs=8"]
+    words = sweep_of(prepared, tmp_path, LR, *OPTUNA, *more, "trainer.enable_progress_bar=false")
+    call = [sys.executable, "-m", "pancseg.train", *words]
+    table = tmp_path / "trial_0000" / "metrics.csv"
+    first = subprocess.Popen(call, start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        while not table.is_file() or len(table.read_text().splitlines()) < 4:
+            assert first.poll() is None
+            time.sleep(0.05)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    (killed,) = trials_of(tmp_path)
+    ended = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    trials = trials_of(tmp_path)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    assert (killed.state.name, killed.params) == ("RUNNING", trials[0].params)
+    assert [len(trial.intermediate_values) for trial in trials] == [8, 8]
+    assert "trial_0000: resumes from its last checkpoint" in ended.stdout
