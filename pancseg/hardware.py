@@ -49,6 +49,7 @@ class Machine:
     cache: str = "disk"
     patch_voxels: int = 500_000
     width: int = 8
+    full_resolution: bool = False
     batch_size: int = 2
     steps_per_epoch: int = 50
     advice: str = ""  # a line for the user
@@ -75,6 +76,7 @@ def detect() -> Machine:
         cache="gpu",
         patch_voxels=patch_voxels,
         width=32,
+        full_resolution=True,
         batch_size=max(2, min(int(voxels / patch_voxels), MAX_BATCH)),
         steps_per_epoch=250,
     )

@@ -64,16 +64,6 @@ def test_batches_of_all_subsets_have_the_documented_content(root, sampling):
         assert on_device["image"].dtype == on_device["label"].dtype == torch.float32
 
 
-def test_training_draws_each_group_once_and_other_subsets_keep_the_order(root):
-    data = data_module(root)
-    groups = {subset: [entry.name for entry in data.entries(subset)] for subset in SUBSETS}
-    assert [len(names) for names in groups.values()] == [9, 3, 6]
-    assert len(names_of(data.train_dataloader())) == 8  # a last batch of one is left out
-    assert set(names_of(data.train_dataloader())) < set(groups["train"])
-    assert names_of(data.val_dataloader()) == groups["val"]
-    assert names_of(data.test_dataloader()) == groups["test"]
-
-
 @BOTH
 def test_prediction_is_on_everything_in_the_folder_without_labels(copied, sampling):
     edited(copied, a={"label": None, "label_sha256": "", "label_voxels": None})
@@ -182,20 +172,12 @@ def test_a_checkpoint_holds_the_split_the_fingerprint_and_the_settings_of_prepar
     assert (data.hparams["tail"], data.hparams["keep_empty"]) == ("shift", False)
 
 
-SHARED = [{"patient_id_hash": "P"}, {"study_hash": "S"}, {"voxel_hash": "scan"}]
-
-
-@pytest.mark.parametrize("shared", SHARED)
-def test_names_of_one_person_are_never_in_two_subsets(copied, shared):
+def test_names_of_one_person_are_never_in_two_subsets(copied):
     split = data_module(copied).split
     first, second = split.train[0], split.test[0]
-    edited(copied, **{first: shared, second: shared})
+    edited(copied, **{name: {"voxel_hash": "scan"} for name in (first, second)})
     subsets = [getattr(data_module(copied).split, subset) for subset in SUBSETS]
     assert sorted({first, second} <= set(names) for names in subsets) == [False, False, True]
-    path = copied / "split.json"
-    path.write_text(f'{{"train": ["{first}"], "val": [], "test": ["{second}"]}}')
-    with pytest.raises(PancsegError, match="in both train and test"):
-        _ = data_module(copied, split={"rule": "file", "path": str(path)}).split
 
 
 def test_unlabelled_and_duplicate_cases_are_not_in_the_split_and_those_without_groups_are(copied):

@@ -433,7 +433,7 @@ def check_case(folder: Path, row: dict[str, str], role: str, voxels: np.ndarray)
 @pytest.mark.parametrize(
     ("run", "name"), [(run, name) for run, (defects, _) in RUNS.items() for name in [*defects, ""]]
 )
-def test_a_defect_has_its_row_and_the_good_case_beside_it_is_unharmed(
+def test_a_defect_has_its_row_and_good_cases_are_unharmed(
     run: str, name: str, prepared_runs: dict[str, Path]
 ) -> None:
     folder, defects = prepared_runs[run], RUNS[run][0]

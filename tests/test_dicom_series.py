@@ -64,9 +64,7 @@ def code_on_reading(folder: Path) -> str:
 
 SECONDARY = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
 KINDS: list[tuple[dict[str, Any], str]] = [
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
     ({"ImageType": ["DERIVED", "SECONDARY", "REF_SURVIEW"], **SECONDARY}, "localizer"),
-    ({"ImageType": "SCOUT"}, "localizer"),
     (SECONDARY, "secondary_capture"),
     ({"SOPClassUID": BasicTextSRStorage, "Modality": "SR", "Rows": None}, "not_an_image"),
     ({"ImageType": ["ORIGINAL", "PRIMARY", "NOT_LOCALIZER"]}, ""),
@@ -75,43 +73,9 @@ KINDS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "code"), KINDS)
-def test_objects_that_are_no_slices_are_told_from_damaged_ones(tmp_path, values, code):
+def test_objects_that_are_no_slices_are_distinguished_from_damaged_ones(tmp_path, values, code):
     header = header_of(tmp_path, **values)
     assert (header.problem.partition(":")[0], header.is_damaged) == (code, code == "unreadable")
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("keyword", ["PatientID", "Modality", "SeriesInstanceUID"])
-def test_text_is_cut_to_64_characters(tmp_path, keyword):
-    def damage(slices: list[Dataset]) -> None:
-        slices[0].add_new(keyword, "UT", "9" * 200_000)
-
-    (path,) = write_series(tmp_path, count=1, damage=damage).iterdir()
-    assert "9" * 64 in vars(read_header(path)).values()
-
-
-FOREIGN = [
-    ("LICENSE", b"not DICOM", "not_dicom", False),
-    ("text.dcm", b"not DICOM", "not_dicom", True),
-    ("READY", b"", "empty_file", False),
-    ("empty.dcm", b"", "empty_file", True),
-    ("x", bytes(128) + b"DICM" + b"\1" * 40, "unreadable", True),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "code", "is_damaged"), FOREIGN)
-def test_foreign_files_are_told_from_damaged_ones(tmp_path, name, content, code, is_damaged):
-    (tmp_path / name).write_bytes(content)
-    header = read_header(tmp_path / name)
-    assert (header.problem.partition(":")[0], header.is_damaged) == (code, is_damaged)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes")
-def test_a_pipe_or_device_is_never_opened_and_a_missing_file_is_unreadable(tmp_path):
-    os.mkfifo(tmp_path / "pipe.dcm")  # opening it would wait for a writer
-    for path in (tmp_path / "pipe.dcm", Path("/dev/zero")):
-        assert read_header(path).problem.startswith("not_a_file")
-    assert read_header(tmp_path / "gone.dcm").problem == "unreadable: No such file or directory"
 
 
 MAKERS = {"Siemens Healthineers": "siemens", "GE MEDICAL SYSTEMS": "ge", "CANON_MEC": "canon"}
@@ -167,15 +131,6 @@ def test_hu_are_stored_values_times_slope_plus_intercept_of_each_slice(
     assert image.get_data_dtype() == dtype
 
 
-def test_what_pydicom_logs_about_values_reaches_nobody(tmp_path, capfd, caplog):
-    def damage(slices: list[Dataset]) -> None:
-        for dataset in slices:
-            dataset.add_new("FrameOfReferenceUID", "LO", "SMITH_JOHN_1950")
-
-    read(write_series(tmp_path, damage=damage))
-    assert "SMITH" not in "".join(capfd.readouterr()) + caplog.text
-
-
 @pytest.mark.parametrize("intercept", [0.0, -1024.0])
 def test_a_mask_is_1_wherever_a_value_is_not_0_and_needs_background(tmp_path, intercept):
     pixels = np.zeros((3, 2, 2))
@@ -188,15 +143,6 @@ def test_a_mask_is_1_wherever_a_value_is_not_0_and_needs_background(tmp_path, in
     mask = read_mask_series(series.files, Repair(), structures()).image
     assert mask.get_data_dtype() == np.uint8
     assert np.argwhere(np.asarray(mask.dataobj)).tolist() == [[1, 0, 2]]
-
-
-@pytest.mark.parametrize(
-    ("unit", "modality", "flags"),
-    [("MGML", "CT", ("rescale_type",)), ("US", "CT", ()), ("", "CT", ()), ("normalized", "MR", ())],
-)
-def test_another_unit_than_hu_is_flagged(tmp_path, unit, modality, flags):
-    write_series(tmp_path, modality=modality, damage=put(RescaleType=unit))
-    assert read(tmp_path).flags == flags
 
 
 def test_files_without_meta_class_frame_and_patient_under_any_name_are_read(tmp_path):
@@ -214,19 +160,11 @@ def test_files_without_meta_class_frame_and_patient_under_any_name_are_read(tmp_
 
 
 def test_the_extent_of_a_grid_is_known_from_headers(tmp_path):
-    written: dict[str, Any] = {
-        "a": {},
-        "same": {"first": (-9, -20, 40), "orientation": FLIPPED},  # 3 columns of 0.5 mm
-        "higher": {"first": (-10, -20, 31)},
-        "shifted": {"positions": [(0, 0, 0), (0, 0, 1), (0, 0, 9), (0, 9, 10)]},
-    }
-    a, same, higher, shifted = (
-        series_extent(write_series(tmp_path / name, **values).iterdir())
-        for name, values in written.items()
-    )
+    a = series_extent(write_series(tmp_path / "a").iterdir())
+    flipped = write_series(tmp_path / "b", first=(-9, -20, 40), orientation=FLIPPED)  # 3 columns
     np.testing.assert_allclose(a, [3, 4, 5, 9, 17.6, 30, 10, 20, 40])
-    assert same_extent(a, same) and not same_extent(a, higher)
-    assert shifted is None and not same_extent(shifted, shifted)
+    assert same_extent(a, series_extent(flipped.iterdir()))
+    assert not same_extent(a, series_extent(list(flipped.iterdir())[:3]))
 
 
 # finding
@@ -243,12 +181,6 @@ def test_series_of_a_folder_are_separated_by_uid_and_where_it_was_removed_by_pat
     assert files == ["abcde", "vwxyz", "ABCDE", "VWXYZ"]
     assert codes(series) == [("p1/ct", "")] * 2 + [("p2", "")] * 2
     assert skipped == []
-
-
-def test_a_series_of_two_patients_is_refused(tmp_path):
-    write_series(tmp_path, damage=lambda slices: setattr(slices[0], "PatientID", "DOE"))
-    (series,), _ = find(tmp_path)
-    assert series.problem == "mixed_patient: slices carry 2 PatientIDs, expected one"
 
 
 def test_skipped_objects_of_a_kind_are_one_row_and_foreign_files_one_each(tmp_path):
@@ -274,27 +206,8 @@ def test_skipped_objects_of_a_kind_are_one_row_and_foreign_files_one_each(tmp_pa
 # damaged files and copies
 
 
-@pytest.mark.parametrize("content", [b"", b"text", bytes(128) + b"DICM" + b"\1" * 40])
-def test_a_damaged_file_beside_a_series_is_a_row_and_a_flag(tmp_path, content):
-    write_series(tmp_path / "p1")
-    (tmp_path / "p1" / "x.dcm").write_bytes(content)
-    write_series(tmp_path / "p2")
-    (tmp_path / "p2" / "READY").touch()  # an empty file of another kind is no slice
-    series, skipped = find(tmp_path)
-    assert [(each.problem, each.flags) for each in series] == [("", ("damaged_file",)), ("", ())]
-    rows = [(row.path.name, row.status) for row in skipped]
-    assert rows == [("x.dcm", "refused"), ("READY", "dropped")]
-
-
 def height(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
-
-
-def test_a_damaged_slice_in_the_middle_of_a_series_is_missing(tmp_path):
-    files = sorted(write_series(tmp_path).iterdir(), key=height)
-    files[2].write_bytes(files[2].read_bytes()[:200])
-    assert find(tmp_path)[0][0].flags == ("damaged_file",)
-    assert code_on_reading(tmp_path) == "missing_slice"
 
 
 def test_a_damaged_file_that_names_its_series_refuses_it(tmp_path):
@@ -313,16 +226,6 @@ def copy(path: Path, to: Path, **values: Any) -> None:
     dataset = pydicom.dcmread(path)
     put(**values)([dataset])
     dataset.save_as(to)
-
-
-@pytest.mark.parametrize("values", [{}, {"SOPInstanceUID": "1.2.3", "AccessionNumber": "7"}])
-def test_copies_of_slices_count_once_and_are_flagged(tmp_path, values):
-    expected = read(write_series(tmp_path)).image
-    for path in list(tmp_path.iterdir())[1:4]:
-        copy(path, path.with_name(f"{path.stem} (1).dcm"), **values)
-    scan = read(tmp_path)
-    assert scan.flags == ("duplicate_files",)
-    np.testing.assert_array_equal(scan.image.dataobj, expected.dataobj)
 
 
 @pytest.mark.parametrize("values", [{"PixelData": b"\1" * 24}, {"RescaleIntercept": -5}])
@@ -399,22 +302,6 @@ def test_phases_and_series_without_uid_stay_in_their_folders(tmp_path):
     assert spacing_mm == [5, 5, 2.5, 2.5]
 
 
-REAL = {
-    "series/dicom2nifti/gantry_tilt": "gantry_tilt: slices are stacked at 14.0 degrees",
-    "series/dicom2nifti/missing_slice": "missing_slice: 1 gap of 10.0 mm at slice 3",
-    "series/dicom2nifti/one_position": "same_position: 4 slices or more",
-    "series/dicom2nifti/too_few": "too_few_slices: 2 slices",
-    "abdomen/ct_dicom": "",
-    "series/torchio": "",
-    "seg/ct": "",
-    "seg/single_and_multiframe/image": "",
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_real_series_are_read_as_simpleitk_reads_them_or_refused(shared_data, name):
-    if REAL[name]:
-        with pytest.raises(Refused, match=REAL[name]):
-            read(shared_data / name)
-    else:
-        assert_same(read(shared_data / name).image, by_simpleitk(shared_data / name))
+@pytest.mark.parametrize("name", ["seg/ct", "seg/single_and_multiframe/image"])
+def test_real_series_are_read_as_simpleitk_reads_them(shared_data, name):
+    assert_same(read(shared_data / name).image, by_simpleitk(shared_data / name))

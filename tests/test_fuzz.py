@@ -1,12 +1,11 @@
 """Fuzz: readers of mutated files of every form return or refuse, soon and within bounds.
 
-`make fuzz` runs it, outside the default suite; the seed makes a run repeatable.
+``make fuzz`` runs it, outside the default suite; the seed makes a run repeatable.
 """
 
 import resource
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,6 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis import strategies as st
 from pydicom import uid
 
 from pancseg.dicom.labels import read_rtstruct, read_segmentation
@@ -31,29 +28,19 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
 SEED, EXAMPLES = 20261123, 2500  # examples of each of the forms below
 SECONDS, BYTES = 10.0, 2 * 2**30
 PIXELS = np.random.default_rng(0).integers(-1000, 1000, (4, 64, 64))
-PLACE = st.floats(0, 1, exclude_max=True)  # in the file
-KIND = st.sampled_from(["flip", "set", "number", "drop", "double", "zero"])
-EDITS = st.lists(st.tuples(PLACE, KIND, st.integers(0, 2**32 - 1)), min_size=1, max_size=6)
 
 
-def mutated(content: bytes, edits: list[tuple[float, str, int]], early: bool, cut: float) -> bytes:
-    """A file with some bytes changed, removed, doubled or cut off."""
+def mutated(content: bytes, random: np.random.Generator) -> bytes:
+    """A file with up to six places changed, removed, doubled or zeroed, one in five cut off."""
     data = bytearray(content)
-    for place, kind, value in edits:
-        start = int(place * (min(len(data), 1500) if early else len(data)))
-        part = slice(start, start + value % 40)
-        if kind == "flip":
-            data[start] ^= 1 << (value % 8)
-        elif kind == "set":
-            data[start] = value % 256
-        elif kind == "number":
-            data[start : start + 4] = value.to_bytes(4, "little")
-        elif kind == "double":
-            data[start:start] = data[part]
-        else:
-            data[part] = bytes(value % 40 if kind == "zero" else 0)
-        data = data or bytearray(b"\0")
-    return bytes(data[: max(1, int(cut * len(data)))] if cut < 0.9 else data)
+    end = random.choice([1500, len(data)])  # half of all edits go to the first kilobytes
+    for _ in range(random.integers(1, 7)):
+        start, value = int(random.integers(max(1, min(end, len(data))))), random.bytes(4)
+        part = slice(start, start + value[0] % 40)
+        edits = [value[:1], value, b"", 2 * data[part], bytes(value[0] % 40)]
+        n = int(random.integers(len(edits)))
+        data[slice(start, start + len(edits[n])) if n < 2 else part] = edits[n]
+    return bytes(data[: random.integers(len(data) + 1)] if random.random() < 0.2 else data)
 
 
 def read_scan(folder: Path) -> Scan:
@@ -123,30 +110,21 @@ FORMS: list[tuple[Callable[[Path, str], Path], str]] = [
 
 @pytest.mark.parametrize(("write", "form"), FORMS)
 def test_a_damaged_file_is_read_or_refused(tmp_path, write, form):
-    victim, answers = write(tmp_path, form), Counter()
+    victim, answers, random = write(tmp_path, form), Counter(), np.random.default_rng(SEED)
     content = victim.read_bytes()
-
-    @seed(SEED)
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
-    @given(EDITS, st.booleans(), st.floats(0, 4))  # half of all edits go to the first kilobytes
-    def check(edits: list[tuple[float, str, int]], early: bool, cut: float) -> None:
-        victim.write_bytes(mutated(content, edits, early, cut))  # left there after a crash
+    for _ in range(EXAMPLES):
+        victim.write_bytes(mutated(content, random))  # left there after a crash
         begun = time.monotonic()
         try:
-            with warnings.catch_warnings(action="ignore"):
-                scan = read_scan(tmp_path / "images")
-                assert scan.image.ndim == 3
-                for file in sorted((tmp_path / "labels").glob("*")):
-                    values = np.asanyarray(read_label(file, scan).image.dataobj)
-                    assert set(np.unique(values)) <= {0, 1}
-                answers["read"] += 1
+            scan = read_scan(tmp_path / "images")
+            assert scan.image.ndim == 3
+            for file in sorted((tmp_path / "labels").glob("*")):
+                values = np.asanyarray(read_label(file, scan).image.dataobj)
+                assert set(np.unique(values)) <= {0, 1}
+            answers["read"] += 1
         except Refused as refused:  # any other error fails
             answers[refused.code] += 1
         assert time.monotonic() - begun < SECONDS
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         assert kilobytes * (1 if sys.platform == "darwin" else 1024) < BYTES
-
-    check()
     print(f"\n{victim.name}: seed {SEED}, {dict(answers)}")
-    assert answers.total() >= EXAMPLES

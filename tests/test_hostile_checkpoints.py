@@ -170,9 +170,10 @@ def huge_bytes(content: Content) -> None:
 
 
 def tensor_without_values(content: Content) -> None:
-    """A weight of one number that is shown as a trillion."""
+    """A weight of the right shape that holds one number."""
     name = next(name for name in content["state_dict"] if name.startswith("network."))
-    torch.save(put(content, f"state_dict/{name}", torch.zeros(1).expand(10**6, 10**6)), FILE)
+    shape = content["state_dict"][name].shape
+    torch.save(put(content, f"state_dict/{name}", torch.zeros(1).expand(shape)), FILE)
 
 
 def overlapping(content: Content) -> None:

@@ -171,9 +171,7 @@ def write_named_labels(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("is_labelled", [False, True])
-def test_no_text_of_a_header_is_quoted_in_table_records_or_console(
-    tmp_path: Path, command: Command, is_labelled: bool
-) -> None:
+def test_no_text_of_a_header_is_quoted(tmp_path: Path, command: Command, is_labelled: bool) -> None:
     (write_named_labels if is_labelled else write_shifted)(tmp_path / "in")
     labels = tmp_path / "in" / "labels" if is_labelled else "null"
     root = tmp_path / "site" / "root"

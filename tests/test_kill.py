@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import contents, run_command
 
 PATIENTS = 8
+Contents = dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,8 @@ def undisturbed(series: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_group", [True, False])
-def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
-    series: Path, undisturbed: dict[str, str], tmp_path: Path, is_group: bool
+def test_a_killed_preparation_goes_on(
+    series: Path, undisturbed: Contents, tmp_path: Path, is_group: bool
 ) -> None:
     root = tmp_path / "root"
     for pattern, count in (("manifest.json", 1), *(("cases/*_image*", n) for n in (1, 3, 5, 7))):
@@ -78,9 +79,7 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
 
 
 @pytest.mark.slow
-def test_of_two_shards_both_are_killed_and_run_again_and_the_merge_leaves_what_one_run_leaves(
-    series: Path, undisturbed: dict[str, str], tmp_path: Path
-) -> None:
+def test_killed_shards_go_on(series: Path, undisturbed: Contents, tmp_path: Path) -> None:
     root, shards = tmp_path / "root", ("shard=0/2", "shard=1/2")
     with started(series, root, shards[0]) as first, started(series, root, shards[1]) as second:
         wait_for(root, "cases/*_image*", 2, first)

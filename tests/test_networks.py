@@ -1,4 +1,4 @@
-"""Networks: the allow-list, patch sizes, cost, bfloat16 over short axes, Dice per patient."""
+"""Networks: the allow-list, patch sizes, cost, bfloat16, the planned network, Dice per patient."""
 
 import copy
 import re
@@ -7,25 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from monai.networks.nets import SegResNet, UNet
+from monai.losses import DiceCELoss
+from monai.networks.nets import DynUNet, SegResNet, UNet
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.config import conf_folder
 from pancseg.errors import PancsegError
-from pancseg.models import network_checks
-from pancseg.models.factory import (
-    ShortAxisConv3d,
-    build,
-    build_on_meta,
-    count_parameters,
-    find_class,
-    fix_short_axes,
-    use_channels_last,
-)
+from pancseg.models import factory
+from pancseg.models.factory import build, find_class
 from pancseg.models.losses import deep_supervision_loss
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
+from pancseg.models.resunet import ResUNet, plan_levels
 from tests.conftest import compose
 
 PAGE = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
@@ -35,6 +30,11 @@ UNET = {
     "_target_": f"{NETS}.UNet", **IO, "channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2],
     "num_res_units": 2, "norm": "batch",
 }  # fmt: skip
+RESUNET = {
+    "_target_": "pancseg.models.resunet.ResUNet",
+    "spacing_mm": [1] * 3,
+    "spatial_size": [16] * 3,
+}
 SMALL = {
     "unet": ["model.channels=[4,4,4]", "model.strides=[2,2]"],
     "resunet": ["model.width=4", "model.max_levels=3", "model.deep_supervision=2"],
@@ -109,28 +109,17 @@ def test_a_default_that_would_load_weights_is_refused_and_numbers_are_not() -> N
     assert build({**heads, "weights": [0.5, 0.5]}, nn.Module)
 
 
-@pytest.mark.parametrize(
-    ("node", "message"),
-    [
-        ({**UNET, "chanels": [1]}, r"nets\.UNet: .*chanels"),
-        ({**UNET, "_target_": f"{NETS}.DynUNet"}, r"nets\.DynUNet: [^\n]+$"),
-        ({"_target_": "???"}, r"^_target_=\?\?\?: give one, .* expected a Module .*$"),
-    ],
-)
-def test_an_error_of_a_constructor_is_one_line(node: dict[str, Any], message: str) -> None:
-    with pytest.raises(PancsegError, match=message):
-        build(node, nn.Module)
-
-
 # cost and patch sizes
 
 
 def test_the_cost_of_a_convolution_is_that_by_hand() -> None:
     conv = {"_target_": "monai.networks.blocks.Convolution", **IO, "kernel_size": 3}
-    network = build_on_meta({**conv, "conv_only": True})
-    assert count_parameters(network) == 27 * 2 + 2
+    network = factory.build_on_meta({**conv, "conv_only": True})
+    assert factory.count_parameters(network) == 27 * 2 + 2
     assert count_multiply_adds(network, [8, 8, 8]) == 27 * 2 * 8**3
-    assert count_parameters(build_on_meta(UNET)) == 4_808_917  # the recipe's network
+    assert (
+        factory.count_parameters(factory.build_on_meta(UNET)) == 4_808_917
+    )  # the recipe's network
 
 
 @pytest.mark.parametrize("row", re.findall(r"^\| `(model=.*)\|$", PAGE, re.MULTILINE))
@@ -151,27 +140,6 @@ def test_the_table_of_the_page_has_cost_and_patch_sizes(row: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "nearest"),
-    [(90, "80 and 96"), (65, "64 and 80"), (16, "32 and 48"), (1, "32 and 48")],
-)
-@pytest.mark.parametrize("axis", [0, 2])
-def test_a_size_the_network_cannot_take_names_axis_and_neighbours(
-    axis: int, size: int, nearest: str
-) -> None:
-    spatial_size = [64, 64, 64]
-    spatial_size[axis] = size
-    with pytest.raises(PancsegError, match=f"axis {axis} is {size}, .* {nearest}$"):
-        check_spatial_size(UNET, spatial_size)
-
-
-def test_strides_that_differ_by_axis_are_counted_by_axis() -> None:
-    flat = {**UNET, "strides": [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]}
-    check_spatial_size(flat, [32, 32, 12])
-    with pytest.raises(PancsegError, match=r"axis 2 is 10, .* 8 and 12$"):
-        check_spatial_size(flat, [32, 32, 10])
-
-
-@pytest.mark.parametrize(
     ("model", "size", "message"),
     [
         ({"_target_": f"{NETS}.SegResNet", **IO}, [64, 64, 90],
@@ -184,6 +152,13 @@ def test_strides_that_differ_by_axis_are_counted_by_axis() -> None:
         ({"_target_": f"{NETS}.BasicUNetPlusPlus", **IO, "features": [4] * 6}, [32, 32, 32],
          "gives logits in a list"),
         (UNET, [128, 128], "expected three sizes"),
+        ({**RESUNET, "spatial_size": [8] * 3}, [8] * 3, r"a patch of \[8, 8, 8\] .* expected 3"),
+        ({**RESUNET, "prior": 1.0, "width": 0}, [16] * 3, r"width=0, .* prior=1\.0: expected"),
+        (UNET, [64, 64, 90], "axis 2 is 90, .* 80 and 96$"),
+        (UNET, [1, 64, 64], "axis 0 is 1, .* 32 and 48$"),
+        ({**UNET, "strides": [[2, 2, 1], [2, 2, 1], 2, 2]}, [32, 32, 10], "axis 2.* 8 and 12$"),
+        ({**UNET, "chanels": [1]}, [32, 32, 32], r"nets\.UNet: .*chanels"),
+        ({"_target_": "???"}, [32, 32, 32], r"^_target_=\?\?\?: give one, .*a Module .*$"),
     ],
 )  # fmt: skip
 def test_a_size_or_network_that_does_not_work_is_refused_with_what_is_expected(
@@ -193,17 +168,6 @@ def test_a_size_or_network_that_does_not_work_is_refused_with_what_is_expected(
     with pytest.raises(PancsegError, match=message):
         check_spatial_size(model, size)
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_network_that_reads_values_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    class ReadsValues(nn.Conv3d):
-        def forward(self, image: Tensor) -> Tensor:
-            return super().forward(image) * image.max().item()
-
-    network = ReadsValues(1, 2, 1, device="meta")
-    monkeypatch.setattr(network_checks, "build_on_meta", lambda model: network)
-    check_spatial_size({}, [32, 32, 32])
-    assert describe_cost({}, [32, 32, 32]) == "0.0 M parameters"
 
 
 # devices
@@ -225,20 +189,20 @@ def test_a_bf16_gradient_over_short_axes_is_near_that_in_float32(shape: Any, str
     conv = nn.Conv3d(16, 16, 3, stride=stride, padding=1)
     image = torch.randn(2, 16, *shape).to(torch.bfloat16).float()
     exact = gradient(conv, image, bf16=False)
-    fix_short_axes(conv)
+    factory.fix_short_axes(conv)
     for _ in range(3):
         error = gradient(conv, image, bf16=True) - exact
         assert error.abs().max() < 0.05 * exact.abs().max()
 
 
 def test_only_short_axes_leave_bf16_and_a_copy_of_the_network_has_its_own_weights() -> None:
-    conv = ShortAxisConv3d(1, 2, 3, padding=1)
+    conv = factory.ShortAxisConv3d(1, 2, 3, padding=1)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(torch.zeros(1, 1, 3, 3, 3)).dtype == torch.bfloat16
         assert conv(torch.zeros(1, 1, 3, 3, 2)).dtype == torch.float32
     network, image = UNet(3, 1, 2, (4, 8), (2,)), torch.randn(1, 1, 4, 4, 4)
     names, before = list(network.state_dict()), network(image)
-    fix_short_axes(network)
+    factory.fix_short_axes(network)
     assert list(network.state_dict()) == names and torch.equal(network(image), before)
     other = copy.deepcopy(network)
     for parameter in other.parameters():
@@ -249,8 +213,12 @@ def test_only_short_axes_leave_bf16_and_a_copy_of_the_network_has_its_own_weight
 def test_channels_last_is_for_cpus_and_for_networks_without_instance_norm() -> None:
     resunet = build(model_of("model=resunet", *SMALL["resunet"], size=(16, 16, 16)), nn.Module)
     networks = UNet(3, 1, 2, (4, 8), (2,), norm="batch"), resunet, SegResNet(init_filters=8)
-    assert [use_channels_last(network, "cpu") for network in networks] == [True] * 3
-    assert [use_channels_last(network, "cuda") for network in networks] == [True, False, False]
+    assert [factory.use_channels_last(network, "cpu") for network in networks] == [True] * 3
+    assert [factory.use_channels_last(network, "cuda") for network in networks] == [
+        True,
+        False,
+        False,
+    ]
 
 
 # Dice per patient
@@ -277,3 +245,111 @@ def test_dice_sums_voxels_over_a_patients_volumes_and_leaves_out_those_without_l
     assert dice_of((empty, [1, 1, 0, 0], 1)).compute() == 0
     assert torch.isnan(dice_of((empty, empty, 2)).compute())
     assert batch_dice(torch.zeros(2, 3)) == 1 and batch_dice(torch.tensor([[1, 2, 1]])) == 2 / 3
+
+
+# the planned network
+
+SIZE, SPACING_MM = (32, 32, 16), (1.5, 1.5, 1.0)
+
+
+def tiny_resunet(**changes: Any) -> ResUNet:
+    torch.manual_seed(0)
+    return ResUNet(SIZE, SPACING_MM, width=4, **{"deep_supervision": 0, **changes})
+
+
+def monai_network() -> DynUNet:
+    """MONAI's network of the same shape, whose blocks work in place."""
+    strides, kernels = plan_levels(SIZE, SPACING_MM)
+    filters = [4 * 2**level for level in range(len(strides))]
+    torch.manual_seed(0)
+    return DynUNet(3, 1, 2, kernels, strides, strides[1:], filters=filters, res_block=True)
+
+
+def loss_of(network: nn.Module, image: Tensor) -> Tensor:
+    loss = DiceCELoss(to_onehot_y=True, softmax=True)
+    return deep_supervision_loss(loss, network.train()(image), (image > 0.5).float())
+
+
+def test_levels_are_those_that_nnunet_published_for_the_pancreas() -> None:
+    # Isensee et al. 2021, supplement: MSD Pancreas, patch 40 x 224 x 224, 2.5 x 0.8 x 0.8 mm
+    strides, kernels = plan_levels([40, 224, 224], [2.5, 0.8, 0.8])
+    assert strides == [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2)]
+    assert kernels == [(1, 3, 3)] + [(3, 3, 3)] * 5
+    assert len(plan_levels([128, 128, 128], [1.0, 1.0, 1.0], max_levels=3)[0]) == 3
+
+
+def test_training_returns_each_head_at_its_resolution_and_evaluation_one_tensor() -> None:
+    network, image = tiny_resunet(deep_supervision=2), torch.rand(1, 1, *SIZE)
+    heads = network.train()(image)
+    assert [tuple(head.shape[2:]) for head in heads] == [SIZE, (16, 16, 8), (8, 8, 4)]
+    torch.testing.assert_close(network.eval()(image), heads[0])
+    assert isinstance(tiny_resunet().train()(image), Tensor)
+
+
+@pytest.mark.parametrize(("prior", "least", "most"), [(0.01, 0.002, 0.08), (0.5, 0.3, 0.7)])
+def test_an_untrained_network_has_the_foreground_probability_of_its_prior(
+    prior: float, least: float, most: float
+) -> None:
+    heads = tiny_resunet(prior=prior, deep_supervision=2).train()(torch.rand(1, 1, *SIZE))
+    assert all(least < logits.softmax(dim=1)[:, 1].mean() < most for logits in heads)
+
+
+def test_every_weight_has_a_gradient_and_one_name() -> None:
+    network = tiny_resunet(deep_supervision=2)
+    loss_of(network, torch.rand(1, 1, *SIZE)).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+    state = network.state_dict()
+    assert len({tensor.data_ptr() for tensor in state.values()}) == len(state)
+    assert copy.deepcopy(network).train()(torch.rand(1, 1, *SIZE))
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    image, gradients = torch.rand(2, 1, *SIZE), []
+    for use_checkpoint in (False, True):
+        network = tiny_resunet(use_checkpoint=use_checkpoint, dropout=0.2)
+        torch.manual_seed(1)
+        loss_of(network, image).backward()
+        gradients.append([p.grad for p in network.parameters()])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+class Clones(TorchDispatchMode):
+    """Counts ``clone`` while it is on."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        self.count += function is torch.ops.aten.clone.default
+        return function(*args, **(kwargs or {}))
+
+
+def clones_and_bytes(network: nn.Module, image: Tensor) -> tuple[int, int]:
+    """Clones in the backward pass, and the size of the tensors that are kept for it."""
+    tensors: dict[int, Tensor] = {}  # alive, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensors.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network.train()(image)
+    loss = loss_of(network, image)
+    with Clones() as clones:
+        loss.backward()
+    return clones.count, sum(t.untyped_storage().nbytes() for t in tensors.values())
+
+
+def test_it_computes_as_dynunet_without_clones_in_no_more_memory() -> None:
+    network, expected, image = tiny_resunet(), monai_network(), torch.rand(2, 1, *SIZE)
+    assert not network.load_state_dict(expected.state_dict(), strict=False).missing_keys
+    (clones, saved), (monai_clones, monai_saved) = (
+        clones_and_bytes(model, image) for model in (network, expected)
+    )
+    assert clones == 0 < monai_clones and saved <= 1.01 * monai_saved
+    gradients = {name: p.grad for name, p in expected.named_parameters()}
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
+    logits = network.eval()(image)
+    torch.testing.assert_close(logits, expected.eval()(image), atol=1e-5, rtol=1e-5)
+    last = network.to(memory_format=torch.channels_last_3d)
+    after = last(image.to(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(after, logits, atol=1e-4, rtol=1e-4)

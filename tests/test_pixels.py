@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import gdcm
@@ -15,7 +14,7 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from pancseg.dicom import pixels
 from pancseg.errors import Refused, parsing
-from tests.tiny_dicom import find, put, read, write_series
+from tests.tiny_dicom import put, read, write_series
 
 PIXELS = np.random.default_rng(1).integers(-1000, 2000, (4, 64, 72))
 STORED = PIXELS.transpose(2, 1, 0)
@@ -107,23 +106,6 @@ def test_lossless_jpeg_is_read(tmp_path, kind):
     np.testing.assert_array_equal(hu(tmp_path), STORED)
 
 
-def test_jpeg_of_8_bits_is_read(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    grey = np.add.outer(np.arange(64), np.arange(72)).astype(np.uint8)
-
-    def change(dataset: Dataset) -> None:
-        stream = BytesIO()
-        image.fromarray(grey).save(stream, "JPEG", quality=95)
-        dataset.PixelData = encapsulate([stream.getvalue()])
-        dataset.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
-        dataset.BitsAllocated = dataset.BitsStored = 8
-        dataset.HighBit, dataset.PixelRepresentation = 7, 0
-        dataset["PixelData"].VR = "OB"
-
-    rewrite(tmp_path, change)
-    assert np.abs(hu(tmp_path)[..., 0].T.astype(int) - grey).max() <= 3
-
-
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_multi_frame_file_equals_its_single_frames(tmp_path, order):
     empty = dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "Manufacturer",
@@ -156,10 +138,8 @@ def test_pixels_may_be_more_than_claimed_and_never_less(tmp_path):
 
 FAULTS = [
     ({"Rows": 30000, "Columns": 30000}, "too_large"),
-    ({"Rows": 8000, "Columns": 8000}, "truncated"),
     ({"BitsAllocated": 12}, "bad_pixels"),
     ({"SamplesPerPixel": 3}, "colour"),
-    ({"PixelData": None}, "no_pixels"),
     ({"NumberOfFrames": 200_000}, "bad_frames"),
     ({"PixelData": None, "FloatPixelData": bytes(64 * 72 * 4)}, "float_pixels"),
 ]
@@ -169,27 +149,6 @@ FAULTS = [
 def test_claims_of_a_header_are_checked_before_memory_is_allocated(tmp_path, values, code):
     write_series(tmp_path, pixels=PIXELS, damage=lambda slices: put(**values)(slices[2:3]))
     assert refused(tmp_path).code == code
-
-
-@pytest.mark.parametrize("private_bytes", [400_000, 3_000_000])
-def test_a_deflated_file_is_inflated_up_to_its_pixels_and_a_limit(
-    tmp_path, monkeypatch, private_bytes
-):
-    dataset = pydicom.dcmread(next(write_series(tmp_path / "plain", pixels=PIXELS).iterdir()))
-    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    dataset["PixelData"].VR = "OW"
-    dataset.add_new(0x00091010, "OB", bytes(private_bytes))  # packs to nearly nothing
-    (tmp_path / "deflated").mkdir()
-    dataset.save_as(tmp_path / "deflated" / "a.dcm", enforce_file_format=True)
-    monkeypatch.setattr(pixels, "LARGEST_EXCESS", 1_000_000)
-    whole, read_all = [], pydicom.dcmread
-    monkeypatch.setattr(pydicom, "dcmread", lambda f, **k: whole.append(f) or read_all(f, **k))
-    series, skipped = find(tmp_path / "deflated")
-    if private_bytes < 1_000_000:
-        assert (len(series), skipped) == (1, [])
-    else:
-        assert skipped[0].reason.startswith("too_large")
-        assert all(isinstance(file, BytesIO) for file in whole)  # never by its path
 
 
 def jpeg_claims(stream: bytearray) -> None:

@@ -17,6 +17,7 @@ from pancseg.intake.pseudonyms import make_pseudonyms, read_key, safe_name, stor
 from tests.conftest import run_command
 from tests.tiny_dicom import put, write_series
 
+Patch = pytest.MonkeyPatch
 IDENTITIES = [
     "P-1", "P_1", "P/1", "P 1", "../../x", "x", "a/b", "a-b", "", " ", "-", "..", "🙂", "🙃", "CON",
     "Müller", "M-ller", "M\udcfcller", "a\\b", "a\nb", "a\rb", "a\0b", 'quote " and, comma',
@@ -77,9 +78,7 @@ def test_without_pseudonyms_names_are_safe_and_nothing_is_written(tmp_path: Path
 
 
 @pytest.mark.parametrize("rule", ["none", "pseudonym"])
-def test_no_patient_id_leaves_the_folder_or_collides_on_any_file_system(
-    tmp_path: Path, rule: str
-) -> None:
+def test_no_patient_id_leaves_the_folder_or_collides(tmp_path: Path, rule: str) -> None:
     identities = ["../../x", "a/b", "", "p" * 64, "🙂", "P-1", "p-1"]
     for n, identity in enumerate(identities):
         damage = put(SpecificCharacterSet="ISO_IR 192")
@@ -92,7 +91,7 @@ def test_no_patient_id_leaves_the_folder_or_collides_on_any_file_system(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_the_table_only_grows_and_can_be_read_back_whatever_an_identity_holds(
+def test_the_table_only_grows_and_can_hold_any_identity(
     key_file: Path,
 ) -> None:
     names = make_pseudonyms("pseudonym", key_file)
@@ -109,9 +108,7 @@ def test_the_table_only_grows_and_can_be_read_back_whatever_an_identity_holds(
     assert names.table.read_text() == "patient;identity\np1;P-1\n"
 
 
-def test_two_patients_of_one_pseudonym_are_refused_also_in_a_later_run(
-    key_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_patients_of_one_pseudonym_are_refused(key_file: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(pseudonyms, "DIGITS", 1)  # 16 names
     names = make_pseudonyms("pseudonym", key_file)
     other = next(text for n in range(1, 999) if names.name(text := f"P-{n}") == names.name("P-0"))
@@ -124,8 +121,8 @@ def test_two_patients_of_one_pseudonym_are_refused_also_in_a_later_run(
 
 @on_posix
 @pytest.mark.parametrize("is_link", [True, False])
-def test_files_that_another_user_created_in_advance_are_not_used(
-    key_file: Path, is_link: bool, monkeypatch: pytest.MonkeyPatch
+def test_files_made_in_advance_are_not_used(
+    key_file: Path, is_link: bool, monkeypatch: Patch
 ) -> None:
     key_file.parent.mkdir()
     victim = key_file.with_name("victim")
@@ -146,9 +143,7 @@ def test_files_that_another_user_created_in_advance_are_not_used(
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_a_key_that_another_process_created_first_wins(
-    key_file: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_created_meanwhile_wins(key_file: Path, has_links: bool, monkeypatch: Patch) -> None:
     link = os.link
 
     def link_late(source: Path, target: Path) -> None:
@@ -163,7 +158,7 @@ def test_a_key_that_another_process_created_first_wins(
 
 
 @on_posix
-def test_a_key_that_others_may_read_gives_a_line_of_warning(
+def test_a_key_that_others_may_read_is_warned_of(
     key_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read_key(key_file)
@@ -173,9 +168,7 @@ def test_a_key_that_others_may_read_gives_a_line_of_warning(
     assert "other users may read the key" in capsys.readouterr().err
 
 
-def test_a_lock_that_another_process_holds_ends_in_one_line(
-    key_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_of_another_process_ends_in_one_line(key_file: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(pseudonyms, "LOCK_TIMEOUT_S", 0.05)
     names = make_pseudonyms("pseudonym", key_file)
     held = pytest.raises(PancsegError, match=r"names\.csv\.lock: held by another process")

@@ -1,21 +1,29 @@
-"""The Lightning module: decisions, metrics, host reads, memory and seeds of a step."""
+"""The Lightning module and its losses: decisions, metrics, host reads, memory, determinism."""
 
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.inferers import sliding_window_inference
+from monai.losses import FocalLoss
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
 from pancseg.models import segmenter as segmenter_module
+from pancseg.models.augmentation import Augmentation, Augmenter
+from pancseg.models.factory import build
+from pancseg.models.losses import DiceCELoss, DiceFocalLoss, deep_supervision_loss
+from pancseg.models.metrics import PatientDice, count_voxels
 from pancseg.models.segmenter import Segmenter
 from pancseg.training.callbacks import update_average
+from tests.test_networks import SMALL, options, part_of
 
 LOSS = {
     "_target_": "monai.losses.DiceLoss", "to_onehot_y": True, "sigmoid": True, "squared_pred": True,
@@ -99,8 +107,8 @@ def test_neither_a_pickle_nor_a_function_in_a_checkpoint_is_run(
     assert not hacked.exists()
 
 
-class HostReads(TorchDispatchMode):
-    """Operations for which a GPU is waited for."""
+class Operations(TorchDispatchMode):
+    """Names of the operations that run while it is on."""
 
     READS = ("_local_scalar_dense", "nonzero", "_unique", "equal", "is_nonzero", "item")
 
@@ -109,9 +117,14 @@ class HostReads(TorchDispatchMode):
         self.names: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        name = function._schema.name.partition("::")[2]
-        self.names += [name] if name.startswith(self.READS) else []
-        return function(*args, **(kwargs or {}))
+        out = function(*args, **(kwargs or {}))
+        is_float = isinstance(out, Tensor) and out.is_floating_point()
+        if is_float or "cumsum" not in function.name():  # of integers it is deterministic
+            self.names.append(function.name().removeprefix("aten::"))
+        return out
+
+    def starting_with(self, *starts: str) -> list[str]:
+        return [name for name in self.names if name.startswith(starts)]
 
 
 @pytest.mark.parametrize(("step", "reads"), [(1, 0), (9, 0), (10, 1)])
@@ -120,11 +133,11 @@ def test_a_step_reads_from_the_device_only_where_it_is_logged(step: int, reads: 
     batch = batch_of((torch.rand(2, 1, 16, 16, 16) > 0.9).float())
     optimizer = torch.optim.SGD(segmenter.network.parameters(), 0.1)
     averages = [p.detach().clone() for p in segmenter.parameters()]
-    with HostReads() as host:
+    with Operations() as operations:
         segmenter.training_step(batch, 0).backward()
         optimizer.step()
         update_average(averages, [*segmenter.parameters()], 0.9, step)
-    assert len(host.names) == reads, host.names
+    assert len(operations.starting_with(*Operations.READS)) == reads, operations.names
 
 
 def test_the_average_of_the_weights_is_that_by_hand() -> None:
@@ -168,3 +181,131 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_all_of_them() -> None:
     segmenter = segmenter_at(10, reduce=lambda is_finite: False)  # another process says no
     with pytest.raises(Incomplete, match=r"the loss is 0\.5 on a; begin with the last whole epoch"):
         segmenter.check_finite(torch.tensor(0.5), "step 10: the loss", ["a"])
+
+
+# losses
+
+SHARES, VOXELS = (0.9, 0.1), 100  # of foreground, in two groups of voxels
+MONAI_DICE_FOCAL = {**LOSS, "_target_": "monai.losses.DiceFocalLoss", "gamma": 2.0}
+MONAI_DICE_FOCAL |= {"sigmoid": False, "softmax": True, "include_background": False, "batch": True}
+# operations that raise on CUDA under torch.use_deterministic_algorithms
+NOT_DETERMINISTIC = (
+    "nll_loss", "histc", "cumsum", "upsample_trilinear3d_backward", "grid_sampler_3d_backward",
+)  # fmt: skip
+
+
+def minimise(loss: Any) -> Tensor:
+    """Logits ``(1, 2, 2, 1, 1)`` that minimise a loss where each group has its share."""
+    logits = torch.zeros(1, 2, 2, 1, 1, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], lr=0.1)
+    rows = [(torch.arange(VOXELS) < share * VOXELS).float() for share in SHARES]
+    label = torch.stack(rows)[None, None, :, None]
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss(logits.expand(-1, -1, -1, -1, VOXELS), label).backward()
+        optimizer.step()
+    return logits.detach()
+
+
+def taught(node: dict[str, Any]) -> tuple[list[float], list[bool]]:
+    """Probability and decision of each group by the segmenter's rule."""
+    segmenter, logits = Segmenter(NET, node, {}), minimise(build(node, nn.Module))
+    return (
+        segmenter.probability_of(logits).flatten().tolist(),
+        segmenter.mask_of(logits).flatten().tolist(),
+    )
+
+
+def best_on_a_grid(gamma: float) -> list[float]:
+    """Probabilities that minimise Dice plus focal loss as they are written in the papers."""
+    steps = np.linspace(0.005, 0.995, 199)
+    p, q = np.stack(np.meshgrid(steps, steps, indexing="ij")), np.reshape(SHARES, (2, 1, 1))
+    dice = 1 - 2 * (q * p).sum(0) / (q + p).sum(0)
+    focal = -q * (1 - p) ** gamma * np.log(p) - (1 - q) * p**gamma * np.log(1 - p)
+    i, j = np.unravel_index((dice + focal.mean(0)).argmin(), dice.shape)
+    return [steps[i], steps[j]]
+
+
+@pytest.mark.parametrize("name", options("loss"))
+def test_every_loss_teaches_the_rule_by_which_voxels_are_decided(name: str) -> None:
+    probability, mask = taught(part_of("loss", f"loss={name}"))
+    assert mask == [True, False]
+    gammas = {"dice_ce": 0.0, "dice_focal": 2.0}
+    if name in gammas:
+        assert probability == pytest.approx(best_on_a_grid(gammas[name]), abs=0.01)
+
+
+def test_dice_focal_of_monai_does_not_teach_this_rule() -> None:
+    errors = np.subtract(taught(MONAI_DICE_FOCAL)[0], best_on_a_grid(2.0))
+    assert np.abs(errors).max() > 0.03
+
+
+def test_cross_entropy_and_focal_loss_are_those_of_torch_and_monai() -> None:
+    torch.manual_seed(0)
+    logits, label = torch.randn(2, 2, 4, 4, 4), (torch.rand(2, 1, 4, 4, 4) > 0.7).float()
+    expected = F.cross_entropy(logits, label[:, 0].long())
+    torch.testing.assert_close(DiceCELoss().voxel_loss(logits, label), expected)
+    binary = FocalLoss(gamma=2.0)(logits[:, 1:] - logits[:, :1], label)
+    torch.testing.assert_close(DiceFocalLoss(gamma=2.0).voxel_loss(logits, label), binary)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[f"experiment={name}"] for name in options("experiment")]
+    + [["experiment=smoke", f"loss={name}"] for name in options("loss")],
+    ids=" ".join,
+)
+def test_a_training_step_is_deterministic_on_cuda(words: list[str]) -> None:
+    words = [*words, "data.spatial_size=[32,32,32]", "data.spacing_mm=[1.5,1.5,1.5]"]
+    model = part_of("model", *words)
+    if model["_target_"].endswith("ResUNet"):
+        model = part_of("model", *words, *SMALL["resunet"])
+    network, loss = build(model, nn.Module), build(part_of("loss", *words), nn.Module)
+    optimizer = build(part_of("optimizer", *words), torch.optim.Optimizer, network.parameters())
+    augment = part_of("augment", *words)
+    chances = {f"{change}_probability": 1.0 for change in ("rotation", "elastic", "blur", "noise")}
+    changes = Augmentation(**{**augment, **chances})
+    view = {"spacing_mm": (1.5,) * 3, "window_hu": (-200, 200)}
+    augmenter = Augmenter(changes, size=(32,) * 3, **view)
+    image, dice = torch.rand(2, 1, *augmenter.box), PatientDice()
+    with Operations() as operations:
+        image, label = augmenter(image, (image > 0.9).float(), 0)
+        logits = network.train()(image)
+        deep_supervision_loss(loss, logits, label).backward()
+        optimizer.step()
+        finest = logits if isinstance(logits, Tensor) else logits[0]
+        dice.update(count_voxels(finest[:, 1:] > 0, label), torch.tensor([1, 2]))
+        dice.compute()
+    assert "convolution_backward" in operations.names
+    assert operations.starting_with(*NOT_DETERMINISTIC) == []
+
+
+def test_an_operation_that_is_not_deterministic_is_found() -> None:
+    logits = torch.zeros(1, 2, 4, 4, 4, requires_grad=True)
+    with Operations() as operations:
+        F.cross_entropy(logits, torch.zeros(1, 4, 4, 4, dtype=torch.int64)).backward()
+    assert operations.starting_with(*NOT_DETERMINISTIC)
+
+
+class MeanOfLogits(nn.Module):
+    """A loss with a known value, which stores label and type of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[list[float], torch.dtype]] = []
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        assert logits.shape[2:] == label.shape[2:]
+        self.calls.append((label[0, 0, :, 0, 0].tolist(), logits.dtype))
+        return logits.mean()
+
+
+def test_heads_are_weighted_one_half_quarter_in_float32_on_labels_of_their_size() -> None:
+    heads = [torch.full((1, 2, n, n, n), value) for n, value in ((8, 7.0), (4, 14.0), (2, 28.0))]
+    label, loss = torch.arange(8.0).reshape(1, 1, 8, 1, 1).expand(1, 1, 8, 8, 8), MeanOfLogits()
+    value = deep_supervision_loss(loss, [head.bfloat16() for head in heads], label)
+    assert value.item() == pytest.approx((4 * 7 + 2 * 14 + 1 * 28) / 7)
+    assert {dtype for _, dtype in loss.calls} == {torch.float32}
+    # in the middle of 0..3 and 4..7; nearest takes 0 and 4
+    assert [labels for labels, _ in loss.calls][::2] == [list(range(8)), [2, 6]]
+    assert deep_supervision_loss(loss, heads[0].bfloat16(), label).item() == 7

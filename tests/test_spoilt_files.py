@@ -61,9 +61,7 @@ def test_a_bit_flipped_in_the_content_of_a_checkpoint_is_detected(best: Path, fl
 
 @pytest.mark.row("a bit flipped anywhere in a checkpoint", "noticed, or no weight was another")
 @Flips
-def test_a_bit_flipped_anywhere_in_a_checkpoint_is_detected_or_changes_no_weight(
-    best: Path, flips: int
-) -> None:
+def test_a_bit_flipped_anywhere_is_detected_or_changes_no_weight(best: Path, flips: int) -> None:
     good, chance, detected = best.read_bytes(), random.Random(1), 0
     stored = load_tensors(best)["state_dict"]
     weights = {name: value for name, value in stored.items() if name.startswith("network.")}
@@ -81,7 +79,7 @@ def test_a_bit_flipped_anywhere_in_a_checkpoint_is_detected_or_changes_no_weight
 
 
 @pytest.mark.row("a checkpoint cut short", "one line, code 2")
-def test_every_command_reports_a_truncated_checkpoint_in_one_line(
+def test_a_truncated_checkpoint_is_named(
     best: Path, prepared: Path, tmp_path: Path, command: Command
 ) -> None:
     good, run = best.read_bytes(), tmp_path / "other"
@@ -97,9 +95,7 @@ def test_every_command_reports_a_truncated_checkpoint_in_one_line(
 
 
 @pytest.mark.row("a checkpoint swapped for another run's", "one line, code 2")
-def test_a_checkpoint_of_another_run_is_detected_by_its_patients(
-    best: Path, command: Command
-) -> None:
+def test_a_checkpoint_of_another_run_is_detected(best: Path, command: Command) -> None:
     path = best.parent.parent / "splits.json"
     split = json.loads(path.read_text())
     split["val"], split["test"] = split["test"], split["val"]
@@ -109,7 +105,7 @@ def test_a_checkpoint_of_another_run_is_detected_by_its_patients(
 
 @pytest.mark.row("`manifest.json` edited by hand", "entry and field named, code 2")
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])
-def test_an_edited_field_of_the_manifest_is_named_in_one_line(
+def test_an_edited_field_of_the_manifest_is_named(
     name: str, prepared: Path, trained: Path, dicom: Path, tmp_path: Path, command: Command
 ) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text())
@@ -141,7 +137,7 @@ def damaged_copy(prepared: Path, root: Path, *, is_cut: bool) -> Path:
 
 
 @pytest.mark.row("a NIfTI changed after preparation", "named by `train` and in the scores, code 0")
-def test_a_scan_changed_since_preparation_is_named_by_train_and_evaluate(
+def test_a_changed_scan_is_named(
     prepared: Path, best: Path, tmp_path: Path, command: Command
 ) -> None:
     root = damaged_copy(prepared, tmp_path / "changed", is_cut=False)
@@ -156,7 +152,7 @@ def test_a_scan_changed_since_preparation_is_named_by_train_and_evaluate(
 
 
 @pytest.mark.row("a NIfTI that cannot be unpacked", "named, code 2 of `train`, 1 of `evaluate`")
-def test_a_truncated_scan_is_named_with_what_to_do(
+def test_a_truncated_scan_is_named(
     prepared: Path, best: Path, tmp_path: Path, command: Command
 ) -> None:
     root = damaged_copy(prepared, tmp_path / "damaged", is_cut=True)
@@ -167,7 +163,7 @@ def test_a_truncated_scan_is_named_with_what_to_do(
 
 
 @pytest.mark.row("NaN in an image", "that scan refused, the rest done, code 1")
-def test_a_scan_with_nan_is_refused_and_the_others_are_segmented(
+def test_a_scan_with_nan_is_refused_alone(
     best: Path, dicom: Path, tmp_path: Path, command: Command
 ) -> None:
     (tmp_path / "scans").mkdir()

@@ -58,10 +58,12 @@ def test_values_that_nobody_declared_are_named_unless_labels_were_chosen():
     assert encode_values(values, parse(pancreas=[1]))[1] == ()
 
 
-def test_names_of_structures_in_a_file_are_never_in_a_reason():
-    names = {1: ("Liver of DOE^JOHN",), 2: ("Spleen",)}
-    for structures in (parse(pancreas=None), parse(pancreas=["Pancreas"])):
+def test_structures_are_matched_by_number_name_or_code_and_the_only_one_needs_no_choice():
+    names = {1: ("Liver",), 2: ("Pancreas", "15776009"), 3: ("Duct",)}
+    structures = parse(pancreas=["15776009", 3], duct=[" DUCT"], spleen=["Spleen"])
+    assert match_names(names, structures, "segment") == [[2, 3], [3], []]
+    assert match_names({7: ("Liver",)}, parse(pancreas=None), "segment") == [[7]]
+    for chosen, code in ((None, "ambiguous_roi"), (["Spleen"], "no_such_roi")):
         with pytest.raises(Refused) as refused:
-            match_names(names, structures, "segment")
-        assert "DOE" not in str(refused.value)
-        assert refused.value.names == ("1 Liver of DOE^JOHN", "2 Spleen")
+            match_names(names, parse(pancreas=chosen), "roi")
+        assert (refused.value.code, refused.value.names[0]) == (code, "1 Liver")

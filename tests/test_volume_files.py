@@ -80,9 +80,7 @@ def refusal(path: Path, *labels: Label) -> Refused:
 
 @pytest.mark.parametrize("stored", ["uint8", "int16", "int32", "float64"])
 @pytest.mark.parametrize("slope", [(1, 0), (2, 3), (0.5, -7), (-1, 0), (1e3, 1e5)])
-def test_values_are_those_that_nibabel_reads(
-    tmp_path: Path, stored: str, slope: tuple[float, float]
-) -> None:
+def test_values_are_those_that_nibabel_reads(tmp_path: Path, stored: str, slope: Any) -> None:
     path = write(tmp_path / "ct.nii", NUMBERED, stored, *slope)
     theirs = nib.Nifti1Image.from_filename(path).get_fdata()
     ours = ct_of(path)
@@ -99,7 +97,7 @@ def test_values_are_those_that_nibabel_reads(
     ("stored", "slope", "image_bytes", "label_bytes"),
     [("uint8", 1, 1 + 2, 1 + 2 + 1), ("int16", 1, 2, 2 + 1), ("uint8", 0.1, 1 + 2 + 4, 1 + 4 + 1)],
 )  # stored, int16 or float32, codes
-def test_memory_is_that_of_the_stored_values_and_the_result(
+def test_memory_is_that_of_values_and_result(
     tmp_path: Path, stored: str, slope: float, image_bytes: int, label_bytes: int
 ) -> None:
     values = np.random.default_rng(0).integers(0, 100, (192, 192, 64))
@@ -108,7 +106,7 @@ def test_memory_is_that_of_the_stored_values_and_the_result(
     assert peak_of(lambda: mask_of(path, 1)) < (label_bytes + 2) * values.size
 
 
-def test_what_memory_cannot_hold_is_refused_before_it_is_read(
+def test_what_memory_cannot_hold_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = write(tmp_path / "a.nii.gz", DOT, "uint8"), write_nrrd(tmp_path / "a.nrrd", DOT)
@@ -131,9 +129,7 @@ def test_metres_and_micrometres_become_millimetres(tmp_path: Path, unit: int, mm
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_big_endian_files_with_extensions_and_axes_of_length_1_are_read(
-    tmp_path: Path, kind: Any
-) -> None:
+def test_big_endian_files_with_extensions_are_read(tmp_path: Path, kind: Any) -> None:
     header = kind.header_class(endianness=">")
     image = kind(NUMBERED.astype("int16").reshape(2, 3, 4, 1), AFFINE, header)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
@@ -144,7 +140,7 @@ def test_big_endian_files_with_extensions_and_axes_of_length_1_are_read(
 
 
 @pytest.mark.parametrize(("shift_mm", "is_flagged"), [(0.19, False), (0.21, True), (np.nan, False)])
-def test_a_qform_that_disagrees_with_the_sform_is_flagged_and_kept(
+def test_a_qform_unlike_the_sform_is_flagged(
     tmp_path: Path, shift_mm: float, is_flagged: bool
 ) -> None:
     image = nib.Nifti1Image(NUMBERED.astype("int16"), AFFINE)  # a tenth of a voxel is 0.2 mm
@@ -177,9 +173,7 @@ def test_bytes_after_the_voxels_members_and_wrong_suffixes_are_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SRP", "ASL"])
-def test_slices_run_from_feet_to_head_and_voxels_lie_where_simpleitk_puts_them(
-    tmp_path: Path, codes: str
-) -> None:
+def test_slices_run_from_feet_to_head_and_lie_as_in_simpleitk(tmp_path: Path, codes: str) -> None:
     upright = nib.Nifti1Image(NUMBERED.astype("int16"), np.diag([2.0, 3, 4, 1]))
     axes = nib.orientations.axcodes2ornt(codes)
     turn = nib.orientations.ornt_transform(nib.io_orientation(upright.affine), axes)
@@ -204,8 +198,8 @@ def test_slices_run_from_feet_to_head_and_voxels_lie_where_simpleitk_puts_them(
         ((), (1, 2), [1, 2, 7], ("7",)),
     ],
 )
-def test_values_of_a_mask_are_chosen(
-    tmp_path: Path, labels: Any, declared: Any, chosen: list[int], unknown_values: Any
+def test_values_are_chosen(
+    tmp_path: Path, labels: Any, declared: Any, chosen: Any, unknown_values: Any
 ) -> None:
     values = np.zeros((2, 3, 4))
     values[1, 1] = [0, 1, 2, 7]
@@ -216,9 +210,7 @@ def test_values_of_a_mask_are_chosen(
 
 @pytest.mark.parametrize("stored", ["uint8", "int32", "float64"])
 @pytest.mark.parametrize("labels", [(1, 2), ()])
-def test_whole_labels_that_were_saved_through_floats_are_those_labels(
-    tmp_path: Path, stored: str, labels: tuple[int, ...]
-) -> None:
+def test_labels_saved_through_floats_are_whole(tmp_path: Path, stored: str, labels: Any) -> None:
     whole = np.zeros((12, 12, 12))
     whole.ravel()[:917] = np.arange(917) % 3 + 1
     header = nib.Nifti1Header()
@@ -261,9 +253,7 @@ HOSTILE: dict[str, tuple[int, Any, str]] = {  # name: (offset in the header, val
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_header_is_refused_before_anything_is_allocated(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_hostile_header_is_refused_within_little_memory(tmp_path: Path, name: str) -> None:
     offset, values, code = HOSTILE[name]
     image = nib.Nifti1Image(NUMBERED.astype("int16"), None)
     image.set_qform(AFFINE, code=1)
@@ -287,8 +277,8 @@ def test_a_truncated_file_or_a_damaged_checksum_is_refused(tmp_path: Path) -> No
     for content, sentence in (
         (plain[:-8], "truncated: .* has 40 bytes of voxels, expected 48"),
         (gzip.compress(plain[:-8]), "truncated: .* has 40 bytes of voxels, expected 48"),
-        (packed[:-1], "truncated: .* ends within compressed data"),
-        (packed[:-8], "truncated: .* ends within compressed data"),
+        (packed[:-1], "unreadable"),
+        (packed[:-8], "unreadable"),
         (wrong[0], "unreadable"),
         (wrong[1], "unreadable"),
     ):
@@ -330,9 +320,7 @@ def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path: Path
 @pytest.mark.parametrize(
     "directions", ["(0,0,-1.5) (0.6,0.8,0) (-1.6,1.2,0)", "(1,0,0) (0,2,0) (0,0,-3)"]
 )
-def test_values_and_place_are_those_of_simpleitk(
-    tmp_path: Path, space: str, encoding: str, directions: str
-) -> None:
+def test_nrrd_equals_simpleitk(tmp_path: Path, space: str, encoding: str, directions: str) -> None:
     random = np.random.default_rng(0).random((3, 4, 5))
     for values in ((random < 0.4).astype(np.int16), random.astype(np.float32)):
         raw = values.tobytes(order="F")
@@ -372,7 +360,7 @@ def layered() -> tuple[np.ndarray, dict[str, Any]]:
     values = np.zeros((2, 3, 4, 5), np.uint8)
     values[0, :2, 0, 0] = values[1, 0, 0, 0] = 1
     values[1, 2, 3, 4] = 2
-    fields: dict[str, Any] = {}
+    fields: Any = {}
     for n, (name, value, layer) in enumerate([("A", 1, 0), ("B", 1, 1), ("C", 2, 1)]):
         fields |= {f"Segment{n}_Name": name, f"Segment{n}_LabelValue": value}
         fields |= {f"Segment{n}_Layer": layer}
@@ -388,9 +376,7 @@ def layered() -> tuple[np.ndarray, dict[str, Any]]:
         (("A", "B", "C"), [[0, 0, 0], [1, 0, 0], [2, 3, 4]]),
     ],
 )
-def test_segments_of_layers_are_chosen_by_name(
-    tmp_path: Path, labels: tuple[str, ...], expected: list[list[int]]
-) -> None:
+def test_segments_of_layers_are_chosen_by_name(tmp_path: Path, labels: Any, expected: Any) -> None:
     values, fields = layered()
     file = write_nrrd(tmp_path / "a.seg.nrrd", values, **fields)
     assert voxels(mask_of(file, *labels).image) == expected
@@ -403,9 +389,7 @@ def test_segments_of_layers_are_chosen_by_name(
 
 
 @pytest.mark.parametrize("label", ["pankreas größer", 2])
-def test_a_segment_is_chosen_by_name_or_value_and_an_unclear_choice_refused(
-    tmp_path: Path, label: Label
-) -> None:
+def test_a_segment_is_chosen_by_name_or_value_or_refused(tmp_path: Path, label: Label) -> None:
     values = DOT * 2
     values[0, 0, 0] = 1
     file = write_nrrd(tmp_path / "a.seg.nrrd", values, **SLICER)
@@ -437,9 +421,7 @@ def test_a_segment_is_chosen_by_name_or_value_and_an_unclear_choice_refused(
     ],
     ids=str,
 )
-def test_a_header_with_one_fault_is_refused_without_a_quotation(
-    tmp_path: Path, fields: dict[str, Any], code: str
-) -> None:
+def test_a_wrong_nrrd_header_is_refused_unquoted(tmp_path: Path, fields: Any, code: str) -> None:
     (tmp_path / "b.raw").write_bytes(DOT.tobytes())
     refused = refusal(write_nrrd(tmp_path / "a.nrrd", DOT, **fields))
     assert refused.code == code and "DOE" not in str(refused)

@@ -147,7 +147,7 @@ def write_contours(
 def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **fields: Any) -> Path:
     """Write an NRRD by hand; ``content`` is written in place of the packed voxels.
 
-    Fields of the header have ``_`` for a space, None leaves one out; ``Segment...`` are 3D Slicer's.
+    Fields of the header have ``_`` for a space, None leaves one out; ``Segment*`` are 3D Slicer's.
     """
     values = np.asarray(values)
     header: dict[str, Any] = {

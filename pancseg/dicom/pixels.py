@@ -166,14 +166,15 @@ def planes_of(dataset: Dataset, file: Path) -> list[SlicePlane]:
     time = date + time if time and modality != "MR" else ""  # MR acquires every other slice first
     planes = []
     for n, levels in enumerate(functional_groups(dataset, file)):
-        numbers: Any = [read_numbers(levels, keyword, file) for keyword in NUMBERS]
-        *geometry, (slope,), (intercept,) = numbers
+        numbers = [read_numbers(levels, keyword, file) for keyword in NUMBERS]
+        position_mm, axes, spacing_mm, (slope,), (intercept,) = numbers
         acquisitions = str(find_value(levels, "FrameAcquisitionNumber", number)), time
         unit = str(find_value(levels, "RescaleType", "")).strip().upper()
         is_hu = modality != "CT" or unit in ("", "HU", "US")  # US: unspecified
         segment = int(find_value(levels, "ReferencedSegmentNumber", -1))
-        values = slope, intercept, frame_uid, acquisitions, is_hu, segment
-        planes.append(SlicePlane(file, n, *size, *geometry, *values))
+        grid = *size, position_mm, axes, spacing_mm
+        values = *grid, slope, intercept, frame_uid, acquisitions, is_hu, segment
+        planes.append(SlicePlane(file, n, *values))
     return planes
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from torch import nn
 
 from pancseg import __version__
 from pancseg.data.transforms import AXES
 from pancseg.exporting.patch_network import PatchNetwork
 from pancseg.files import read_json, write_json
-from pancseg.models.factory import build
 from pancseg.models.pretrained import load_tensors
 
 # columns along the last axis with any value above 0; all columns without any
@@ -28,10 +28,10 @@ def write_bundle(net: PatchNetwork, folder: Path, figures: dict[str, Any]) -> nn
     path.parent.mkdir()
     torch.save(net.network.state_dict(), path)
     inference = read_json(Path(__file__).with_name("inference.json"), "a configuration")
-    inference |= {"network_def": net.definition, **processing(net)}
+    inference |= net.definition | processing(net)
     write_json(folder / "configs" / "inference.json", inference)
     write_json(folder / "configs" / "metadata.json", metadata(net, figures))
-    written = build(net.definition, nn.Module)
+    written = ConfigParser(net.definition).get_parsed_content("network_def")
     written.load_state_dict(load_tensors(path))
     return written.eval()
 

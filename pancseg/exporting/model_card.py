@@ -45,8 +45,9 @@ def model_card(net: PatchNetwork, summary: Values, figures: Values, form: str) -
     data = {"True": "phantoms", "False": "CT of patients"}.get(str(phantoms), "not known")
     lists = net.window, numbers.spacing_mm, numbers.window_hu
     size, spacing, window = (", ".join(f"{value:g}" for value in values) for values in lists)
+    target = net.definition.get("backbone", net.definition["network_def"])["_target_"]
     facts = {
-        "network": f"{net.definition['_target_']}, {count_parameters(net.network):,} parameters",
+        "network": f"{target}, {count_parameters(net.network):,} parameters",
         "input": f"{size} voxels of {spacing} mm, {numbers.orientation}; {window} HU are 0 and 1",
         "output": f"logits of background and {net.structure}, {net.activation}",
         "mask": net.postprocess.describe(),

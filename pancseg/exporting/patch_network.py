@@ -66,13 +66,30 @@ def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:
     """A network of MONAI that computes the same in evaluation, and its definition."""
     network = trained.network
     if not isinstance(network, ResUNet):
-        return network, trained.hparams["model"]
-    arguments = {name: getattr(network, name) for name in DYNUNET}
-    definition = {"_target_": "monai.networks.nets.DynUNet", **arguments, "res_block": True}
-    dynunet = build(definition, nn.Module)
+        return network, {"network_def": trained.hparams["model"]}
+    target = {name: getattr(network, name) for name in DYNUNET}
+    target |= {"_target_": "monai.networks.nets.DynUNet", "res_block": True}
+    last = network.output_block
+    if is_coarse := isinstance(last, nn.ConvTranspose3d):
+        target["out_channels"] = last.in_channels
+    dynunet = build(target, nn.Module)
+    state = network.state_dict()
+    if is_coarse:
+        state = {key: value for key, value in state.items() if not key.startswith("output_block")}
     # a DynUNet has each weight under two names, and here no heads of deep supervision
-    dynunet.load_state_dict(network.state_dict(), strict=False)
-    return dynunet.eval(), definition
+    dynunet.load_state_dict(state, strict=False)
+    if not is_coarse:
+        return dynunet.eval(), {"network_def": target}
+    nn.init.dirac_(dynunet.output_block.conv.conv.weight)  # the identity
+    nn.init.zeros_(dynunet.output_block.conv.conv.bias)
+    size = {"kernel_size": last.kernel_size, "stride": last.stride}
+    channels = {"in_channels": last.in_channels, "out_channels": last.out_channels}
+    parts = {
+        "backbone": target,
+        "head": {"_target_": "torch.nn.ConvTranspose3d", **channels, **size},
+    }
+    network_def = "$torch.nn.Sequential(@backbone, @head)"
+    return nn.Sequential(dynunet, last).eval(), {"network_def": network_def, **parts}
 
 
 def check_values(trained: TrainedModel) -> None:

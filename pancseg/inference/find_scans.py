@@ -64,7 +64,7 @@ def is_label(path: Path) -> bool:
 def case_names(cases: list[CaseSource], base: Path) -> list[str]:
     """A different name for each case, also on file systems that ignore capitals."""
     names: dict[str, str] = {}
-    numbers = defaultdict(lambda: count(2))
+    numbers: defaultdict[str, count[int]] = defaultdict(lambda: count(2))
     for case in cases:
         name = own = case_name(case, base)
         while name.casefold() in names:

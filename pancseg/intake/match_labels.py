@@ -132,8 +132,8 @@ def match_label(label: SourceItem, index: Index, extent: Callable[[Series], Exte
         candidates = prefer(lambda image: same_extent(extent(label), extent(image)))
     candidates = prefer(lambda image: image.key == label.key)
     if len(candidates) == 1:
-        is_other = differ(label.patient_id, candidates[0].patient_id)
-        problem = "other_patient: image and label carry different PatientIDs" if is_other else ""
+        ids = {label.patient_id, candidates[0].patient_id} - {""}
+        problem = "other_patient: image and label carry different PatientIDs" * (len(ids) > 1)
         return Match(label, candidates[0], problem)
     problem = f"ambiguous_label: {len(candidates)} images fit this label equally well"
     if not candidates:
@@ -151,12 +151,7 @@ def may_belong(label: SourceItem, image: SourceItem) -> bool:
         return True
     # only of these: many tools write a new frame of reference into mask slices
     frames = label.frame_of_reference_uid, image.frame_of_reference_uid
-    return frames[0] == frames[1] != "" or not (label.refers_to or differ(*frames))
-
-
-def differ(first: str, second: str) -> bool:
-    """Whether two values are both known and different."""
-    return "" != first != second != ""
+    return frames[0] == frames[1] != "" or not (label.refers_to or all(frames))
 
 
 def add_cases(
@@ -165,7 +160,7 @@ def add_cases(
     matches: list[Match] | None,
     options: ReadOptions,
 ) -> None:
-    """Add cases, of every image where matches are None, rows of what makes none, and warnings."""
+    """Add cases, of every image where matches are None, and rows of what makes none."""
     by_image: dict[SourceItem, Match] = {}
     for match in matches or ():
         if match.image and (match.image not in by_image or not match.problem):

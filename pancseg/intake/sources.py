@@ -137,16 +137,13 @@ def match_files(
 
 def search_patient(key: str, pattern: str) -> str:
     """The patient of a key; PancsegError if the pattern finds none."""
-    try:
+    with suppress(re.error, IndexError):
         match = re.search(pattern, key)
         if match and match["patient"]:
             return match["patient"]
-        problem = f"does not match {key}"
-    except (re.error, IndexError) as error:
-        problem = str(error)
     raise PancsegError(
-        f"source.patient={pattern}: {problem}; expected a regular expression with a group named "
-        "patient that matches every image, such as (?P<patient>[^_]+)"
+        f"source.patient={pattern}: finds none in {key}; expected a regular expression with a "
+        "group named patient that matches every image, such as (?P<patient>[^_]+)"
     )
 
 

@@ -4,8 +4,7 @@ import bz2
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -132,22 +131,12 @@ def encode_segments(volume: Volume, structures: Sequence[Structure]) -> NDArray[
     return codes
 
 
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Refuse a file on any error of a library, as truncated where its end is missing."""
-    with parsing(file):
-        try:
-            yield
-        except EOFError:
-            raise Refused("truncated", f"{file.name} ends within compressed data") from None
-
-
 def read_nifti(file: Path) -> Volume:
     """Read NIfTI, compressed or not, whatever its name."""
-    with reading(file), file.open("rb") as opened:
+    with parsing(file), file.open("rb") as opened:
         is_gzip = opened.read(2) == b"\x1f\x8b"
     with (igzip.open if is_gzip else open)(file, "rb") as stream:
-        with reading(file):
+        with parsing(file):
             head = stream.read(nib.Nifti2Header.sizeof_hdr)
             is_nifti2 = nib.Nifti2Header.may_contain_header(head)
             kind = nib.Nifti2Header if is_nifti2 else nib.Nifti1Header
@@ -177,7 +166,7 @@ def nifti_affines(header: Any, shape: Any, file: Path) -> tuple[Affine, Affine |
         raise Refused("no_affine", f"{file.name} has neither sform nor qform, expected one")
     mm_of_unit = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) % 8, 1.0)  # m, um, else mm
     to_mm = np.diag([*[mm_of_unit] * 3, 1.0])
-    with reading(file):
+    with parsing(file):
         affine = to_mm @ header.get_best_affine()
     check_affine(affine, file)
     try:
@@ -200,7 +189,7 @@ def check_affine(affine: Affine, file: Path) -> None:
 def read_nrrd(file: Path) -> Volume:
     """Read NRRD, one volume or segments."""
     segments = []
-    with reading(file), file.open("rb") as stream:
+    with parsing(file), file.open("rb") as stream:
         head, *rest = re.split(rb"(\n\r?\n)", stream.read(2**21), maxsplit=1)
         # decoded here: pynrrd drops letters that are not ASCII
         header = nrrd.read_header(head.decode("utf-8", "replace").split("\n"))
@@ -262,7 +251,7 @@ def read_voxels(
     if size > file_size * largest_ratio:
         raise Refused("truncated", f"{file.name} has {file_size} bytes, its header claims {size}")
     content, n_read = np.empty(size, np.uint8), 0  # writable, which torch expects
-    with reading(file):
+    with parsing(file):
         while chunk := stream.read(min(2**18, size - n_read)):
             content[n_read : n_read + len(chunk)] = np.frombuffer(chunk, np.uint8)
             n_read += len(chunk)

@@ -102,8 +102,10 @@ class ResUNet(DynUNet):
 
     ``deep_supervision`` is the number of coarser heads, at most two fewer than there are levels.
     ``prior`` is about the foreground probability of an untrained network (Lin et al. 2017, arXiv
-    1708.02002); from 0.5, the first steps only learn that most voxels are background. The other
-    arguments are described in ``conf/model/resunet.yaml``.
+    1708.02002); from 0.5, the first steps only learn that most voxels are background. Without
+    ``full_resolution`` the first of four or more levels is left out: the first convolution has the
+    stride of the second level, and a transposed convolution gives the logits. The other arguments
+    are described in ``conf/model/resunet.yaml``.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class ResUNet(DynUNet):
         in_channels: int = 1,
         out_channels: int = 2,
         width: int = 32,
+        full_resolution: bool = True,
         max_width: int = 320,
         max_levels: int = 6,
         deep_supervision: int = 2,
@@ -121,6 +124,10 @@ class ResUNet(DynUNet):
         use_checkpoint: bool = False,
     ) -> None:
         strides, kernels = plan_levels(spatial_size, spacing_mm, max_levels)
+        filters = [min(width * 2**level, max_width) for level in range(len(strides))]
+        is_coarse = not full_resolution and len(strides) > 3
+        if is_coarse:
+            strides, kernels, filters = strides[1:], kernels[1:], filters[1:]
         if len(strides) < 3:
             given = f"a patch of {list(spatial_size)} with max_levels={max_levels}"
             expected = "expected 3 or more: at least 16 voxels along an axis"
@@ -136,7 +143,7 @@ class ResUNet(DynUNet):
             kernel_size=kernels,
             strides=strides,
             upsample_kernel_size=strides[1:],
-            filters=[min(width * 2**level, max_width) for level in range(len(strides))],
+            filters=filters,
             dropout=dropout or None,
             act_name=("leakyrelu", {"negative_slope": 0.01}),
             deep_supervision=heads > 0,
@@ -150,8 +157,12 @@ class ResUNet(DynUNet):
                 module.__class__ = ResidualBlock
             elif type(module) is nn.LeakyReLU:
                 module.__class__ = LeakyReLU
-        for head in (self.output_block, *(self.deep_supervision_heads if heads else ())):
-            nn.init.constant_(head.conv.conv.bias[1:], math.log(prior / (1 - prior)))
+        last: list[Any] = [head.conv.conv for head in self.deep_supervision_heads] if heads else []
+        if is_coarse:
+            self.output_block = nn.ConvTranspose3d(filters[0], out_channels, strides[0], strides[0])
+        last.append(self.output_block if is_coarse else self.output_block.conv.conv)
+        for layer in last:
+            nn.init.constant_(layer.bias[1:], math.log(prior / (1 - prior)))
         self.use_checkpoint = use_checkpoint
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:

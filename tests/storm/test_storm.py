@@ -10,24 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from tests.conftest import contents, run_command, smoke, unpacked
 from tests.test_resume import curves, same, state_of
-from tests.test_train import load, without
+from tests.test_train import without
 
-OF_THE_MOMENT = ("seconds", "peak_memory_mb")
-COMMANDS = ["prepare", "train", "evaluate", "predict", "sweep"]
+QUIET = subprocess.DEVNULL
 
 
-@dataclass(frozen=True)
-class Work:
-    """A command, its arguments for a folder, and what it leaves there; in part or as a whole."""
+class Work(NamedTuple):
+    """A command, its arguments for a folder, and what it leaves there; raises if a file is torn."""
 
     command: str
     words: Callable[[Path], list[str]]
@@ -39,33 +36,21 @@ def trained(run: Path) -> Any:
         assert "state_dict" in torch.load(path, weights_only=True)
     for path in run.glob("[!.]*.json"):
         json.loads(path.read_text())
-    if not (run / "summary.json").is_file():
-        return None
-    return curves(run), state_of(run), load(run)["state_dict"]
+    return (curves(run), state_of(run)) if (run / "summary.json").is_file() else None
 
 
-def scored(run: Path) -> Any:
-    for path in (run / "scores").rglob("[!.]*"):
+def files(root: Path) -> Any:
+    for path in root.rglob("[!.]*"):
         assert path.suffix != ".gz" or unpacked(path)
         assert path.suffix != ".json" or json.loads(path.read_text())
-    return {k: v for k, v in contents(run / "scores").items() if Path(k).suffix != ".png"}
+    return {k: v for k, v in contents(root).items() if Path(k).suffix in (".csv", ".json", ".gz")}
 
 
 def segmented(out: Path) -> Any:
     path = out / "predictions.csv"
     rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
     done = [row["case"] for row in rows if row["status"] == "done"]
-    masks = {case: unpacked(out / f"{case}_pancreas.nii.gz") for case in done}
-    return [{k: v for k, v in row.items() if k not in OF_THE_MOMENT} for row in rows], masks
-
-
-def prepared_root(root: Path) -> Any:
-    if not (root / "manifest.json").is_file():
-        return None
-    manifest = json.loads((root / "manifest.json").read_text())
-    for entry in (*manifest["cases"], *manifest["groups"]):
-        assert unpacked(root / entry["image"]) and unpacked(root / entry["label"])
-    return contents(root)
+    return done, [unpacked(out / f"{case}_pancreas.nii.gz") for case in done]
 
 
 @pytest.fixture
@@ -74,26 +59,26 @@ def work(request: Any, dicom: Path, prepared: Path, trained_once: Path) -> Work:
     source = [f"source.images={scans}", f"source.labels={dicom / 'labels'}", "privacy=none"]
     source += ["data.depth=16", "data.tail=shift", "processes=0"]
 
-    def copied(folder: Path) -> str:
+    def evaluate(folder: Path) -> list[str]:
         if not folder.exists():
             shutil.copytree(trained_once, folder)
-        return f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
+        return [f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}", "subset=train"]
+
+    def predict(folder: Path) -> list[str]:
+        best = f"checkpoint={trained_once / 'checkpoints' / 'best.ckpt'}"
+        return [best, f"input={scans}", f"output={folder}"]
 
     def sweep(folder: Path) -> list[str]:
         words = without("hydra.run.dir", smoke(prepared, folder, "trainer.max_epochs=2"))
         return ["-m", *words, f"hydra.sweep.dir={folder}", "seed=0,1"]
 
-    checkpoint = f"checkpoint={trained_once / 'checkpoints' / 'best.ckpt'}"
-    works = {
-        "prepare": Work("prepare", lambda f: [*source, f"data.root={f}"], prepared_root),
+    return {
+        "prepare": Work("prepare", lambda f: [*source, f"data.root={f}"], files),
         "train": Work("train", lambda f: smoke(prepared, f, epochs, "ckpt_path=last"), trained),
-        "evaluate": Work("evaluate", lambda f: [copied(f), "subset=train"], scored),
-        "predict": Work(
-            "predict", lambda f: [checkpoint, f"input={scans}", f"output={f}"], segmented
-        ),
+        "evaluate": Work("evaluate", evaluate, lambda f: files(f / "scores")),
+        "predict": Work("predict", predict, segmented),
         "sweep": Work("train", sweep, lambda f: [trained(f / "0"), trained(f / "1")]),
-    }
-    return works[request.param]
+    }[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -103,33 +88,27 @@ def trained_once(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run
 
 
-def start(work: Work, folder: Path) -> subprocess.Popen[str]:
-    call, pipe = (
-        [sys.executable, "-m", f"pancseg.{work.command}", *work.words(folder)],
-        subprocess.PIPE,
-    )
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(call, stdout=quiet, stderr=pipe, text=True, start_new_session=True)
-
-
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(30, marks=pytest.mark.storm)]
+    "folders", [pytest.param(1, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.storm)]
 )
-@pytest.mark.parametrize("work", COMMANDS, indirect=True)
+@pytest.mark.parametrize("work", ["evaluate", "predict", "sweep"], indirect=True)
 def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
-    work: Work, tmp_path: Path, kills: int
+    work: Work, tmp_path: Path, folders: int
 ) -> None:
-    chance, began = random.Random(work.command), time.monotonic()
-    assert start(work, tmp_path / "alone").wait() == 0
-    seconds, expected = time.monotonic() - began, work.result(tmp_path / "alone")
-    for number in range(kills // 2):
-        folder = tmp_path / f"killed{number}"
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        call = [sys.executable, "-m", f"pancseg.{work.command}", *work.words(folder)]
+        return subprocess.Popen(call, stdout=QUIET, stderr=QUIET, start_new_session=True)
+
+    chance, began, alone = random.Random(work.command), time.monotonic(), tmp_path / "alone"
+    assert start(alone).wait() == 0
+    seconds, expected = time.monotonic() - began, work.result(alone)
+    for folder in (tmp_path / f"killed{number}" for number in range(folders)):
         for _ in range(2):
-            process = start(work, folder)
+            process = start(folder)
             time.sleep(chance.uniform(0.4, 1.0) * seconds)
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            work.result(folder)  # what is there opens
+            process.wait()
+            work.result(folder)
         assert run_command(work.command, *work.words(folder)) == 0
         assert same(work.result(folder), expected)
 
@@ -137,33 +116,31 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount")
 @pytest.mark.parametrize("share", [0.2, 0.7])
-@pytest.mark.parametrize("work", COMMANDS[:4], indirect=True)
+@pytest.mark.parametrize("work", ["prepare", "train", "evaluate", "predict"], indirect=True)
 def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(
     work: Work, tmp_path: Path, share: float
 ) -> None:
+    def size_of(root: Path) -> int:
+        return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+
     alone, disk = tmp_path / "alone", tmp_path / "disk"
-    words, folder = work.words(alone), disk / "folder"
-    assert run_command(work.command, *words) == 0
-    expected = work.result(alone)
+    assert run_command(work.command, *work.words(alone)) == 0
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk]
-    if subprocess.run(mount, check=False, capture_output=True).returncode:
+    if subprocess.run(mount, check=False, stderr=QUIET).returncode:
         pytest.skip("no file system can be mounted")
     try:
-        work.words(folder)
-        before, needed = (
-            sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
-            for root in (disk, alone)
-        )
-        size = int(before + share * (needed - before)) // 1024 + 16
+        words, before = work.words(disk / "run"), size_of(disk)
+        size = int(before + share * (size_of(alone) - before)) // 1024 + 16
         subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
-        process = start(work, folder)
-        _, err = process.communicate()
-        lines = [line for line in err.splitlines() if line.startswith(f"pancseg.{work.command}: ")]
-        assert process.returncode in (1, 2) and len(lines) == 1 and "Traceback" not in err, err
-        work.result(folder)
+        call = [sys.executable, "-m", f"pancseg.{work.command}", *words]
+        ended = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert ended.returncode in (1, 2), ended.stderr
+        assert ended.stderr.count(f"pancseg.{work.command}: ") == 1, ended.stderr
+        assert "Traceback" not in ended.stderr
+        work.result(disk / "run")
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-        assert run_command(work.command, *work.words(folder)) == 0
-        assert same(work.result(folder), expected)
+        assert run_command(work.command, *words) == 0
+        assert same(work.result(disk / "run"), work.result(alone))
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
