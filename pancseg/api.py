@@ -56,7 +56,12 @@ def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
     """
     if command not in FOLDERS:
         raise PancsegError(f"{command}: no such command; there are {', '.join(FOLDERS)}")
-    words = [word for given in overrides for word in as_words(given)]
+    words: list[str] = []
+    for given in overrides:
+        if isinstance(given, str):
+            words.append(given)
+        else:
+            words += [f"{key}={as_value(value)}" for key, value in given.items()]
     if flags := [word for word in words if word.startswith("-")]:
         raise PancsegError(f"{flags[0]}: flags belong on the command line; call run for each job")
     module = import_module(f"pancseg.{command}")
@@ -92,22 +97,11 @@ def run_folder(checkpoint: Any) -> Path:
     return run_folder_of(Path(checkpoint))
 
 
-def as_words(given: str | Mapping[str, Any]) -> list[str]:
-    r"""Overrides in the grammar of the command line.
-
-    >>> as_words({"data.root": Path("/data/a b=c"), "preview": True, "shape": [64, 64, 32]})
-    ['data.root="/data/a b=c"', 'preview=true', 'shape=[64,64,32]']
-    """
-    if isinstance(given, str):
-        return [given]
-    return [f"{key}={as_value(value)}" for key, value in given.items()]
-
-
 def as_value(value: Any) -> str:
     r"""A plain value in Hydra's grammar.
 
-    >>> [as_value(value) for value in (None, 0.5, "C:\\", 'a "b"')]
-    ['null', '0.5', '"C:\\\\"', '"a \\"b\\""']
+    >>> [as_value(value) for value in (None, 0.5, "C:\\", 'a "b"', [True, Path("/a b")])]
+    ['null', '0.5', '"C:\\\\"', '"a \\"b\\""', '[true,"/a b"]']
     """
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)

@@ -163,12 +163,12 @@ def own_error(error: Exception) -> Exception:
 def one_line(error: BaseException, name: str) -> str:
     """An error in one line: what was found, what was expected, what to do."""
     if isinstance(error, hydra_errors.OverrideParseException):
-        return quoting_advice(str(error.override), name)
+        return quoting_advice(str(error.override))
     if isinstance(error, hydra_errors.MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: no such choice; choices are {', '.join(error.options)}"
     if str(error).startswith("Ambiguous value for argument"):
-        return quoting_advice(str(error).split("'")[1], name)
+        return quoting_advice(str(error).split("'")[1])
     if isinstance(error, hydra_errors.ConfigCompositionException):
         return unknown_key_advice(error, name)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -181,25 +181,18 @@ def one_line(error: BaseException, name: str) -> str:
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
-def quoting_advice(override: str, name: str) -> str:
-    """The command line again, with all values quoted that Hydra's grammar refuses."""
-    is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    line = " ".join(
-        shell_quoted(quoted(text) if text == override or needs_quotes(text, is_sweep) else text)
-        for text in sys.argv[1:]
-    )
-    return f"{override}: has a character that needs quotes; paste: python -m pancseg.{name} {line}"
+def quoting_advice(override: str) -> str:
+    """The override again, with the values quoted that Hydra's grammar refuses."""
+    return f"{override}: has a character that needs quotes; give {shell_quoted(quoted(override))}"
 
 
-def needs_quotes(argument: str, is_sweep: bool) -> bool:
+def needs_quotes(override: str) -> bool:
     """Whether Hydra refuses an override as it stands, or splits its value at commas."""
-    if argument.startswith("-") or "=" not in argument:
-        return False
     try:
-        (override,) = OverridesParser.create().parse_overrides([argument])
+        (parsed,) = OverridesParser.create().parse_overrides([override])
     except hydra_errors.OverrideParseException:
         return True
-    return override.is_sweep_override() and not is_sweep
+    return parsed.is_sweep_override()
 
 
 def quoted(override: str) -> str:
@@ -213,7 +206,7 @@ def quoted(override: str) -> str:
 
 def quoted_value(text: str) -> str:
     """A value in quotes if Hydra refuses it without; backslashes before a quote are doubled."""
-    if not needs_quotes(f"x={text}", is_sweep=False):
+    if not needs_quotes(f"x={text}"):
         return text
     mark = "'" if ON_WINDOWS else '"'  # the shell leaves it alone within its own quotes
     escaped = re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + "\\" * len(m[2]) + m[2], text)

@@ -61,9 +61,8 @@ def fill_prepared_folder(cfg: DictConfig) -> list[str]:
         keys = " ".join(f"repair.{key}=resample" for key in repairs)
         shown.append(f"{keys}, with another data.root, resamples such series")
     lines[1:1] = shown
-    for result in results if cfg.show_names else ():
-        if result.structure_names:
-            lines.append(f"{result.rows[-1].path}: {', '.join(result.structure_names)}")
+    named = [result for result in results if cfg.show_names and result.structure_names]
+    lines += [f"{result.rows[-1].path}: {', '.join(result.structure_names)}" for result in named]
     for line in lines:  # to the console alone: paths of input files stand in no log
         print(printable(line))
     return problems
@@ -128,8 +127,7 @@ def check_root(root: Path, paths: Paths) -> None:
     for source in paths.values():
         if source and source.resolve().is_relative_to(root.resolve()):
             raise PancsegError(f"{source}: lies in data.root={root}; give another data.root")
-    folders = [root / name for name in OUTPUT_FOLDERS if (root / name).is_dir()]
-    filled = [folder.name for folder in folders if any(folder.iterdir())]
+    filled = [name for name in OUTPUT_FOLDERS if any((root / name).glob("*"))]
     if filled and not has_manifest(root):
         raise PancsegError(
             f"{root}: holds {filled[0]}/ but no manifest.json, so it is not a prepared folder; "

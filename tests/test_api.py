@@ -28,16 +28,8 @@ REQUIRED: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def odd(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared folder under a name that no shell and no grammar likes."""
-    root = tmp_path_factory.mktemp("odd") / 'a b=c, (ä) "d"'
-    given = {f"source.{name}": dicom / name for name in ("images", "labels")} | {"data.root": root}
-    assert pancseg.run("prepare", *SHALLOW, given, "privacy=none", "processes=0") == root
-    return root
-
-
-def test_train_returns_the_folder_of_the_run_or_sweep(odd: Path, tmp_path: Path) -> None:
+def test_train_returns_the_folder_of_the_run_or_sweep(prepared: Path, tmp_path: Path) -> None:
+    odd = shutil.copytree(prepared, tmp_path / 'a b=c, (ä) "d"')  # which no grammar likes
     words = ["train", "experiment=smoke", *SHALLOW, "preview=true", "split.val=1"]
     small = {"data.spatial_size": [32, 32, 32], "data.spacing_mm": [8, 8, 8], "data.root": odd}
     run = pancseg.run(*words, small, {"hydra.run.dir": tmp_path / "run (1)"})

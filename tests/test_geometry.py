@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from pancseg.errors import PancsegError
 from pancseg.geometry import (
     AIR_HU,
     cut_group,
@@ -18,7 +17,6 @@ from pancseg.geometry import (
     spacing_of,
     with_right_angles,
 )
-from pancseg.intake.convert import GroupSettings
 
 CODES = ["".join(code) for axes in permutations(("RL", "AP", "SI")) for code in product(*axes)]
 RAS = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.diag([1.0, 2, 3, 1]))
@@ -76,9 +74,3 @@ def test_the_origin_of_a_group_moves_along_an_oblique_normal_and_air_pads_it():
     assert group.affine[:3, 3].tolist() == [16, 20, 38]
     assert np.asarray(group.dataobj)[0, 0].tolist() == [2, 3, 4, -1024]
     assert group.get_data_dtype() == np.int16
-
-
-@pytest.mark.parametrize(("depth", "tail"), [(0, "drop"), (64, "fold")])
-def test_impossible_groups_are_refused(depth, tail):
-    with pytest.raises(PancsegError, match="expected"):
-        GroupSettings(depth, tail, keep_empty=False)

@@ -14,9 +14,7 @@ from pancseg.data.splits import Split, make_split, persons_of
 from pancseg.inference.find_scans import case_names, find_scans
 from pancseg.intake.checks import Checks
 from pancseg.intake.convert import GroupSettings, Preparation, PrepareSettings, Result
-from pancseg.intake.match_labels import SourceContents, SourceItem, add_cases, match_labels
 from pancseg.intake.pseudonyms import make_pseudonyms
-from pancseg.intake.volume_files import ReadOptions
 from tests.tiny_root import STRUCTURES, case_of
 
 LARGEST_RATIO = 1.05  # of the work a patient, among many and among few
@@ -87,28 +85,6 @@ def test_merging_results_of_which_some_are_refused_is_linear(tmp_path):
     assert sorted(merged.cases) == sorted(f"hash{n}" for n in range(20) if n % 10)
     refused = {row.path for row in merged.rows.values() if row.status == "refused"}
     assert refused == {f"/{kind}/{n}" for n in (0, 10) for kind in ("image", "label")}
-
-
-def match(patients: int) -> SourceContents:
-    """Match labels with images of the same relative path; every second image has a problem."""
-
-    def item(n: int, kind: str) -> SourceItem:
-        folder = Path(f"/{kind}/p{n}")
-        problem = "unreadable: damaged" if kind == "images" and n % 2 == 0 else ""
-        fields: dict[str, Any] = {"uid": f"{kind}{n}", "patient_id": f"P{n}", "problem": problem}
-        fields |= {"folder": folder, "path": folder, "files": (folder / "1.dcm",)}
-        fields |= {"key": folder.name, "names_patient": False, "study_uid": f"study{n}"}
-        return SourceItem(format="image", **fields)
-
-    contents = SourceContents()
-    images, masks = ([item(n, kind) for n in range(patients)] for kind in ("images", "labels"))
-    add_cases(contents, images, match_labels(masks, images), ReadOptions(STRUCTURES, processes=0))
-    return contents
-
-
-def test_matching_labels_with_images_is_linear():
-    check_linear(match, 40)
-    assert [str(case.path) for case in match(8).cases] == [f"/images/p{n}" for n in (1, 3, 5, 7)]
 
 
 def test_naming_scans_is_linear_and_gives_no_name_twice(tmp_path):

@@ -30,11 +30,8 @@ UNET = {
     "_target_": f"{NETS}.UNet", **IO, "channels": [16, 32, 64, 128, 256], "strides": [2, 2, 2, 2],
     "num_res_units": 2, "norm": "batch",
 }  # fmt: skip
-RESUNET = {
-    "_target_": "pancseg.models.resunet.ResUNet",
-    "spacing_mm": [1] * 3,
-    "spatial_size": [16] * 3,
-}
+RESUNET = {"_target_": "pancseg.models.resunet.ResUNet", "spacing_mm": [1] * 3}
+RESUNET |= {"spatial_size": [16] * 3}
 SMALL = {
     "unet": ["model.channels=[4,4,4]", "model.strides=[2,2]"],
     "resunet": ["model.width=4", "model.max_levels=3", "model.deep_supervision=2"],

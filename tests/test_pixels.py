@@ -8,7 +8,6 @@ import gdcm
 import numpy as np
 import pydicom
 import pytest
-from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate, generate_frames
 
@@ -104,23 +103,6 @@ def test_lossless_jpeg_is_read(tmp_path, kind):
         assert writer.Write()
         assert pydicom.dcmread(path).file_meta.TransferSyntaxUID.is_compressed
     np.testing.assert_array_equal(hu(tmp_path), STORED)
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_a_multi_frame_file_equals_its_single_frames(tmp_path, order):
-    empty = dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "Manufacturer",
-                           "ReferringPhysicianName", "PositionReferenceIndicator"), "")  # fmt: skip
-    known = {"StudyID": "1", "StudyDate": "20200101", "StudyTime": "000000", "SeriesNumber": 1}
-    known |= {"StudyInstanceUID": "1.2.3", "SliceThickness": 2.5, "AcquisitionNumber": 1, **empty}
-    known |= {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "BurnedInAnnotation": "NO"}
-    single, multi = tmp_path / "single", tmp_path / "multi"
-    write_series(single, pixels=PIXELS, intercept=-24.0, damage=put(**known))
-    slices = [pydicom.dcmread(path) for path in sorted(single.iterdir())][::order]
-    multi.mkdir()
-    identity = uid.generate_uid(), 1, uid.generate_uid(), 1
-    LegacyConvertedEnhancedCTImage(slices, *identity).save_as(multi / "all.dcm")
-    np.testing.assert_array_equal(hu(multi), hu(single))
-    np.testing.assert_allclose(read(single).image.affine, read(multi).image.affine)
 
 
 def test_pixels_may_be_more_than_claimed_and_never_less(tmp_path):

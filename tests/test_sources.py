@@ -199,8 +199,7 @@ def test_files_of_labels_match_the_folder_of_their_name(images: Path, labels: Pa
 
 def test_a_seg_among_the_images_is_their_label(images: Path) -> None:
     write_series(images / "p1", series_uid="1.2.3.4")
-    with pytest.raises(PancsegError, match=r"is also source.labels.*no DICOM SEG or RTSTRUCT"):
-        series(images, images)
+    assert skipped(series(images, images)) == [("p1", "image", "no_label")]
     refer = put(ReferencedSeriesSequence=[item(SeriesInstanceUID="1.2.3.4")])
     frames = [Frame(np.ones((4, 3)), at(1))]
     write_segmentation(images / "p1" / "x.dcm", frames, damage=lambda dataset: refer([dataset]))

@@ -75,10 +75,9 @@ def test_the_way_an_array_is_stored_does_not_matter(paths, signs):
     torch.testing.assert_close(image, expected, atol=2e-2, rtol=0)
 
 
-def test_a_scan_of_air_alone_is_not_cropped_to_nothing(tmp_path):
-    path = tmp_path / "air.nii.gz"
-    nib.save(nib.Nifti1Image(np.full((20, 20, 20), -1000, np.int16), np.eye(4)), path)
-    assert transformed({"image": str(path)})["image"].shape == (1, 32, 32, 32)
+def test_a_scan_of_air_alone_is_not_cropped_to_nothing(paths):
+    nib.save(nib.Nifti1Image(np.full((20, 20, 20), -1000, np.int16), np.eye(4)), paths["image"])
+    assert transformed({"image": paths["image"]})["image"].shape == (1, 32, 32, 32)
 
 
 def test_without_a_size_voxels_keep_the_spacing_and_organs_their_volume(paths):

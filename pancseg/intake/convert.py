@@ -185,9 +185,8 @@ class Preparation:
                     "correction is kept (delete the file to convert the source again)"
                 )
                 continue
-            uids = {"study_hash": source.study_uid, "series_hash": source.uid}
-            ids = uids | {"patient_id_hash": source.patient_id}
-            kept: dict[str, Any] = {key: hash_(text) if text else "" for key, text in ids.items()}
+            ids = {"study": source.study_uid, "series": source.uid, "patient_id": source.patient_id}
+            kept: dict[str, Any] = {f"{k}_hash": hash_(ids[k]) if ids[k] else "" for k in ids}
             kept["prepared_before"] = bool(known and known.prepared_before)
             jobs[input_hash] = Job(self.settings, source, name, patient, input_hash, state, kept)
         return list(jobs.values())

@@ -59,11 +59,6 @@ def locate_both(
         label_items += locate_series(labels, options, contents, label_paths)
     elif labels:
         label_items = [item for item in series if item.format != "image"]
-        if not label_items:
-            raise PancsegError(
-                f"source.images={images}: is also source.labels, and holds no DICOM SEG or "
-                "RTSTRUCT; give the folder of the labels"
-            )
     # where one folder contains the other, its files belong to the inner one
     image_files = {file for item in series for file in item.files}
     label_files = {file for label in label_items for file in label.files}
@@ -106,9 +101,8 @@ def find_nifti_pairs(
     add_cases(contents, image_items, matches if labels else None, options)
     if patient is None:
         warn_of_parts(contents)
-        return contents
-    cases = contents.cases
-    contents.cases = [replace(c, patient=search_patient(c.patient, patient)) for c in cases]
+    for n, case in enumerate(contents.cases if patient else ()):
+        contents.cases[n] = replace(case, patient=search_patient(case.patient, str(patient)))
     return contents
 
 

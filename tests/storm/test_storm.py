@@ -118,7 +118,7 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
 @pytest.mark.parametrize("share", [0.2, 0.7])
 @pytest.mark.parametrize("work", ["prepare", "train", "evaluate", "predict"], indirect=True)
 def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(
-    work: Work, tmp_path: Path, share: float
+    work: Work, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def size_of(root: Path) -> int:
         return sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
@@ -133,6 +133,7 @@ def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(
         words, before = work.words(disk / "run"), size_of(disk)
         size = int(before + share * (size_of(alone) - before)) // 1024 + 16
         subprocess.run(["mount", "-o", f"remount,size={size}k", disk], check=True)
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)  # commands of this process set it
         call = [sys.executable, "-m", f"pancseg.{work.command}", *words]
         ended = subprocess.run(call, capture_output=True, text=True, check=False)
         assert ended.returncode in (1, 2), ended.stderr
