@@ -81,9 +81,6 @@ def bounding_box(
     """Slices of the bounding box of a mask, with a margin, clipped to the array.
 
     The whole array where the mask is empty. Much faster on a large scan than listing the voxels.
-
-    >>> bounding_box(np.array([False, False, True, False, False]), 2.0, [2.0])
-    (slice(1, 4, None),)
     """
     if not mask.any():
         return tuple(slice(0, size) for size in mask.shape)
@@ -96,11 +93,7 @@ def bounding_box(
 
 
 def second_component_voxels(mask: NDArray[np.bool_]) -> int:
-    """Voxels of the second largest 26-connected component of a mask ``(X, Y, Z)``, else 0.
-
-    >>> second_component_voxels(np.array([1, 1, 1, 0, 1], bool).reshape(5, 1, 1))
-    1
-    """
+    """Voxels of the second largest 26-connected component of a mask ``(X, Y, Z)``, else 0."""
     labels, count = ndimage.label(mask[bounding_box(mask)], CONNECTIVITY_26)
     return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if count > 1 else 0
 

@@ -3,6 +3,7 @@
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,13 +33,7 @@ def phantom(cfg: DictConfig) -> None:
     log.info("%s: %d phantoms of %s voxels", out, cfg.patients, " x ".join(map(str, cfg.shape)))
 
 
-def write_phantom(
-    out: Path,
-    seed: int,
-    shape: tuple[int, int, int],
-    spacing_mm: tuple[float, float, float],
-    index: int,
-) -> None:
+def write_phantom(out: Path, seed: int, shape: Any, spacing_mm: Any, index: int) -> None:
     """Simulate and write a phantom."""
     from pancseg.phantoms.patient import simulate_patient, write_patient
 

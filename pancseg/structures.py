@@ -117,9 +117,9 @@ def encode_values(
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Encode the values of a label as structure codes.
 
-    Values within 1e-3 of a whole number are that number. Returned too are the values that are
-    neither chosen nor ``declared`` by the source; none where labels were chosen, since the user
-    knows the others. Refused if no voxel is background, or a chosen label is a name.
+    Values within 1e-3 of a whole number are that number. Returned too are values that the source
+    has not ``declared``, unless labels were chosen: the user knows the others. Refused if no voxel
+    is background, or a chosen label is a name.
     """
     if values.dtype.kind == "f":
         whole = np.rint(values)
@@ -158,10 +158,10 @@ def match_names(
         sentence = f"{len(names)} {kind}s; choose by labels=[NAME]; show_names=true lists them"
         raise Refused(f"ambiguous_{kind}", sentence, names=shown)
     texts_of = {number: folded([number, *texts]) for number, texts in names.items()}
-    wanted = [folded(structure.labels or ()) for structure in structures]
-    matched = [[n for n, texts in texts_of.items() if texts & labels] for labels in wanted]
+    chosen = [folded(structure.labels or ()) for structure in structures]
+    matched = [[n for n, texts in texts_of.items() if texts & wanted] for wanted in chosen]
     if not any(matched):
-        chosen = ", ".join(str(label) for s in structures for label in s.labels or ())
-        sentence = f"no {kind} of {len(names)} is named {chosen}; show_names=true lists them"
+        labels = ", ".join(str(label) for s in structures for label in s.labels or ())
+        sentence = f"no {kind} of {len(names)} is named {labels}; show_names=true lists them"
         raise Refused(f"no_such_{kind}", sentence, names=shown)
     return matched

@@ -104,17 +104,6 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(cache, monkeypatc
         replace(cache, folder=cache.folder.with_name(OTHER)).fill()
 
 
-@pytest.mark.parametrize("storage", ["ram", "gpu"])
-def test_loaded_volumes_equal_those_on_disk(cache, storage):
-    on_disk = list(cache)
-    cache.load(storage, torch.device("cpu"))
-    assert not cache.is_on_gpu
-    for volume, expected in zip(cache, on_disk, strict=True):
-        assert isinstance(volume.image, torch.Tensor)
-        for array, other in zip(volume, expected, strict=True):
-            np.testing.assert_array_equal(array, other)
-
-
 @pytest.mark.parametrize(("more", "fits"), [(3, True), (-3, False)])
 def test_volumes_are_loaded_to_the_gpu_if_they_fit_in_a_fifth_of_its_free_memory(
     cache, more, fits, monkeypatch

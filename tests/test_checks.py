@@ -1,11 +1,9 @@
 """Flags and grids of labels: for each an input that raises it and a similar one that does not."""
 
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 
 from pancseg.errors import PancsegError, Refused
@@ -167,27 +165,6 @@ def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
     for limits in ([300, 15], 3 * [1]):
         with pytest.raises(PancsegError, match=r"checks.volume_ml=\[.*\]: expected two, the lower"):
             Checks(volume_ml=limits)
-
-
-def test_phantoms_raise_no_flag(dicom: Path) -> None:
-    for path in sorted((dicom / "truth").glob("*_image.nii.gz")):
-        label = nib.load(str(path).replace("_image", "_label"))
-        values = [np.asanyarray(nib.load(path).dataobj), np.asanyarray(label.dataobj)]
-        spacing_mm = nib.affines.voxel_sizes(label.affine)
-        assert voxel_flags(*values, spacing_mm, Checks(), (PANCREAS,)) == []
-
-
-def test_real_ct_has_no_flags_and_mr_is_not_hu(shared_data: Path) -> None:
-    ct, mr = (nib.load(shared_data / f"abdomen/{name}.nii.gz").dataobj for name in ("ct", "mr"))
-    order = np.arange(ct.shape[2])
-    order[[40, 41]] = 41, 40
-    assert flags(np.asanyarray(ct)) == []
-    assert flags(np.asanyarray(ct)[..., order]) == ["slice_order"]
-    assert flags(np.asanyarray(mr)) == ["hu_not_applied"]
-    files = [pydicom.dcmread(f, force=True) for f in (shared_data / "seg" / "ct").iterdir()]
-    files.sort(key=lambda file: float(file.ImagePositionPatient[2]))
-    slices = [file.pixel_array.T * file.RescaleSlope + file.RescaleIntercept for file in files]
-    assert flags(np.stack(slices, axis=2).astype(np.int16)) == []
 
 
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:

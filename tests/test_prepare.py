@@ -118,7 +118,7 @@ def test_files_run_from_feet_to_head_in_millimetres_and_scanner_coordinates(prep
 def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared: Path) -> None:
     assert (prepared / "intake.csv").read_text().splitlines()[0] == COLUMNS
     for row in rows_of(prepared):
-        assert (row["status"], row["slices"]) == ("kept", "40")
+        assert (row["status"], row["slices"], row["flags"]) == ("kept", "40", "phantom")
         # one whole group of 32 and one shifted
         assert sum(int(row[f"groups_{what}"]) for what in ("kept", "empty", "tail")) == 2
         label = nib.load(prepared / "cases" / f"{row['case']}_label.nii.gz")

@@ -1,7 +1,6 @@
 """The command ``train``: its files, its lines, its rates, and what it refuses."""
 
 import csv
-import errno
 import json
 import shutil
 import signal
@@ -19,7 +18,6 @@ from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from pancseg.cli import Job
 from pancseg.config import TRAINING_LOCK, locked_run, settings_folder
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.models.factory import build
@@ -112,17 +110,6 @@ def test_the_strong_experiment_trains_on_whole_scans(
     assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore:.*jit.script_method:DeprecationWarning")  # torch.compile does
-def test_a_compiled_network_trains_and_its_checkpoint_is_one_of_any_other(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    run = tmp_path / "run"
-    assert command("train", *smoke(prepared, run, "hardware.compile=true", SHORT)).code == 0
-    assert command("evaluate", f"checkpoint={run / 'checkpoints' / 'best.ckpt'}").code == 0
-
-
 def test_fast_dev_run_and_preview_train_nothing_and_write_no_run(
     dicom: Path, tmp_path: Path, command: Command
 ) -> None:
@@ -137,17 +124,6 @@ def test_fast_dev_run_and_preview_train_nothing_and_write_no_run(
     assert command("train", *smoke(root, run, *PATCHES, "augment=full", "preview=true")).code == 0
     assert (run / "preview.png").read_bytes()[:4] == b"\x89PNG"
     assert not (run / "checkpoints").exists()
-
-
-def test_same_says_everywhere_that_nothing_was_held_out(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
-    words = without("split.", smoke(prepared, tmp_path, "split=same", SHORT))
-    assert "NOT HELD OUT" in command("train", *words).out
-    assert summary_of(tmp_path)["held_out"] is False
-    scored = command("evaluate", f"checkpoint={tmp_path / 'checkpoints' / 'best.ckpt'}")
-    assert "NOT HELD OUT" in scored.out
-    assert json.loads((tmp_path / "scores" / "test.json").read_text())["held_out"] is False
 
 
 def test_without_validation_the_best_checkpoint_is_the_last(
@@ -373,26 +349,13 @@ def test_processes_but_the_first_write_no_settings(
     assert settings_folder(None, str(tmp_path)) is None
 
 
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("[enforce fail at inline_container.cc:747] . open file failed"),
-     RuntimeError("shapes differ"), OSError(errno.ENOSPC, "No space left on device")],
-)  # fmt: skip
-def test_a_checkpoint_that_cannot_be_written_leaves_nothing_and_says_how_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_a_checkpoint_that_finds_the_disk_full_leaves_nothing_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
-        raise error
+        raise RuntimeError("[enforce fail at inline_container.cc:747] . open file failed")
 
     monkeypatch.setattr(torch, "save", full)
-    is_torchs = "inline_container" in str(error)
-    with pytest.raises(Incomplete if is_torchs else type(error)) as raised:
+    with pytest.raises(Incomplete, match="ckpt_path=last"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
-    assert "ckpt_path=last" in str(raised.value) or not is_torchs
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_job_is_pickled_as_the_name_of_its_command() -> None:
-    cloudpickle = pytest.importorskip("cloudpickle")
-    sent = cloudpickle.dumps(Job(test_a_job_is_pickled_as_the_name_of_its_command, "train"))
-    assert cloudpickle.loads(sent).task.__module__ == "pancseg.train"

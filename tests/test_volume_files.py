@@ -190,24 +190,6 @@ def test_slices_run_from_feet_to_head_and_lie_as_in_simpleitk(tmp_path: Path, co
         assert image.dataobj[tuple(np.rint(here).astype(int))] == theirs[index]
 
 
-@pytest.mark.parametrize(
-    ("labels", "declared", "chosen", "unknown_values"),
-    [
-        ((), (), [1, 2, 7], ("1", "2", "7")),
-        ((1, 2), (7,), [1, 2], ()),
-        ((), (1, 2), [1, 2, 7], ("7",)),
-    ],
-)
-def test_values_are_chosen(
-    tmp_path: Path, labels: Any, declared: Any, chosen: Any, unknown_values: Any
-) -> None:
-    values = np.zeros((2, 3, 4))
-    values[1, 1] = [0, 1, 2, 7]
-    label = mask_of(write(tmp_path / "m.nii.gz", values, "uint8"), *labels, declared=declared)
-    assert label.unknown_values == unknown_values
-    assert np.unique(values[np.asarray(label.image.dataobj) == 1]).tolist() == chosen
-
-
 @pytest.mark.parametrize("stored", ["uint8", "int32", "float64"])
 @pytest.mark.parametrize("labels", [(1, 2), ()])
 def test_labels_saved_through_floats_are_whole(tmp_path: Path, stored: str, labels: Any) -> None:

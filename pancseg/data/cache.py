@@ -190,10 +190,7 @@ def is_in_use(folder: Path) -> bool:
 
 
 def evict(used: Path, max_gb: float) -> None:
-    """Remove volumes of other settings than ``used``, longest unused first, to ``max_gb`` in all.
-
-    Folders in use stay, and files that pancseg did not write.
-    """
+    """Remove volumes of other settings and not in use, longest unused first, to ``max_gb``."""
     files = {
         folder: [file for file in folder.iterdir() if CACHE_FILE.fullmatch(file.name)]
         for folder in used.parent.iterdir()

@@ -86,8 +86,8 @@ class Manifest:
 
     def cases_of(self, patients: Iterable[str]) -> list[Case]:
         """Labelled cases of some patients, by name."""
-        wanted = set(patients)
-        chosen = (case for case in self.cases if case.patient in wanted and case.is_used)
+        patients = set(patients)
+        chosen = (case for case in self.cases if case.patient in patients and case.is_used)
         return sorted(chosen, key=lambda case: case.name)
 
     def groups_of(self, patients: Iterable[str]) -> list[Group]:
@@ -163,7 +163,7 @@ def matches(value: Any, hint: Any) -> bool:
         inner = get_args(hint)[-1]
         return isinstance(value, get_origin(hint)) and all(matches(item, inner) for item in items)
     if get_args(hint):
-        return any(matches(value, kind) for kind in get_args(hint))
+        return any(matches(value, option) for option in get_args(hint))
     if hint in (int, float):
         return type(value) in (int, hint) and (0 if hint is int else -(2**62)) <= value < 2**62
     return isinstance(value, hint)
@@ -183,8 +183,8 @@ def is_allowed(key: str, value: Any) -> bool:
 def same_person(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name that stands for its person: they share a study or a PatientID.
 
-    A value that all of three patients or more share is an anonymiser's, and says nothing. Names of
-    prepared_before cases are preferred, so that adding cases renames nobody.
+    A value that all of three patients or more share is an anonymiser's. Names of cases prepared
+    before are preferred, so that adding cases renames nobody.
     """
     prepared_before: dict[str, bool] = defaultdict(bool)
     sharing: dict[tuple[str, str], set[str]] = defaultdict(set)

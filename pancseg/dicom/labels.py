@@ -90,10 +90,9 @@ def names_of_codes(codes: Iterable[Dataset]) -> list[str]:
 def place_frame(plane: SlicePlane, stack: SliceStack) -> tuple[int, float, Indices, Indices]:
     """Find the pixels of an image that coincide with those of a frame, or refuse it.
 
-    Angles and spacings may differ as long as no pixel moves further than the tolerance. Returned
-    are the nearest slice and its distance, mm, which is not checked, since empty frames may lie
-    anywhere; column and row of the image at the first pixel, and their change with each column, and
-    with each row, of the frame.
+    No pixel may move further than the tolerance. Returned are the nearest slice and its distance,
+    mm, unchecked, since empty frames may lie anywhere; column and row of the image at the first
+    pixel, and their change with each column, and with each row, of the frame.
     """
     height_mm = float((np.array(plane.position_mm) - stack.corner_mm) @ stack.normal)
     k = int(np.abs(stack.offsets_mm - height_mm).argmin())
@@ -108,8 +107,10 @@ def place_frame(plane: SlicePlane, stack: SliceStack) -> tuple[int, float, Indic
     if np.max([*np.multiply(moved, last), abs(pixel - first)]) > GRID_TOLERANCE:
         degrees, shift_mm = np.degrees(angles.max()), np.linalg.norm((pixel - first) * spacing_mm)
         size, expected = (" x ".join(f"{v:.4f}" for v in mm) for mm in (frame_mm, image_mm))
-        place = f"is turned by {degrees:.2f} degrees, lies {shift_mm:.3f} mm beside pixel centres"
-        raise off_grid(plane.file, f"{place}, has pixels of {size} mm, expected {expected} mm")
+        placement = (
+            f"is turned by {degrees:.2f} degrees, lies {shift_mm:.3f} mm beside pixel centres"
+        )
+        raise off_grid(plane.file, f"{placement}, has pixels of {size} mm, expected {expected} mm")
     distance_mm = abs(float(stack.offsets_mm[k]) - height_mm)
     return k, distance_mm, first.astype(int), np.rint(cosines).astype(int)
 
@@ -201,9 +202,8 @@ def closed_contours(
                 continue
             values = np.array(bytes(data.value).split(b"\\"), dtype=float)
             if len(values) % 3 or not (np.abs(values) < FARTHEST_MM).all():  # False for NaN
-                sentence = f"{file.name} has a contour of {len(values)} numbers, expected three a"
-                limit = f"below {FARTHEST_MM:g} mm"
-                raise Refused("bad_contour", f"{sentence} point, all finite and {limit}")
+                expected = f"expected three a point, finite and below {FARTHEST_MM:g} mm"
+                raise Refused("bad_contour", f"{file.name}: {len(values)} numbers, {expected}")
             contours[number].append(values.reshape(-1, 3))
             is_assumed |= not type_
     return contours, is_assumed
@@ -236,8 +236,6 @@ def fill(contours: Iterable[Floats], shape: tuple[int, ...]) -> NDArray[np.uint8
     otherwise a centre on it belongs to the side of larger columns and rows, so that neighbours
     share no pixel.
 
-    >>> fill([np.array([[1, 0], [3, 0], [3, 1.5], [1, 1.5]])], (5, 3)).T.tolist()
-    [[0, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
     >>> fill([np.array([[1, 0], [3, 0], [3, 1], [1, 1]])], (5, 3)).T.tolist()
     [[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
     """

@@ -231,8 +231,8 @@ def join_folders(parts: list[list[Header]]) -> Iterator[list[Header]]:
 def are_one_scan(parts: list[list[Header]]) -> bool:
     """Whether parts of a series in several folders can be of one scan.
 
-    They can where all slices lie on one line and no two at a position differ. A gap is no reason
-    against it; overlapping acquisitions and uneven gaps are, where each part is regular alone.
+    They can, even with a gap, where slices lie on one line and none at a position differ; but not
+    where acquisitions overlap or gaps are uneven together, and each part is regular alone.
     """
 
     def problem_of(planes: list[SlicePlane]) -> str:
@@ -430,13 +430,14 @@ def fit_grid(offsets_mm: Floats) -> tuple[float, float, Floats, Refused | None]:
 
 
 def fill_gaps(stored: NDArray[Any], grid_index: Floats, *, linear: bool) -> NDArray[Any]:
-    """Interpolate slices ``(columns, rows, slices)`` at positions ``grid_index`` from 0 up."""
+    """Interpolate slices ``(columns, rows, slices)`` at ``grid_index``, from 0 up."""
     whole = np.arange(int(np.floor(grid_index[-1] + 0.01)) + 1)
-    places = np.interp(whole, grid_index, np.arange(len(grid_index)))  # among the stored slices
+    positions = np.interp(whole, grid_index, np.arange(len(grid_index)))  # among the stored slices
     regular = np.empty((*stored.shape[:2], len(whole)), stored.dtype, order="F")
-    for k, place in enumerate(places if linear else np.ceil(places - 0.5)):
-        lower, upper = int(np.floor(place)), int(np.ceil(place))
-        mixed = (upper - place) * stored[..., lower] + (1 - upper + place) * stored[..., upper]
+    for k, position in enumerate(positions if linear else np.ceil(positions - 0.5)):
+        lower, upper = int(np.floor(position)), int(np.ceil(position))
+        share = 1 - upper + position
+        mixed = (upper - position) * stored[..., lower] + share * stored[..., upper]
         regular[..., k] = np.rint(mixed) if stored.dtype.kind in "iu" else mixed
     return regular
 

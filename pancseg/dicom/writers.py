@@ -56,11 +56,8 @@ def write_seg(
     """Write a label map as a binary DICOM SEG with a segment for each structure.
 
     ``labels`` are uint8 structure codes on the grid of the series, slice 0 nearest the feet.
-    Patient and study are those of the series, as DICOM requires. Returned are the keywords of
-    attributes whose value in the series is invalid; they are empty in the SEG.
-
-    Raises:
-        Refused: If the series is resampled, lacks a UID, or has several multi-frame files.
+    Returned are the keywords of attributes whose value in the series is invalid; they are empty in
+    the SEG. Refused if the series is resampled, lacks a UID, or has several multi-frame files.
     """
     headers, invalid = read_headers(stack, "seg")
     first, frames = next(iter(headers.values())), frames_of(labels, stack)
@@ -120,13 +117,11 @@ def new_instance(series_number: int) -> dict[str, Any]:
 def read_headers(stack: SliceStack, kind: str) -> tuple[dict[Path, Dataset], list[str]]:
     """Read the header of each file of a series, in the order of its slices, without pixels.
 
-    Attributes that DICOM requires and anonymisers remove are added. Returned too are the keywords
-    of the attributes of the first file whose value is invalid; they are emptied. Refused, with
-    codes that begin with ``kind``, if the series is resampled or lacks a UID.
+    Attributes that DICOM requires and anonymisers remove are added, invalid ones of the first file
+    emptied and returned. Refusals, of series without UID or resampled, begin with ``kind``.
     """
     if stack.repairs:
-        sentence = f"the series was interpolated, and no {kind.upper()} can refer to it"
-        raise Refused(f"{kind}_repaired", sentence)
+        raise Refused(f"{kind}_repaired", "the series was interpolated; nothing can refer to it")
     headers: dict[Path, Dataset] = {}
     invalid: list[str] = []
     for file in dict.fromkeys(plane.file for plane in stack.planes):

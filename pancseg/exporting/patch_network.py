@@ -72,7 +72,7 @@ def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:
     last = network.output_block
     if is_coarse := isinstance(last, nn.ConvTranspose3d):
         target["out_channels"] = last.in_channels
-    dynunet = build(target, nn.Module)
+    dynunet: Any = build(target, nn.Module)
     state = network.state_dict()
     if is_coarse:
         state = {key: value for key, value in state.items() if not key.startswith("output_block")}

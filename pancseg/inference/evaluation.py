@@ -11,7 +11,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
 from pancseg import __version__
 from pancseg.config import BEST
@@ -27,6 +26,7 @@ from pancseg.inference.postprocessing import AUTO, DEFAULT, Postprocess, Postpro
 from pancseg.inference.predictor import Prediction, Predictor
 from pancseg.intake.checks import INFO_FLAGS
 from pancseg.metrics.case_scores import calibration_counts, no_scores, recipe_metric, score_case
+from pancseg.metrics.surface import Mask
 from pancseg.metrics.tables import FAILED
 from pancseg.parallel import progress
 from pancseg.reports.pictures import draw_case, make_view
@@ -34,7 +34,6 @@ from pancseg.reports.pictures import draw_case, make_view
 log = logging.getLogger(__name__)
 CALIBRATION_MARGIN_MM = 20.0  # around both masks: far away every network is right
 MASK_SUFFIX = ".nii.gz"
-Mask = NDArray[np.bool_]
 ModelNumbers = dict[str, tuple[int, ...]]  # of the models that segment each patient
 
 

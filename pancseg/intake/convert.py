@@ -131,9 +131,7 @@ class Preparation:
         self.corrections: list[str] = []  # lines for the console
         self.problems: list[str] = []
 
-    def run(
-        self, contents: SourceContents, processes: int, shard: Shard | None = None
-    ) -> list[Result]:
+    def run(self, contents: SourceContents, processes: int, shard: Shard | None) -> list[Result]:
         """Convert what is missing; without a shard, then merge everything into the manifest.
 
         PancsegError if the same is running on this machine; Incomplete if the folder cannot be

@@ -210,9 +210,6 @@ def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
     return contents
 
 
-find_msd = find_nnunet
-
-
 def label_values(file: Path) -> Values:
     """Values of labels without the background; PancsegError unless the file describes CT."""
     if not file.is_file():

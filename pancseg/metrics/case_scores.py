@@ -5,8 +5,7 @@ case with an empty reference has volumes and components only, and is left out of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,32 +18,29 @@ from pancseg.metrics.surface import Mask, surface_dice, surface_distances
 SMOOTH = 1e-5  # of MONAI's DiceLoss, in numerator and denominator
 BINS = 10  # of calibration, of equal width, 0 to 1
 SCORED, MISSED, EMPTY_REFERENCE = "scored", "missed", "empty_reference"
-DIAGONAL = "diagonal"  # of the scan, mm
 
 
-@dataclass(frozen=True)
-class Measure:
-    """How to print a column, and its value for a missed organ."""
+class Measure(NamedTuple):
+    """How to print a column."""
 
     heading: str
     digits: int
     better: int = 0  # 1 where higher values are better, -1 where lower ones are
-    missed: float | str | None = None  # value where nothing was predicted
 
 
 # columns besides the normalised surface Dice, whose names hold the tolerance
 MEASURES = {
-    "dice": Measure("Dice", 3, better=1, missed=0.0),
-    "hd95_mm": Measure("HD95 mm", 1, better=-1, missed=DIAGONAL),
-    "assd_mm": Measure("ASSD mm", 2, better=-1, missed=DIAGONAL),
-    "precision": Measure("precision", 3, better=1, missed=0.0),
-    "recall": Measure("recall", 3, better=1, missed=0.0),
+    "dice": Measure("Dice", 3, better=1),
+    "hd95_mm": Measure("HD95 mm", 1, better=-1),
+    "assd_mm": Measure("ASSD mm", 2, better=-1),
+    "precision": Measure("precision", 3, better=1),
+    "recall": Measure("recall", 3, better=1),
     "volume_ml": Measure("predicted ml", 1),
     "reference_ml": Measure("reference ml", 1),
     "volume_error_ml": Measure("error ml", 1),
     "volume_error_percent": Measure("error %", 1),
     "components": Measure("components", 0),
-    "centroid_mm": Measure("centroid mm", 1, better=-1, missed=DIAGONAL),
+    "centroid_mm": Measure("centroid mm", 1, better=-1),
 }
 
 
@@ -85,10 +81,9 @@ def score_case(
         return row
     row["volume_error_percent"] = 100 * row["volume_error_ml"] / row["reference_ml"]
     if p_voxels == 0:
-        diagonal = geometry.diagonal_mm(reference.shape, affine)
-        missed = {name: m.missed for name, m in MEASURES.items() if m.missed is not None}
+        worst = {1: 0.0, -1: geometry.diagonal_mm(reference.shape, affine)}
         row |= dict.fromkeys(map(nsd_column, tolerances_mm), 0.0)
-        row |= {name: diagonal if v == DIAGONAL else v for name, v in missed.items()}
+        row |= {name: worst[m.better] for name, m in MEASURES.items() if m.better}
         return row | {"status": MISSED}
     common, spacing_mm = int((p & r).sum()), spacing_of(affine)
     nsd = surface_dice(p, r, spacing_mm, tolerances_mm)

@@ -10,6 +10,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pancseg.phantoms.scanner import Tissue
 from pancseg.phantoms.shapes import (
     Body,
     Curve,
@@ -18,13 +19,14 @@ from pancseg.phantoms.shapes import (
     Lattice,
     Layer,
     Rng,
+    Size,
+    Spacing,
     across,
     common,
     curve_through,
     joined,
     outline,
 )
-from pancseg.phantoms.tissue import Tissue
 
 Knots = NDArray[np.float64]  # (n, 4): x, y, z, radius
 Layers = list[Layer]
@@ -85,9 +87,7 @@ class Anatomy:
         """Random numbers for one purpose, independent of all other purposes."""
         return np.random.default_rng([self.seed, self.index, crc32(purpose.encode())])
 
-    def place_scan(
-        self, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
-    ) -> Grid:
+    def place_scan(self, shape: Size, spacing_mm: Spacing) -> Grid:
         """Grid around the body and the pancreas, shifted up or down where the scan is long."""
         points, radius = map(np.concatenate, zip(self.plan.axis, self.plan.uncinate, strict=True))
         z = (points * self.body.scale) @ self.body.rotation[2] + self.body.centre_mm[2]

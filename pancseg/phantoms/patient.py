@@ -11,8 +11,8 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from pancseg.phantoms.anatomy import Anatomy
-from pancseg.phantoms.scanner import draw_scanner, scan
-from pancseg.phantoms.tissue import Tissue
+from pancseg.phantoms.scanner import Tissue, draw_scanner, scan
+from pancseg.phantoms.shapes import Size, Spacing
 
 # slope, intercept, whether stored numbers are signed
 CT_STORAGES = (1, -1024, False), (1, 0, True), (0.5, -1024, False), (2, -1024, False)
@@ -55,10 +55,7 @@ class Phantom:
 
 
 def simulate_patient(
-    seed: int,
-    index: int,
-    shape: tuple[int, int, int] = (256, 256, 180),
-    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 2.0),
+    seed: int, index: int, shape: Size = (256, 256, 180), spacing_mm: Spacing = (1.5, 1.5, 2.0)
 ) -> Phantom:
     """Simulate a patient on a grid of columns, rows and slices; the anatomy depends on neither."""
     anatomy = Anatomy(seed, index)

@@ -1,16 +1,69 @@
-"""CT scanner: contrast phase, texture, reconstruction kernel and noise, in HU."""
+"""Tissues and the scanner: HU, contrast phase, texture, reconstruction kernel and noise."""
 
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from pancseg.phantoms.shapes import Grid, SmoothNoise
-from pancseg.phantoms.tissue import Tissue
 
 # frequency of each contrast phase, in the order of Tissue.mean_hu
 PHASES = {"native": 0.15, "arterial": 0.25, "portal": 0.45, "late": 0.15}
+
+
+class Tissue(IntEnum):
+    """Tissue of a voxel; the reference label is ``PANCREAS``.
+
+    After its value each member has the standard deviation of its texture, and the range that a
+    patient's mean is drawn from, HU. Four ranges: native, arterial, portal venous, late phase.
+    """
+
+    texture_hu: float
+    mean_hu: tuple[tuple[float, float], ...]
+
+    def __new__(cls, value: int, texture_hu: float, *mean_hu: tuple[float, float]) -> Self:
+        """Set value and attributes."""
+        member = int.__new__(cls, value)
+        member._value_, member.texture_hu, member.mean_hu = value, texture_hu, mean_hu
+        return member
+
+    AIR = 0, 0, (-1000, -1000)
+    TABLE = 1, 3, (-150, 60)
+    TABLE_FOAM = 2, 3, (-960, -900)
+    SKIN = 3, 3, (0, 40)
+    FAT = 4, 7, (-112, -94)
+    MUSCLE = 5, 9, (48, 60), (54, 66), (58, 72), (58, 70)
+    CORTICAL_BONE = 6, 80, (420, 650)
+    MARROW = 7, 45, (120, 230)
+    DISC = 8, 3, (75, 105)
+    SPINAL_CANAL = 9, 3, (22, 40)
+    LUNG = 10, 30, (-870, -800)
+    HEART = 11, 3, (38, 48), (130, 200), (120, 150), (85, 105)
+    LIVER = 12, 6, (42, 62), (62, 88), (98, 120), (78, 96)
+    GALLBLADDER = 13, 3, (4, 18)
+    SPLEEN = 14, 7, (42, 52), (105, 140), (108, 128), (82, 98)
+    KIDNEY_CORTEX = 15, 3, (30, 38), (160, 220), (165, 200), (120, 150)
+    KIDNEY_MEDULLA = 16, 3, (28, 36), (60, 95), (125, 165), (115, 145)
+    KIDNEY_SINUS = 17, 3, (0, 12), (0, 15), (0, 20), (150, 350)
+    STOMACH_WALL = 18, 9, (34, 46), (78, 115), (75, 105), (60, 80)
+    STOMACH_FLUID = 19, 12, (5, 45)
+    STOMACH_GAS = 20, 3, (-990, -960)
+    DUODENUM_WALL = 21, 10, (34, 48), (85, 125), (80, 110), (62, 84)
+    DUODENUM_FLUID = 22, 12, (12, 55)
+    BOWEL_WALL = 23, 11, (34, 48), (80, 120), (78, 108), (60, 82)
+    BOWEL_FLUID = 24, 14, (12, 50)
+    BOWEL_GAS = 25, 3, (-990, -960)
+    COLON_STOOL = 26, 70, (-20, 60)
+    AORTA = 27, 3, (38, 48), (230, 340), (140, 175), (92, 115)
+    ARTERY = 28, 3, (38, 48), (215, 320), (135, 170), (90, 112)
+    VENA_CAVA = 29, 3, (38, 48), (60, 105), (115, 155), (90, 112)
+    SPLENIC_VEIN = 30, 3, (38, 48), (105, 150), (145, 185), (92, 115)
+    PORTAL_VEIN = 31, 3, (38, 48), (95, 140), (148, 188), (92, 115)
+    LIVER_VEIN = 32, 3, (36, 46), (60, 95), (130, 165), (88, 108)
+    PANCREAS = 33, 13, (35, 50), (90, 130), (80, 110), (60, 82)
 
 
 @dataclass(frozen=True)

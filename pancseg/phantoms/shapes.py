@@ -10,11 +10,11 @@ from scipy.interpolate import CubicSpline
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from pancseg.phantoms.tissue import Tissue
-
 Axis = NDArray[np.float64]
 Field = NDArray[np.floating[Any]]  # float32, which numpy's types lose at Python numbers
 Rng = np.random.Generator
+Size = tuple[int, int, int]  # columns, rows, slices
+Spacing = tuple[float, float, float]  # between columns, rows, slices, mm
 STEP_MM = 3.0  # between nodes
 FAR_MM = 60.0  # value of a tube's field farther than REACH_MM from its surface
 REACH_MM = 7.0
@@ -49,8 +49,8 @@ class SmoothNoise:
 class Grid:
     """Voxels of an axial scan; arrays are ``(slices, rows, columns)``, slice 0 nearest the feet."""
 
-    shape: tuple[int, int, int]  # columns, rows, slices
-    spacing_mm: tuple[float, float, float]  # between columns, rows, slices
+    shape: Size
+    spacing_mm: Spacing
     corner_mm: tuple[float, float, float]  # centre of the first voxel, RAS
 
     @property
@@ -115,9 +115,9 @@ class Layer(NamedTuple):
     """A shape of one tissue, or of a shell of ``shell_mm`` around a core of another tissue."""
 
     field: Field
-    tissue: Tissue
+    tissue: int
     shell_mm: float = 0.0
-    core: Tissue | None = None
+    core: int | None = None
 
 
 class Lattice:
@@ -182,7 +182,7 @@ class Lattice:
 
     def paint(self, layers: list[Layer]) -> NDArray[np.uint8]:
         """Tissue of each voxel, ``(slices, rows, columns)``; later layers cover earlier ones."""
-        volume = np.full(self.grid.shape[::-1], Tissue.AIR, np.uint8)
+        volume = np.zeros(self.grid.shape[::-1], np.uint8)  # air
         for layer in layers:
             inside = layer.field < 0
             if not inside.any():

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import SHALLOW, contents, run_command, smoke
 from tests.slurm.conftest import Slurm, until
 from tests.test_resume import EVERYTHING, assert_same, curves
-from tests.test_train import PATCHES, without
+from tests.test_train import without
 
 pytestmark = pytest.mark.slurm
 SMALL = ["cpus_per_task=1", "mem_gb=1", "timeout_min=5"]
@@ -57,25 +57,6 @@ def test_trials_run_beside_each_other_and_a_job_may_be_two_processes(
     two += ["hardware=cpu", "seed=0", "data.batch_size=1"]
     ended = run(slurm, sweep_of(prepared, tmp_path / "two", *two))
     assert ended.returncode == 0 and (tmp_path / "two/0/summary.json").is_file(), ended.stderr
-
-
-def test_two_tasks_of_srun_train_together_as_one_process_with_the_whole_batch(
-    slurm: Slurm, prepared: Path, tmp_path: Path
-) -> None:
-    alike = [*PATCHES, "model.norm=instance", "loss=dice_ce", "loss.batch=false", "optimizer=sgd"]
-    alike += ["hardware=cpu", "trainer.max_epochs=2", "split.val=3", "split.test=0"]
-    two = ["data.batch_size=1", "trainer.devices=2", "trainer.num_nodes=1", "trainer.strategy=ddp"]
-    for name, more, before in (
-        ("one", ["data.batch_size=2"], []),
-        ("two", two, ["srun", "--nodes=1", "--ntasks-per-node=2"]),
-    ):
-        words = [*without("split.", smoke(prepared, tmp_path / name)), *alike, *more]
-        ended = run(slurm, [*before, *command("train", *words)])
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout.count("train completed") == 1
-    for one, other in zip(curves(tmp_path / "one"), curves(tmp_path / "two"), strict=True):
-        numbers = [[float(value) for value in row.values()] for row in (one, other)]
-        assert numbers[1] == pytest.approx(numbers[0], rel=1e-4)
 
 
 def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not(
