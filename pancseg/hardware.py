@@ -63,8 +63,9 @@ def detect() -> Machine:
     CPU batches load in the training process: the step keeps the cores busy.
     """
     if not torch.cuda.is_available():
-        precision = "bf16-mixed" if cpu_has_bf16() else "32-true"
-        return Machine("cpu", precision, advice=unusable_gpu())
+        is_fast = cpu_has_bf16()
+        precision = "bf16-mixed" if is_fast else "32-true"
+        return Machine("cpu", precision, full_resolution=is_fast, advice=unusable_gpu())
     memory = torch.cuda.get_device_properties(0).total_memory
     patch_voxels = min(memory // MEMORY_A_PATCH_VOXEL, MAX_PATCH_VOXELS)
     voxels = (STEP_SHARE * memory - FIXED_BYTES) / BYTES_A_VOXEL

@@ -64,13 +64,13 @@ def flags(hu: Any, codes: Any = None, structures: Any = (PANCREAS,), **checks: A
         (lambda hu: hu / 4.0 - 1000, "hu_implausible"),  # nothing but air
     ],
 )
-def test_values_that_are_not_hu_are_flagged(change: Any, flag: str) -> None:
+def test_values_that_are_not_hu_are_flagged(change, flag):
     assert flags(change(body())) == [flag]
 
 
 @pytest.mark.parametrize("padding", [-2000, -32768])
 @pytest.mark.parametrize("radius", [18, 19])  # without and with a rim of air
-def test_constant_padding_is_not_flagged_whatever_its_value(padding: int, radius: int) -> None:
+def test_constant_padding_is_not_flagged_whatever_its_value(padding, radius):
     x, y, _ = np.indices(SHAPE)
     padded = np.where(np.hypot(x - 19.5, y - 19.5) > radius, padding, body()).astype(np.int16)
     assert flags(padded) == []
@@ -78,7 +78,7 @@ def test_constant_padding_is_not_flagged_whatever_its_value(padding: int, radius
     assert flags(padded) == ["hu_implausible"]
 
 
-def test_metal_storage_limits_and_few_voxels_are_not_flagged() -> None:
+def test_metal_storage_limits_and_few_voxels_are_not_flagged():
     metal = body()
     metal[20, 20, 5:7] = 30000
     assert flags(metal) == flags(body().clip(-1024, 3071)) == flags(body()[4:36, 4:36]) == []
@@ -86,7 +86,7 @@ def test_metal_storage_limits_and_few_voxels_are_not_flagged() -> None:
 
 
 @pytest.mark.parametrize("values", [(0, 255), (-1024, 0), (0.0, 1.0)])
-def test_an_image_of_two_values_is_refused_as_a_mask(values: tuple[float, float]) -> None:
+def test_an_image_of_two_values_is_refused_as_a_mask(values):
     mask = np.array(values)[np.indices((256, 256, 4))[0] % 2]
     with pytest.raises(Refused, match=f"looks_like_mask: two values only, {values[0]:g} and "):
         check_image(mask)
@@ -96,13 +96,13 @@ def test_an_image_of_two_values_is_refused_as_a_mask(values: tuple[float, float]
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 10])
-def test_swapped_neighbours_are_flagged_at_every_position(first: int) -> None:
+def test_swapped_neighbours_are_flagged_at_every_position(first):
     order = np.arange(SHAPE[2])
     order[[first, first + 1]] = first + 1, first
     assert flags(body()[..., order]) == ["slice_order"]
 
 
-def test_unusual_repeated_alternating_and_noisy_slices_are_in_order() -> None:
+def test_unusual_repeated_alternating_and_noisy_slices_are_in_order():
     assert flags(body(), organ()) == flags(body().astype(np.float32), organ()) == []
     noise = np.random.default_rng(1).normal(0, 60, SHAPE)
     for k in range(SHAPE[2]):
@@ -115,7 +115,7 @@ def test_unusual_repeated_alternating_and_noisy_slices_are_in_order() -> None:
     assert flags(alternating) == flags(noisy) == flags(body().repeat(2, axis=2)) == []
 
 
-def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels() -> None:
+def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels():
     codes, hu = organ(), body()
     codes[24:, 20, 5] = 1  # to the edge of the scan: air beside the label does not count
     hu[16:24, 12:28, 2] = np.where(np.indices((8, 16))[1] < 12, -950, 50)  # 96 of 1040 voxels
@@ -127,14 +127,14 @@ def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels() -> None:
 @pytest.mark.parametrize(
     ("volume_ml", "is_flagged"), [((20.4, 20.5), False), ((20.5, 300), True), ((1, 20.4), True)]
 )
-def test_volume_is_compared_in_ml(volume_ml: tuple[float, float], is_flagged: bool) -> None:
+def test_volume_is_compared_in_ml(volume_ml, is_flagged):
     expected = ["label_volume"] * is_flagged
     assert flags(body(), organ(), volume_ml=volume_ml) == expected
     structure = Structure("pancreas", None, "", "organ", volume_ml, (1,))
     assert flags(body(), organ(), (structure,)) == expected
 
 
-def test_each_of_several_structures_has_its_own_volume_range() -> None:
+def test_each_of_several_structures_has_its_own_volume_range():
     codes = organ()
     codes[16:20, 12:20, 2:9] = 2  # 224 voxels, 4.48 ml; the pancreas contains it
     assert flags(body(), codes, WITH_TUMOUR) == []
@@ -142,14 +142,14 @@ def test_each_of_several_structures_has_its_own_volume_range() -> None:
     assert flags(body(), codes, WITH_TUMOUR) == ["label_volume:tumour"]
 
 
-def test_components_gaps_and_cuts_are_judged_on_organs_alone() -> None:
+def test_components_gaps_and_cuts_are_judged_on_organs_alone():
     codes = organ()
     codes[16:18, 12, [0, 4, 11]] = 2  # metastases in slices apart, on the first and on the last
     assert flags(body(), codes, (PANCREAS, TUMOUR)) == []
     assert flags(body(), codes, WITH_TUMOUR) == ["label_cut", "label_gaps"]
 
 
-def test_a_second_large_component_is_flagged() -> None:
+def test_a_second_large_component_is_flagged():
     codes = organ()
     codes[26, 12:28, 2:8] = 1  # 96 of 1120 voxels
     assert flags(body(), codes) == []
@@ -159,7 +159,7 @@ def test_a_second_large_component_is_flagged() -> None:
     assert flags(body(), codes) == []
 
 
-def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
+def test_checks_refuse_unknown_flags_and_reversed_ranges():
     with pytest.raises(PancsegError, match=r"names label_emty; flags are hu_not_applied, "):
         Checks(refuse=("label_cut", "label_emty"))
     for limits in ([300, 15], 3 * [1]):
@@ -167,7 +167,7 @@ def test_checks_refuse_unknown_flags_and_reversed_ranges() -> None:
             Checks(volume_ml=limits)
 
 
-def test_a_spacing_far_from_the_median_of_five_cases_is_flagged() -> None:
+def test_a_spacing_far_from_the_median_of_five_cases_is_flagged():
     cases = [case_of(name) for name in "abcd"] + [case_of("thick", spacing_mm=[8, 8, 24])]
     assert cross_case_flags(cases, 2.5)[1] == {"thick": ["spacing_outlier"]}
     assert cross_case_flags(cases, 3.5)[1] == cross_case_flags(cases[1:], 2.5)[1] == {}
@@ -210,14 +210,14 @@ SHIFTED = "label lies (1.60, 0.00, -5.00) mm to the right, front and head of the
         (on(moved(20 * 0.8, 0, 0)), "label_shifted: "),
     ],
 )
-def test_each_difference_of_grids_is_refused(label: Any, reason: str) -> None:
+def test_each_difference_of_grids_is_refused(label, reason):
     with pytest.raises(Refused) as refused:
         check_grid(on(GRID), oriented_like(label, on(GRID)))
     assert str(refused.value).startswith(reason)
 
 
 @pytest.mark.parametrize("codes", ["LPS", "SLA"])
-def test_a_crop_in_any_orientation_is_placed_on_its_voxels_if_it_lies_on_them(codes: str) -> None:
+def test_a_crop_in_any_orientation_is_placed_on_its_voxels_if_it_lies_on_them(codes):
     whole = on(GRID)
     whole.dataobj[10:14, 20:22, 29] = 2
     crop = whole.slicer[9:15, 20:23, 28:30]

@@ -36,7 +36,7 @@ def scan(code: str = "RAS", codes: np.ndarray | None = None) -> tuple[nib.Nifti1
 
 
 @pytest.mark.parametrize("code", ["RAS", "LPS", "SAR", "IPL"])
-def test_the_patients_right_is_on_the_left_and_the_front_above(code: str) -> None:
+def test_the_patients_right_is_on_the_left_and_the_front_above(code):
     pixels = thumbnail(*scan(code))
     assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels[SIDE // 2, 10].tolist() == [255, 255, 255]
@@ -45,7 +45,7 @@ def test_the_patients_right_is_on_the_left_and_the_front_above(code: str) -> Non
     assert not pixels[:60].any() and not pixels[180:].any()  # 20 mm high in a square of 40 mm
 
 
-def test_pixels_are_as_many_mm_down_as_across() -> None:
+def test_pixels_are_as_many_mm_down_as_across():
     image = nib.Nifti1Image(np.full((10, 20, 3), 40, np.int16), np.diag([4.0, 1, 2, 1]))
     shown = thumbnail(image, None)[..., 0] > 0
     assert np.flatnonzero(shown.any(axis=0)).tolist() == list(range(SIDE))
@@ -53,7 +53,7 @@ def test_pixels_are_as_many_mm_down_as_across() -> None:
 
 
 @pytest.mark.parametrize("code", ["RAS", "PIR"])
-def test_each_structure_is_outlined_in_its_colour_on_the_fullest_slice(code: str) -> None:
+def test_each_structure_is_outlined_in_its_colour_on_the_fullest_slice(code):
     codes = np.zeros((20, 10, 3), np.uint8)
     codes[3, 3, 0] = 1
     codes[2:9, 2:8, 1] = 1  # 12 pixels a voxel, the right side on the left
@@ -66,7 +66,7 @@ def test_each_structure_is_outlined_in_its_colour_on_the_fullest_slice(code: str
     assert not first[60 + 24 : 60 + 96, 12 * 11 : 12 * 18].any()  # nothing inside, round the lesion
 
 
-def test_a_label_of_one_small_voxel_is_still_outlined() -> None:
+def test_a_label_of_one_small_voxel_is_still_outlined():
     image = nib.Nifti1Image(np.zeros((600, 500, 2), np.int16), np.diag([0.6, 0.6, 1, 1]))
     mask = np.zeros((600, 500, 2), np.uint8)
     mask[301, 251, 1] = 1
@@ -78,7 +78,7 @@ def rows(count: int, flags: str = "") -> list[Row]:
     return [Row(*name, "", "image", "kept", flags=flags, label_ml=20.5) for name in names]
 
 
-def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path: Path) -> None:
+def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path):
     (tmp_path / "intake_notes.png").touch()
     pages = ["intake.png", "intake_2.png", "intake_3.png"]
     assert [page.name for page in draw_contact_sheet(tmp_path, rows(81))] == pages
@@ -91,7 +91,7 @@ def pages_of(paths: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in paths]
 
 
-def test_a_picture_keeps_its_pixels(tmp_path: Path) -> None:
+def test_a_picture_keeps_its_pixels(tmp_path):
     write_thumbnail(tmp_path / picture_path("case-0"), *scan())
     (page,) = draw_contact_sheet(tmp_path, rows(3))
     shown = np.asarray(Image.open(page))[HEADER : HEADER + SIDE, GAP : GAP + SIDE]
@@ -102,13 +102,13 @@ def test_a_picture_keeps_its_pixels(tmp_path: Path) -> None:
     ("flags", "is_framed"),
     [("", False), ("unlabelled phantom", False), ("phantom label_cut", True)],
 )
-def test_a_frame_marks_cases_to_check(flags: str, is_framed: bool, tmp_path: Path) -> None:
+def test_a_frame_marks_cases_to_check(flags, is_framed, tmp_path):
     (page,) = draw_contact_sheet(tmp_path, rows(1, flags=flags))
     left = np.asarray(Image.open(page))[HEADER + SIDE // 2, GAP - FRAME // 2 + 1]
     assert (left.tolist() == [255, 179, 71]) == is_framed
 
 
-def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path: Path) -> None:
+def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path):
     strange = "漢字$x_1$\n\udcff" + 50 * "long-"
     row = Row(strange, strange, "", "image", "kept", flags=" ".join(["label_outside_body"] * 9))
     row.structures_ml = 50 * "organ=20.5 "

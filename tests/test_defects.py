@@ -6,7 +6,7 @@ All defects of a layout lie in one source, a patient each, and are prepared at o
 import csv
 import gzip
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -404,7 +404,7 @@ RUNS: dict[str, tuple[Table, tuple[str, ...]]] = {
 
 
 @pytest.fixture(scope="module")
-def prepared_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def prepared_runs(tmp_path_factory):
     """A folder for each run with ``source`` and ``root``."""
     folders = {}
     for run, (defects, words) in RUNS.items():
@@ -433,9 +433,7 @@ def check_case(folder: Path, row: dict[str, str], role: str, voxels: np.ndarray)
 @pytest.mark.parametrize(
     ("run", "name"), [(run, name) for run, (defects, _) in RUNS.items() for name in [*defects, ""]]
 )
-def test_a_defect_has_its_row_and_good_cases_are_unharmed(
-    run: str, name: str, prepared_runs: dict[str, Path]
-) -> None:
+def test_a_defect_has_its_row_and_good_cases_are_unharmed(run, name, prepared_runs):
     folder, defects = prepared_runs[run], RUNS[run][0]
     defect = Defect(*defects.get(name, ("kept", series())))
     ending = ".nii.gz" * (run == "nifti" and "." not in defect.path)
@@ -453,7 +451,7 @@ def test_a_defect_has_its_row_and_good_cases_are_unharmed(
         check_case(folder, row, "label", ORGAN)
 
 
-def test_the_tables_have_every_flag_that_a_single_scan_or_label_can_have() -> None:
+def test_the_tables_have_every_flag_that_a_single_scan_or_label_can_have():
     expected = [row[0] for defects, _ in RUNS.values() for row in defects.values()]
     codes = {code for text in expected for code in text.split()}
     elsewhere = {"unlabelled", "phantom", "label_placed_by_axes", "ignore_label"}  # other sources

@@ -1,6 +1,7 @@
-"""Documentation: commands compose, the site builds offline, the reference holds each key."""
+"""Documentation: commands compose, the site builds offline, notebook and tutorial run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,32 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from docs.site_parts import conf_pages
 from pancseg.config import conf_folder
 from tests import notebook
-from tests.conftest import compose
-from tests.documented import PAGES, ROOT, Typed, commands_of
+from tests.conftest import Command, compose
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"python -m pancseg\.(\w+)(.*)")
+INLINE = re.compile(r"`(python -m pancseg\.[^`]+)`")
+Typed = tuple[str, tuple[str, ...]]  # name and words of a command
+
+
+def commands_of(page: Path) -> list[Typed]:
+    """Commands in indented lines, fenced blocks and inline code; not those that were printed."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in BLOCK.sub("", text).splitlines() if line.startswith("    ")]
+    for language, block in BLOCK.findall(text):
+        lines += [] if language == "text" else block.splitlines()
+    found = map(COMMAND.search, [*lines, *INLINE.findall(text)])
+    return [(match[1], words_of(match[2])) for match in found if match]
+
+
+def words_of(rest: str) -> tuple[str, ...]:
+    """Arguments as a shell hands them on, without ``...``."""
+    words = shlex.split(rest, comments=True)
+    end = next((n for n, word in enumerate(words) if word in {"|", ">", "&", "&&", ";"}), None)
+    return tuple(word for word in words[:end] if word != "...")
+
 
 TYPED = sorted({typed for page in PAGES for typed in commands_of(page)})
 BUILD = """
@@ -28,9 +53,7 @@ cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]])
 @pytest.mark.parametrize("typed", TYPED, ids=lambda typed: " ".join((typed[0], *typed[1])))
 def test_a_command_of_the_documentation_composes(typed: Typed) -> None:
     name, words = typed
-    if "--config-dir" in words:  # the reader's own
-        words = tuple(word for word in words if not word.startswith("experiment="))
-    words = tuple(w for w in words if not w.startswith("-") and ("=" in w or w[0] in "~+"))
+    words = tuple(word for word in words if "=" in word or word[0] in "~+")
     overrides = []
     for override in OverridesParser.create().parse_overrides(list(words)):
         if override.is_discrete_sweep():  # its first job
@@ -82,3 +105,49 @@ def test_the_notebook_runs_from_phantoms_to_a_new_scan(tmp_path: Path) -> None:
     assert pictures(notebook.executed(tmp_path, **quick).cells) == 6
     assert (tmp_path / "first_model" / "run" / "report.html").is_file()
     assert len(list((tmp_path / "first_model" / "masks").glob("*_pancreas.dcm"))) == 1
+
+
+MINUTES, SECONDS = "trainer.max_time=00:00:05:00", "trainer.max_time=00:00:00:20"
+REFUSED = {("prepare", "data=volume"), ("predict", "input=new/images")}  # some of the input
+
+
+def coarse(word: str) -> str:
+    """Half the voxels along each axis, twice as long; a training that takes seconds."""
+    key, _, value = word.partition("=")
+    if key == "shape":
+        return f"shape={[int(number) // 2 for number in value.strip('[]').split(',')]}"
+    if key == "spacing_mm":
+        return f"spacing_mm={[2 * float(number) for number in value.strip('[]').split(',')]}"
+    return SECONDS if word == MINUTES else word
+
+
+def shape_of(line: str) -> str:
+    """A printed line without what differs from run to run: numbers, names, units, flags."""
+    line = re.sub(r"\[[a-z_ ]+\]$", "", line.strip()).replace(" missed ", " scored ")
+    line = re.sub(r"\b(?=\w*\d)[0-9a-f]{12,}\b|\bp[0-9a-f]{10}\b", "#", line)
+    line = re.sub(r"\d+(\.\d+)?( [kMG]B?\b)?", "#", line)
+    return re.sub(r"\s+", " ", line).strip()
+
+
+@pytest.mark.slow
+def test_the_tutorial_does_what_it_says(command: Command, tmp_path: Path) -> None:
+    printed, shown, commands = set(), set(), []
+    for language, text in BLOCK.findall((ROOT / "docs" / "tutorial.md").read_text()):
+        if language == "python":
+            exec(compile(text, "tutorial.py", "exec"), {})
+        elif language == "text":
+            shown |= {shape_of(line) for line in text.splitlines() if line[0] not in "┏┡└"}
+        for line in text.splitlines() if language == "bash" else []:
+            if not (match := COMMAND.match(line)) or line.endswith("--help"):
+                continue
+            words = [coarse(word) for word in words_of(match[2])]
+            ended = command(match[1], *words)
+            expected = int(any((match[1], word) in REFUSED for word in words))
+            assert ended.code == expected, f"{line}\n{ended.err}"
+            lines = (ended.out + ended.err).replace(f"{tmp_path}/", "").splitlines()
+            printed |= set(map(shape_of, lines))
+            commands.append(match[1])
+    assert set(commands) == {"phantom", "prepare", "train", "evaluate", "report", "predict"}
+    assert shown - printed == set()
+    for name in ("runs/first/report.html", "masks/predictions.csv", "data/prepared/privacy.key"):
+        assert Path(name).is_file()

@@ -32,7 +32,10 @@ PATCHES = [
     "hardware.precision=32-true", "sampling.steps_per_epoch=2", "trainer.max_epochs=1",
     "split.val=1", "split.test=2",
 ]  # fmt: skip
-RESUNET = ["model=resunet", "model.width=4", "model.deep_supervision=1", "loss=dice_ce"]
+RESUNET = [
+    "model=resunet", "model.width=4", "model.full_resolution=false", "model.deep_supervision=1",
+    "loss=dice_ce",
+]  # fmt: skip
 RUNS = {
     "unet": ["model.channels=[4,8,8,8,8]", "data.spatial_size=[32,32,32]"],
     "resunet": [*RESUNET, "data.spatial_size=[32,32,16]"],

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -79,7 +78,7 @@ def calls_and_imports() -> list[tuple[str, str, str]]:
     return found
 
 
-def test_the_package_uses_nothing_that_runs_or_fetches_the_content_of_a_file() -> None:
+def test_the_package_uses_nothing_that_runs_or_fetches_the_content_of_a_file():
     starts = tuple(f"{word}." for word in FORBIDDEN)
     used = [
         (file, n) for file, n, _ in calls_and_imports() if n in FORBIDDEN or n.startswith(starts)
@@ -94,38 +93,11 @@ def test_the_package_uses_nothing_that_runs_or_fetches_the_content_of_a_file() -
     assert not [text for *_, text in calls_and_imports() if "allow_pickle=True" in text]
 
 
-# manifests, records, sidecars, caches and runs
-
-
-def edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    value = json.loads((root / "manifest.json").read_text())
-    change(value)
-    (root / "manifest.json").write_text(json.dumps(value))
-
-
-@pytest.mark.parametrize(
-    ("kind", "key", "value"),
-    [
-        ("cases", "name", "a\\..\\b"), ("cases", "name", "a\nb"), ("cases", "name", "x" * 5000),
-        ("cases", "image", None), ("cases", "label", "C:\\secret.nii.gz"),
-        ("cases", "shape", [10**30, 1, 1]), ("cases", "spacing_mm", [float("nan"), 1, 1]),
-        ("groups", "group", "../../escaped"), ("groups", "label", "//host/share/secret.nii.gz"),
-        ("groups", "first_slice", 10**30),
-    ],
-)  # fmt: skip
-def test_wrong_paths_and_numbers_in_a_manifest_are_refused(
-    tmp_path: Path, kind: str, key: str, value: Any
-) -> None:
-    write_root(tmp_path, "a")
-    edit(tmp_path, lambda manifest: manifest[kind][0].__setitem__(key, value))
-    with pytest.raises(PancsegError, match=r"manifest\.json: not a manifest as this .*[^\n]+$"):
-        read_manifest(tmp_path)
+# records, sidecars, caches and runs
 
 
 @pytest.mark.parametrize("damage", ["outside", "deep"])
-def test_an_edited_record_of_a_shard_is_not_used(
-    damage: str, tmp_path: Path, command: Command
-) -> None:
+def test_an_edited_record_of_a_shard_is_not_used(damage, tmp_path, command):
     write_series(tmp_path / "scans")
     victim, site = tmp_path / "victim.nii.gz", tmp_path / "site"
     victim.write_bytes(b"untouched")
@@ -140,7 +112,7 @@ def test_an_edited_record_of_a_shard_is_not_used(
     assert read_manifest(site / "root").cases == read_manifest(site / "plain").cases
 
 
-def test_json_that_is_too_deep_or_a_pickle_is_refused_wherever_json_is_read(tmp_path: Path) -> None:
+def test_json_that_is_too_deep_or_a_pickle_is_refused_wherever_json_is_read(tmp_path):
     checkpoint, split = tmp_path / "best.ckpt", tmp_path / "split.json"
     checkpoint.touch()
     readers: dict[Path, Callable[[], object]] = {
@@ -150,12 +122,7 @@ def test_json_that_is_too_deep_or_a_pickle_is_refused_wherever_json_is_read(tmp_
         split: lambda: make_split(["p"], "file", path=str(split)),
     }
     for path, read in readers.items():
-        for content in (
-            DEEP.encode(),
-            pickle.dumps(Mark(tmp_path / "hacked")),
-            b"\x00\xff",
-            b"3",
-        ):
+        for content in (DEEP.encode(), pickle.dumps(Mark(tmp_path / "hacked")), b"\xff", b"3"):
             path.write_bytes(content)
             with pytest.raises(PancsegError, match=r"^[^\n]*" + path.name):
                 read()
@@ -163,7 +130,7 @@ def test_json_that_is_too_deep_or_a_pickle_is_refused_wherever_json_is_read(tmp_
 
 
 @pytest.mark.parametrize("form", ["pickle", "objects"])
-def test_a_cached_volume_that_is_not_an_array_is_not_opened(form: str, tmp_path: Path) -> None:
+def test_a_cached_volume_that_is_not_an_array_is_not_opened(form, tmp_path):
     cases = write_root(tmp_path / "root", "a").cases
     preprocessing = Preprocessing("RAS", (8.0, 8.0, 8.0), (-200.0, 200.0), (16, 16, 16))
     volumes = VolumeCache(tmp_path / "root", tmp_path / ("f" * 16), preprocessing, cases)
@@ -182,9 +149,7 @@ def test_a_cached_volume_that_is_not_an_array_is_not_opened(form: str, tmp_path:
     assert not (tmp_path / "hacked").exists()
 
 
-def test_the_configuration_of_a_run_resolves_no_environment_variable_and_fills_no_memory(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_configuration_of_a_run_is_read_as_plain_values(trained, tmp_path, monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hush")
     run = tmp_path / "run"
     shutil.copytree(trained, run)
@@ -222,12 +187,12 @@ def rows_of(root: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-def test_long_texts_stop_no_later_run_and_no_other_folder(tmp_path: Path, command: Command) -> None:
+def test_long_texts_stop_no_later_run_and_no_other_folder(tmp_path, command):
     """Values of 200,000 letters, for which implicit VR alone has room, and a SEG of 1,000 names."""
     images, site = tmp_path / "images", tmp_path / "site"
     for keyword in ("PatientID", "SeriesInstanceUID", "Manufacturer", "Modality", "ImageType"):
 
-        def damage(slices: list[Dataset], keyword: str = keyword) -> None:
+        def damage(slices, keyword=keyword):
             put(**{keyword: "A" * 200_000})(slices)
             for dataset in slices:
                 dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
@@ -256,9 +221,7 @@ def test_long_texts_stop_no_later_run_and_no_other_folder(tmp_path: Path, comman
     ("source", "name", "pattern"),
     [("dicom", "good/pipe.dcm", ""), ("dicom", "pipe.dcm", "*"), ("nifti", "pipe.nii.gz", "*.gz")],
 )
-def test_a_pipe_is_a_row_and_is_never_opened(
-    tmp_path: Path, command: Command, source: str, name: str, pattern: str
-) -> None:
+def test_a_pipe_is_a_row_and_is_never_opened(tmp_path, command, source, name, pattern):
     images = tmp_path / "images"
     write_series(images / "good")
     nib.save(nib.Nifti1Image(np.eye(4)[None], np.eye(4)), images / "good.nii.gz")
@@ -292,9 +255,7 @@ def add_200_mb(dataset: Dataset) -> None:
     ("change", "code", "count"),
     [(claim_20_000_pixels, "undecodable", 3), (add_200_mb, "too_large", 1)],
 )
-def test_dicom_that_claims_much_is_refused(
-    tmp_path: Path, command: Command, change: Any, code: str, count: int
-) -> None:
+def test_dicom_that_claims_much_is_refused(tmp_path, command, change, code, count):
     for path in write_series(tmp_path / "images" / "bad", size=(32, 32), count=count).iterdir():
         dataset = pydicom.dcmread(path)
         change(dataset)
@@ -310,7 +271,7 @@ def test_dicom_that_claims_much_is_refused(
     assert set(rows.values()) == {code, ""} and rows["good"] == ""
 
 
-def test_a_small_nifti_takes_at_most_ten_times_its_voxels(tmp_path: Path, command: Command) -> None:
+def test_a_small_nifti_takes_at_most_ten_times_its_voxels(tmp_path, command):
     """uint8 becomes int16 and codes; numpy.isin and argwhere of the label alone take more."""
     shape = (512, 512, 80)
     size = int(np.prod(shape))
@@ -327,13 +288,11 @@ def test_a_small_nifti_takes_at_most_ten_times_its_voxels(tmp_path: Path, comman
     assert ended.code == 0, ended.err
 
 
-def test_the_work_of_reading_an_rtstruct_grows_linearly(
-    tmp_path: Path,
-) -> None:
+def test_the_work_of_reading_an_rtstruct_grows_linearly(tmp_path):
     stack = scan_of(tmp_path / "scan").stack
     assert stack is not None
 
-    def calls(count: int) -> int:
+    def calls(count):
         """Function calls that reading an RTSTRUCT of so many ROIs takes."""
         names = [f"R{n}" for n in range(count)]
         contour = [at(1, *corner) for corner in ((0, 0), (0, 3), (2, 3), (2, 0))]

@@ -15,7 +15,7 @@ import pytest
 from pydicom import Dataset
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 
-from tests.conftest import PHANTOM, SHALLOW, Command, run_command, smoke
+from tests.conftest import PHANTOM, SHALLOW, run_command, smoke
 from tests.tiny_dicom import put, write_series
 from tests.tiny_labels import Frame, at, write_contours, write_nrrd, write_segmentation
 
@@ -50,7 +50,7 @@ def plant_nifti(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory):
     """Output of the commands for scans that name their patients."""
     base = tmp_path_factory.mktemp("site")
     scans, out = base / "scans", base / "out"
@@ -107,7 +107,7 @@ def leaks(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(site: Path) -> None:
+def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(site):
     written = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     for ending in (".ckpt", ".csv", ".json", ".html", ".png", ".nii.gz", ".npy", ".pt"):
         assert [name for name in written if name.endswith(ending)], ending
@@ -171,7 +171,7 @@ def write_named_labels(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 @pytest.mark.parametrize("is_labelled", [False, True])
-def test_no_text_of_a_header_is_quoted(tmp_path: Path, command: Command, is_labelled: bool) -> None:
+def test_no_text_of_a_header_is_quoted(tmp_path, command, is_labelled):
     (write_named_labels if is_labelled else write_shifted)(tmp_path / "in")
     labels = tmp_path / "in" / "labels" if is_labelled else "null"
     root = tmp_path / "site" / "root"

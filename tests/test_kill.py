@@ -14,11 +14,10 @@ import pytest
 from tests.conftest import contents, run_command
 
 PATIENTS = 8
-Contents = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def series(tmp_path_factory):
     out = tmp_path_factory.mktemp("series")
     small = ["shape=[96,96,64]", "spacing_mm=[4,4,4]", f"patients={PATIENTS}", "seed=5"]
     assert run_command("phantom", f"out={out}", *small) == 0
@@ -54,7 +53,7 @@ def wait_for(root: Path, pattern: str, count: int, process: subprocess.Popen[byt
 
 
 @pytest.fixture(scope="module")
-def undisturbed(series: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def undisturbed(series, tmp_path_factory):
     """What a preparation leaves that nobody kills."""
     root = tmp_path_factory.mktemp("undisturbed") / "root"
     assert run(series, root) == 1  # one case is refused
@@ -65,9 +64,7 @@ def undisturbed(series: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_group", [True, False])
-def test_a_killed_preparation_goes_on(
-    series: Path, undisturbed: Contents, tmp_path: Path, is_group: bool
-) -> None:
+def test_a_killed_preparation_goes_on(series, undisturbed, tmp_path, is_group):
     root = tmp_path / "root"
     for pattern, count in (("manifest.json", 1), *(("cases/*_image*", n) for n in (1, 3, 5, 7))):
         with started(series, root) as process:
@@ -79,7 +76,7 @@ def test_a_killed_preparation_goes_on(
 
 
 @pytest.mark.slow
-def test_killed_shards_go_on(series: Path, undisturbed: Contents, tmp_path: Path) -> None:
+def test_killed_shards_go_on(series, undisturbed, tmp_path):
     root, shards = tmp_path / "root", ("shard=0/2", "shard=1/2")
     with started(series, root, shards[0]) as first, started(series, root, shards[1]) as second:
         wait_for(root, "cases/*_image*", 2, first)

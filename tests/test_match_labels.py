@@ -63,9 +63,7 @@ F8, F9 = ({"frame_of_reference_uid": uid} for uid in ("1.2.8", "1.2.9"))
         ([under_pattern("a")], [under_pattern("b")], ["no_image"]),
     ],
 )  # fmt: skip
-def test_the_strongest_link_decides_and_never_a_guess(
-    images: Any, labels: Any, expected: Any
-) -> None:
+def test_the_strongest_link_decides_and_never_a_guess(images, labels, expected):
     found = [
         match.problem.partition(":")[0] or (match.image.key if match.image else "")
         for match in match_labels(labels, images)
@@ -73,7 +71,7 @@ def test_the_strongest_link_decides_and_never_a_guess(
     assert found == expected
 
 
-def test_of_several_images_that_of_the_labels_grid_is_chosen(images: Path, labels: Path) -> None:
+def test_of_several_images_that_of_the_labels_grid_is_chosen(images, labels):
     for name, gap_mm in (("thin", 1.0), ("thick", 2.5)):
         write_series(images / name, gap_mm=gap_mm, damage=put(FrameOfReferenceUID="1.2"))
     write_series(labels / "drawn", damage=put(FrameOfReferenceUID="1.2"))
@@ -82,9 +80,7 @@ def test_of_several_images_that_of_the_labels_grid_is_chosen(images: Path, label
     assert skipped(contents, "dropped") == [("thin", "image", "other_series")]
 
 
-def test_grids_are_read_only_where_needed(
-    images: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grids_are_read_only_where_needed(images, labels, monkeypatch):
     for name in ("p1", "p2"):
         write_series(images / name, patient_id=name)
         write_series(labels / name, patient_id=name)
@@ -93,7 +89,7 @@ def test_grids_are_read_only_where_needed(
 
 
 @pytest.mark.parametrize("pattern", ["p/{}", "*/{}"])
-def test_masks_of_several_organs_of_an_image_are_ambiguous(tmp_path: Path, pattern: str) -> None:
+def test_masks_of_several_organs_of_an_image_are_ambiguous(tmp_path, pattern):
     write_series(tmp_path / "p" / "CT", patient_id="")
     for organ in ("bone", "liver"):
         write_series(tmp_path / "p" / "MASKS" / organ, patient_id="")
@@ -103,9 +99,7 @@ def test_masks_of_several_organs_of_an_image_are_ambiguous(tmp_path: Path, patte
     assert any("give the folder or pattern of one structure" in r.reason for r in contents.skipped)
 
 
-def test_matching_compares_no_pair_of_thousands(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_matching_compares_no_pair_of_thousands(monkeypatch):
     compared: list[SourceItem] = []
     monkeypatch.setattr(matching, "may_belong", lambda _, image: compared.append(image) or True)
     images, labels = ([located(f"p{n}", f"P-{n}") for n in range(2000)] for _ in range(2))

@@ -52,9 +52,11 @@ def model_of(*words: str, size: tuple[int, int, int]) -> dict[str, Any]:
     return part_of("model", f"data.spatial_size=[{','.join(map(str, size))}]", *words)
 
 
-@pytest.mark.parametrize("loss", options("loss"))
-@pytest.mark.parametrize("name", options("model"))
-def test_every_network_takes_a_step_with_every_loss(name: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [(name, "dice_ce") for name in options("model")] + [("tiny", loss) for loss in options("loss")],
+)
+def test_every_network_and_every_loss_takes_a_step(name: str, loss: str) -> None:
     model = model_of(f"model={name}", *SMALL.get(name, []), size=(16, 16, 16))
     network = build(model, nn.Module).train()
     label = torch.zeros(2, 1, 16, 16, 16)
@@ -246,11 +248,20 @@ def test_training_returns_each_head_at_its_resolution_and_evaluation_one_tensor(
     assert isinstance(tiny_resunet().train()(image), Tensor)
 
 
+def test_without_full_resolution_the_first_level_is_left_out() -> None:
+    full, coarse = tiny_resunet(), tiny_resunet(full_resolution=False)
+    assert (coarse.strides, coarse.filters) == (full.strides[1:], full.filters[1:])
+    assert coarse(torch.rand(1, 1, *SIZE)).shape == (1, 2, *SIZE)
+    assert coarse.output_block.kernel_size == (2, 2, 2)  # the stride of the second level
+
+
+@pytest.mark.parametrize("full_resolution", [True, False])
 @pytest.mark.parametrize(("prior", "least", "most"), [(0.01, 0.002, 0.08), (0.5, 0.3, 0.7)])
 def test_an_untrained_network_has_the_foreground_probability_of_its_prior(
-    prior: float, least: float, most: float
+    prior: float, least: float, most: float, full_resolution: bool
 ) -> None:
-    heads = tiny_resunet(prior=prior, deep_supervision=2).train()(torch.rand(1, 1, *SIZE))
+    network = tiny_resunet(prior=prior, deep_supervision=2, full_resolution=full_resolution)
+    heads = network.train()(torch.rand(1, 1, *SIZE))
     assert all(least < logits.softmax(dim=1)[:, 1].mean() < most for logits in heads)
 
 

@@ -17,12 +17,10 @@ import pytest
 from pancseg import files as file_writing
 from pancseg.data.manifest import read_manifest
 from pancseg.intake import convert as conversion
-from pancseg.intake.convert import Job, Result
 from pancseg.parallel import Shard
 from tests.conftest import Command, Ended, contents
 from tests.tiny_dicom import put, write_series
 
-Patch = pytest.MonkeyPatch
 COLUMNS = (
     "patient,case,path,kind,status,reason,flags,slices,groups_kept,groups_empty,groups_tail,"
     "spacing_x_mm,spacing_y_mm,spacing_z_mm,label_voxels,label_ml,structures_ml"
@@ -47,7 +45,7 @@ def write_patient(source: Path, name: str, seed: int) -> None:
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path):
     """Three patients."""
     for n, name in enumerate(PATIENTS):
         write_patient(tmp_path / "in", name, n)
@@ -76,7 +74,7 @@ class Prepare:
 
 
 @pytest.fixture
-def prepare(command: Command, source: Path, tmp_path: Path) -> Prepare:
+def prepare(command, source, tmp_path):
     return Prepare(command, source, tmp_path / "root")
 
 
@@ -84,7 +82,7 @@ def prepare(command: Command, source: Path, tmp_path: Path) -> Prepare:
 
 
 @pytest.mark.parametrize("role", ["image", "label"])
-def test_every_case_equals_the_phantoms_truth(dicom: Path, prepared: Path, role: str) -> None:
+def test_every_case_equals_the_phantoms_truth(dicom, prepared, role):
     truths = sorted((dicom / "truth").glob(f"*_{role}.nii.gz"))
     assert len(truths) == 6
     for path in truths:
@@ -94,7 +92,7 @@ def test_every_case_equals_the_phantoms_truth(dicom: Path, prepared: Path, role:
         np.testing.assert_allclose(case.affine, truth.affine, atol=1e-4)
 
 
-def test_every_group_lies_where_its_slices_lay(prepared: Path) -> None:
+def test_every_group_lies_where_its_slices_lay(prepared):
     groups = read_manifest(prepared).groups
     assert groups
     for group in groups:
@@ -106,7 +104,7 @@ def test_every_group_lies_where_its_slices_lay(prepared: Path) -> None:
         np.testing.assert_allclose(cut.affine[:3, 3], corner, atol=1e-4)
 
 
-def test_files_run_from_feet_to_head_in_millimetres_and_scanner_coordinates(prepared: Path) -> None:
+def test_files_run_from_feet_to_head_in_millimetres_and_scanner_coordinates(prepared):
     for path in prepared.rglob("*.nii.gz"):
         image = nib.load(path)
         assert nib.aff2axcodes(image.affine)[2] == "S"
@@ -115,7 +113,7 @@ def test_files_run_from_feet_to_head_in_millimetres_and_scanner_coordinates(prep
         assert image.header.get_slope_inter() in ((1, 0), (None, None))
 
 
-def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared: Path) -> None:
+def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared):
     assert (prepared / "intake.csv").read_text().splitlines()[0] == COLUMNS
     for row in rows_of(prepared):
         assert (row["status"], row["slices"], row["flags"]) == ("kept", "40", "phantom")
@@ -132,9 +130,7 @@ def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared: Path) -
     ("tail", "starts", "tails"),
     [("drop", [0, 2], 1), ("shift", [0, 2, 3], 0), ("pad", [0, 2, 4], 0)],
 )
-def test_tails_are_cut_and_empty_groups_counted(
-    prepare: Prepare, tail: str, starts: Any, tails: int
-) -> None:
+def test_tails_are_cut_and_empty_groups_counted(prepare, tail, starts, tails):
     prepare(f"data.tail={tail}", "data.keep_empty=true")
     groups = [group for group in read_manifest(prepare.root).groups if group.case == "p0"]
     assert [group.first_slice for group in groups] == starts
@@ -146,7 +142,7 @@ def test_tails_are_cut_and_empty_groups_counted(
     assert len(read_manifest(other).groups) == 3 * (len(starts) - empty)
 
 
-def test_without_depth_whole_cases_are_prepared_and_no_group(prepare: Prepare) -> None:
+def test_without_depth_whole_cases_are_prepared_and_no_group(prepare):
     ended = prepare("data.depth=null")
     assert "kept 3 of 3 cases (3 new, 0 unlabelled, 3 flagged), no groups; refused 0" in ended.out
     manifest = read_manifest(prepare.root)
@@ -154,7 +150,7 @@ def test_without_depth_whole_cases_are_prepared_and_no_group(prepare: Prepare) -
     assert not (prepare.root / "groups").exists()
 
 
-def test_without_labels_cases_are_kept_and_marked(prepare: Prepare) -> None:
+def test_without_labels_cases_are_kept_and_marked(prepare):
     assert prepare("source.labels=null").code == 0
     assert {row["flags"].split()[0] for row in rows_of(prepare.root)} == {"unlabelled"}
     assert not list(prepare.root.rglob("*_label.nii.gz"))
@@ -164,7 +160,7 @@ def test_without_labels_cases_are_kept_and_marked(prepare: Prepare) -> None:
 # running again
 
 
-def test_running_again_changes_nothing(prepare: Prepare, tmp_path: Path) -> None:
+def test_running_again_changes_nothing(prepare, tmp_path):
     assert prepare().code == 0
     before = contents(prepare.root)
     times = {path: path.stat().st_mtime_ns for path in prepare.root.rglob("*.nii.gz")}
@@ -178,7 +174,7 @@ def test_running_again_changes_nothing(prepare: Prepare, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "lost", ["intake.csv", "cases/p1_label.nii.gz", "groups/p1_0000_image.nii.gz"]
 )
-def test_what_was_lost_is_made_again_and_foreign_files_stay(prepare: Prepare, lost: str) -> None:
+def test_what_was_lost_is_made_again_and_foreign_files_stay(prepare, lost):
     prepare()
     before = contents(prepare.root)
     (prepare.root / lost).unlink()
@@ -190,7 +186,7 @@ def test_what_was_lost_is_made_again_and_foreign_files_stay(prepare: Prepare, lo
     assert contents(prepare.root) == before
 
 
-def test_new_patients_are_added_and_old_ones_left_alone(prepare: Prepare) -> None:
+def test_new_patients_are_added_and_old_ones_left_alone(prepare):
     prepare()
     before = contents(prepare.root / "cases")
     write_patient(prepare.source, "a", 7)
@@ -200,9 +196,7 @@ def test_new_patients_are_added_and_old_ones_left_alone(prepare: Prepare) -> Non
     assert before.items() <= after.items()
 
 
-def test_a_changed_source_is_converted_again_and_leaves_no_file_behind(
-    prepare: Prepare,
-) -> None:
+def test_a_changed_source_is_converted_again_and_leaves_no_file_behind(prepare):
     prepare()
     for role in ("images", "labels"):
         last = sorted((prepare.source / role / "p0").iterdir(), key=lambda p: p.stem[-1])[-1]
@@ -217,9 +211,7 @@ def test_a_changed_source_is_converted_again_and_leaves_no_file_behind(
     assert [case["shape"][2] for case in manifest["cases"]] == [4, 5]
 
 
-def test_a_case_without_label_is_removed_and_one_without_source_stays(
-    prepare: Prepare,
-) -> None:
+def test_a_case_without_label_is_removed_and_one_without_source_stays(prepare):
     prepare()
     shutil.rmtree(prepare.source / "labels" / "p1")
     for role in ("images", "labels"):
@@ -233,7 +225,7 @@ def test_a_case_without_label_is_removed_and_one_without_source_stays(
     assert sorted(row["case"] for row in rows_of(prepare.root)) == ["", "p0", "p2"]
 
 
-def test_checks_that_changed_are_applied_to_cases_that_were_there(prepare: Prepare) -> None:
+def test_checks_that_changed_are_applied_to_cases_that_were_there(prepare):
     wide = "checks.volume_ml=[0.001,300]"
     prepare(wide)
     before = contents(prepare.root)
@@ -247,7 +239,7 @@ def test_checks_that_changed_are_applied_to_cases_that_were_there(prepare: Prepa
     assert contents(prepare.root) == before
 
 
-def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(prepare: Prepare) -> None:
+def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(prepare):
     prepare()
     write_patient(prepare.source, "a", 2)
     assert prepare().code == 0
@@ -271,7 +263,7 @@ def test_the_same_pixels_under_a_new_patient_move_nobody_who_was_there(prepare: 
         ("labels=[1]", "structures.pancreas.labels (there None, now [1])"),
     ],
 )
-def test_other_settings_are_refused_by_name(prepare: Prepare, changed: str, named: str) -> None:
+def test_other_settings_are_refused_by_name(prepare, changed, named):
     prepare()
     before = contents(prepare.root)
     ended = prepare(changed)
@@ -282,12 +274,10 @@ def test_other_settings_are_refused_by_name(prepare: Prepare, changed: str, name
 # interruptions and errors
 
 
-def test_an_interrupted_preparation_is_not_trained_on(
-    prepare: Prepare, tmp_path: Path, command: Command, monkeypatch: Patch
-) -> None:
+def test_an_interrupted_preparation_is_not_trained_on(prepare, tmp_path, command, monkeypatch):
     convert, complete = conversion.convert, []
 
-    def interrupted(job: Job) -> Result:
+    def interrupted(job):
         if len(complete) == 2:
             raise KeyboardInterrupt
         complete.append(read_manifest(prepare.root).complete)
@@ -308,8 +298,8 @@ def test_an_interrupted_preparation_is_not_trained_on(
     assert contents(prepare.root) == contents(tmp_path / "alone")
 
 
-def test_a_full_disk_blames_no_scan(prepare: Prepare, monkeypatch: Patch) -> None:
-    def full(path: Path, *_: object) -> str:
+def test_a_full_disk_blames_no_scan(prepare, monkeypatch):
+    def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:
@@ -322,12 +312,10 @@ def test_a_full_disk_blames_no_scan(prepare: Prepare, monkeypatch: Patch) -> Non
 
 
 @pytest.mark.parametrize(("error", "code"), [(MemoryError, 1), (IndexError, 1)])
-def test_memory_that_runs_out_costs_one_case_and_a_bug_ends_the_run_without_values(
-    prepare: Prepare, monkeypatch: Patch, error: Any, code: int
-) -> None:
+def test_lack_of_memory_costs_a_case_and_a_bug_ends_the_run(prepare, monkeypatch, error, code):
     write = conversion.write_case
 
-    def broken(job: Job, *args: Any) -> Result:
+    def broken(job, *args):
         if job.name == "p1":
             raise error("".join(("D", "OE")))
         return write(job, *args)
@@ -356,9 +344,7 @@ series.read_series = read
 """
 
 
-def test_a_scan_that_ends_its_process_is_a_row(
-    prepare: Prepare, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_a_scan_that_ends_its_process_is_a_row(prepare, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(CRASH)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert prepare("processes=2").code == 1
@@ -370,7 +356,7 @@ def test_a_scan_that_ends_its_process_is_a_row(
     assert contents(prepare.root / "cases") == contents(tmp_path / "alone" / "cases")
 
 
-def test_packing_changes_nothing(prepare: Prepare, tmp_path: Path, monkeypatch: Patch) -> None:
+def test_packing_changes_nothing(prepare, tmp_path, monkeypatch):
     assert prepare().code == 0
     monkeypatch.setattr(file_writing, "GZIP_LEVEL", 0)
     assert prepare(root=tmp_path / "other").code == 0
@@ -396,22 +382,20 @@ def test_packing_changes_nothing(prepare: Prepare, tmp_path: Path, monkeypatch: 
         ("data.root=in", "give another data.root"),
     ],
 )
-def test_a_wrong_setting_is_reported_in_one_line(
-    prepare: Prepare, word: str, sentence: str
-) -> None:
+def test_a_wrong_setting_is_reported_in_one_line(prepare, word, sentence):
     ended = prepare(word)
     assert (ended.code, len(ended.err.strip().splitlines())) == (2, 1)
     assert sentence in ended.err
 
 
-def test_a_folder_that_somebody_else_filled_is_not_prepared_into(prepare: Prepare) -> None:
+def test_a_folder_that_somebody_else_filled_is_not_prepared_into(prepare):
     (prepare.root / "pictures").mkdir(parents=True)
     (prepare.root / "pictures" / "mine.png").touch()
     assert prepare().code == 2
     assert [path.name for path in prepare.root.rglob("*.png")] == ["mine.png"]
 
 
-def test_a_prepared_folder_beside_the_scans_is_no_source(command: Command, tmp_path: Path) -> None:
+def test_a_prepared_folder_beside_the_scans_is_no_source(command, tmp_path):
     write_series(tmp_path / "in" / os.fsdecode(b"M\xfcller"))
     source = [f"source.images={tmp_path / 'in'}", "source.labels=null", "data.depth=2"]
     for _ in range(2):
@@ -422,7 +406,7 @@ def test_a_prepared_folder_beside_the_scans_is_no_source(command: Command, tmp_p
 # shards
 
 
-def test_shards_leave_the_folder_that_one_run_leaves(prepare: Prepare, tmp_path: Path) -> None:
+def test_shards_leave_the_folder_that_one_run_leaves(prepare, tmp_path):
     next((prepare.source / "images" / "p1").glob("*-2.dcm")).unlink()
     ended = [prepare(f"shard={n}/3") for n in range(3)]
     assert sorted(one.code for one in ended) == [0, 0, 1]  # one shard has the refused case
@@ -434,7 +418,7 @@ def test_shards_leave_the_folder_that_one_run_leaves(prepare: Prepare, tmp_path:
     assert contents(prepare.root) == contents(tmp_path / "alone")
 
 
-def test_the_same_shard_or_merge_twice_stops_with_one_line(prepare: Prepare) -> None:
+def test_the_same_shard_or_merge_twice_stops_with_one_line(prepare):
     for more, sentence in (
         ([], "a preparation is already"),
         (["shard=0/2"], "shard 0/2 is already"),
@@ -459,9 +443,7 @@ def correct(label: Path, **changes: Any) -> int:
     return int(values.sum())
 
 
-def test_a_corrected_label_is_kept_when_its_source_changes(
-    prepare: Prepare,
-) -> None:
+def test_a_corrected_label_is_kept_when_its_source_changes(prepare):
     prepare()
     label = prepare.root / "cases" / "p1_label.nii.gz"
     voxels = correct(label)
@@ -485,9 +467,7 @@ def test_a_corrected_label_is_kept_when_its_source_changes(
 
 
 @pytest.mark.parametrize("kind", ["values", "grid", "damaged"])
-def test_a_corrected_label_of_another_grid_or_content_is_refused(
-    prepare: Prepare, kind: str
-) -> None:
+def test_a_corrected_label_of_another_grid_or_content_is_refused(prepare, kind):
     prepare()
     label, before = prepare.root / "cases" / "p1_label.nii.gz", prepare.case()
     values = MASK.T * 7 if kind == "values" else MASK.T[..., :-1]
@@ -504,9 +484,7 @@ def test_a_corrected_label_of_another_grid_or_content_is_refused(
 # several structures
 
 
-def test_several_structures_are_stored_as_codes_and_named(
-    prepare: Prepare,
-) -> None:
+def test_several_structures_are_stored_as_codes_and_named(prepare):
     codes = MASK.copy()
     codes[2:] *= 2
     for n, name in enumerate(PATIENTS):

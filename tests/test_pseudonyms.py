@@ -5,7 +5,6 @@ import re
 import stat
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
 
 import pytest
@@ -17,7 +16,6 @@ from pancseg.intake.pseudonyms import make_pseudonyms, read_key, safe_name, stor
 from tests.conftest import run_command
 from tests.tiny_dicom import put, write_series
 
-Patch = pytest.MonkeyPatch
 IDENTITIES = [
     "P-1", "P_1", "P/1", "P 1", "../../x", "x", "a/b", "a-b", "", " ", "-", "..", "🙂", "🙃", "CON",
     "Müller", "M-ller", "M\udcfcller", "a\\b", "a\nb", "a\rb", "a\0b", 'quote " and, comma',
@@ -27,11 +25,11 @@ on_posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no su
 
 
 @pytest.fixture
-def key_file(tmp_path: Path) -> Path:
+def key_file(tmp_path):
     return tmp_path / "site" / "privacy.key"
 
 
-def test_a_pseudonym_depends_on_identity_and_key_alone(key_file: Path) -> None:
+def test_a_pseudonym_depends_on_identity_and_key_alone(key_file):
     first, again = make_pseudonyms("pseudonym", key_file), make_pseudonyms("pseudonym", key_file)
     other = make_pseudonyms("pseudonym", key_file.with_name("other.key"))
     assert (first.name("P-1"), first.key_id) == (again.name("P-1"), again.key_id)
@@ -45,10 +43,10 @@ def test_a_pseudonym_depends_on_identity_and_key_alone(key_file: Path) -> None:
     assert make_pseudonyms("pseudonym", key_file).name("P-1") == "pbeb32a0c78"
 
 
-def test_several_threads_at_once_create_one_key(tmp_path: Path) -> None:
+def test_several_threads_at_once_create_one_key(tmp_path):
     barrier = Barrier(8)
 
-    def make(n: int) -> bytes:
+    def make(n):
         barrier.wait()
         return read_key(tmp_path / f"{n}.key")
 
@@ -58,7 +56,7 @@ def test_several_threads_at_once_create_one_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not hexadecimal", b"00ff", b"\xff\xfe\x00", b"0" * 63])
-def test_a_key_file_without_a_key_is_left_alone(key_file: Path, content: bytes) -> None:
+def test_a_key_file_without_a_key_is_left_alone(key_file, content):
     key_file.parent.mkdir()
     key_file.write_bytes(content)
     with pytest.raises(PancsegError, match=r"privacy\.key: expected a key"):
@@ -66,7 +64,7 @@ def test_a_key_file_without_a_key_is_left_alone(key_file: Path, content: bytes) 
     assert key_file.read_bytes() == content
 
 
-def test_without_pseudonyms_names_are_safe_and_nothing_is_written(tmp_path: Path) -> None:
+def test_without_pseudonyms_names_are_safe_and_nothing_is_written(tmp_path):
     names = make_pseudonyms("none", tmp_path / "privacy.key")
     store_names(names, ["P-07"])
     assert [names.name(text) for text in ("P-07", "1.2.840")] == ["P-07", "1.2.840"]
@@ -78,7 +76,7 @@ def test_without_pseudonyms_names_are_safe_and_nothing_is_written(tmp_path: Path
 
 
 @pytest.mark.parametrize("rule", ["none", "pseudonym"])
-def test_no_patient_id_leaves_the_folder_or_collides(tmp_path: Path, rule: str) -> None:
+def test_no_patient_id_leaves_the_folder_or_collides(tmp_path, rule):
     identities = ["../../x", "a/b", "", "p" * 64, "🙂", "P-1", "p-1"]
     for n, identity in enumerate(identities):
         damage = put(SpecificCharacterSet="ISO_IR 192")
@@ -91,9 +89,7 @@ def test_no_patient_id_leaves_the_folder_or_collides(tmp_path: Path, rule: str) 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_the_table_only_grows_and_can_hold_any_identity(
-    key_file: Path,
-) -> None:
+def test_the_table_only_grows_and_can_hold_any_identity(key_file):
     names = make_pseudonyms("pseudonym", key_file)
     for identity in IDENTITIES:
         store_names(make_pseudonyms("pseudonym", key_file), [identity])
@@ -108,7 +104,7 @@ def test_the_table_only_grows_and_can_hold_any_identity(
     assert names.table.read_text() == "patient;identity\np1;P-1\n"
 
 
-def test_two_patients_of_one_pseudonym_are_refused(key_file: Path, monkeypatch: Patch) -> None:
+def test_two_patients_of_one_pseudonym_are_refused(key_file, monkeypatch):
     monkeypatch.setattr(pseudonyms, "DIGITS", 1)  # 16 names
     names = make_pseudonyms("pseudonym", key_file)
     other = next(text for n in range(1, 999) if names.name(text := f"P-{n}") == names.name("P-0"))
@@ -121,9 +117,7 @@ def test_two_patients_of_one_pseudonym_are_refused(key_file: Path, monkeypatch: 
 
 @on_posix
 @pytest.mark.parametrize("is_link", [True, False])
-def test_files_made_in_advance_are_not_used(
-    key_file: Path, is_link: bool, monkeypatch: Patch
-) -> None:
+def test_files_made_in_advance_are_not_used(key_file, is_link, monkeypatch):
     key_file.parent.mkdir()
     victim = key_file.with_name("victim")
     victim.write_text("untouched")
@@ -143,10 +137,10 @@ def test_files_made_in_advance_are_not_used(
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_a_key_created_meanwhile_wins(key_file: Path, has_links: bool, monkeypatch: Patch) -> None:
+def test_a_key_created_meanwhile_wins(key_file, has_links, monkeypatch):
     link = os.link
 
-    def link_late(source: Path, target: Path) -> None:
+    def link_late(source, target):
         target.write_text("00" * 32)
         if not has_links:
             raise PermissionError
@@ -158,9 +152,7 @@ def test_a_key_created_meanwhile_wins(key_file: Path, has_links: bool, monkeypat
 
 
 @on_posix
-def test_a_key_that_others_may_read_is_warned_of(
-    key_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_key_that_others_may_read_is_warned_of(key_file, capsys):
     read_key(key_file)
     assert capsys.readouterr().err == ""
     key_file.chmod(0o640)
@@ -168,7 +160,7 @@ def test_a_key_that_others_may_read_is_warned_of(
     assert "other users may read the key" in capsys.readouterr().err
 
 
-def test_a_lock_of_another_process_ends_in_one_line(key_file: Path, monkeypatch: Patch) -> None:
+def test_a_lock_of_another_process_ends_in_one_line(key_file, monkeypatch):
     monkeypatch.setattr(pseudonyms, "LOCK_TIMEOUT_S", 0.05)
     names = make_pseudonyms("pseudonym", key_file)
     held = pytest.raises(PancsegError, match=r"names\.csv\.lock: held by another process")

@@ -47,10 +47,12 @@ def test_a_wheel_in_an_empty_environment_trains_scores_and_exports(tmp_path: Pat
 def test_an_audit_that_could_look_up_nothing_says_so(
     script: str, code: int, text: str, tmp_path: Path
 ) -> None:
-    tool, stamp = tmp_path / "pip-audit", tmp_path / "stamp"
+    tool, package, stamp = (tmp_path / name for name in ("pip-audit", "package", "stamp"))
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
+    package.touch()
     stamp.touch()
-    words = ["make", "-s", "-C", str(ROOT), "audit", f"BIN={tmp_path}", f"STAMP={stamp}"]
+    installed = [f"BIN={tmp_path}", f"STAMP={stamp}", f"PACKAGE={package}"]  # nothing is installed
+    words = ["make", "-s", "-C", str(ROOT), "audit", *installed]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == code and text in ended.stdout + ended.stderr

@@ -34,7 +34,6 @@ TERM, USR1 = signal.SIGTERM, signal.SIGUSR1
 EVERYTHING = [
     *PATCHES, "augment=light", "scheduler=cosine", "ema_decay=0.9", "trainer.max_epochs=3",
 ]  # fmt: skip
-CONSTANT = [*EVERYTHING, "scheduler=constant"]
 
 
 def state_of(run: Path) -> dict[str, Any]:
@@ -109,20 +108,13 @@ def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_not(
     assert same(load(killed)["state_dict"], load(whole)["state_dict"])
 
 
-@pytest.mark.parametrize(
-    ("limit", "parts", "more"),
-    [
-        ("epochs", (3, [1, 3]), ["hardware.precision=bf16-mixed"]),
-        ("steps", (12, [8, 12]), ["trainer.max_epochs=-1"]),
-    ],
-)
 def test_a_run_that_is_extended_equals_one_that_was_always_as_long(
-    prepared: Path, tmp_path: Path, limit: str, parts: tuple[int, list[int]], more: list[str]
+    prepared: Path, tmp_path: Path
 ) -> None:
-    for folder, ends in (("at_once", [parts[0]]), ("in_parts", parts[1])):
-        for end in ends:
-            words = [*CONSTANT, *more, f"trainer.max_{limit}={end}", "ckpt_path=last"]
-            assert run_command("train", *smoke(prepared, tmp_path / folder, *words)) == 0
+    constant = [*EVERYTHING, "scheduler=constant", "trainer.max_epochs=-1", "ckpt_path=last"]
+    for folder, steps in (("at_once", 12), ("in_parts", 8), ("in_parts", 12)):
+        words = smoke(prepared, tmp_path / folder, *constant, f"trainer.max_steps={steps}")
+        assert run_command("train", *words) == 0
     assert curves(tmp_path / "at_once") == curves(tmp_path / "in_parts")
 
 
@@ -168,13 +160,10 @@ def test_ckpt_path_last_goes_on_with_the_newest_run_of_that_name(
     [
         ("split.seed=1", "trained with another split"),
         ("model.norm=instance", "trained with model.norm=batch, not instance; give the same"),
-        ("optimizer=sgd", "trained with optimizer."),
         ("sampling=patches", "trained with sampling.kind=whole, not patches"),
         ("data.spatial_size=[48,32,32]", "trained with data.spatial_size=[32,32,32], not [48,"),
         ("data.window_hu=[-100,100]", "trained with data.window_hu=[-200,200], not [-100,100]"),
-        ("scheduler=cosine", "with scheduler._target_=torch.optim.lr_scheduler.ConstantLR, not"),
         ("loss=dice_ce", "trained with loss."),
-        ("augment=light", "trained with augment."),
         ("seed=1", "trained with seed=0, not 1; give the same"),
         ("init_from=x.ckpt", "init_from: a training that ckpt_path resumes has weights; give one"),
     ],
@@ -191,17 +180,14 @@ def test_a_resume_that_does_not_fit_is_refused(
     assert ((run / "metrics.csv").read_bytes(), load(run, "last")["global_step"]) == before
 
 
-@pytest.mark.parametrize(
-    ("limit", "done"), [("epochs=2", "3"), ("steps=8", "12"), ("time=00:00:00:00", "0 s")]
-)
-def test_a_resumed_training_says_that_its_limit_is_reached_already(
-    prepared: Path, copied: Path, command: Command, limit: str, done: str
+def test_a_resumed_training_says_that_its_limits_are_reached_already(
+    prepared: Path, copied: Path, command: Command
 ) -> None:
-    words = [*EVERYTHING, f"trainer.max_{limit}", "ckpt_path=last"]
+    limits = {"epochs=2": "3", "steps=8": "12", "time=00:00:00:00": "0 s"}
+    words = [*EVERYTHING, *(f"trainer.max_{limit}" for limit in limits), "ckpt_path=last"]
     ended = command("train", *smoke(prepared, copied, *words))
-    assert ended.code == 0
-    assert "nothing is left to train: " in ended.out
-    assert f"trainer.max_{limit}, ckpt_path has {done}" in ended.out
+    spent = ", ".join(f"trainer.max_{key}, ckpt_path has {done}" for key, done in limits.items())
+    assert (ended.code, f"nothing is left to train: {spent}; give" in ended.out) == (0, True)
 
 
 def test_a_run_in_another_folder_or_memory_format_goes_on_as_the_same(

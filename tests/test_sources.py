@@ -46,7 +46,7 @@ def find(images: Path, labels: Path | None, patient: str | None = None) -> Sourc
     return find_nifti_pairs(images, labels, patient, options(pancreas=[3]))
 
 
-def test_files_of_one_relative_path_and_stem_match(images: Path, labels: Path) -> None:
+def test_files_of_one_relative_path_and_stem_match(images, labels):
     names = {
         "a/p1_ct.nii.gz": "a/p1-seg.nii.gz", "p1.nii.gz": "p1.nii", "p2_image.nii": "p2_lbl.nii.gz",
         "p3.img.nii.gz": "p3.NII.GZ", "p4.nrrd": "p4.seg.nrrd",
@@ -61,7 +61,7 @@ def test_files_of_one_relative_path_and_stem_match(images: Path, labels: Path) -
         assert np.argwhere(codes_of(case)).tolist() == [[1, 1, 0], [1, 1, 1]]
 
 
-def test_a_file_matches_a_file_whatever_their_names(tmp_path: Path) -> None:
+def test_a_file_matches_a_file_whatever_their_names(tmp_path):
     write_files(tmp_path, "ct.nii.gz", "drawn/pancreas.nii.gz")
     contents = find(tmp_path / "ct.nii.gz", tmp_path / "drawn/pancreas.nii.gz")
     assert pairs(contents, tmp_path, tmp_path) == [("ct.nii.gz", "drawn/pancreas.nii.gz")]
@@ -86,16 +86,14 @@ def test_a_file_matches_a_file_whatever_their_names(tmp_path: Path) -> None:
         (["p7.nii", "p7_0000.nii"], ["p7.nii"], ["p7"], [("p7_0000.nii", "image", "no_label")]),
     ],
 )  # fmt: skip
-def test_files_without_partner_are_refused(
-    tmp_path: Path, images: Any, labels: Any, cases: Any, refused: Any
-) -> None:
+def test_files_without_partner_are_refused(tmp_path, images, labels, cases, refused):
     write_files(tmp_path / "images", *images)
     write_files(tmp_path / "labels", *labels)
     contents = find(tmp_path / "images", tmp_path / "labels")
     assert (sorted(patients(contents)), skipped(contents)) == (cases, refused)
 
 
-def test_without_labels_every_image_is_a_case(images: Path) -> None:
+def test_without_labels_every_image_is_a_case(images):
     write_files(images, "p1.nii.gz", "a/p1.nii.gz", "p2.seg.nrrd", "labels/p1.nii.gz")
     assert sorted(patients(find(images, images / "labels"))) == ["p1"]
     contents = find(images, None)
@@ -113,9 +111,7 @@ def test_without_labels_every_image_is_a_case(images: Path) -> None:
         ("*/deep/image", "*/deep/mask", ["s1/p1", "s1/x/p2"]),
     ],
 )
-def test_the_text_of_wildcards_names_the_patient(
-    tmp_path: Path, images: str, labels: str, expected: Any
-) -> None:
+def test_the_text_of_wildcards_names_the_patient(tmp_path, images, labels, expected):
     write_files(tmp_path, "s1/ct.nii", "s1/mask/pancreas.nii", "s2/ct.nii", "s2/mask/pancreas.nii")
     deep = ("s1/deep/{}/p1.nii", "s1/deep/{}/x/p2.nii")
     write_files(tmp_path, "s3/ct.nii", *(d.format(r) for d in deep for r in ("image", "mask")))
@@ -133,9 +129,7 @@ def test_the_text_of_wildcards_names_the_patient(
         (("liver_3",), "liver_(?P<patient>", "finds none in liver_3"),
     ],
 )
-def test_a_regular_expression_names_the_patient(
-    images: Path, names: Any, pattern: str, expected: Any
-) -> None:
+def test_a_regular_expression_names_the_patient(images, names, pattern, expected):
     write_files(images, *(f"{name}.nii.gz" for name in names))
     if isinstance(expected, list):
         assert sorted(patients(find(images, None, pattern))) == expected
@@ -149,9 +143,7 @@ def test_a_regular_expression_names_the_patient(
     [(("l_1_0", "l_1_1"), True), (("sub-01_ses-1", "sub-01_ses-2"), True),
      (("a/p_1", "a/p_2"), False), (("case_001", "case_002"), False), (("l_1_0", "l_2_0"), False)],
 )  # fmt: skip
-def test_names_that_differ_in_a_second_number_are_warned_of(
-    images: Path, names: Any, is_warned: bool
-) -> None:
+def test_names_that_differ_in_a_second_number_are_warned_of(images, names, is_warned):
     write_files(images, *(f"{name}.nii.gz" for name in names))
     expected = f"{names[0]} and {names[1]} look like parts of one patient"
     warnings = find(images, None).warnings
@@ -165,7 +157,7 @@ def series(images: Path, labels: Path | None = None, modality: str = "CT") -> So
     return find_dicom(images, labels, modality, options())
 
 
-def test_a_case_reads_its_image_and_mask_in_other_processes(images: Path, labels: Path) -> None:
+def test_a_case_reads_its_image_and_mask_in_other_processes(images, labels):
     values = {"Manufacturer": "GE MEDICAL SYSTEMS", "ContrastBolusAgent": "agent"}
     write_series(images / "p1", series_uid="1.2.3", damage=put(**values, StudyInstanceUID="1.2"))
     write_series(labels / "p1", pixels=np.eye(5)[:, :4, None] + [0, 0, 0], modality="OT")
@@ -178,7 +170,7 @@ def test_a_case_reads_its_image_and_mask_in_other_processes(images: Path, labels
     assert (case.uid, case.study_uid, case.patient_id) == ("1.2.3", "1.2", "P-1")
 
 
-def test_files_of_labels_match_the_folder_of_their_name(images: Path, labels: Path) -> None:
+def test_files_of_labels_match_the_folder_of_their_name(images, labels):
     drawn = np.zeros((3, 4, 5), np.uint8)
     drawn[1, 2, 3] = 1
     affine = np.array([[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
@@ -197,7 +189,7 @@ def test_files_of_labels_match_the_folder_of_their_name(images: Path, labels: Pa
     assert alone.label_path == labels / "p2" / "pancreas.nii"
 
 
-def test_a_seg_among_the_images_is_their_label(images: Path) -> None:
+def test_a_seg_among_the_images_is_their_label(images):
     write_series(images / "p1", series_uid="1.2.3.4")
     assert skipped(series(images, images)) == [("p1", "image", "no_label")]
     refer = put(ReferencedSeriesSequence=[item(SeriesInstanceUID="1.2.3.4")])
@@ -212,7 +204,7 @@ def test_a_seg_among_the_images_is_their_label(images: Path) -> None:
 
 
 @pytest.mark.parametrize(("images", "labels"), [("", "masks"), ("scans", "")])
-def test_files_of_two_folders_belong_to_the_inner(tmp_path: Path, images: str, labels: str) -> None:
+def test_files_of_two_folders_belong_to_the_inner(tmp_path, images, labels):
     outer = tmp_path / "outer"
     write_series(outer / (images or "scan") / "p1")
     write_series(outer / (labels or "mask") / "p1")
@@ -233,16 +225,14 @@ def test_files_of_two_folders_belong_to_the_inner(tmp_path: Path, images: str, l
         ({"a": ("", ""), "b": ("P-7", "")}, ["a", "P-7"]),
     ],
 )
-def test_the_patient_is_that_of_the_study_or_a_folder(
-    images: Path, written: Any, expected: Any
-) -> None:
+def test_the_patient_is_that_of_the_study_or_a_folder(images, written, expected):
     for name, (patient_id, study) in written.items():
         write_series(images / name, patient_id=patient_id, damage=put(StudyInstanceUID=study))
     assert patients(series(images)) == expected
 
 
 @pytest.mark.parametrize(("ids", "is_warned"), [("XXX", True), ("XYZ", False), ("XX", False)])
-def test_scans_of_one_patient_id_are_warned_of(images: Path, ids: str, is_warned: bool) -> None:
+def test_scans_of_one_patient_id_are_warned_of(images, ids, is_warned):
     for n, patient_id in enumerate(ids):
         write_series(images / f"p{n}", patient_id=patient_id)
     assert any("same PatientID" in text for text in series(images).warnings) == is_warned
@@ -252,7 +242,7 @@ def identities(images: Path) -> list[str]:
     return [case.input_key for case in series(images).cases]
 
 
-def test_the_identity_stays_where_a_series_moves_or_a_second_copy_appears(images: Path) -> None:
+def test_the_identity_stays_where_a_series_moves_or_a_second_copy_appears(images):
     before = identities(write_series(images / "DIR1").parent)
     shutil.copytree(images / "DIR1", images / "DIR2")
     assert identities(images) == before
@@ -265,7 +255,7 @@ def test_the_identity_stays_where_a_series_moves_or_a_second_copy_appears(images
         assert len(set(identities(images / f"uid{uid}"))) == 2
 
 
-def test_another_modality_is_dropped_beside_a_scan_and_read_if_wanted(images: Path) -> None:
+def test_another_modality_is_dropped_beside_a_scan_and_read_if_wanted(images):
     write_series(images / "p1", modality="MR", names=list("abcde"))
     assert skipped(series(images)) == [("p1", "image", "not_ct")]
     write_series(images / "p1", names=list("vwxyz"))
@@ -293,9 +283,7 @@ def write_nnunet(folder: Path, description: Any = NEW, name: str = "p7_0000") ->
     ("labels", "values"),
     [(None, [1, 2, 3]), ([" Pancreas"], [1]), (["pancreas", 3], [1, 3]), (["1", 2], [1, 2])],
 )
-def test_labels_are_names_or_values(
-    tmp_path: Path, description: Any, name: str, labels: Any, values: Any
-) -> None:
+def test_labels_are_names_or_values(tmp_path, description, name, labels, values):
     contents = find_nnunet(write_nnunet(tmp_path, description, name), options(pancreas=labels))
     assert (patients(contents), contents.skipped, contents.warnings) == (["p7"], [], [])
     [label] = map(label_of, contents.cases)
@@ -303,7 +291,7 @@ def test_labels_are_names_or_values(
     assert label.unknown_values == (("3",) if labels is None else ())
 
 
-def test_names_of_several_structures_become_their_codes(tmp_path: Path) -> None:
+def test_names_of_several_structures_become_their_codes(tmp_path):
     chosen = options(pancreas=["pancreas", "tumour"], tumour=["tumour"])
     [case] = find_nnunet(write_nnunet(tmp_path), chosen).cases
     assert codes_of(case).ravel().tolist() == [0, 0, 1, 1, 2, 2, 0, 0]
@@ -326,15 +314,13 @@ def test_names_of_several_structures_become_their_codes(tmp_path: Path) -> None:
         ({**NEW, "file_ending": ".mha"}, "file_ending '.mha' is not read; convert to .nii.gz"),
     ],
 )
-def test_a_description_of_no_use_is_an_error(
-    tmp_path: Path, description: Any, sentence: str
-) -> None:
+def test_a_description_of_no_use_is_an_error(tmp_path, description, sentence):
     with pytest.raises(PancsegError, match=sentence):
         find_nnunet(write_nnunet(tmp_path, description), options())
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"null", b"[" * 10**5])
-def test_a_damaged_description_is_an_error_of_a_line(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_description_is_an_error_of_a_line(tmp_path, content):
     file = write_nnunet(tmp_path / "Task07") / "dataset.json"
     file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
     assert len(find_nnunet(tmp_path / "Task07", options()).cases) == 1
@@ -376,7 +362,7 @@ def anonymous(is_mask: bool) -> Callable[[list[Dataset]], None]:
 
 
 @pytest.fixture
-def ircadb(tmp_path: Path) -> Path:
+def ircadb(tmp_path):
     """Two patients with a pancreas and a liver each."""
     shape: dict[str, Any] = {"first": (-30, -36, 12), "gap_mm": 5, "pixel_spacing": (3, 3.5)}
     for n, name in enumerate(PATIENTS):
@@ -392,7 +378,7 @@ def ircadb(tmp_path: Path) -> Path:
     return tmp_path / "3Dircadb1"
 
 
-def test_every_patient_of_ircadb_has_its_own_mask_of_the_organ(ircadb: Path) -> None:
+def test_every_patient_of_ircadb_has_its_own_mask_of_the_organ(ircadb):
     shutil.rmtree(ircadb / PATIENTS[0] / "MASKS_DICOM" / "liver")
     contents = find_ircadb(ircadb, "pancreas", options())
     assert (patients(contents), contents.skipped, contents.warnings) == (PATIENTS, [], [])
@@ -445,7 +431,7 @@ def read_nih(images: Path, labels: Path) -> tuple[nib.Nifti1Image, LabelMap, np.
 
 
 @pytest.mark.parametrize("flipped", [None, 0, 1, 2])
-def test_a_label_without_origin_lands_by_its_directions(tmp_path: Path, flipped: Any) -> None:
+def test_a_label_without_origin_lands_by_its_directions(tmp_path, flipped):
     images, labels = write_nih(tmp_path)
     write_label(labels, [s * (-1 if n == flipped else 1) for n, s in enumerate((-1, 1, 1))])
     image, label, voxels = read_nih(images, labels)
@@ -460,13 +446,13 @@ def test_a_label_without_origin_lands_by_its_directions(tmp_path: Path, flipped:
     [({"scale": 1.009}, True), ({"scale": (1, 1, 1.02)}, False), ({"scale": 0.98}, False),
      ({"voxels": TRUTH[:, :3]}, False), ({"origin": (10, 20 - 3 * 0.8, 30)}, False)],
 )  # fmt: skip
-def test_a_label_of_another_grid_stays(tmp_path: Path, options_: Any, is_placed: bool) -> None:
+def test_a_label_of_another_grid_stays(tmp_path, options_, is_placed):
     images, labels = write_nih(tmp_path)
     write_label(labels, **options_)
     assert (read_nih(images, labels)[1].flags == ("label_placed_by_axes",)) == is_placed
 
 
-def test_scans_and_labels_of_nih_match_by_number(tmp_path: Path) -> None:
+def test_scans_and_labels_of_nih_match_by_number(tmp_path):
     for number, patient_id in ((3, None), (7, ""), (12, "PANCREAS_0012")):
         images, labels = write_nih(tmp_path, number, patient_id)
     write_series(images / "other", patient_id="X")

@@ -235,7 +235,6 @@ def test_a_state_dict_as_monai_saves_it_is_taken(tmp_path: Path, wrapped: bool) 
         ("split.val=0 patience=2", "there is no validation to wait for"),
         ("~callbacks.epoch_report", "callbacks.epoch_report: metrics.csv and summary.json need it"),
         ("trainer.max_time=10min", "ten minutes are trainer.max_time=00:00:10:00"),
-        ("trainer.max_time=600", "ten minutes are trainer.max_time=00:00:10:00"),
         ("scheduler=cosine trainer.max_epochs=-1", "scheduler.T_max: give it, trainer.max_epochs"),
         ("init_from=words.pt", "init_from=words.pt: is neither a checkpoint nor a state_dict"),
         ("init_from=other.pt", "init_from=other.pt: holds 0 of this network's"),

@@ -80,7 +80,7 @@ def refusal(path: Path, *labels: Label) -> Refused:
 
 @pytest.mark.parametrize("stored", ["uint8", "int16", "int32", "float64"])
 @pytest.mark.parametrize("slope", [(1, 0), (2, 3), (0.5, -7), (-1, 0), (1e3, 1e5)])
-def test_values_are_those_that_nibabel_reads(tmp_path: Path, stored: str, slope: Any) -> None:
+def test_values_are_those_that_nibabel_reads(tmp_path, stored, slope):
     path = write(tmp_path / "ct.nii", NUMBERED, stored, *slope)
     theirs = nib.Nifti1Image.from_filename(path).get_fdata()
     ours = ct_of(path)
@@ -97,18 +97,14 @@ def test_values_are_those_that_nibabel_reads(tmp_path: Path, stored: str, slope:
     ("stored", "slope", "image_bytes", "label_bytes"),
     [("uint8", 1, 1 + 2, 1 + 2 + 1), ("int16", 1, 2, 2 + 1), ("uint8", 0.1, 1 + 2 + 4, 1 + 4 + 1)],
 )  # stored, int16 or float32, codes
-def test_memory_is_that_of_values_and_result(
-    tmp_path: Path, stored: str, slope: float, image_bytes: int, label_bytes: int
-) -> None:
+def test_memory_is_that_of_values_and_result(tmp_path, stored, slope, image_bytes, label_bytes):
     values = np.random.default_rng(0).integers(0, 100, (192, 192, 64))
     path = write(tmp_path / "ct.nii.gz", values, stored, slope, 0)
     assert peak_of(lambda: ct_of(path)) < (image_bytes + 0.8) * values.size
     assert peak_of(lambda: mask_of(path, 1)) < (label_bytes + 2) * values.size
 
 
-def test_what_memory_cannot_hold_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_memory_cannot_hold_is_not_read(tmp_path, monkeypatch):
     files = write(tmp_path / "a.nii.gz", DOT, "uint8"), write_nrrd(tmp_path / "a.nrrd", DOT)
     for bytes_there, is_read in ((3 * DOT.size, True), (3 * DOT.size - 1, False)):
         monkeypatch.setattr(volume_files, "main_memory", lambda n=bytes_there: n)
@@ -118,7 +114,7 @@ def test_what_memory_cannot_hold_is_not_read(
 
 
 @pytest.mark.parametrize(("unit", "mm"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
-def test_metres_and_micrometres_become_millimetres(tmp_path: Path, unit: int, mm: float) -> None:
+def test_metres_and_micrometres_become_millimetres(tmp_path, unit, mm):
     image = nib.Nifti1Image(NUMBERED.astype("int16"), np.diag([0.5, 0.5, 2, mm]) / mm)
     nib.save(image, tmp_path / "ct.nii")
     overwrite(tmp_path / "ct.nii", 123, np.array([unit], "uint8"))
@@ -129,7 +125,7 @@ def test_metres_and_micrometres_become_millimetres(tmp_path: Path, unit: int, mm
 
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_big_endian_files_with_extensions_are_read(tmp_path: Path, kind: Any) -> None:
+def test_big_endian_files_with_extensions_are_read(tmp_path, kind):
     header = kind.header_class(endianness=">")
     image = kind(NUMBERED.astype("int16").reshape(2, 3, 4, 1), AFFINE, header)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 5000))
@@ -140,9 +136,7 @@ def test_big_endian_files_with_extensions_are_read(tmp_path: Path, kind: Any) ->
 
 
 @pytest.mark.parametrize(("shift_mm", "is_flagged"), [(0.19, False), (0.21, True), (np.nan, False)])
-def test_a_qform_unlike_the_sform_is_flagged(
-    tmp_path: Path, shift_mm: float, is_flagged: bool
-) -> None:
+def test_a_qform_unlike_the_sform_is_flagged(tmp_path, shift_mm, is_flagged):
     image = nib.Nifti1Image(NUMBERED.astype("int16"), AFFINE)  # a tenth of a voxel is 0.2 mm
     image.header.set_qform(AFFINE, code=2)
     image.header["qoffset_z"] += shift_mm
@@ -159,7 +153,7 @@ def test_a_qform_unlike_the_sform_is_flagged(
         assert ct_of(tmp_path / "q.nii").affine[2, 3] == pytest.approx(30 + shift_mm, abs=1e-5)
 
 
-def test_bytes_after_the_voxels_members_and_wrong_suffixes_are_read(tmp_path: Path) -> None:
+def test_bytes_after_the_voxels_members_and_wrong_suffixes_are_read(tmp_path):
     plain = write(tmp_path / "ct.nii").read_bytes()
     members = b"".join(gzip.compress(plain[n : n + 99]) for n in range(0, len(plain), 99))
     contents = {
@@ -173,7 +167,7 @@ def test_bytes_after_the_voxels_members_and_wrong_suffixes_are_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPI", "SRP", "ASL"])
-def test_slices_run_from_feet_to_head_and_lie_as_in_simpleitk(tmp_path: Path, codes: str) -> None:
+def test_slices_run_from_feet_to_head_and_lie_as_in_simpleitk(tmp_path, codes):
     upright = nib.Nifti1Image(NUMBERED.astype("int16"), np.diag([2.0, 3, 4, 1]))
     axes = nib.orientations.axcodes2ornt(codes)
     turn = nib.orientations.ornt_transform(nib.io_orientation(upright.affine), axes)
@@ -192,7 +186,7 @@ def test_slices_run_from_feet_to_head_and_lie_as_in_simpleitk(tmp_path: Path, co
 
 @pytest.mark.parametrize("stored", ["uint8", "int32", "float64"])
 @pytest.mark.parametrize("labels", [(1, 2), ()])
-def test_labels_saved_through_floats_are_whole(tmp_path: Path, stored: str, labels: Any) -> None:
+def test_labels_saved_through_floats_are_whole(tmp_path, stored, labels):
     whole = np.zeros((12, 12, 12))
     whole.ravel()[:917] = np.arange(917) % 3 + 1
     header = nib.Nifti1Header()
@@ -206,7 +200,7 @@ def test_labels_saved_through_floats_are_whole(tmp_path: Path, stored: str, labe
     assert label.unknown_values == ()
 
 
-def test_the_ignore_label_becomes_background_with_a_flag(tmp_path: Path) -> None:
+def test_the_ignore_label_becomes_background_with_a_flag(tmp_path):
     values = np.zeros((10, 10, 10))
     values[0, 0, 0], values[1, 0, :9] = 1, 3  # 0.9 % are ignored
     path = write(tmp_path / "mask.nii.gz", values, "uint8")
@@ -235,7 +229,7 @@ HOSTILE: dict[str, tuple[int, Any, str]] = {  # name: (offset in the header, val
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_header_is_refused_within_little_memory(tmp_path: Path, name: str) -> None:
+def test_a_hostile_header_is_refused_within_little_memory(tmp_path, name):
     offset, values, code = HOSTILE[name]
     image = nib.Nifti1Image(NUMBERED.astype("int16"), None)
     image.set_qform(AFFINE, code=1)
@@ -250,7 +244,7 @@ def test_a_hostile_header_is_refused_within_little_memory(tmp_path: Path, name: 
         assert refused.value.code == code
 
 
-def test_a_truncated_file_or_a_damaged_checksum_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_or_a_damaged_checksum_is_refused(tmp_path):
     plain, path = write(tmp_path / "p7.nii").read_bytes(), tmp_path / "p7.nii.gz"
     packed = gzip.compress(plain)
     wrong = [
@@ -269,7 +263,7 @@ def test_a_truncated_file_or_a_damaged_checksum_is_refused(tmp_path: Path) -> No
             ct_of(path)
 
 
-def test_bombs_are_refused_without_being_unpacked(tmp_path: Path) -> None:
+def test_bombs_are_refused_without_being_unpacked(tmp_path):
     content = gzip.compress(write(tmp_path / "p7.nii").read_bytes())
     bomb = content + gzip.compress(bytes(2**24), compresslevel=1) * 32  # 512 MiB
     (tmp_path / "p7.nii.gz").write_bytes(bomb)
@@ -279,7 +273,7 @@ def test_bombs_are_refused_without_being_unpacked(tmp_path: Path) -> None:
         assert peak_of(lambda name=name: refusal(tmp_path / name)) < 2**26
 
 
-def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path: Path) -> None:
+def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path):
     plain = write(tmp_path / "p7.nii").read_bytes()
     nrrd = write_nrrd(tmp_path / "a.seg.nrrd", DOT, **SLICER).read_bytes()
     cases = [
@@ -302,7 +296,7 @@ def test_random_damage_is_refused_or_read_and_never_anything_else(tmp_path: Path
 @pytest.mark.parametrize(
     "directions", ["(0,0,-1.5) (0.6,0.8,0) (-1.6,1.2,0)", "(1,0,0) (0,2,0) (0,0,-3)"]
 )
-def test_nrrd_equals_simpleitk(tmp_path: Path, space: str, encoding: str, directions: str) -> None:
+def test_nrrd_equals_simpleitk(tmp_path, space, encoding, directions):
     random = np.random.default_rng(0).random((3, 4, 5))
     for values in ((random < 0.4).astype(np.int16), random.astype(np.float32)):
         raw = values.tobytes(order="F")
@@ -332,7 +326,7 @@ def assert_equals_simpleitk(ours: nib.Nifti1Image, file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["liver_seg", "single_and_multiframe/nrrd/label"])
-def test_a_published_mask_equals_simpleitks_reading(shared_data: Path, name: str) -> None:
+def test_a_published_mask_equals_simpleitks_reading(shared_data, name):
     file = shared_data / "seg" / f"{name}.nrrd"
     assert_equals_simpleitk(mask_of(file).image, file)
 
@@ -358,7 +352,7 @@ def layered() -> tuple[np.ndarray, dict[str, Any]]:
         (("A", "B", "C"), [[0, 0, 0], [1, 0, 0], [2, 3, 4]]),
     ],
 )
-def test_segments_of_layers_are_chosen_by_name(tmp_path: Path, labels: Any, expected: Any) -> None:
+def test_segments_of_layers_are_chosen_by_name(tmp_path, labels, expected):
     values, fields = layered()
     file = write_nrrd(tmp_path / "a.seg.nrrd", values, **fields)
     assert voxels(mask_of(file, *labels).image) == expected
@@ -371,7 +365,7 @@ def test_segments_of_layers_are_chosen_by_name(tmp_path: Path, labels: Any, expe
 
 
 @pytest.mark.parametrize("label", ["pankreas größer", 2])
-def test_a_segment_is_chosen_by_name_or_value_or_refused(tmp_path: Path, label: Label) -> None:
+def test_a_segment_is_chosen_by_name_or_value_or_refused(tmp_path, label):
     values = DOT * 2
     values[0, 0, 0] = 1
     file = write_nrrd(tmp_path / "a.seg.nrrd", values, **SLICER)
@@ -403,13 +397,13 @@ def test_a_segment_is_chosen_by_name_or_value_or_refused(tmp_path: Path, label: 
     ],
     ids=str,
 )
-def test_a_wrong_nrrd_header_is_refused_unquoted(tmp_path: Path, fields: Any, code: str) -> None:
+def test_a_wrong_nrrd_header_is_refused_unquoted(tmp_path, fields, code):
     (tmp_path / "b.raw").write_bytes(DOT.tobytes())
     refused = refusal(write_nrrd(tmp_path / "a.nrrd", DOT, **fields))
     assert refused.code == code and "DOE" not in str(refused)
 
 
-def test_a_mask_that_slicer_cropped_is_put_on_the_whole_grid(tmp_path: Path) -> None:
+def test_a_mask_that_slicer_cropped_is_put_on_the_whole_grid(tmp_path):
     affine = np.array([[-0.5, 0, 0, 10], [0, -0.8, 0, 20], [0, 0, 2.5, 30], [0, 0, 0, 1]])
     scan = Scan(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), affine))
     origin = f"({-10 + 0.5},{-20 + 2 * 0.8},{30 + 3 * 2.5})"

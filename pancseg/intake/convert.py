@@ -450,13 +450,24 @@ def write_case(job: Job, scan: Scan, label: LabelMap | None, flags: list[str]) -
 def write_label_parts(
     settings: PrepareSettings, case: Case, row: Row, image: Nifti1Image, label: Nifti1Image | None
 ) -> tuple[Case, list[Group]]:
-    """Write groups and picture; return the case with counts, and groups; complete its row."""
+    """Write groups, then the picture; return the case with counts, and groups; complete its row."""
+    cut, groups, empty = settings.groups, [], 0
+    depth = cut.depth or 0
+    starts, left_out = plan_cut(image.shape[2], depth, cut.tail) if depth else ([], 0)
+    for start in starts:
+        part = None if label is None else cut_group(label, start, depth, fill=0)
+        voxels = None if part is None else int(np.count_nonzero(part.dataobj))
+        empty += voxels == 0
+        if voxels == 0 and not cut.keep_empty:
+            continue
+        name, slices = f"{case.name}_{start:04d}", cut_group(image, start, depth, fill=AIR_HU)
+        files = write_pair(settings.root, f"groups/{name}", slices, part)
+        groups.append(Group(name, case.name, case.patient, start, label_voxels=voxels, **files))
     codes = None if label is None else np.asanyarray(label.dataobj)
-    groups, empty, tail = write_groups(settings, case, image, label)
     write_thumbnail(settings.root / picture_path(case.name), image, codes)
     row.slices = image.shape[2]
     row.spacing_x_mm, row.spacing_y_mm, row.spacing_z_mm = case.spacing_mm
-    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, tail
+    row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, left_out
     if codes is None:
         return case, groups
     ml, voxels = voxel_ml(image.affine), int(np.count_nonzero(codes))
@@ -465,28 +476,6 @@ def write_label_parts(
     if len(counts) > 1:
         row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in counts.items())
     return replace(case, label_voxels=voxels, structure_voxels=counts), groups
-
-
-def write_groups(
-    settings: PrepareSettings, case: Case, image: Nifti1Image, label: Nifti1Image | None
-) -> tuple[list[Group], int, int]:
-    """Write groups; return them, how many were empty, and how many incomplete were left out."""
-    depth = settings.groups.depth
-    if depth is None:
-        return [], 0, 0
-    starts, left_out = plan_cut(image.shape[2], depth, settings.groups.tail)
-    groups, empty = [], 0
-    for start in starts:
-        part = None if label is None else cut_group(label, start, depth, fill=0)
-        voxels = None if part is None else int(np.count_nonzero(part.dataobj))
-        empty += voxels == 0
-        if voxels == 0 and not settings.groups.keep_empty:
-            continue
-        name = f"{case.name}_{start:04d}"
-        cut_image = cut_group(image, start, depth, fill=AIR_HU)
-        files = write_pair(settings.root, f"groups/{name}", cut_image, part)
-        groups.append(Group(name, case.name, case.patient, start, label_voxels=voxels, **files))
-    return groups, empty, left_out
 
 
 def write_pair(

@@ -173,7 +173,19 @@ def add_cases(
         status, reason = "refused", image.problem or label_problem or NO_LABEL
         if reason == NO_LABEL and (own or matches is None):
             label = own.label if own else None
-            case = make_case(image, label, patients[image], input_keys[image], options)
+            files, flags = (label.files, label.flags) if label else ((), ())
+            both = {
+                "files": image.files + files,
+                "flags": tuple(dict.fromkeys(image.flags + flags)),
+            }
+            case = CaseSource(
+                **vars(image) | both,
+                patient=patients[image],
+                read_image=partial(read_scan, image.format, image.files, options),
+                read_label=partial(read_label, label.format, files, options) if label else None,
+                label_path=label.path if label else None,
+                input_key=input_keys[image],
+            )
             contents.cases.append(case)
             continue
         if reason == NO_LABEL and patients[image] in labelled:
@@ -185,22 +197,6 @@ def add_cases(
             label = match.label
             contents.skip(label.path, "label", "refused", reason, len(label.files))
     contents.skipped = list(dict.fromkeys(contents.skipped))
-
-
-def make_case(
-    image: SourceItem, label: SourceItem | None, patient: str, input_key: str, options: ReadOptions
-) -> CaseSource:
-    """The case of an image and its label, if it has one."""
-    files, flags = (label.files, label.flags) if label else ((), ())
-    both = {"files": image.files + files, "flags": tuple(dict.fromkeys(image.flags + flags))}
-    return CaseSource(
-        **vars(image) | both,
-        patient=patient,
-        read_image=partial(read_scan, image.format, image.files, options),
-        read_label=partial(read_label, label.format, files, options) if label else None,
-        label_path=label.path if label else None,
-        input_key=input_key,
-    )
 
 
 def read_scan(format_: str, files: tuple[Path, ...], options: ReadOptions) -> Scan:

@@ -102,7 +102,15 @@ def find_nifti_pairs(
     if patient is None:
         warn_of_parts(contents)
     for n, case in enumerate(contents.cases if patient else ()):
-        contents.cases[n] = replace(case, patient=search_patient(case.patient, str(patient)))
+        with suppress(re.error, IndexError):
+            match = re.search(str(patient), case.patient)
+            if match and match["patient"]:
+                contents.cases[n] = replace(case, patient=match["patient"])
+                continue
+        raise PancsegError(
+            f"source.patient={patient}: finds none in {case.patient}; expected a regular expression "
+            "with a group named patient that matches every image, such as (?P<patient>[^_]+)"
+        )
     return contents
 
 
@@ -127,18 +135,6 @@ def match_files(
             problem = f"ambiguous_image: {count[image.key]} images have one name; keep one of them"
             kept[n] = replace(image, problem=problem)
     return kept, match_labels(labels, kept)
-
-
-def search_patient(key: str, pattern: str) -> str:
-    """The patient of a key; PancsegError if the pattern finds none."""
-    with suppress(re.error, IndexError):
-        match = re.search(pattern, key)
-        if match and match["patient"]:
-            return match["patient"]
-    raise PancsegError(
-        f"source.patient={pattern}: finds none in {key}; expected a regular expression with a "
-        "group named patient that matches every image, such as (?P<patient>[^_]+)"
-    )
 
 
 def warn_of_parts(contents: SourceContents) -> None:

@@ -1,7 +1,4 @@
-"""Dice per patient: voxels are summed over a patient's volumes before the ratio is formed.
-
-torchmetrics averages over samples or over all voxels, not over patients.
-"""
+"""Dice per patient, which torchmetrics lacks: voxels are summed before the ratio is formed."""
 
 import torch
 from torch import Tensor

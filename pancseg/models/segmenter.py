@@ -196,11 +196,8 @@ class Segmenter(pl.LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def total_steps(self) -> int | None:
-        """Steps of the optimizer until ``trainer.max_epochs`` or ``max_steps``; None without both.
-
-        Lightning's own estimate makes the loader, before a resumed epoch is known.
-        """
-        trainer: Any = self.trainer
+        """Optimizer steps until ``trainer.max_epochs`` or ``max_steps``; None without both."""
+        trainer: Any = self.trainer  # its own estimate makes the loader of a wrong epoch
         batches, limit = trainer.datamodule.batches_per_epoch(), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         limits = [trainer.max_steps] if trainer.max_steps > 0 else []

@@ -44,10 +44,7 @@ IGNORED_WARNINGS = (
 
 
 def check_start(cfg: DictConfig) -> None:
-    """Check that a training can start on this machine, before anything is read.
-
-    Processes that torchrun or Slurm started must not wait for each other, or each train alone.
-    """
+    """Check, before anything is read, that a training can start here and its processes agree."""
     hardware.check_accelerator(cfg.hardware.accelerator)
     max_time, nodes, devices = cfg.trainer.max_time, cfg.trainer.num_nodes, cfg.trainer.devices
     tasks = int(os.environ.get("SLURM_NTASKS") or 1)
