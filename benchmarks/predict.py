@@ -7,7 +7,7 @@ The image, with its mask, is brought to 512 x 512 x N voxels: what is missing in
 by its last slices, each with noise of its own. Each arm is a process of its own, from its start to
 the written mask, one after the other: the plain pipeline of MONAI's tutorials (Compose,
 SlidingWindowInferer, Invertd, SaveImage), nnU-Net's predictor where nnunetv2 can be imported,
-``pancseg.predict`` (which also checks, measures and draws), and the same with ``roi=auto``; all
+``pancseg.predict`` (which also checks, measures and draws); all
 with the same network, voxels, windows and overlap.
 """
 
@@ -36,7 +36,7 @@ ACROSS = 512  # columns and rows
 STEP_MM = {100: 3.0}  # from slice to slice; 1 mm for other lengths
 NOISE_HU = 12.0
 OTHERS = {"MONAI plain": "--plain", "nnU-Net's predictor": "--nnunet"}
-ARMS = ("MONAI plain", "nnU-Net's predictor", "pancseg", "pancseg, roi=auto")
+ARMS = ("MONAI plain", "nnU-Net's predictor", "pancseg")
 SECONDS = 1800  # that an arm may take
 
 
@@ -239,8 +239,7 @@ def words_of(arm: str, checkpoint: Path, scan: Path, output: Path) -> list[str]:
         me = [sys.executable, __file__, OTHERS[arm], "--work", str(output)]
         return [*me, "--checkpoint", str(checkpoint), "--image", str(scan)]
     words = [f"checkpoint={checkpoint}", f"input={scan}", f"output={output}"]
-    roi = ["roi=auto"] if "roi" in arm else []
-    return [sys.executable, "-m", "pancseg.predict", *words, *roi]
+    return [sys.executable, "-m", "pancseg.predict", *words]
 
 
 def measure(asked: argparse.Namespace, slices: int) -> dict[str, Cost]:

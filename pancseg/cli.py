@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from pancseg.config import RANKS, conf_folder, is_sweep_job, leaves, register_resolvers
+from pancseg.config import RANKS, conf_folder, flatten, is_sweep_job, register_resolvers
 from pancseg.errors import NO_ROOM, Incomplete, PancsegError, lacks_room
 from pancseg.signals import Stopped, has_fixed_folder, requeue, stop_on_signals
 
@@ -163,12 +163,12 @@ def own_error(error: Exception) -> Exception:
 def one_line(error: BaseException, name: str) -> str:
     """An error in one line: what was found, what was expected, what to do."""
     if isinstance(error, hydra_errors.OverrideParseException):
-        return quoting_advice(str(error.override))
+        return quoting_advice(str(error.override), name)
     if isinstance(error, hydra_errors.MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: no such choice; choices are {', '.join(error.options)}"
     if str(error).startswith("Ambiguous value for argument"):
-        return quoting_advice(str(error).split("'")[1])
+        return quoting_advice(str(error).split("'")[1], name)
     if isinstance(error, hydra_errors.ConfigCompositionException):
         return unknown_key_advice(error, name)
     text = " ".join(str(error).split()) or type(error).__name__
@@ -181,18 +181,25 @@ def one_line(error: BaseException, name: str) -> str:
     return f"{type(error).__name__}: {text} (HYDRA_FULL_ERROR=1 shows the traceback)"
 
 
-def quoting_advice(override: str) -> str:
-    """The override again, with the values quoted that Hydra's grammar refuses."""
-    return f"{override}: has a character that needs quotes; give {shell_quoted(quoted(override))}"
+def quoting_advice(override: str, name: str) -> str:
+    """The command line again, with all values quoted that Hydra's grammar refuses."""
+    is_sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    line = " ".join(
+        shell_quoted(quoted(text) if text == override or needs_quotes(text, is_sweep) else text)
+        for text in sys.argv[1:]
+    )
+    return f"{override}: has a character that needs quotes; paste: python -m pancseg.{name} {line}"
 
 
-def needs_quotes(override: str) -> bool:
+def needs_quotes(argument: str, is_sweep: bool) -> bool:
     """Whether Hydra refuses an override as it stands, or splits its value at commas."""
+    if argument.startswith("-") or "=" not in argument:
+        return False
     try:
-        (parsed,) = OverridesParser.create().parse_overrides([override])
+        (override,) = OverridesParser.create().parse_overrides([argument])
     except hydra_errors.OverrideParseException:
         return True
-    return parsed.is_sweep_override()
+    return override.is_sweep_override() and not is_sweep
 
 
 def quoted(override: str) -> str:
@@ -206,9 +213,9 @@ def quoted(override: str) -> str:
 
 def quoted_value(text: str) -> str:
     """A value in quotes if Hydra refuses it without; backslashes before a quote are doubled."""
-    if not needs_quotes(f"x={text}"):
+    if not needs_quotes(f"x={text}", is_sweep=False):
         return text
-    mark = "'" if ON_WINDOWS else '"'  # the shell leaves it alone within its own quotes
+    mark = "'" if ON_WINDOWS else '"'  # the shell flatten it alone within its own quotes
     escaped = re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + "\\" * len(m[2]) + m[2], text)
     return mark + escaped + mark
 
@@ -229,7 +236,7 @@ def unknown_key_advice(error: hydra_errors.ConfigCompositionException, name: str
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         values = OmegaConf.to_container(hydra.compose(name))
-    parts = [key.split(".") for key, _ in leaves(values)]
+    parts = [key.split(".") for key, _ in flatten(values)]
     known = sorted({".".join(part[:n]) for part in parts for n in range(1, len(part) + 1)})
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     advice = f"did you mean {close[0]}?" if close else f"python -m pancseg.{name} --cfg job"

@@ -26,8 +26,9 @@ KEYS_WITHOUT_EFFECT = (
     "ckpt_path", "trial", "preview", "source", "intake", "privacy",
     "data.cache", "data.cache_folder", "data.num_workers", "data.pin_memory",
     "hardware.cache", "hardware.num_workers", "hardware.pin_memory",
-    "callbacks", "logger", "trainer.default_root_dir", "trainer.enable_progress_bar",
-    "trainer.plugins",
+    "callbacks.progress_bar", "callbacks.epoch_report", "callbacks.images", "callbacks.curves",
+    "callbacks.best.folder", "callbacks.last.folder", "logger", "trainer.default_root_dir",
+    "trainer.enable_progress_bar", "trainer.plugins",
 )  # fmt: skip
 SEARCH_OVERRIDES = ("hydra/sweeper=", "hydra.sweeper.params", "hydra.sweeper.study_name=")
 
@@ -75,9 +76,9 @@ def run_folder(checkpoint: str | None, default: str) -> str:
 def settings_folder(checkpoint: str | None, folder: str) -> str | None:
     """Where a run's configuration is written: a resumed run leaves its first one alone.
 
-    None, which writes none, in all processes but the first; where another training is at work or
-    was done, for this one will be refused; and for a job of a sweep that was trained before: its
-    configuration is compared with this one.
+    None, so that nothing is written: in all processes but the first; where another training is at
+    work or was done, because this one will be refused; and for a job of a sweep that was trained
+    before, because its first configuration is then compared with the new one.
     """
     run = Path(folder)
     if any(int(os.environ.get(rank) or 0) for rank in RANKS):
@@ -144,15 +145,15 @@ def changes_result(override: str) -> bool:
     return not f"{key}.".startswith(tuple(f"{free}." for free in KEYS_WITHOUT_EFFECT))
 
 
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Values of nested dictionaries by dotted key.
 
-    >>> dict(leaves({"a": {"b": 1}, "c": [2]}))
+    >>> dict(flatten({"a": {"b": 1}, "c": [2]}))
     {'a.b': 1, 'c': [2]}
     """
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

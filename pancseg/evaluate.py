@@ -16,12 +16,12 @@ CAPTIONS = {True: "held out", False: "NOT HELD OUT", None: "not known whether he
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What is scored, and what stands beside the figures."""
+class EvaluationPlan:
+    """Plan of an evaluation: cases, how their masks are made, and facts for the JSON."""
 
     name: str  # of the table: a subset, ``external_<root>`` or ``external``
     folder: Path  # of a run, a sweep or the output
-    parts: list[Path]  # folders of the runs
+    run_folders: list[Path]
     root: Path  # prepared folder
     cases: list[Any]
     about: dict[str, Any]  # facts in ``scores/<name>.json``
@@ -72,7 +72,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     print_scores(rows, figures, name)
     table = folder / f"{name}.csv"
     log.info("scores   %s\npictures %s", table, folder / name / "*.png")
-    log.info("report   %s", write_run_report(Run(plan.folder, plan.parts), name))
+    log.info("report   %s", write_run_report(Run(plan.folder, plan.run_folders), name))
     if figures["failed"]:
         raise Incomplete(f"{len(figures['failed'])} of {len(cases)} cases failed; see {table}")
     if plan.unknown:
@@ -86,6 +86,8 @@ def check_request(cfg: DictConfig) -> None:
         raise PancsegError(
             "give checkpoint=RUN/checkpoints/best.ckpt, or predictions=FOLDER of masks to score"
         )
+    if not isinstance(cfg.checkpoint, str | None):
+        raise PancsegError(f"checkpoint={cfg.checkpoint}: expected one, or the folder of a sweep")
     if cfg.subset not in (None, *SUBSETS):
         raise PancsegError(f"subset={cfg.subset}: expected one of {', '.join(SUBSETS)}")
     if cfg.predictions and (cfg.subset or cfg.data.root is None):
@@ -95,7 +97,7 @@ def check_request(cfg: DictConfig) -> None:
         raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")
 
 
-def plan_models(cfg: DictConfig) -> Evaluation:
+def plan_models(cfg: DictConfig) -> EvaluationPlan:
     """Score a checkpoint, or the checkpoints of a sweep, on a subset or another prepared folder."""
     from pancseg.data.datamodule import data_fingerprint
     from pancseg.data.manifest import read_manifest
@@ -177,11 +179,11 @@ def plan_models(cfg: DictConfig) -> Evaluation:
             p: models[ns[0]].data["split"].get("fold") for p, ns in patients.items() if len(ns) == 1
         },
     }
-    parts = [run_folder_of(model.path) for model in models]
-    return Evaluation(name, run_folder_of(path), parts, root, cases, about, scorer, [])
+    run_folders = [run_folder_of(model.path) for model in models]
+    return EvaluationPlan(name, run_folder_of(path), run_folders, root, cases, about, scorer, [])
 
 
-def plan_masks(cfg: DictConfig) -> Evaluation:
+def plan_masks(cfg: DictConfig) -> EvaluationPlan:
     """Score masks of other tools on all labelled cases of a prepared folder."""
     from pancseg.data.manifest import read_manifest
     from pancseg.inference import evaluation as ev
@@ -218,7 +220,7 @@ def plan_masks(cfg: DictConfig) -> Evaluation:
         "identity": identity,
         "folds": {},
     }
-    return Evaluation("external", Path(cfg.output), [], root, cases, about, scorer, unknown)
+    return EvaluationPlan("external", Path(cfg.output), [], root, cases, about, scorer, unknown)
 
 
 def calibrate(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -115,21 +115,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(
-    path: Path, what: str, check: Callable[[Any], bool] = lambda value: isinstance(value, dict)
+    path: Path, description: str, check: Callable[[Any], bool] = lambda v: isinstance(v, dict)
 ) -> Any:
-    """Read JSON, with or without a byte order mark; ``check`` says whether it is ``what``.
+    """Read JSON, with or without a byte order mark; ``check`` says whether it is as described.
 
     Raises:
-        PancsegError: If the file is not JSON or not ``what``.
+        PancsegError: If the file is not JSON, or not what ``description`` says.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8").removeprefix("\ufeff"))
     except RecursionError:
-        raise PancsegError(f"{path}: cannot be read as {what} (too deeply nested)") from None
+        raise PancsegError(f"{path}: cannot be read as {description} (too deeply nested)") from None
     except (ValueError, OSError) as error:
-        raise PancsegError(f"{path}: cannot be read as {what} ({error})") from error
+        raise PancsegError(f"{path}: cannot be read as {description} ({error})") from error
     if not check(value):
-        raise PancsegError(f"{path}: is JSON, but not {what}")
+        raise PancsegError(f"{path}: is JSON, but not {description}")
     return value
 
 

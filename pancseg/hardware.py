@@ -137,7 +137,7 @@ def device_settings(hardware: Mapping[str, Any]) -> dict[str, Any]:
     check_accelerator(hardware["accelerator"])
     torch.backends.cudnn.benchmark = bool(hardware["benchmark"])  # windows are of one shape
     devices = hardware["devices"]
-    number = devices[0] if isinstance(devices, list) and devices else 0
+    number = devices[0] if devices and not isinstance(devices, int | str) else 0
     device = "cpu" if hardware["accelerator"] == "cpu" else f"cuda:{number}"
     return {"device": device, "precision": hardware["precision"]}
 

@@ -35,7 +35,6 @@ def predict(cfg: DictConfig) -> None:
     predictor = Predictor(
         open_checkpoints([Path(path) for path in paths]),
         mirror=cfg.tta,
-        roi=cfg.roi,
         options=options,
         **device_settings(cfg.hardware),
     )
@@ -49,7 +48,9 @@ def predict(cfg: DictConfig) -> None:
     if shard:
         hashes = {case: sha256(os.fsencode(case)).hexdigest() for case in sources}
         sources = {case: sources[case] for case in sources if shard.has(hashes[case])}
-    refused = [sb.Row("", str(f.path), "", sb.REFUSED, f.reason) for f in contents.skipped]
+    refused = [
+        sb.PredictionRow("", str(f.path), "", sb.REFUSED, f.reason) for f in contents.skipped
+    ]
     check_writable(folder, "output")
     with sb.locked_output(folder, predictor, name):
         path = folder / (f"predictions.{name}.csv" if shard else sb.TABLE)
@@ -57,7 +58,7 @@ def predict(cfg: DictConfig) -> None:
         rows = {c: rows[c] for c in sources if c in rows and batch.is_done(sources[c], rows[c])}
         missing = {case: source for case, source in sources.items() if case not in rows}
 
-        def table() -> list[sb.Row]:
+        def table() -> list[sb.PredictionRow]:
             return [rows[case] for case in sources if case in rows] + ([] if shard else refused)
 
         write_now_and_then = throttled(lambda: sb.write_table(path, table()))

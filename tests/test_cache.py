@@ -14,9 +14,9 @@ import torch
 from monai.transforms import Compose
 
 from pancseg.data import cache as module
-from pancseg.data.cache import USE_LOCKS, VolumeCache, arrays_of, evict, is_in_use
+from pancseg.data.cache import USE_LOCKS, VolumeCache, arrays_of, evict, remove_stale_locks
 from pancseg.data.manifest import Group
-from pancseg.data.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 from pancseg.errors import PancsegError
 from tests.conftest import contents
 from tests.tiny_root import write_root
@@ -30,7 +30,7 @@ def cache(tmp_path: Path) -> Iterator[VolumeCache]:
     """The cases of three patients, preprocessed."""
     cases = write_root(tmp_path / "root", "abc").cases
     cache = VolumeCache(tmp_path / "root", tmp_path / "cache" / ("f" * 16), NUMBERS, cases)
-    cache.fill()
+    cache.make_missing()
     yield cache
     for lock in USE_LOCKS.values():
         lock.release()
@@ -40,7 +40,7 @@ def cache(tmp_path: Path) -> Iterator[VolumeCache]:
 def test_stored_volumes_equal_those_of_the_transforms_and_labels_keep_their_codes(cache):
     for case, volume in zip(cache.entries, cache, strict=True):
         files = {"image": str(cache.root / case.image), "label": str(cache.root / case.label)}
-        item = Compose(deterministic(NUMBERS))(files)
+        item = Compose(preprocessing_transforms(NUMBERS))(files)
         np.testing.assert_allclose(volume.image, item["image"][0].numpy(), atol=3e-4)
         np.testing.assert_array_equal(volume.label, item["label"][0].numpy())
         assert (volume.image.dtype, volume.label.dtype) == (np.float16, np.uint8)
@@ -53,7 +53,7 @@ def test_volumes_are_made_once_and_again_where_one_is_truncated_or_missing(cache
     monkeypatch.setattr(
         module, "make_volume", lambda *args: made.append(args[-1].name) or make(*args)
     )
-    cache.fill()
+    cache.make_missing()
     assert made == []
     good = contents(cache.folder)
     for n, key in enumerate(("image", "label", "foreground")):
@@ -62,7 +62,7 @@ def test_volumes_are_made_once_and_again_where_one_is_truncated_or_missing(cache
             os.truncate(path, path.stat().st_size - 1)
         else:
             path.unlink()
-    cache.fill()
+    cache.make_missing()
     assert made == ["a", "b", "c"]
     assert contents(cache.folder) == good
 
@@ -72,7 +72,7 @@ def test_a_label_corrected_by_hand_is_used_with_a_warning(cache, caplog):
     path = cache.root / cache.entries[0].label
     label = nib.load(path)
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
-    cache.fill()
+    cache.make_missing()
     assert [bool(volume.label.any()) for volume in cache] == [False, True, True]
     assert f"{path}: is not what pancseg.prepare wrote; it is used as it is" in caplog.text
 
@@ -81,13 +81,13 @@ def test_a_file_that_cannot_be_read_is_named(cache):
     path = cache.root / cache.entries[2].image
     path.write_bytes(b"no image")
     with pytest.raises(PancsegError, match=rf"{path}: cannot be preprocessed \(\w+.*; delete it"):
-        cache.fill()
+        cache.make_missing()
 
 
 def test_an_unlabelled_volume_has_an_image_alone_and_groups_names_of_their_own(cache):
     case = replace(cache.entries[0], label=None, label_sha256="")
     cache.entries = [case]
-    cache.fill()
+    cache.make_missing()
     assert cache[0].image.shape == (16, 16, 16)
     assert cache[0].label is None
     group = Group("a", "a", "a", 0, case.image, None, 1, "other image", "")
@@ -99,9 +99,9 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(cache, monkeypatc
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(module, "FileLock", read_only)
-    cache.fill()
+    cache.make_missing()
     with pytest.raises(PancsegError, match=r"Read-only file system.*data\.cache_folder=FOLDER"):
-        replace(cache, folder=cache.folder.with_name(OTHER)).fill()
+        replace(cache, folder=cache.folder.with_name(OTHER)).make_missing()
 
 
 @pytest.mark.parametrize(("more", "fits"), [(3, True), (-3, False)])
@@ -112,7 +112,7 @@ def test_volumes_are_loaded_to_the_gpu_if_they_fit_in_a_fifth_of_its_free_memory
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     targets = []
     monkeypatch.setattr(torch, "tensor", lambda _, device: targets.append(device.type))
-    cache.load("gpu", torch.device("cuda"))
+    cache.copy_to("gpu", torch.device("cuda"))
     assert cache.is_on_gpu is fits
     assert targets == ["cuda" if fits else "cpu"] * 6
 
@@ -173,10 +173,12 @@ def test_volumes_that_another_process_fills_or_uses_are_not_removed(cache):
 
 
 def test_a_filled_folder_is_marked_as_used_and_old_marks_are_removed(cache):
-    assert is_in_use(cache.folder)
-    USE_LOCKS.pop(cache.folder).release()
-    (cache.folder / ".use-killed").touch()
-    cache.fill()
+    remove_stale_locks(cache.folder)
     assert len(list(cache.folder.glob(".use-*"))) == 1
     USE_LOCKS.pop(cache.folder).release()
-    assert not is_in_use(cache.folder)
+    (cache.folder / ".use-killed").touch()
+    cache.make_missing()
+    assert len(list(cache.folder.glob(".use-*"))) == 1
+    USE_LOCKS.pop(cache.folder).release()
+    remove_stale_locks(cache.folder)
+    assert list(cache.folder.glob(".use-*")) == []

@@ -3,7 +3,6 @@
 import errno
 import inspect
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from pancseg import cli
 from pancseg.cli import close_progress_bars, one_line
 from pancseg.config import conf_folder
 from pancseg.data.sampling import Sampling
@@ -66,22 +66,33 @@ def test_a_command_that_cannot_start_says_why_in_one_line_and_ends_with_2(
 
 
 @pytest.mark.parametrize(
-    ("override", "value"),
+    "values",
     [
-        ("source.images=/data/Ärzte, (neu)=1", "/data/Ärzte, (neu)=1"),
-        ("labels=[Drüse,7,1.5,null]", ["Drüse", 7, 1.5, None]),
-        ("source.images=C:\\Jäger\\", "C:\\Jäger\\"),
-        ("source.images=/ü'\"$HOME", "/ü'\"$HOME"),
+        {"source.images=/data/Ärzte, (neu)=1": "/data/Ärzte, (neu)=1"},
+        {"labels=[Drüse,7,1.5,null]": ["Drüse", 7, 1.5, None], "source.images=/a,b": "/a,b"},
+        {"source.images=C:\\Jäger\\": "C:\\Jäger\\", "data.root=/x=y": "/x=y"},
+        {"source.images=/ü'\"$HOME": "/ü'\"$HOME", "data.spacing_mm=[1,1,2.5]": [1, 1, 2.5]},
     ],
 )
-def test_an_override_that_needs_quotes_is_given_back_with_quotes_that_work(
-    command: Command, override: str, value: Any
+def test_a_value_that_needs_quotes_ends_with_a_line_to_paste_that_works(
+    command: Command, values: dict[str, Any]
 ) -> None:
-    ended = command("prepare", "--cfg", "job", override)
+    ended = command("prepare", "--cfg", "job", *values)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    (advice,) = shlex.split(ended.err.partition("; give ")[2])
-    shown = OmegaConf.create(command("prepare", "--cfg", "job", advice).out)
-    assert OmegaConf.select(shown, override.partition("=")[0]) == value
+    line = f"{sys.executable} {ended.err.strip().partition('paste: python ')[2]}"
+    pasted = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert pasted.returncode == 0, pasted.stderr
+    shown = OmegaConf.create(pasted.stdout)
+    for override, expected in values.items():
+        assert OmegaConf.select(shown, override.partition("=")[0]) == expected
+
+
+def test_under_windows_the_line_to_paste_is_quoted_as_its_shells_take_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "ON_WINDOWS", True)
+    ended = command("prepare", "source.images=C:\\Jäger (2)", "source.labels=null")
+    assert "\"source.images='C:\\Jäger (2)'\" source.labels=null" in ended.err
 
 
 def test_the_traceback_is_there_for_those_who_ask() -> None:
@@ -118,6 +129,7 @@ def test_a_full_disk_is_reported_with_the_file_on_a_line_of_its_own(
 FILLED = {"augment": Augmentation, "sampling": Sampling, "hardware": Machine, "split": make_split}
 OF_NO_MACHINE = {"devices", "channels_last", "compile", "compile_mode", "benchmark", "fused"}
 GIVEN_LATER = {"split", "sampling", "seed", "augment", "prepare", "params", "optimizer", "monitor"}
+GIVEN_LATER |= {"options"}
 
 
 def nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -135,7 +147,9 @@ def parameters_of(target: str) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if n not in ("args", "kwargs")}
 
 
-@pytest.mark.parametrize("option", [f"{g.name}={f.stem}" for g in GROUPS for f in g.iterdir()])
+@pytest.mark.parametrize(
+    "option", [f"{g.name}={f.stem}" for g in GROUPS for f in sorted(g.iterdir())]
+)
 def test_every_option_composes_and_its_keys_are_parameters(option: str) -> None:
     cfg, group = compose("train", option, *NEEDED.get(option, "").split()), option.partition("=")[0]
     for key in {"images", "labels", "folder"} & set(cfg.get("source") or {}):

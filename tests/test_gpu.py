@@ -259,7 +259,7 @@ def test_the_configured_gpu_is_used_with_autotuning_and_a_rate_for_its_width(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     cfg = compose("train", "hardware=rtx4090", "experiment=strong", f"hardware.devices={devices}")
-    settings = hardware.device_settings({**cfg.hardware, "devices": devices})
+    settings = hardware.device_settings(cfg.hardware)
     assert settings == {"device": device, "precision": "bf16-mixed"}
     assert torch.backends.cudnn.benchmark and cfg.trainer.benchmark
     assert (cfg.trainer.devices, cfg.optimizer.lr) == (devices, pytest.approx(2e-3))

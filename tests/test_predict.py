@@ -167,8 +167,6 @@ def test_confidence_is_calibrated_on_validation_patients_without_hindering_a_bat
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ("roi=liver", "roi=liver: expected auto"),
-        ("roi=auto", "roi=auto: needs networks that were trained on"),
         ("tta=true", "was trained without mirrored images"),
         ("checkpoint=nowhere.ckpt", "checkpoint=nowhere.ckpt: there is no such file"),
         ("shard=3/3", "shard=3/3: expected i/n"),
@@ -283,7 +281,7 @@ def test_an_output_that_another_process_writes_to_is_refused(
 
 
 def test_a_path_that_a_spreadsheet_would_compute_gets_an_apostrophe() -> None:
-    scan_batch.write_table(OUT / "predictions.csv", [scan_batch.Row("a", "=cmd|x.nii")])
+    scan_batch.write_table(OUT / "predictions.csv", [scan_batch.PredictionRow("a", "=cmd|x.nii")])
     assert rows_of()["a"]["path"] == "'=cmd|x.nii"
 
 

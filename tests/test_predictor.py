@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, SpatialResample
 from torch import nn
 
-from pancseg.data.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 from pancseg.errors import PancsegError
 from pancseg.inference import predictor as module
 from pancseg.inference import resampling
@@ -127,7 +127,7 @@ def test_the_input_made_in_blocks_equals_the_transforms_of_training(
     monkeypatch.setattr(resampling, "BLOCK_VOXELS", 10_000)
     hu = np.random.default_rng(0).integers(-900, 400, (31, 28, 25)).astype(np.int16)
     hu[:4], hu[:, -3:] = -1000, -1000
-    steps = Compose(deterministic(PATCHES, keys=("image",), load=False))
+    steps = Compose(preprocessing_transforms(PATCHES, keys=("image",), load=False))
     values = MetaTensor(torch.as_tensor(hu.astype(np.float32))[None], affine=torch.tensor(affine))
     expected = steps({"image": values})["image"]
     flips = np.array([[0, -1], [1, 1], [2, -1]])
@@ -256,25 +256,6 @@ def test_out_of_memory_falls_back_for_this_scan_only(
     predictor.fallbacks = steps[:1]
     with pytest.raises(torch.OutOfMemoryError):
         predictor.apply(0, torch.ones(1, 1, 1))
-
-
-@pytest.mark.parametrize("axes", ["LPS", "oblique"])
-def test_roi_finds_the_whole_organ_with_fewer_windows(axes: str) -> None:
-    image, organ = scan((100, 90, 120), AFFINES[axes])
-    everything, near = Bright(), Bright()
-    Predictor([model(everything, view=VIEW)]).predict(image)
-    assert dice(Predictor([model(near, view=VIEW)], roi="auto").predict(image).mask, organ) > 0.97
-    assert near.windows < 0.8 * everything.windows
-
-
-@pytest.mark.parametrize("box", [None, (slice(45, 55), slice(40, 50), slice(55, 65))])
-def test_the_whole_scan_is_segmented_without_a_region_or_where_it_cuts_the_organ(
-    box: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Predictor, "find_region", lambda self, image: box)
-    image, organ = scan((100, 90, 120), LPS)
-    predictor = Predictor([model(Bright(), view=VIEW)], roi="auto")
-    assert dice(predictor.predict(image).mask, organ) > 0.97
 
 
 def test_a_device_without_support_is_refused_in_one_line() -> None:

@@ -375,6 +375,8 @@ def test_packing_changes_nothing(prepare, tmp_path, monkeypatch):
         ("processes=-1", "processes=-1: expected null, 0 or a number"),
         ("checks.refuse=[typo]", "typo"),
         ("shard=3/3", "expected i/n"),
+        ("data.depth=0", "data.depth=0: expected 1 or more"),
+        ("data.tail=fold", "data.tail=fold: expected drop, shift or pad"),
         ("source.images=nowhere", "source.images=nowhere: no such file or folder"),
         ("source.images='a/*/CT'", "source.images=a/*/CT: no such file or folder"),
         ("source.labels=''", "source.labels is not given; give a folder, or source.labels=null"),

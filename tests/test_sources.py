@@ -312,11 +312,23 @@ def test_names_of_several_structures_become_their_codes(tmp_path):
         ({"modality": {"0": "CT"}, "labels": {"pancreas": [[1]]}}, 'expected "labels"'),
         ({"modality": {"0": "CT"}, "labels": {"pancreas": 1e999}}, 'expected "labels"'),
         ({**NEW, "file_ending": ".mha"}, "file_ending '.mha' is not read; convert to .nii.gz"),
+        ({**NEW, "dataset": ["p7"]}, 'expected "dataset"'),
+        ({**NEW, "dataset": {"p7": {"images": [], "label": "x"}}}, 'expected "dataset"'),
+        ({**NEW, "dataset": {"p7": {"images": ["../a"], "label": "x"}}}, "outside of its folder"),
     ],
 )
 def test_a_description_of_no_use_is_an_error(tmp_path, description, sentence):
     with pytest.raises(PancsegError, match=sentence):
         find_nnunet(write_nnunet(tmp_path, description), options())
+
+
+def test_files_that_the_description_lists_are_read_where_they_lie(tmp_path):
+    listed = {"p7": {"images": ["ct/a.nii.gz", "pet/a.nii.gz"], "label": "./b/x.nii.gz"}}
+    write_files(tmp_path, "ct/a.nii.gz", "pet/a.nii.gz", "b/x.nii.gz", "ct/unlisted.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({**NEW, "dataset": listed}))
+    [case] = find_nnunet(tmp_path, options(pancreas=["pancreas"])).cases
+    assert (case.path, case.label_path) == (tmp_path / "ct/a.nii.gz", tmp_path / "b/x.nii.gz")
+    assert case.patient == "p7"
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\0", b"null", b"[" * 10**5])

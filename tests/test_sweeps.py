@@ -163,6 +163,12 @@ def test_trials_have_their_scores_and_failed_ones_are_stored_as_failed(searched:
             assert ran.optimizer.lr == trial.params["optimizer.lr"]
 
 
+def test_the_report_of_a_search_has_the_charts_of_optuna(searched: Path, command: Command) -> None:
+    assert command("report", f'sweep="{searched}"').code == 0
+    page = (searched / "sweep.html").read_text()
+    assert page.count("<img") == page.count("data:image/png;base64,iVBOR") == 2  # three trials done
+
+
 def test_a_finished_search_does_nothing_more_and_another_one_is_refused(
     searched: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: Any
 ) -> None:

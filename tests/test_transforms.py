@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from monai.transforms import Compose
 
-from pancseg.data.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 
 NUMBERS = Preprocessing("RAS", (1.5, 1.5, 1.0), (-200.0, 200.0), (32, 32, 32))
 AFFINE = np.diag([-2.0, -2.0, 3.0, 1.0])
@@ -29,7 +29,7 @@ def paths(tmp_path: Path) -> dict[str, str]:
 
 
 def transformed(paths: dict[str, str], numbers: Preprocessing = NUMBERS) -> Any:
-    return Compose(deterministic(numbers, tuple(paths)))(paths)
+    return Compose(preprocessing_transforms(numbers, tuple(paths)))(paths)
 
 
 def test_a_group_has_the_networks_size_its_window_and_its_label_in_the_cropped_body(paths):

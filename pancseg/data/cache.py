@@ -19,7 +19,7 @@ from monai.transforms import Compose
 from numpy.lib.format import open_memmap
 
 from pancseg.data.manifest import Case, Group
-from pancseg.data.transforms import Preprocessing, deterministic
+from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 from pancseg.errors import PancsegError
 from pancseg.files import replaced, unpacked_sha256
 from pancseg.hardware import VOLUME_SHARE
@@ -41,7 +41,7 @@ class Volume(NamedTuple):
 
     image: Any  # (H, W, D) float16, 0..1, within 0.0003 of the value: 0.1 HU of 400
     label: Any = None  # (H, W, D) uint8, structure codes
-    foreground: Any = None  # (N, 3), indices of labelled voxels
+    foreground: Any = None  # (N, 3), indices of the voxels with a label
 
 
 @dataclass
@@ -65,13 +65,13 @@ class VolumeCache:
         """Open a volume as memory maps."""
         return Volume(*(open_memmap(self.folder / n, mode="r") for n in arrays_of(entry).values()))
 
-    def fill(self, processes: int | None = None) -> None:
+    def make_missing(self, processes: int | None = None) -> None:
         """Make volumes that are missing, truncated or of changed files; else PancsegError."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_suffix(".lock")):  # other runs wait
                 if self.folder not in USE_LOCKS:
-                    is_in_use(self.folder)  # removes old files
+                    remove_stale_locks(self.folder)
                     USE_LOCKS[self.folder] = FileLock(self.folder / f".use-{secrets.token_hex(6)}")
                     USE_LOCKS[self.folder].acquire()  # until the process ends; sets folder's time
                 self.make(self.missing(), processes)
@@ -110,7 +110,7 @@ class VolumeCache:
                 problem = f"{path}: is not what pancseg.prepare wrote; it is used as it is"
                 log.warning(f"{problem}. For a corrected label, run the same pancseg.prepare again")
 
-    def load(self, storage: str, device: torch.device) -> None:
+    def copy_to(self, storage: str, device: torch.device) -> None:
         """Copy all volumes to ``ram`` or ``gpu``; to RAM if they exceed their share of the GPU."""
         if storage == "gpu" and device.type == "cuda":
             arrays = (array for entry in self.entries for array in self.open(entry))
@@ -152,7 +152,7 @@ def make_volume(
     files, arrays = files_of(root, entry), arrays_of(entry)
     try:
         times = {key: path.stat().st_mtime_ns for key, path in files.items()}
-        steps = Compose(deterministic(preprocessing, tuple(files)))
+        steps = Compose(preprocessing_transforms(preprocessing, tuple(files)))
         item = steps({key: str(path) for key, path in files.items()})
         digests = {key: unpacked_sha256(path) for key, path in files.items()}
     except Exception as error:  # nibabel and MONAI raise many kinds
@@ -178,15 +178,11 @@ def raise_crash(root: Path, entry: Entry) -> NoReturn:
     raise PancsegError(f"{root / entry.image}: its process ended; run again with more memory")
 
 
-def is_in_use(folder: Path) -> bool:
-    """Whether a process uses a folder; removes the lock files of processes that ended."""
+def remove_stale_locks(folder: Path) -> None:
+    """Remove the lock files of processes that ended; those of running ones stay."""
     for path in folder.glob(".use-*"):
-        try:
-            with FileLock(path, timeout=0):
-                path.unlink()
-        except Timeout:
-            return True
-    return False
+        with suppress(Timeout), FileLock(path, timeout=0):
+            path.unlink()
 
 
 def evict(used: Path, max_gb: float) -> None:
@@ -199,7 +195,10 @@ def evict(used: Path, max_gb: float) -> None:
     gb = {folder: sum(f.stat().st_size for f in files[folder]) / 1e9 for folder in files}
     for folder in sorted(gb.keys() - {used}, key=lambda folder: folder.stat().st_mtime):
         with suppress(OSError, Timeout), FileLock(folder.with_suffix(".lock"), timeout=0):
-            if sum(gb.values()) > max_gb and not is_in_use(folder):
+            if sum(gb.values()) <= max_gb:
+                break
+            remove_stale_locks(folder)
+            if not any(folder.glob(".use-*")):
                 for file in files[folder]:
                     file.unlink()
                 log.info("cache    removed %.1f GB of other settings", gb.pop(folder))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -77,6 +78,8 @@ class CTDataModule(pl.LightningDataModule):
         self.root, self.prepare = Path(root), prepare
         self.cache_folder = Path(cache_folder) if cache_folder else self.root / "cache"
         self.sampling = samples.Sampling(**sampling)
+        if not re.fullmatch("[LR][AP][IS]", orientation):
+            raise PancsegError(f"data.orientation={orientation}: expected [LR][AP][IS], as RAS is")
         if batch_size < 1:
             raise PancsegError(f"data.batch_size={batch_size}: expected at least 1")
         if cache not in STORAGES:
@@ -148,7 +151,7 @@ class CTDataModule(pl.LightningDataModule):
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """Arguments of the deterministic transforms."""
+        """Arguments of the preprocessing transforms."""
         orientation, window_hu = self.hparams["orientation"], tuple(self.hparams["window_hu"])
         size = None if self.sampling.uses_patches else self.plan.spatial_size
         return Preprocessing(orientation, self.plan.spacing_mm, window_hu, size)
@@ -158,8 +161,8 @@ class CTDataModule(pl.LightningDataModule):
         """Augmentation of training batches; nothing lies around a group."""
         margin = {} if self.sampling.uses_patches else {"margin_share": 0.0}
         numbers = Augmentation(**{**(self.hparams["augment"] or {}), **margin})
-        view = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
-        return Augmenter(numbers, **view, size=self.plan.spatial_size)
+        units = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
+        return Augmenter(numbers, **units, size=self.plan.spatial_size)
 
     @property
     def fingerprint(self) -> str:
@@ -197,7 +200,7 @@ class CTDataModule(pl.LightningDataModule):
             key = json_hash([asdict(self.preprocessing), self.manifest.settings, versions])
             folder, entries = self.cache_folder / key[:16], self.entries(subset)
             self.caches[subset] = VolumeCache(self.root, folder, self.preprocessing, entries)
-            self.caches[subset].fill()
+            self.caches[subset].make_missing()
         return self.caches[subset]
 
     def batches_per_epoch(self) -> int:
@@ -241,7 +244,7 @@ class CTDataModule(pl.LightningDataModule):
     def loader(self, dataset: samples.VolumeDataset, **options: Any) -> DataLoader[Batch]:
         """Load volumes to their storage; from the GPU they are read without worker processes."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        dataset.volumes.load(self.hparams["cache"], device)
+        dataset.volumes.copy_to(self.hparams["cache"], device)
         on_gpu = dataset.volumes.is_on_gpu
         workers = 0 if on_gpu else self.hparams["num_workers"]
         options |= {"num_workers": workers, "persistent_workers": workers > 0}

@@ -81,17 +81,17 @@ class Manifest:
     groups: list[Group] = field(default_factory=list)
 
     def labelled_patients(self) -> list[str]:
-        """Patients with a labelled case, sorted."""
+        """Patients with a labelled case, duplicates left out, sorted."""
         return sorted({case.patient for case in self.cases if case.is_used})
 
     def cases_of(self, patients: Iterable[str]) -> list[Case]:
-        """Labelled cases of some patients, by name."""
+        """Labelled cases of some patients, duplicates left out, by name."""
         patients = set(patients)
         chosen = (case for case in self.cases if case.patient in patients and case.is_used)
         return sorted(chosen, key=lambda case: case.name)
 
     def groups_of(self, patients: Iterable[str]) -> list[Group]:
-        """Labelled groups of some patients, by name."""
+        """Labelled groups of some patients, duplicates left out, by name."""
         used = {case.name for case in self.cases_of(patients)}
         chosen = (group for group in self.groups if group.case in used)
         return sorted(chosen, key=lambda group: group.name)
@@ -181,10 +181,10 @@ def is_allowed(key: str, value: Any) -> bool:
 
 
 def same_person(cases: Iterable[Case]) -> dict[str, str]:
-    """For each patient the name that stands for its person: they share a study or a PatientID.
+    """Map each patient name to one name per person.
 
-    A value that all of three patients or more share is an anonymiser's. Names of cases prepared
-    before are preferred, so that adding cases renames nobody.
+    Names that share a study or PatientID are one person; a value that all share, three or more, is
+    an anonymiser's and ignored. Names prepared before are preferred: adding cases renames nobody.
     """
     prepared_before: dict[str, bool] = defaultdict(bool)
     sharing: dict[tuple[str, str], set[str]] = defaultdict(set)

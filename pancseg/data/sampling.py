@@ -137,13 +137,13 @@ class PatchDataset(VolumeDataset):
 
     def __post_init__(self) -> None:
         volumes = self.volumes
-        self.labelled = [i for i in range(len(volumes)) if len(volumes[i].foreground)]
+        self.with_label = [i for i in range(len(volumes)) if len(volumes[i].foreground)]
 
     def __getitem__(self, sample: int) -> Item:
         random = np.random.default_rng((self.seed, sample))
         share = self.sampling.foreground_share  # spread evenly: a batch may have a single sample
         is_foreground = np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6))
-        among = self.labelled if is_foreground and self.labelled else range(len(self.volumes))
+        among = self.with_label if is_foreground and self.with_label else range(len(self.volumes))
         index = int(among[random.integers(len(among))])
         volume, size, margin = self.volumes[index], np.array(self.size), np.array(self.margin)
         room = volume.image.shape - size

@@ -77,8 +77,8 @@ def make_split(
 def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], set[str]]:
     """Test patients, who do not depend on ``val``, and validation patients, next in the ranking.
 
-    Of two shares the ends of both subsets are rounded, instead of their sizes, which bounds the
-    moves when patients are added.
+    Shares are rounded to borders, not to sizes: test ends at ``test * n``, and validation at
+    ``(test + val) * n``, so that adding k patients moves at most k others across each border.
     """
     for key, size in (("val", val), ("test", test)):
         if size < 0 or (size >= 1 and size != int(size)):
@@ -86,7 +86,7 @@ def holdout(ranked: Sequence[str], val: float, test: float) -> tuple[set[str], s
     if val < 1 and test < 1 and val + test >= 1:
         raise PancsegError(f"split.val={val} and split.test={test} leave nothing to train on")
     n, n_test = len(ranked), int(test)
-    if 0 < test < 1:  # the inner rounding is of a product of decimal fractions
+    if 0 < test < 1:  # the inner round mends 0.7 * 45 = 31.499999999999996
         n_test = min(max(1, round(round(test * n, 6))), max(1, n - 2))
     stop = n_test + int(val)
     if 0 < val < 1:

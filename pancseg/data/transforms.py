@@ -58,7 +58,7 @@ def make_plan(
 
 
 def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:
-    """Largest patch within a volume, in proportion to the field of view; sizes in voxels."""
+    """Smallest patch that covers the volume, reduced until it has at most ``most_voxels``."""
 
     def step(side: float) -> int:  # networks halve a long side five times, and others four times
         return 32 if side > 128 else 16
@@ -66,13 +66,13 @@ def largest_patch(volume: Any, field: Any, most_voxels: int) -> list[int]:
     patch = [max(MIN_SIDE, math.ceil(side / step(side)) * step(side)) for side in volume]
     while math.prod(patch) > most_voxels and max(patch) > MIN_SIDE:
         axis = int(np.where(np.array(patch) > MIN_SIDE, patch / field, 0.0).argmax())
-        patch[axis] -= step(patch[axis])
+        patch[axis] -= step(patch[axis])  # of the side that is longest relative to ``field``
     return patch
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Arguments of the deterministic transforms."""
+    """Arguments of :func:`preprocessing_transforms`."""
 
     orientation: str  # axis codes, such as RAS
     spacing_mm: tuple[float, ...]
@@ -80,25 +80,25 @@ class Preprocessing:
     spatial_size: tuple[int, ...] | None  # that a group is resized to; None for patches
 
 
-def deterministic(
+def preprocessing_transforms(
     preprocessing: Preprocessing, keys: Sequence[str] = ("image", "label"), load: bool = True
 ) -> list[mt.Transform]:
     """Transforms to an image ``(1, H, W, D)``, 0..1, and a label of the same shape.
 
     Without ``load`` items hold tensors ``(1, H, W, D)`` with an affine instead of file names.
     """
-    linear = ["bilinear" if key == "image" else "nearest" for key in keys]
+    spacing_modes = ["bilinear" if key == "image" else "nearest" for key in keys]
     # torch's "nearest" shifts labels by up to half a voxel
-    resize = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
+    resize_modes = ["trilinear" if key == "image" else "nearest-exact" for key in keys]
     (low, high), size = preprocessing.window_hu, preprocessing.spatial_size
     no_coordinates: dict[str, Any] = {"start_coord_key": None, "end_coord_key": None}
     return [
         *([nifti_loader(keys), mt.EnsureChannelFirstd(keys)] if load else []),
         mt.Orientationd(keys, axcodes=preprocessing.orientation, labels=AXES),
-        mt.Spacingd(keys, pixdim=preprocessing.spacing_mm, mode=linear),
+        mt.Spacingd(keys, pixdim=preprocessing.spacing_mm, mode=spacing_modes),
         mt.ScaleIntensityRanged("image", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True),
         mt.CropForegroundd(keys, "image", inside_body, allow_smaller=True, **no_coordinates),
-        *([mt.Resized(keys, spatial_size=size, mode=resize)] if size else []),
+        *([mt.Resized(keys, spatial_size=size, mode=resize_modes)] if size else []),
         mt.EnsureTyped(keys, dtype=torch.float32),
     ]
 

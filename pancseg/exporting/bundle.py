@@ -62,7 +62,7 @@ def processing(net: PatchNetwork) -> dict[str, Any]:
         ("SaveImaged", {**save, "resample": False, "separate_folder": False}),
     ]
     windows = {"overlap": net.trained.hparams["view"]["overlap"], "mode": "gaussian"}
-    windows |= {"roi_size": net.window, "sw_batch_size": 2}
+    windows |= {"roi_size": net.patch_size, "sw_batch_size": 2}
     return {
         "preprocessing": compose("image", to_image),
         "inferer": {"_target_": "SlidingWindowInferer", **windows},
@@ -78,8 +78,8 @@ def compose(key: str, transforms: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 def metadata(net: PatchNetwork, figures: dict[str, Any]) -> dict[str, Any]:
     """``configs/metadata.json``."""
-    name = net.structure
-    tensor = {"type": "image", "modality": "CT", "spatial_shape": net.window, "dtype": "float32"}
+    name, size = net.structure, net.patch_size
+    tensor = {"type": "image", "modality": "CT", "spatial_shape": size, "dtype": "float32"}
     image = {"format": "hounsfield", "num_channels": 1, "value_range": [0, 1]}
     pred = {"format": "segmentation", "num_channels": 2, "value_range": []}
     channels = {"0": "background", "1": name}

@@ -43,7 +43,7 @@ def model_card(net: PatchNetwork, summary: Values, figures: Values, form: str) -
     phantoms = summary.get("phantoms", figures.get("phantoms"))
     held_out = figures.get("held_out", split.held_out)
     data = {"True": "phantoms", "False": "CT of patients"}.get(str(phantoms), "not known")
-    lists = net.window, numbers.spacing_mm, numbers.window_hu
+    lists = net.patch_size, numbers.spacing_mm, numbers.window_hu
     size, spacing, window = (", ".join(f"{value:g}" for value in values) for values in lists)
     target = net.definition.get("backbone", net.definition["network_def"])["_target_"]
     facts = {

@@ -37,7 +37,7 @@ def write_onnx(net: PatchNetwork, folder: Path) -> Callable[[Tensor], Tensor]:
 
 def export_program(net: PatchNetwork) -> Any:
     """The network for any number of windows, without stack traces, which hold paths."""
-    example = torch.zeros(2, 1, *net.window)  # torch takes a size of 1 for a constant
+    example = torch.zeros(2, 1, *net.patch_size)  # torch takes a size of 1 for a constant
     names: Any = {"input_names": ["image"], "output_names": ["logits"]}
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # torch's exporters log and warn on every call

@@ -32,14 +32,14 @@ class PatchNetwork:
     network: nn.Module  # of MONAI, computes the same, in evaluation mode
     definition: dict[str, Any]  # its _target_ and arguments
     postprocess: Postprocess
-    window: list[int]  # size of the input, voxels
+    patch_size: list[int]  # voxels
     activation: str  # sigmoid or softmax
     structure: str  # name
 
     @torch.no_grad()
     def difference(self, exported: Callable[[Tensor], Tensor]) -> float:
-        """Largest difference of a logit to the checkpoint's, on a window of random values."""
-        image = torch.rand(1, 1, *self.window, generator=torch.Generator().manual_seed(0))
+        """Largest difference of a logit to the checkpoint's, on a patch of random values."""
+        image = torch.rand(1, 1, *self.patch_size, generator=torch.Generator().manual_seed(0))
         return float((exported(image) - self.trained.network(image)).abs().max())
 
 
@@ -58,8 +58,8 @@ def open_patch_network(given: Any) -> PatchNetwork:
     hparams, structure = trained.hparams, trained.structures[0].name
     postprocess = read_postprocess(trained.path) or DEFAULT
     activation = "sigmoid" if hparams["loss"].get("sigmoid") else "softmax"
-    window = list(hparams["view"]["size"])
-    return PatchNetwork(trained, *as_monai(trained), postprocess, window, activation, structure)
+    patch_size = list(hparams["view"]["size"])
+    return PatchNetwork(trained, *as_monai(trained), postprocess, patch_size, activation, structure)
 
 
 def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:

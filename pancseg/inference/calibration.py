@@ -52,7 +52,7 @@ class Calibration:
 
     scale: float = 1.0  # of the expected Dice; above 1 for a network that underestimates itself
     n: int = 0  # validation patients
-    lowest: float = 0.0  # calibrated confidence of a validation patient
+    lowest: float = 0.0  # of the calibrated confidences of validation patients
 
     def confidence(self, expected_dice: float) -> float:
         """Calibrated Dice, 0 to 1."""
@@ -73,7 +73,7 @@ def fit_calibration(expected: Sequence[float], dice: Sequence[float]) -> Calibra
 
 
 def mean_calibration(members: Sequence[Calibration]) -> Calibration:
-    """Calibration of an ensemble: mean factor, patients of all, mean of the lowest.
+    """Calibration of an ensemble: mean ``scale``, sum of ``n``, mean ``lowest``.
 
     >>> mean_calibration([Calibration(0.9, 3, 0.8), Calibration(1.1, 4, 0.7)])
     Calibration(scale=1.0, n=7, lowest=0.75)

@@ -161,8 +161,8 @@ def models_by_patient(models: Sequence[TrainedModel], subset: str) -> ModelNumbe
     """
     if len(models) > 1 and subset != "test":
         raise PancsegError(
-            f"subset={subset}: of {len(models)} checkpoints, those that held a patient out segment "
-            "it: give subset=test, or one checkpoint"
+            f"subset={subset}: with several checkpoints, each patient is segmented by those that "
+            "held it out: give subset=test, or one checkpoint"
         )
     numbers: ModelNumbers = {}
     for number, model in enumerate(models):

@@ -1,7 +1,6 @@
 """The predictor: one network or an ensemble, applied to whole scans."""
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor, nn
 
 from pancseg import geometry
@@ -32,9 +30,6 @@ log = logging.getLogger(__name__)
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
 AIR_LOGIT = -20.0  # of windows that contain only air: a probability of 2e-9
 FAINT = 0.01  # probabilities below it do not count for the confidence
-COARSE_MM = 4.0  # spacing at which roi=auto looks for the organ
-REGION_PROBABILITY = 0.3  # of the organ there
-REGION_MARGIN_MM = 25.0
 
 
 @dataclass(frozen=True)
@@ -47,15 +42,20 @@ class Prediction:
             ``2 sum(p in mask) / (sum(p) + voxels of mask)``, or the mean Dice between the masks of
             an ensemble's members where that is lower; 0 without a mask.
         confidence: The same, calibrated on validation patients.
+        image: The scan as given.
+        box: What ``inside`` covers of the scan with slice 0 nearest the feet.
+        inside: Probability in the box.
+        affine: Of the scan with slice 0 nearest the feet.
+        shape: Of the same.
     """
 
     mask: NDArray[np.bool_]
     expected_dice: float
     confidence: float
     image: nib.Nifti1Image
-    box: Box  # of the scan, slice 0 nearest the feet, that ``inside`` covers
-    inside: NDArray[np.float32]  # probability
-    affine: geometry.Affine  # of the scan, slice 0 nearest the feet
+    box: Box
+    inside: NDArray[np.float32]
+    affine: geometry.Affine
     shape: tuple[int, ...]
 
     @cached_property
@@ -101,7 +101,6 @@ class Predictor:
         device: ``cpu`` or ``cuda:0``.
         precision: Lightning's name of the arithmetic; sums are float32.
         mirror: Whether to average over mirrored images, along the axes that training mirrored.
-        roi: ``auto`` segments only around the organ, found at 4 mm first.
         options: How masks are made.
 
     Raises:
@@ -115,19 +114,11 @@ class Predictor:
         device: str = "cpu",
         precision: str = "32-true",
         mirror: bool = False,
-        roi: str | None = None,
         options: PostprocessOptions | None = None,
     ) -> None:
         self.models = list(models)
         if len({tuple(s.name for s in model.structures) for model in self.models}) > 1:
             raise PancsegError("checkpoint: the networks segment different structures")
-        if roi not in (None, "none", "auto"):
-            raise PancsegError(f"roi={roi}: expected auto, or null for the whole scan")
-        self.roi = roi == "auto"
-        if self.roi and any(model.depth for model in self.models):
-            raise PancsegError(
-                "roi=auto: needs networks that were trained on patches (data=volume); leave roi out"
-            )
         self.fallbacks = device_fallbacks(device, precision)
         self.precision = precision
         self.mirrored_axes = [model.mirrored_axes if mirror else () for model in self.models]
@@ -146,7 +137,6 @@ class Predictor:
             "postprocess": asdict(self.postprocess),
             "precision": self.precision,
             "mirrored_axes": [list(axes) for axes in self.mirrored_axes],
-            "roi": self.roi,
         }
 
     def __call__(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
@@ -162,7 +152,7 @@ class Predictor:
         """
         turned = geometry.slices_from_feet(image)  # groups are cut along the last axis
         upright = geometry.with_right_angles(turned)
-        grid, volumes = (upright.shape, upright.affine), self.network_volumes(upright)
+        grid, volumes = (upright.shape, upright.affine), self.segment(upright)
         members = [ScanProbability(*grid, own_volumes) for own_volumes in volumes]
         threshold = self.postprocess.threshold
         lowest = min(threshold, min_probability)
@@ -191,25 +181,15 @@ class Predictor:
         confidence, scan = self.calibration.confidence(expected), (turned.affine, turned.shape)
         return Prediction(own, expected, confidence, image, box, inside, *scan)
 
-    def network_volumes(self, image: nib.Nifti1Image) -> list[list[NetworkVolume]]:
-        """Probability by each network on its own grid, of the region of the organ or of all.
+    def segment(self, image: nib.Nifti1Image) -> list[list[NetworkVolume]]:
+        """Probability by each network on its own grid; equal inputs are made once.
 
         The image has slice 0 nearest the feet, and axes at right angles.
         """
-        box = self.find_region(image) if self.roi else None
-        if box is not None:
-            members = self.segment(image.slicer[box], box[2].start)
-            if not any(reaches_side(volumes, image, box) for volumes in members):
-                return members
-        return self.segment(image)
-
-    def segment(self, image: nib.Nifti1Image, first: int = 0) -> list[list[NetworkVolume]]:
-        """Probability by each network, on the slices from ``first`` on of a scan."""
         keys = [(model.preprocessing, model.depth) for model in self.models]
         members: dict[int, list[NetworkVolume]] = {}
         for key in dict.fromkeys(keys):
             inputs = resampling.network_inputs(image, *key)
-            inputs = [replace(v, start=v.start + first, stop=v.stop + first) for v in inputs]
             for number in (n for n in range(len(keys)) if keys[n] == key):
                 members[number] = [replace(v, values=self.apply(number, v.values)) for v in inputs]
         return [members[number] for number in range(len(keys))]
@@ -251,24 +231,6 @@ class Predictor:
         logit = sliding_window_inference(batch, *windows, mode="gaussian", **devices)
         return logit[0, 0].cpu()  # type: ignore[call-overload]
 
-    def find_region(self, image: nib.Nifti1Image) -> Box | None:
-        """The box around the organ, found at 4 mm by the first network; None if nothing is."""
-        model, fine = self.models[0], self.models[0].preprocessing
-        spacing_mm = tuple(max(COARSE_MM, mm) for mm in fine.spacing_mm)
-        (coarse,) = resampling.network_inputs(image, replace(fine, spacing_mm=spacing_mm), None)
-        probability = self.apply(0, coarse.values)
-        labels, count = ndimage.label((probability > REGION_PROBABILITY).numpy())
-        if not count:
-            return None
-        sums = ndimage.sum_labels(probability.numpy(), labels, range(1, count + 1))
-        organ = geometry.bounding_box(labels == np.argmax(sums) + 1, REGION_MARGIN_MM, spacing_mm)
-        # as large as a window, so that the network sees as much as in training
-        window_mm = np.array(model.hparams["view"]["size"]) * fine.spacing_mm
-        least = np.ceil(window_mm / spacing_mm).astype(int)
-        box = tuple(map(widen, organ, least.tolist(), probability.shape))
-        axes = ScanProbability(image.shape, image.affine, [coarse]).axes(coarse)
-        return resampling.dependent_box(axes, box)
-
 
 def window_logit(
     network: nn.Module, sigmoid: bool, half: torch.dtype | None, windows: Tensor
@@ -281,28 +243,6 @@ def window_logit(
             logits = finest(network(windows[has_body])).float()
         logit[has_body] = foreground_logit(logits, sigmoid)
     return logit
-
-
-def widen(part: slice, least: int, size: int) -> slice:
-    """An interval of at least ``least`` voxels around another, within ``size``.
-
-    >>> widen(slice(4, 6), 6, 20), widen(slice(0, 2), 6, 4)
-    (slice(2, 8, None), slice(0, 4, None))
-    """
-    missing = max(0, least - (part.stop - part.start))
-    start = max(0, min(part.start - missing // 2, size - least))
-    return slice(start, min(size, max(part.stop, start + least)))
-
-
-def reaches_side(volumes: Sequence[NetworkVolume], image: nib.Nifti1Image, box: Box) -> bool:
-    """Whether the organ is not in a box, or near a side of it that is not one of the scan's."""
-    organ = ScanProbability(image.shape, image.affine, volumes).box_above(REGION_PROBABILITY)
-    near = [math.ceil(COARSE_MM / mm) for mm in geometry.spacing_of(image.affine)]
-    return not resampling.is_filled(organ) or any(
-        (part.start > 0 and inner.start - part.start < voxels)
-        or (part.stop < size and part.stop - inner.stop < voxels)
-        for part, inner, voxels, size in zip(box, organ, near, image.shape, strict=True)
-    )
 
 
 def reorient(values: NDArray[Any], affine: geometry.Affine, image: nib.Nifti1Image) -> NDArray[Any]:
@@ -327,7 +267,6 @@ def mean_pairwise_dice(common: NDArray[np.int64]) -> float:
 def load_segmenter(
     path: str | Path | Sequence[str | Path],
     device: str = "auto",
-    roi: str | None = None,
     precision: str | None = None,
 ) -> Predictor:
     """Open a trained network, or an ensemble, to call it with images.
@@ -338,7 +277,6 @@ def load_segmenter(
         path: Checkpoint, or folder of a run or sweep, whose networks then form an ensemble; or a
             list of them.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        roi: ``auto`` segments only around the organ, which is much faster on long scans.
         precision: Lightning's name, such as ``32-true``; None is the fast one here.
 
     Raises:
@@ -349,7 +287,7 @@ def load_segmenter(
     own = detect().precision
     if device == "cpu":
         own = "bf16-mixed" if cpu_has_bf16() else "32-true"
-    return Predictor(open_checkpoints(paths), device=device, precision=precision or own, roi=roi)
+    return Predictor(open_checkpoints(paths), device=device, precision=precision or own)
 
 
 def check_device(device: str) -> str:

@@ -17,7 +17,7 @@ from monai.transforms import Compose, Orientationd, Spacingd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pancseg.data.transforms import AXES, Preprocessing, deterministic
+from pancseg.data.transforms import AXES, Preprocessing, preprocessing_transforms
 from pancseg.geometry import AIR_HU, Affine, bounding_box, cut_group, plan_cut
 
 BLOCK_VOXELS = 4_000_000  # interpolated at a time
@@ -37,7 +37,7 @@ class NetworkVolume:
 
 @dataclass(frozen=True)
 class AxisPositions:
-    """Positions of the voxels along an axis of a grid on the parallel axis of another grid."""
+    """Coordinates of the voxels of one axis, in voxels of the parallel axis of another grid."""
 
     axis: int  # of the other grid
     size: int  # of the other grid along it
@@ -53,7 +53,7 @@ def network_inputs(
     """
     if depth is None:
         return [whole_input(image, preprocessing)]
-    transform = Compose(deterministic(preprocessing, keys=("image",), load=False))
+    transform = Compose(preprocessing_transforms(preprocessing, keys=("image",), load=False))
     inputs = []
     for start in plan_cut(image.shape[2], depth, "shift")[0] or [0]:
         group = cut_group(image, start, depth, fill=AIR_HU)

@@ -34,7 +34,7 @@ TABLE, IDENTITY = "predictions.csv", "predictions.json"
 DONE, FAILED, REFUSED, DROPPED = "done", "failed", "refused", "dropped"
 READ_AHEAD_MB = 150  # of files: larger scans are read when their turn comes
 LARGE_MB = 300  # of HU: two such scans are not held at a time
-CONFIDENCE_MARGIN = 0.02  # below the lowest of validation: few patients, who chose the checkpoint
+CONFIDENCE_MARGIN = 0.02  # below Calibration.lowest, optimistic: few patients chose the checkpoint
 MAX_LABEL = 255
 LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
@@ -47,7 +47,7 @@ MASK_FLAGS = (  # in the order in which they are written; docs/predict.md says w
 
 
 @dataclass(frozen=True)
-class Row:
+class PredictionRow:
     """A row of ``predictions.csv``."""
 
     case: str  # name of the files; empty where a scan was refused before it had a name
@@ -65,7 +65,7 @@ class Row:
     input: str = ""  # hash of the input files' names, sizes and times
 
 
-COLUMNS = [field.name for field in fields(Row)]
+COLUMNS = [field.name for field in fields(PredictionRow)]
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,14 @@ class ReviewThresholds:
 class ScanState:
     """A scan in work."""
 
-    row: Row
+    row: PredictionRow
     scan: Scan | None = None
     prediction: Prediction | None = None
     seconds: float = 0.0  # spent on it
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Measure a step, and turn its error into the row; raise it if the disk is full."""
+        """Time a step; its error becomes the status of the row, but a full disk raises."""
         start = time.perf_counter()
         try:
             yield
@@ -117,7 +117,9 @@ class ScanBatch:
     probabilities: bool = False  # whether to write them
     rtstruct: bool = False  # whether to write one beside the SEG
 
-    def run(self, scans: Mapping[str, CaseSource], rows: dict[str, Row]) -> Iterator[Row]:
+    def run(
+        self, scans: Mapping[str, CaseSource], rows: dict[str, PredictionRow]
+    ) -> Iterator[PredictionRow]:
         """Segment scans by case; the next one is read and the last one written meanwhile.
 
         ``rows`` takes the row of each scan once its files are written, also after a signal.
@@ -125,7 +127,7 @@ class ScanBatch:
         items = list(scans.items())
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             ahead: Future[ScanState] | None = None
-            writing: Future[Row] | None = None
+            writing: Future[PredictionRow] | None = None
             for item, following in zip_longest(items, items[1:]):
                 state = ahead.result() if ahead else self.read(*item)
                 is_small = following is not None and files_mb(following[1]) <= READ_AHEAD_MB
@@ -143,7 +145,7 @@ class ScanBatch:
 
     def read(self, case: str, source: CaseSource) -> ScanState:
         """Read a scan; a mask is dropped."""
-        row = Row(case, str(source.path), source.uid, input=input_hash(source))
+        row = PredictionRow(case, str(source.path), source.uid, input=input_hash(source))
         state = ScanState(row)
         with state.step():
             state.scan = source.read_image()
@@ -159,7 +161,7 @@ class ScanBatch:
                 least = 0.0 if self.probabilities else FAINT
                 state.prediction = self.predictor.predict(state.scan.image, least)
 
-    def write(self, state: ScanState, rows: dict[str, Row]) -> Row:
+    def write(self, state: ScanState, rows: dict[str, PredictionRow]) -> PredictionRow:
         """Write the files of a scan in place of earlier ones, and add its row."""
         case = state.row.case
         try:
@@ -168,6 +170,8 @@ class ScanBatch:
                     path.unlink(missing_ok=True)
                 if state.scan is not None and state.prediction is not None:
                     state.row = self.write_files(state.row, state.scan, state.prediction)
+            for path in self.paths(case).values() if state.row.status == FAILED else ():
+                path.unlink(missing_ok=True)  # of a scan that failed half-way
         except OSError as error:
             raise Incomplete(
                 f"output={self.folder}: {case} cannot be written ({error.strerror}); make room and "
@@ -188,7 +192,7 @@ class ScanBatch:
             "rtstruct": self.folder / f"{name}_rtstruct.dcm",
         }
 
-    def write_files(self, row: Row, scan: Scan, prediction: Prediction) -> Row:
+    def write_files(self, row: PredictionRow, scan: Scan, prediction: Prediction) -> PredictionRow:
         """Write mask, probability, SEG, RTSTRUCT and preview."""
         image, paths, unlike = scan.image, self.paths(row.case), self.unlike(scan.image)
         flags, reasons = self.flags(scan, prediction, unlike), []
@@ -268,7 +272,7 @@ class ScanBatch:
         order = [EMPTY + self.structure.name if flag == EMPTY else flag for flag in MASK_FLAGS]
         return [*sort_flags(of_image), *(flag for flag in order if flags.get(flag))]
 
-    def is_done(self, source: CaseSource, row: Row) -> bool:
+    def is_done(self, source: CaseSource, row: PredictionRow) -> bool:
         """Whether a row is of this input, and all files that it promises are there."""
         if not row.input or row.input != input_hash(source):
             return False
@@ -336,7 +340,7 @@ def peak_memory_mb() -> float | str:
 
 @contextmanager
 def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[None]:
-    """Hold the output folder of a shard, or of all of them without a shard."""
+    """Lock the output folder: for one shard, or exclusively."""
     identity = predictor.identity()
     if (folder / IDENTITY).is_file() and read_json(folder / IDENTITY, "a note") != identity:
         raise PancsegError(
@@ -350,8 +354,6 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
                 lock = stack.enter_context(FileLock(path, timeout=LOCK_TIMEOUT_S))
                 if shard and path == merge:
                     lock.release()  # shards may run together, a merge waits for none
-                else:
-                    stack.callback(path.unlink, missing_ok=True)
         except Timeout:
             raise PancsegError(
                 f"output={folder}: another pancseg.predict is writing to it; wait for its end, or "
@@ -363,13 +365,13 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
         yield
 
 
-def read_tables(folder: Path) -> dict[str, Row]:
+def read_tables(folder: Path) -> dict[str, PredictionRow]:
     """Rows of all tables of a folder by case; a table of another version has none."""
     paths = [*sorted(folder.glob("predictions.*.csv")), folder / TABLE]
-    return {row.case: row for path in paths for row in read_csv(path, Row) if row.case}
+    return {row.case: row for path in paths for row in read_csv(path, PredictionRow) if row.case}
 
 
-def write_table(path: Path, rows: Sequence[Row]) -> None:
+def write_table(path: Path, rows: Sequence[PredictionRow]) -> None:
     """Write a table; a path that a spreadsheet would compute gets an apostrophe."""
     cells = (asdict(row) | {"path": re.sub("^(?=[=+@-])", "'", row.path)} for row in rows)
     write_csv(path, COLUMNS, (row.values() for row in cells))

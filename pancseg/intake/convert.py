@@ -47,9 +47,7 @@ from pancseg.intake.pseudonyms import Pseudonyms
 from pancseg.parallel import Shard, process_map, progress
 from pancseg.structures import LabelMap, Structure, region_mask
 
-LOG = "prepare.log"
 RECORDS = ".records"  # folder of results that no manifest holds yet
-TAILS = ("drop", "shift", "pad")
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class GroupSettings:
     def __post_init__(self) -> None:
         if self.depth is not None and self.depth < 1:
             raise PancsegError(f"data.depth={self.depth}: expected 1 or more, null for whole cases")
-        if self.tail not in TAILS:
-            raise PancsegError(f"data.tail={self.tail}: expected one of {', '.join(TAILS)}")
+        if self.tail not in ("drop", "shift", "pad"):
+            raise PancsegError(f"data.tail={self.tail}: expected drop, shift or pad")
 
 
 @dataclass(frozen=True)
@@ -347,7 +345,7 @@ def convert(job: Job) -> Result:
     """Convert a case, or take its record; Incomplete if writing fails, or on a bug."""
     if recorded := read_record(job):
         return recorded
-    log = job.settings.root / LOG
+    log = job.settings.root / "prepare.log"
     try:
         with writing(job.settings.root):
             try:

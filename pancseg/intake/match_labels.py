@@ -25,7 +25,6 @@ REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series an
 IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
 NO_LABEL = "no_label: no label belongs to this image"
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
-LabelReader = Callable[[Scan], LabelMap]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,7 @@ class CaseSource(SourceItem):
 
     patient: str  # identity, before the pseudonym
     read_image: Callable[[], Scan]
-    read_label: LabelReader | None = None
+    read_label: Callable[[Scan], LabelMap] | None = None
     label_path: Path | None = None
     input_key: str  # recognises the same input in a later run
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def find_nifti_pairs(
                 contents.cases[n] = replace(case, patient=match["patient"])
                 continue
         raise PancsegError(
-            f"source.patient={patient}: finds none in {case.patient}; expected a regular expression "
-            "with a group named patient that matches every image, such as (?P<patient>[^_]+)"
+            f"source.patient={patient}: finds none in {case.patient}; expected a regular expression"
+            " with a group named patient that matches every image, such as (?P<patient>[^_]+)"
         )
     return contents
 
@@ -192,22 +193,29 @@ def numbered(items: list[SourceItem], kind: str, contents: SourceContents) -> li
 
 def find_nnunet(folder: Path, options: ReadOptions) -> SourceContents:
     """Raw data of nnU-Net or MSD, ``imagesTr/<id>[_0000].nii.gz`` with ``labelsTr/<id>.nii.gz``."""
-    contents, values = SourceContents(), label_values(folder / "dataset.json")
+    contents, file = SourceContents(), folder / "dataset.json"
+    values, listed = read_description(file)
     options = replace(
         options,
         structures=with_values(options.structures, values),
         declared=tuple({value for group in values.values() for value in group}),
         ignore=values.get("ignore", (None,))[0],  # nnU-Net's name of voxels that nobody labelled
     )
-    images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
-    labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
+    if listed is None:
+        images = locate_files(folder / "imagesTr", "image", contents, without_suffix)
+        labels = locate_files(folder / "labelsTr", "label", contents, without_suffix)
+    else:
+        images, labels = listed_files(listed, file, contents)
     add_cases(contents, *match_files(images, labels, contents), options)
     warn_of_parts(contents)
     return contents
 
 
-def label_values(file: Path) -> Values:
-    """Values of labels without the background; PancsegError unless the file describes CT."""
+def read_description(file: Path) -> tuple[Values, Any]:
+    """Values of labels without the background, and ``dataset``, nnU-Net's list of files, or None.
+
+    PancsegError unless the file describes CT.
+    """
     if not file.is_file():
         below = sorted(path.parent.name for path in file.parent.glob("*/dataset.json"))
         advice = f"; give one of its folders: {', '.join(below[:8])}" if below else ""
@@ -230,7 +238,32 @@ def label_values(file: Path) -> Values:
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
         expected = '{"background": 0, "pancreas": 1}'
         raise PancsegError(f'{file}: expected "labels": {expected}') from None
-    return {name: group for name, group in values.items() if any(group)}
+    return {n: group for n, group in values.items() if any(group)}, described.get("dataset")
+
+
+def listed_files(
+    listed: Any, file: Path, contents: SourceContents
+) -> tuple[list[SourceItem], list[SourceItem]]:
+    """Images and labels of ``{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}``.
+
+    Paths are relative to the folder of ``file``, and must lie in it; channel 0 is read.
+    """
+    images: list[SourceItem] = []
+    labels: list[SourceItem] = []
+    folder = Path(os.path.normpath(file.parent))
+    try:
+        for key, entry in listed.items():
+            names = entry["images"][0], entry["label"]
+            paths = [Path(os.path.normpath(folder / name)) for name in names]
+            if not all(path.is_relative_to(folder) for path in paths):
+                raise PancsegError(f"{file}: lists files outside of its folder; copy them into it")
+            located = map(locate_files, paths, ("image", "label"), repeat(contents))
+            image, label = ([replace(i, key=key) for i in items] for items in located)
+            images, labels = [*images, *image], [*labels, *label]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        expected = '{"p7": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}'
+        raise PancsegError(f'{file}: expected "dataset": {expected}') from None
+    return images, labels
 
 
 def with_values(structures: tuple[Structure, ...], values: Values) -> tuple[Structure, ...]:

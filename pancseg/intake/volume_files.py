@@ -98,10 +98,22 @@ def read_label_file(path: Path, options: ReadOptions, scan: Scan) -> LabelMap:
 
 
 def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
-    """Structure codes ``(x, y, z)``, unknown values, and number of ignored voxels."""
+    """Structure codes ``(x, y, z)``, unknown values, and number of ignored voxels.
+
+    Segments are chosen by name, or by value where each value belongs to one segment.
+    """
+    values, ignored = volume.values, 0
+    codes: NDArray[np.uint8] = np.zeros(values.shape[-3:], np.uint8, order="F")
     if volume.segments:
-        return encode_segments(volume, options.structures), (), 0
-    values = volume.values
+        numbers = [value for _, value, _ in volume.segments]
+        if len(set(numbers)) < len(numbers):
+            numbers = [-1 - n for n in range(len(numbers))]  # no label is negative
+        segments = dict(zip(numbers, volume.segments, strict=True))
+        names = {number: (name,) for number, (name, _, _) in segments.items()}
+        for code, own in enumerate(match_names(names, options.structures, "segment"), start=1):
+            for _, value, layer in [segments[number] for number in own]:
+                codes[values[layer] == value] = code
+        return codes, (), 0
     slices = range(values.shape[2])  # indices of all voxels would take gigabytes
     distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
     whole = np.rint(distinct)
@@ -109,26 +121,11 @@ def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tup
     is_ignored = whole == (np.nan if options.ignore is None else options.ignore)
     known = np.where(is_ignored, 0, labels)
     code_of, unknown_values = encode_values(known, options.structures, options.declared)
-    codes, ignored = np.empty(values.shape, np.uint8, order="F"), 0
     for k in slices:
         index = np.searchsorted(distinct, values[..., k])
         codes[..., k] = code_of[index]
         ignored += int(np.count_nonzero(is_ignored[index]))
     return codes, unknown_values, ignored
-
-
-def encode_segments(volume: Volume, structures: Sequence[Structure]) -> NDArray[np.uint8]:
-    """Encode segments, chosen by name, or by value where each value belongs to one segment."""
-    values = [value for _, value, _ in volume.segments]
-    if len(set(values)) < len(values):
-        values = [-1 - n for n in range(len(values))]  # no label is negative
-    segments = dict(zip(values, volume.segments, strict=True))
-    names = {number: (name,) for number, (name, _, _) in segments.items()}
-    codes = np.zeros(volume.values.shape[1:], np.uint8, order="F")
-    for code, numbers in enumerate(match_names(names, structures, "segment"), start=1):
-        for _, value, layer in [segments[number] for number in numbers]:
-            codes[volume.values[layer] == value] = code
-    return codes
 
 
 def read_nifti(file: Path) -> Volume:

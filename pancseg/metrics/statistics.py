@@ -63,7 +63,7 @@ class Comparison:
     """A measure of two configurations, ``other`` minus ``one``, over ``n`` patients."""
 
     measure: str
-    one: str
+    one: str  # names; keys of comparison.json
     other: str
     n: int
     difference: float  # mean over patients
@@ -75,10 +75,10 @@ class Comparison:
 
 
 def compare(
-    measure: str, one: str, other: str, before: Sequence[float], after: Sequence[float]
+    measure: str, one: str, other: str, baseline: Sequence[float], candidate: Sequence[float]
 ) -> Comparison:
-    """Compare ``before`` with ``after``: values of two configurations, of the same patients."""
-    differences = np.subtract(after, before)
+    """Compare values of ``one``, the baseline, with those of ``other`` in the same patients."""
+    differences = np.subtract(candidate, baseline)
     differences[np.abs(differences) < EQUAL] = 0.0
     unequal = differences[differences != 0]  # the test leaves equal pairs out (Wilcoxon 1945)
     return Comparison(

@@ -65,9 +65,9 @@ def surface_elements(mask: Mask, spacing_mm: Spacing) -> tuple[Points, Floats]:
 
 
 def nearest_mm(points: Points, others: Points, spacing_mm: Spacing) -> Floats:
-    """Distance of each point to the nearest of the others, mm, so rounded that 1 mm is within 1 mm.
+    """Distance of each point to the nearest of the others, mm.
 
-    Both are indices ``(n, 3)`` on a grid of the spacing, not empty.
+    Rounded to 1e-6 mm, so that 1.0000000001 counts as 1. Both are indices ``(n, 3)``, not empty.
     """
     low = np.minimum(points.min(axis=0), others.min(axis=0))
     size = np.maximum(points.max(axis=0), others.max(axis=0)) - low + 1

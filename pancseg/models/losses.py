@@ -1,4 +1,4 @@
-"""Losses of two logits per voxel that teach a softmax, and deep supervision.
+"""Losses on two-channel logits, computed on their softmax, and deep supervision.
 
 A voxel is decided by the rule that its loss teaches: the softmax of both channels, or, with
 ``sigmoid=True``, channel 1 alone. MONAI's ``DiceFocalLoss`` fits neither: ``softmax=True`` applies

@@ -84,8 +84,9 @@ class Segmenter(pl.LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
 
-        Windows are weighted by a Gaussian, because logits at their borders are less certain. After
-        memory has run out once, logits are summed, and returned, on the CPU.
+        For validation; ``training_step`` calls ``self.network`` on a patch. Windows are weighted by
+        a Gaussian, because logits at their borders are less certain. After memory has run out once,
+        logits are summed, and returned, on the CPU.
         """
         view = self.hparams["view"]
         if view is None or tuple(image.shape[2:]) == tuple(view["size"]):

@@ -84,7 +84,7 @@ def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -
         "comparisons": [asdict(replace(test, p_holm=p)) for test, p in corrected],
         "warnings": [
             f"{run.folder}: trained on, or was chosen by, {len(seen)} of the patients it is "
-            f"compared on ({some(seen)})"
+            f"compared on ({first_three(seen)})"
             for run in runs
             if (seen := run.seen.intersection(patients))
         ],
@@ -106,7 +106,7 @@ def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun
     # in a k-fold sweep each patient is held out of the network that segmented it
     seen = run.trained_on() - set(values.index if figures["held_out"] else ())
     name = str(figures.get("predictions") or run.name)
-    return ScoredRun(folder, name, not run.parts, figures, values, seen)
+    return ScoredRun(folder, name, not run.run_folders, figures, values, seen)
 
 
 def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
@@ -125,14 +125,15 @@ def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
             leak = f"; {len(leaked)} of them were scored in one run and trained on in the other"
             raise PancsegError(
                 f"{first.folder} and {other.folder} were not scored on the same patients: "
-                f"{len(differing)} are in one of them only ({some(differing)}){leak * bool(leaked)}"
-                "; train both with the same split (split=file split.path=RUN/splits.json)"
+                f"{len(differing)} are in one of them only ({first_three(differing)})"
+                + leak * bool(leaked)
+                + "; train both with the same split (split=file split.path=RUN/splits.json)"
             )
     return sorted(patients)
 
 
-def some(patients: set[str]) -> str:
-    """Three patients, for a message."""
+def first_three(patients: set[str]) -> str:
+    """Names for a message."""
     return printable(", ".join(sorted(patients)[:3]) + ("..." if len(patients) > 3 else ""))
 
 
@@ -183,9 +184,9 @@ def write_comparison(folder: Path, compared: Comparison) -> Path:
     if sign == 1:
         text = f"{title} of each run, a point a patient."
         figures.append((charts.as_svg(text, charts.plot_boxes, values), text))
-    for one, other in combinations(values, 2):
-        differences = np.subtract(values[other], values[one])
-        text = f"{title}: {other} minus {one}, a bar a patient."
+    for baseline, candidate in combinations(values, 2):
+        differences = np.subtract(values[candidate], values[baseline])
+        text = f"{title}: {candidate} minus {baseline}, a bar a patient."
         svg = charts.as_svg(text, charts.plot_differences, differences, sign or 1)
         figures.append((svg, text))
     heads = [Column("patient", is_text=True), *(Column(f"{title}, {n}", digits) for n in values)]

@@ -29,17 +29,17 @@ class Run:
     """A run, a sweep whose runs were scored together, or scores of masks of other tools."""
 
     folder: Path
-    parts: list[Path]  # folders of runs: the run itself, those of the sweep, or none
+    run_folders: list[Path]  # the run itself, those of the sweep, or none
 
     @property
     def is_sweep(self) -> bool:
         """Whether it is a sweep."""
-        return self.parts not in ([], [self.folder])
+        return self.run_folders not in ([], [self.folder])
 
     @property
     def summaries(self) -> list[dict[str, Any]]:
-        """``summary.json`` of each part that has ended."""
-        paths = [part / SUMMARY for part in self.parts]
+        """``summary.json`` of each run that has ended."""
+        paths = [run / SUMMARY for run in self.run_folders]
         return [read_json(path, "a run's summary") for path in paths if self.has(path)]
 
     @property
@@ -54,19 +54,20 @@ class Run:
 
     def figures(self, subset: str) -> dict[str, Any]:
         """``scores/<subset>.json``; of masks of other tools ``scores/external.json``."""
-        path = self.folder / "scores" / f"{subset if self.parts else EXTERNAL}.json"
+        path = self.folder / "scores" / f"{subset if self.run_folders else EXTERNAL}.json"
         if not self.has(path) or not self.has(path.with_suffix(".csv")):
             checkpoint = self.folder if self.is_sweep else self.folder / BEST
             raise PancsegError(
                 f"{self.folder}: has no scores of {subset}; run "
                 f"python -m pancseg.evaluate checkpoint={checkpoint} subset={subset}"
             )
-        what = "figures that evaluate wrote"
-        return read_json(path, what, lambda v: isinstance(v, dict) and v.keys() >= FIGURES)
+        description = "figures that evaluate wrote"
+        return read_json(path, description, lambda v: isinstance(v, dict) and v.keys() >= FIGURES)
 
     def rows(self, subset: str) -> list[dict[str, Any]]:
         """Rows of ``scores/<subset>.csv``, the lowest Dice first, those without Dice last."""
-        return worst_first(read_scores(self.folder / "scores", subset if self.parts else EXTERNAL))
+        name = subset if self.run_folders else EXTERNAL
+        return worst_first(read_scores(self.folder / "scores", name))
 
     def views(self, subset: str, cases: Iterable[str]) -> dict[str, Any]:
         """Slices for the report of those cases that have any, by case."""
@@ -87,27 +88,28 @@ class Run:
             raise PancsegError(f"{path}: cannot be read as metrics of epochs ({error})") from error
 
     def trained_on(self) -> set[str]:
-        """Patients who were trained on, or used to choose a checkpoint, in any part."""
-        paths = [part / SPLITS for part in self.parts if self.has(part / SPLITS)]
+        """Patients who were trained on, or used to choose a checkpoint, in any run."""
+        paths = [run / SPLITS for run in self.run_folders if self.has(run / SPLITS)]
         splits = [read_json(path, "a split") for path in paths]
         lists = [split[subset] for split in splits for subset in ("train", "val")]
         return set().union(*lists, *(s.get("seen_before", ()) for s in self.summaries))
 
     def composed(self) -> dict[str, Any]:
-        """The configuration of the first part, unresolved; empty without a file."""
-        path = self.parts[0] / ".hydra" / "config.yaml" if self.parts else None
+        """The configuration of the first run, unresolved; empty without a file."""
+        path = self.run_folders[0] / ".hydra" / "config.yaml" if self.run_folders else None
         return read_yaml(path, dict) if path and self.has(path) else {}
 
     def command(self) -> str:
         """Command line of the training, without paths of data, which may name patients."""
         if not self.composed():
             return "the configuration of this run is not in its folder"
-        path, start = self.parts[0] / ".hydra" / "overrides.yaml", "train"
+        path, start = self.run_folders[0] / ".hydra" / "overrides.yaml", "train"
         overrides = read_yaml(path, list) if self.has(path) else []
         if self.has(path := self.folder / "multirun.yaml"):
             hydra, start = read_yaml(path, dict).get("hydra") or {}, "train -m"
             overrides = (hydra.get("overrides") or {}).get("task") or []
-        return " ".join([f"python -m pancseg.{start}", *(without_path(str(o)) for o in overrides)])
+        texts = [without_path(str(o)) for o in overrides if not str(o).startswith("trial=")]
+        return " ".join([f"python -m pancseg.{start}", *texts])
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -122,13 +124,13 @@ def open_run(folder: Path, key: str = "run") -> Run:
         raise PancsegError(f"{key}={folder}: there is no such folder")
     if (folder / BEST).is_file() or (folder / SUMMARY).is_file():
         return Run(folder, [folder])
-    parts = sorted(part for part in folder.iterdir() if (part / BEST).is_file())
-    if not parts and not (folder / "scores" / f"{EXTERNAL}.json").is_file():
+    run_folders = sorted(run for run in folder.iterdir() if (run / BEST).is_file())
+    if not run_folders and not (folder / "scores" / f"{EXTERNAL}.json").is_file():
         raise PancsegError(
             f"{key}={folder}: is not the folder of a run; it holds neither {BEST} nor "
             f"scores/{EXTERNAL}.json"
         )
-    return Run(folder, parts)
+    return Run(folder, run_folders)
 
 
 def read_yaml(path: Path, kind: type) -> Any:

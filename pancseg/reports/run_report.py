@@ -27,7 +27,7 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
         PancsegError: If the subset was not scored, a file is damaged, or ``by`` is no column.
     """
     figures, rows = run.figures(subset), run.rows(subset)
-    subset = subset if run.parts else EXTERNAL
+    subset = subset if run.run_folders else EXTERNAL
     people, history, summaries = tables.people_of(figures), run.history(), run.summaries
     views = run.views(subset, [row["case"] for row in rows[:MAX_VIEWS]])
     cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
@@ -51,7 +51,7 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
         subgroups=tables.subgroup_table(rows, by) if by else None,
         charts=score_charts(rows, figures) if figures["n"] else None,
         views={row["case"]: view_of(row, views) for row in rows if row["case"] in views},
-        command=run.command() if run.parts else "",
+        command=run.command() if run.run_folders else "",
         checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
         patients="data.root=..." if subset.startswith(EXTERNAL) else f"subset={subset}",
         summary=summaries[0] if summaries else None,
@@ -70,7 +70,8 @@ def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
         epochs = f"{first['epochs']} in {first['seconds']:,.0f} s"
         facts.append(("epochs", f"{epochs}; the best is {first['best_epoch']}"))
     if run.is_sweep:
-        facts.append(("runs", f"{len(run.parts)} of a sweep; the numbers above are of the first"))
+        runs = f"{len(run.run_folders)} of a sweep; the numbers above are of the first"
+        facts.append(("runs", runs))
         facts.append(("networks a patient", str(figures["models_per_patient"])))
     if folds := figures.get("missing_folds"):
         facts.append(("folds without scores", ", ".join(map(str, folds))))

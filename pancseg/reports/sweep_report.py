@@ -3,8 +3,12 @@
 The sweep may be a stranger's: links are not followed.
 """
 
+import base64
+import io
 import json
+import warnings
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +64,39 @@ def report_sweep(folder: Path) -> Path:
     print_table(table, width=160)
     banners = banners_of(any(summary.get("phantoms") for summary in summaries), held_out=True)
     title = f"Sweep {printable(folder.absolute().name)}"
-    return write_page(folder / "sweep.html", "sweep.html", title, banners=banners, jobs=table)
+    content: dict[str, Any] = {"banners": banners, "jobs": table, "charts": draw_charts(folder)}
+    return write_page(folder / "sweep.html", "sweep.html", title, **content)
+
+
+def draw_charts(folder: Path) -> dict[str, str]:
+    """Optuna's charts of a search in the folder, PNG as base64 by caption; empty without any."""
+    database, charts = folder / "study.db", dict[str, str]()
+    if not is_inside(database, folder) or find_spec("optuna") is None:
+        return charts
+    import optuna
+    from matplotlib import pyplot as plt
+    from optuna.visualization import matplotlib as plots
+
+    from pancseg.training.sweeps import open_study
+
+    url = f"sqlite:///{database.absolute()}"
+    with (
+        open_study(url, optuna.get_all_study_names(url)[0], None) as study,
+        warnings.catch_warnings(action="ignore"),  # Optuna marks its charts as experimental
+        plt.rc_context({"text.parse_math": False}),
+    ):
+        done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
+        plot_of = {"Scores of the trials, and the best so far": plots.plot_optimization_history}
+        plot_of["Score against each parameter"] = plots.plot_slice
+        if len(done) > 3:  # fewer say nothing about importance
+            plot_of["Importance of the parameters"] = plots.plot_param_importances
+        for caption, plot in plot_of.items() if done else ():
+            axes, out = plot(study), io.BytesIO()
+            figure = getattr(axes, "flat", [axes])[0].figure
+            figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+            plt.close(figure)
+            charts[caption] = base64.b64encode(out.getvalue()).decode()
+    return charts
 
 
 def read_params(job: Path) -> Row:

@@ -66,7 +66,7 @@ class EpochReport(pl.Callback):
         self.folder = Path(folder)
         self.rows: list[dict[str, Any]] = []
         self.title = ""
-        self.is_partial = False  # whether the last row is of a part of the first epoch
+        self.is_partial = False  # training ended within its first epoch, whose part is kept
         self.has_validated = False
         self.start_s = 0.0
 
@@ -142,7 +142,8 @@ def best_row(rows: list[dict[str, Any]], name: str) -> dict[str, Any] | None:
     if name.endswith("loss"):
         return min(valued, key=lambda row: row[name], default=None)
     loss = name.replace("dice", "loss")
-    return max(valued, key=lambda row: (row[name], -(row.get(loss) or math.inf)), default=None)
+    by_loss = sorted(valued, key=lambda row: math.inf if row.get(loss) is None else row[loss])
+    return max(by_loss, key=lambda row: row[name], default=None)
 
 
 def epoch_line(rows: list[dict[str, Any]], max_epochs: int | None) -> str:

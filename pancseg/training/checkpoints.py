@@ -61,7 +61,7 @@ class EpochCheckpoint(ModelCheckpoint):
         """Restore the best score, also where the run was moved: Lightning drops it there."""
         path = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
         if Path(path).is_file():  # else the next epoch is the best that there is here
-            # a file could name any path, and Lightning removes it later; only the own one is meant
+            # a file may name any path, and Lightning deletes it later: only this run's own is kept
             paths = ("best_model_path", "last_model_path", "kth_best_model_path")
             state = {**state_dict, **{key: path if state_dict[key] else "" for key in paths}}
             scores = [*state["best_k_models"].values()]
@@ -108,7 +108,7 @@ def is_partial(trainer: pl.Trainer) -> bool:
 
 
 def is_discarded(trainer: pl.Trainer) -> bool:
-    """Whether this epoch is partial and not the first: it leaves no row and no checkpoint."""
+    """Whether this epoch is partial and not the first: not kept, as a resumed run repeats it."""
     return trainer.current_epoch > 0 and is_partial(trainer)
 
 

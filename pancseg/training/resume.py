@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from pancseg.config import LAST, leaves, run_path
+from pancseg.config import LAST, flatten, run_path
 from pancseg.data.datamodule import CTDataModule
 from pancseg.data.splits import SUBSETS
 from pancseg.data.transforms import Preprocessing
@@ -77,7 +77,7 @@ def check_resumed(
         log.warning("nothing is left to train: %s; give more to go on", ", ".join(spent))
     if (batch_size := earlier.data["batch_size"]) != cfg.data.batch_size:
         changed = f"data.batch_size={cfg.data.batch_size}, ckpt_path was trained with {batch_size}"
-        log.warning("%s: the batches are other ones from here on", changed)
+        log.warning("%s: batches differ from here on", changed)
     if earlier.fingerprint != data.fingerprint:
         log.warning("the prepared data are not those that ckpt_path was trained on")
 
@@ -89,7 +89,7 @@ def fixed_settings(hparams: Any, data: Any, preprocessing: Preprocessing) -> dic
     parts = {name: hparams[name] for name in ("seed", "model", "loss", "optimizer", "scheduler")}
     parts |= {"sampling": data["sampling"], "data": {**transforms, "spatial_size": size}}
     parts |= {"augment": data["augment"] or {}}
-    return {key: value for key, value in leaves(parts) if not key.endswith(FREE_KEYS)}
+    return {key: value for key, value in flatten(parts) if not key.endswith(FREE_KEYS)}
 
 
 def check_optimizer_state(states: Any, segmenter: Segmenter) -> None:

@@ -112,14 +112,14 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
     parts = {name: to_plain(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
     if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
         parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
-    view = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
-    segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=view, seed=cfg.seed)
+    windows = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
+    segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=windows, seed=cfg.seed)
     if cfg.init_from and not is_resumed:
         weights = open_weights(Path(cfg.init_from))
         log.info(load_pretrained(segmenter.network, weights))
         data.seen_before.update(weights.seen or ())
         if weights.seen is None:
-            log.warning("init_from does not say whom it was trained on: held_out counts without it")
+            log.warning("init_from lists no training patients: held_out cannot account for them")
         elif known := weights.seen.intersection(data.split.test):
             log.warning("init_from was trained on %s of the test patients here", len(known))
     device_type = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg import __version__
-from pancseg.config import changes_result, leaves
+from pancseg.config import changes_result, flatten
 from pancseg.data.datamodule import CTDataModule
 from pancseg.data.splits import SUBSETS
 from pancseg.data.transforms import Plan
@@ -113,7 +113,7 @@ def log_hyperparameters(
     planned: Any = OmegaConf.to_container(merged, resolve=True)
     flat = {
         key: str(value) if isinstance(value, list) else value
-        for key, value in leaves({name: planned[name] for name in HYPERPARAMETERS})
+        for key, value in flatten({name: planned[name] for name in HYPERPARAMETERS})
         if key not in LEFT_OUT and changes_result(key) and value != {}
     }
     best = math.nan if summary["best_dice"] is None else summary["best_dice"]

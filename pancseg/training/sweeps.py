@@ -21,7 +21,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from pancseg.cli import quoted_value
-from pancseg.config import LAST, SUMMARY, changes_result, leaves, locked_run, run_path
+from pancseg.config import LAST, SUMMARY, changes_result, flatten, locked_run, run_path
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.files import read_json, write_text
 
@@ -58,8 +58,8 @@ def check_configuration(cfg: DictConfig, folder: Path) -> None:
     from pancseg.reports.run_folder import read_yaml
 
     path = folder / ".hydra" / "config.yaml"
-    earlier = dict(leaves(read_yaml(path, dict))) if path.is_file() else {}
-    now = dict(leaves(OmegaConf.to_container(cfg)))
+    earlier = dict(flatten(read_yaml(path, dict))) if path.is_file() else {}
+    now = dict(flatten(OmegaConf.to_container(cfg)))
     for key in sorted({*earlier, *now}):
         if changes_result(key) and earlier.get(key) != now.get(key):
             values = f"{key}={earlier.get(key)}, this one has {now.get(key)}"

@@ -113,9 +113,10 @@ def test_killed_at_any_moment_and_run_again_it_leaves_what_one_run_leaves(
         assert same(work.result(folder), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount")
-@pytest.mark.parametrize("share", [0.2, 0.7])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.7, marks=pytest.mark.slow), pytest.param(0.2, marks=pytest.mark.storm)]
+)
 @pytest.mark.parametrize("work", ["prepare", "train", "evaluate", "predict"], indirect=True)
 def test_a_full_disk_is_one_line_and_costs_nothing_that_is_done(
     work: Work, tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
