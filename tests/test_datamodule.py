@@ -189,6 +189,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (EMPTY, {"sampling": PATCHES}, "training patients have no labelled voxel"),
     ({"complete": False}, {}, "run the same pancseg.prepare again"),
     ({}, {"batch_size": 0}, r"data\.batch_size=0: expected at least 1"),
+    ({}, {"orientation": "SAR"}, r"data\.orientation=SAR: expected"),
     ({}, {"cache": "tape"}, r"hardware\.cache=tape: expected one of disk, ram, gpu"),
     ({}, {"depth": None}, "no groups to take whole; give sampling=patches"),
 ]

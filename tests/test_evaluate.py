@@ -239,6 +239,7 @@ def test_masks_of_other_tools_are_scored_and_compared_with_a_run(
         (["predictions=masks"], "needs data.root=PREPARED"),
         (["predictions=masks", "data.root=x", "subset=val"], "scores all of its cases"),
         (["checkpoint=a", "predictions=b"], "give checkpoint="),
+        (["checkpoint=[a,b]"], "expected one, or the folder of a sweep"),
         (["checkpoint=a", "subset=all"], "subset=all: expected one of"),
         (["checkpoint=a", "postprocess.threshold=7"], "postprocess.threshold=7: expected"),
         (["checkpoint=a", "nsd_tolerances_mm=[0]"], "expected lengths above 0 mm"),

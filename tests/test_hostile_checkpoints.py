@@ -71,7 +71,6 @@ class Mark(Unpickled):
         super().__init__(builtins.open, str(path), "w")
 
 
-@pytest.mark.row("a malicious checkpoint: a pickle", "not run, code 2")
 @pytest.mark.parametrize("key", ["checkpoint", "ckpt_path", "init_from"])
 def test_a_pickle_is_not_run(key: str, content: Content, prepared: Path, command: Command) -> None:
     mark = Mark(Path("hacked"))
@@ -100,7 +99,6 @@ TARGETS = [
 ]  # fmt: skip
 
 
-@pytest.mark.row("a malicious checkpoint: `_target_`", "not called, code 2")
 def test_only_networks_are_built(content: Content) -> None:
     for target in TARGETS:
         node = {"_target_": target, "command": "touch hacked"}
@@ -206,7 +204,6 @@ OF_THE_NETWORK = huge_network, tensor_without_values
 BOMBS = [*OF_THE_NETWORK, huge_bytes, packed, overlapping, storage_that_is_not_there]
 
 
-@pytest.mark.row("a malicious checkpoint: a bomb for the memory", "refused within its size, code 2")
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_no_file_makes_its_reader_take_more_memory_than_it_holds(
     bomb: Callable[[Content], None], content: Content
@@ -218,7 +215,6 @@ def test_no_file_makes_its_reader_take_more_memory_than_it_holds(
         refuses(open_weights)
 
 
-@pytest.mark.row("a malicious checkpoint: paths that lead elsewhere", "nothing outside touched")
 @pytest.mark.parametrize("name", ["..", "../../keep", "last.ckpt"])
 def test_a_resumed_run_removes_no_file_that_a_checkpoint_names(name: str, content: Content) -> None:
     best = Path("checkpoints/best.ckpt").resolve()

@@ -216,6 +216,22 @@ def test_a_mask_stands_where_its_preview_or_its_seg_cannot_be_made(
     assert (OUT / f"{case}_pancreas.nii.gz").is_file()
 
 
+def test_a_scan_that_fails_half_way_leaves_no_mask(
+    predict: Predict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = scan_batch.write_like_input
+
+    def write_or_fail(path: Path, *arguments: Any) -> None:
+        if "probability" in path.name:
+            raise MemoryError
+        write(path, *arguments)
+
+    monkeypatch.setattr(scan_batch, "write_like_input", write_or_fail)
+    assert predict("probabilities=true").code == 1
+    assert {row["status"] for row in rows_of().values()} == {"failed"}
+    assert not list(OUT.glob("*.nii.gz"))
+
+
 def test_the_next_scan_is_read_and_the_last_one_written_while_the_network_works() -> None:
     read, segmenting = threading.Event(), threading.Event()
 

@@ -267,6 +267,8 @@ def test_of_equal_dice_the_lower_loss_is_the_best_in_checkpoint_and_report(tmp_p
     rows = [{"epoch": n, "val/dice": d, "val/loss": x} for n, (d, x) in enumerate(scores, 1)]
     row = best_row(rows, "val/dice")
     assert row and row["epoch"] == 3
+    rows.append({"epoch": 5, "val/dice": 0.5, "val/loss": 0.0})
+    assert (best_row(rows, "val/dice") or {})["epoch"] == 5
 
 
 def test_patience_is_the_one_that_is_configured_now() -> None:

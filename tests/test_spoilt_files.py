@@ -49,7 +49,6 @@ def flip(path: Path, good: bytes, at: int, bit: int) -> None:
     path.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
 
 
-@pytest.mark.row("a bit of what a checkpoint holds flipped", "noticed each time, code 2")
 @Flips
 def test_a_bit_flipped_in_the_content_of_a_checkpoint_is_detected(best, flips):
     good, chance, places = best.read_bytes(), random.Random(0), content_at(best)
@@ -59,7 +58,6 @@ def test_a_bit_flipped_in_the_content_of_a_checkpoint_is_detected(best, flips):
             load_tensors(best)
 
 
-@pytest.mark.row("a bit flipped anywhere in a checkpoint", "noticed, or no weight was another")
 @Flips
 def test_a_bit_flipped_anywhere_is_detected_or_changes_no_weight(best, flips):
     good, chance, detected = best.read_bytes(), random.Random(1), 0
@@ -78,7 +76,6 @@ def test_a_bit_flipped_anywhere_is_detected_or_changes_no_weight(best, flips):
     assert detected > flips / 2
 
 
-@pytest.mark.row("a checkpoint cut short", "one line, code 2")
 def test_a_truncated_checkpoint_is_named(best, prepared, tmp_path, command):
     good, run = best.read_bytes(), tmp_path / "other"
     scans = [f"input={prepared / 'cases'}", f"output={tmp_path / 'out'}"]
@@ -92,7 +89,6 @@ def test_a_truncated_checkpoint_is_named(best, prepared, tmp_path, command):
         one_line(command(*words), 2, str(best))
 
 
-@pytest.mark.row("a checkpoint swapped for another run's", "one line, code 2")
 def test_a_checkpoint_of_another_run_is_detected(best, command):
     path = best.parent.parent / "splits.json"
     split = json.loads(path.read_text())
@@ -101,7 +97,6 @@ def test_a_checkpoint_of_another_run_is_detected(best, command):
     one_line(command("evaluate", f"checkpoint={best}"), 2, str(best), "it is of another run")
 
 
-@pytest.mark.row("`manifest.json` edited by hand", "entry and field named, code 2")
 @pytest.mark.parametrize("name", ["prepare", "train", "evaluate"])
 def test_an_edited_manifest_is_named(name, prepared, trained, dicom, tmp_path, command):
     manifest = json.loads((prepared / "manifest.json").read_text())
@@ -132,7 +127,6 @@ def damaged_copy(prepared: Path, root: Path, *, is_cut: bool) -> Path:
     return root
 
 
-@pytest.mark.row("a NIfTI changed after preparation", "named by `train` and in the scores, code 0")
 def test_a_changed_scan_is_named(prepared, best, tmp_path, command):
     root = damaged_copy(prepared, tmp_path / "changed", is_cut=False)
     sentence = "is not what pancseg.prepare wrote; it is used as it is"
@@ -145,7 +139,6 @@ def test_a_changed_scan_is_named(prepared, best, tmp_path, command):
         assert len(json.loads(scores.read_text())["changed_since_prepared"]) == count
 
 
-@pytest.mark.row("a NIfTI that cannot be unpacked", "named, code 2 of `train`, 1 of `evaluate`")
 def test_a_truncated_scan_is_named(prepared, best, tmp_path, command):
     root = damaged_copy(prepared, tmp_path / "damaged", is_cut=True)
     ended = command("train", *smoke(root, tmp_path / "other"))
@@ -154,7 +147,6 @@ def test_a_truncated_scan_is_named(prepared, best, tmp_path, command):
     one_line(ended, 1, "2 of 2 cases failed")
 
 
-@pytest.mark.row("NaN in an image", "that scan refused, the rest done, code 1")
 def test_a_scan_with_nan_is_refused_alone(best, dicom, tmp_path, command):
     (tmp_path / "scans").mkdir()
     images = sorted((dicom / "truth").glob("*_image.nii.gz"))[:2]

@@ -17,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from pancseg.config import changes_result
 from pancseg.errors import PancsegError
 from pancseg.training.sweeps import open_study, search_space
 from tests.conftest import Command, run_command, smoke
@@ -116,6 +117,11 @@ def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
 
 
 # searches
+
+
+def test_a_callback_that_changes_the_weights_makes_another_job() -> None:
+    assert changes_result("callbacks.weight_averaging.decay=0.9")
+    assert not changes_result("callbacks.images.every_n_epochs=1")
 
 
 def test_intervals_ranges_and_choices_become_distributions() -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import warnings
 from collections import Counter
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def draw_charts(folder: Path) -> dict[str, str]:
     with (
         open_study(url, optuna.get_all_study_names(url)[0], None) as study,
         warnings.catch_warnings(action="ignore"),  # Optuna marks its charts as experimental
-        plt.rc_context({"text.parse_math": False}),
+        plt.rc_context(),  # the charts set a style
     ):
         done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
         plot_of = {"Scores of the trials, and the best so far": plots.plot_optimization_history}
@@ -93,9 +94,11 @@ def draw_charts(folder: Path) -> dict[str, str]:
         for caption, plot in plot_of.items() if done else ():
             axes, out = plot(study), io.BytesIO()
             figure = getattr(axes, "flat", [axes])[0].figure
-            figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+            figure.set_size_inches(11, 4)
+            with suppress(ValueError):  # a choice with dollars that are no mathematics
+                figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+                charts[caption] = base64.b64encode(out.getvalue()).decode()
             plt.close(figure)
-            charts[caption] = base64.b64encode(out.getvalue()).decode()
     return charts
 
 
