@@ -87,7 +87,7 @@ def draw_charts(folder: Path) -> dict[str, str]:
         plt.rc_context(),  # the charts set a style
     ):
         done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-        plot_of = {"Scores of the trials, and the best so far": plots.plot_optimization_history}
+        plot_of: dict[str, Any] = {"Scores, and the best so far": plots.plot_optimization_history}
         plot_of["Score against each parameter"] = plots.plot_slice
         if len(done) > 3:  # fewer say nothing about importance
             plot_of["Importance of the parameters"] = plots.plot_param_importances
