@@ -94,8 +94,10 @@ def bounding_box(
 
 def second_component_voxels(mask: NDArray[np.bool_]) -> int:
     """Voxels of the second largest 26-connected component of a mask ``(X, Y, Z)``, else 0."""
-    labels, count = ndimage.label(mask[bounding_box(mask)], CONNECTIVITY_26)
-    return int(np.sort(np.bincount(labels.ravel())[1:])[-2]) if count > 1 else 0
+    inside = mask[bounding_box(mask)]
+    labels, count = ndimage.label(inside, CONNECTIVITY_26)
+    # bincount copies to int64: of all voxels, that would be 2 GB for a long scan
+    return int(np.sort(np.bincount(labels[inside])[1:])[-2]) if count > 1 else 0
 
 
 def plan_cut(slices: int, depth: int, tail: str) -> tuple[list[int], int]:

@@ -179,7 +179,7 @@ def test_each_patient_is_scored_once_by_the_fold_that_held_them_out(prepared, tm
     own = scores_of(sweep / "1")[1]
     assert all(row["dice"] == rows[patient]["dice"] for patient, row in own.items())
     ended = command("evaluate", f"checkpoint={sweep}", "subset=val")
-    assert (ended.code, "subset=val: of 3 checkpoints" in ended.err) == (2, True)
+    assert (ended.code, "subset=val: with several checkpoints" in ended.err) == (2, True)
     shutil.rmtree(sweep / "1")
     ended = command("evaluate", f"checkpoint={sweep}")
     assert (ended.code, "folds [1] have no run" in ended.out) == (0, True)

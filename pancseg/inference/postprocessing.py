@@ -46,10 +46,9 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     labels, count = ndimage.label(mask[box], CONNECTIVITY_26)
     if count < 2:
         return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
     largest = np.zeros_like(mask)
-    largest[box] = labels == sizes.argmax()
+    # bincount copies to int64: of all voxels, that would be 2 GB for a long scan
+    largest[box] = labels == np.bincount(labels[mask[box]]).argmax()
     return largest
 
 
