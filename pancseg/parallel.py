@@ -111,7 +111,8 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SIGTERM_GRACE_S))
-    threading.Thread(target=exit_after_parent, daemon=True).start()  # it may wait for a lock of its parent
+    # a worker may wait for ever for a lock that its parent held
+    threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
 def progress(
