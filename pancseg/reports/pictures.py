@@ -69,8 +69,9 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> Non
     for axes, axis in zip(planes, (2, 1, 0), strict=True):
         k = box[axis].start + largest_slice(predicted[box], axis)
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
-        outline = (predicted.take(k, axis).T, PREDICTED)
-        show_slice(axes, hu.take(k, axis).T, [outline], up / across)
+        # numpy's take would copy a scan that is not in C order, as most are not
+        scan, mask_slice = (np.moveaxis(values, axis, 0)[k].T for values in (hu, predicted))
+        show_slice(axes, scan, [(mask_slice, PREDICTED)], up / across)
     planes[2].invert_xaxis()  # the front on the left
     save_png(figure, path, title, TEXT)
 
