@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -22,6 +23,7 @@ Result = TypeVar("Result")
 SIGTERM_GRACE_S = 30  # that Slurm leaves after SIGTERM
 THROTTLE = 50  # times as long as a call takes
 LOG_INTERVAL_S = 10.0  # between progress lines where stderr is no terminal
+CGROUP_ROOT, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,25 @@ def cores() -> int:
 
 
 def main_memory() -> int | None:
-    """Bytes of memory of the machine; None where unknown, as on Windows."""
+    """Bytes of memory of the machine, container or Slurm job; None where unknown, as on Windows."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+    texts = cgroup_values("", "memory.max") + cgroup_values("memory", "memory.limit_in_bytes")
+    return min([machine, *(int(text) for text in texts if text.isdigit())])
+
+
+def cgroup_values(controller: str, name: str) -> list[str]:
+    """Contents of a control file of this process's cgroup and of each group above it.
+
+    Limits hold for all groups below. ``controller`` is that of cgroup v1, empty for cgroup v2.
+    """
+    groups = {Path()}
+    for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = Path(path.lstrip("/"))
+            groups |= {group, *group.parents}
+    files = [CGROUP_ROOT / controller / group / name for group in groups]
+    return [file.read_text().strip() for file in sorted(files) if file.is_file()]

@@ -1,4 +1,4 @@
-"""Process pools that survive a crash, and calls that are skipped."""
+"""Process pools that survive a crash, limits of cgroups, and calls that are skipped."""
 
 import os
 import signal
@@ -53,6 +53,25 @@ def test_processes_end_with_their_parent_however_it_ends(tmp_path: Path) -> None
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "name"),
+    [
+        ("0::/slurm/job_7/step_0/task_0", "slurm/job_7/memory.max"),
+        ("4:cpu:/docker\n3:memory:/docker", "memory/docker/memory.limit_in_bytes"),
+    ],
+)
+def test_memory_limits_of_cgroups_above_count(
+    cgroup: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("50000000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "own").write_text(f"{cgroup}\n")
+    monkeypatch.setattr(parallel, "CGROUP_ROOT", tmp_path)
+    monkeypatch.setattr(parallel, "OWN_CGROUP", tmp_path / "own")
+    assert parallel.main_memory() == 50_000_000
 
 
 def test_a_throttled_call_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
