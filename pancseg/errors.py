@@ -83,6 +83,8 @@ def parsing(file: Path) -> Iterator[None]:
             yield
     except Refused:
         raise
+    except EOFError:
+        raise Refused("truncated", f"{file.name} ends too early; copy it again") from None
     except Exception as error:  # damaged headers raise nearly any
         reason = error.strerror if isinstance(error, OSError) else None
         reason = reason or f"it is damaged ({type(error).__name__}); export or copy it again"

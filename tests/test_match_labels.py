@@ -96,7 +96,8 @@ def test_masks_of_several_organs_of_an_image_are_ambiguous(tmp_path, pattern):
     paths = (tmp_path / pattern.format(name) for name in ("CT", "MASKS"))
     contents = find_dicom(*paths, "CT", options())
     assert {code for *_, code in skipped(contents)} == {"ambiguous_label"}
-    assert any("give the folder or pattern of one structure" in r.reason for r in contents.skipped)
+    [warning] = contents.warnings
+    assert warning.endswith("of one structure as source.labels: bone, liver")
 
 
 def test_matching_compares_no_pair_of_thousands(monkeypatch):

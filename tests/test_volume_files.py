@@ -253,8 +253,8 @@ def test_a_truncated_file_or_a_damaged_checksum_is_refused(tmp_path):
     for content, sentence in (
         (plain[:-8], "truncated: .* has 40 bytes of voxels, expected 48"),
         (gzip.compress(plain[:-8]), "truncated: .* has 40 bytes of voxels, expected 48"),
-        (packed[:-1], "unreadable"),
-        (packed[:-8], "unreadable"),
+        (packed[:-1], "truncated"),
+        (packed[:-8], "truncated"),
         (wrong[0], "unreadable"),
         (wrong[1], "unreadable"),
     ):

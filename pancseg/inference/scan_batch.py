@@ -354,6 +354,8 @@ def locked_output(folder: Path, predictor: Predictor, shard: str) -> Iterator[No
                 lock = stack.enter_context(FileLock(path, timeout=LOCK_TIMEOUT_S))
                 if shard and path == merge:
                     lock.release()  # shards may run together, a merge waits for none
+                elif sys.platform != "win32":  # Windows removes no file that is open
+                    stack.callback(path.unlink, missing_ok=True)
         except Timeout:
             raise PancsegError(
                 f"output={folder}: another pancseg.predict is writing to it; wait for its end, or "

@@ -23,6 +23,7 @@ from pancseg.structures import LabelMap
 
 REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series and frame of reference
 IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
+MOST_NAMES = 20  # labels in a warning
 NO_LABEL = "no_label: no label belongs to this image"
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
 
@@ -102,8 +103,7 @@ def match_labels(labels: list[SourceItem], images: list[SourceItem]) -> list[Mat
             reason = "no_image: the image has a label of its own path"
             matches[n] = Match(match.label, problem=reason)
         else:
-            reason = f"ambiguous_label: {len(same_image)} labels belong to this image; give the "
-            reason += "folder or pattern of one structure as source.labels"
+            reason = f"ambiguous_label: {len(same_image)} labels belong to this image, expected 1"
             matches[n] = replace(match, problem=reason)
     return matches
 
@@ -196,6 +196,12 @@ def add_cases(
             label = match.label
             contents.skip(label.path, "label", "refused", reason, len(label.files))
     contents.skipped = list(dict.fromkeys(contents.skipped))
+    ambiguous = [m.label for m in matches or () if m.image and m.problem.startswith("ambiguous")]
+    names = {item.folder.name if item.format == "image" else item.path.name for item in ambiguous}
+    if len(names) > 1:
+        advice = "give the folder, or the files by a pattern, of one structure as source.labels"
+        shown = ", ".join(sorted(names)[:MOST_NAMES])
+        contents.warnings.append(f"images with several labels; {advice}: {shown}")
 
 
 def read_scan(format_: str, files: tuple[Path, ...], options: ReadOptions) -> Scan:
