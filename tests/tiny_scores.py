@@ -67,7 +67,8 @@ def write_run(
         write_json(folder / "splits.json", {"train": train, "val": [], "test": []})
         config = {"seed": seed, "model": {"depth": 3}}
         (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
-        overrides = ["experiment=strong", "data.root=/secret/Miller"]
+        trial = "trial={storage: sqlite:////secret/Miller.db, number: 3}"  # of a search
+        overrides = ["experiment=strong", "data.root=/secret/Miller", trial]
         (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
     figures = summarise(rows, counts, {**ABOUT, "subset": subset, **about})
     write_scores(folder / "scores", subset, rows, figures)
