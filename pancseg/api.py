@@ -6,9 +6,8 @@ processes, which read the script again.
 
 import json
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,26 +17,22 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import OverrideParseException
 from hydra.types import RunMode
 from hydra.version import setbase
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
 from pancseg.cli import Job, is_job_error, one_line, own_error
 from pancseg.config import conf_folder
 from pancseg.errors import PancsegError
 
-# the folder that each command writes to; doctor only examines it
-FOLDERS: dict[str, Callable[[DictConfig], Any]] = {
-    "phantom": lambda cfg: cfg.out,
-    "prepare": lambda cfg: cfg.data.root,
-    "train": lambda cfg: None,  # Hydra's folder of the run
-    "evaluate": lambda cfg: cfg.output if cfg.predictions else run_folder(cfg.checkpoint),
-    "predict": lambda cfg: cfg.output,
-    "report": lambda cfg: cfg.run or cfg.sweep or cfg.output,
-    "export": lambda cfg: cfg.output,
-    "doctor": lambda cfg: cfg.data.root,
-}
+# keys of the folder that each command writes to, or that doctor examines; train has Hydra's own
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "phantom": ("out",), "prepare": ("data.root",), "train": (), "evaluate": ("output",),
+    "predict": ("output",), "report": ("run", "sweep", "output"), "export": ("output",),
+    "doctor": ("data.root",),
+}  # fmt: skip
 
 
 def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
@@ -86,15 +81,12 @@ def run(command: str, *overrides: str | Mapping[str, Any]) -> Path:
             if is_job_error(failure):
                 raise failure
             raise PancsegError(one_line(failure, command)) from failure
-        folder = FOLDERS[command](job_return.cfg)
-        return Path(folder or job_return.hydra_cfg.hydra.runtime.output_dir)
+        if command == "evaluate" and not job_return.cfg.predictions:
+            from pancseg.inference.checkpoint import run_folder_of
 
-
-def run_folder(checkpoint: Any) -> Path:
-    """The folder that ``evaluate`` writes to."""
-    from pancseg.inference.checkpoint import run_folder_of
-
-    return run_folder_of(Path(checkpoint))
+            return run_folder_of(Path(job_return.cfg.checkpoint))
+        folders = [OmegaConf.select(job_return.cfg, key) for key in FOLDERS[command]]
+        return Path(next(filter(None, folders), job_return.hydra_cfg.hydra.runtime.output_dir))
 
 
 def as_value(value: Any) -> str:
@@ -109,8 +101,7 @@ def as_value(value: Any) -> str:
         return f"[{','.join(map(as_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}:{as_value(item)}' for key, item in value.items())}}}"
-    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + (m[2] and '\\"'), str(value))
-    return f'"{escaped}"'
+    return QuotedString(str(value), Quote.double).with_quotes()
 
 
 @contextmanager

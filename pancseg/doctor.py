@@ -18,8 +18,6 @@ from pancseg.errors import Incomplete, brief
 
 OK, WARNING, ERROR = "ok", "warning", "ERROR"
 Findings = Iterator[tuple[str, str]]  # status and text, with advice unless the status is OK
-COLLECT_ENV = [sys.executable, "-m", "torch.utils.collect_env"]
-TIMEOUT_S = 60.0
 INSTALL = "pip install -c constraints.txt -e ."
 MAX_DIFFERENCE = 0.05  # bf16 has 8 bits of precision: correct results differ by 1 %
 SMALL_DISK_GB, SCAN_GB = 20.0, 0.4  # case, groups and cache of 300 slices of 512 x 512
@@ -28,9 +26,9 @@ SMALL_DISK_GB, SCAN_GB = 20.0, 0.4  # case, groups and cache of 300 slices of 51
 def doctor(cfg: DictConfig) -> None:
     """Print the report of ``torch.utils.collect_env`` and findings; raise if one is an error."""
     print(f"{environment()}\n")
-    checks = {"packages": check_packages(), "gpu": check_gpus(), "decoders": check_decoders()}
-    failed: dict[str, str] = {}
-    for name, check in {**checks, "disk": check_disk(Path(cfg.data.root))}.items():
+    checks = check_packages(), check_gpus(), check_decoders(), check_disk(Path(cfg.data.root))
+    failed: list[str] = []
+    for name, check in zip(("packages", "gpu", "decoders", "disk"), checks, strict=True):
         try:
             with warnings.catch_warnings(action="ignore"):  # of torch, that the driver is too old
                 findings = list(check)
@@ -38,17 +36,18 @@ def doctor(cfg: DictConfig) -> None:
             findings = [(ERROR, f"{type(error).__name__}: {brief(error)}; {INSTALL}")]
         for status, text in findings:
             print(f"{status:8} {name:9} {text}")
-            failed |= {name: text} if status == ERROR else {}
+            failed += [name] * (status == ERROR)
     if failed:
-        raise Incomplete(f"errors: {', '.join(failed)}; the lines give advice")
+        raise Incomplete(f"errors: {', '.join(dict.fromkeys(failed))}; the lines give advice")
 
 
 def environment() -> str:
     """The report of ``torch.utils.collect_env``, without flags and vulnerabilities of the CPU."""
     # pip, conda or nvidia-smi may hang in it, and would keep a pipe open after it was killed
+    command = [sys.executable, "-m", "torch.utils.collect_env"]
     with tempfile.TemporaryFile("w+", errors="replace") as file:
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(COLLECT_ENV, stdout=file, stderr=subprocess.DEVNULL, timeout=TIMEOUT_S)
+            subprocess.run(command, stdout=file, stderr=subprocess.DEVNULL, timeout=60)
         file.seek(0)
         lines = [line for line in file if not line.startswith(("Flags:", "Vulnerability "))]
     return "".join(lines).strip() or "torch.utils.collect_env gave no report"
@@ -65,11 +64,10 @@ def check_packages() -> Findings:
             continue
         try:
             versions[name] = metadata.version(name)
+            if not expected.contains(versions[name], prereleases=True):
+                yield WARNING, f"{name} {versions[name]}, expected {expected}; {INSTALL}"
         except metadata.PackageNotFoundError:
             yield ERROR, f"{name} is missing; {INSTALL}"
-            continue
-        if not expected.contains(versions[name], prereleases=True):
-            yield WARNING, f"{name} {versions[name]}, expected {expected}; {INSTALL}"
     yield OK, ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
@@ -89,14 +87,13 @@ def check_gpus() -> Findings:
         text = f"{device.name}, {device.total_memory / 1e9:.0f} GB, {dtype}"
         try:
             difference = convolution_difference(f"cuda:{number}", dtype)
+            wrong = f": conv3d is off by {difference:.0%}, as in torch 2.9; install another torch"
+            yield (OK, text) if difference <= MAX_DIFFERENCE else (ERROR, text + wrong)
         except RuntimeError as error:
             advice = "hardware=cpu works without it"
             if "no kernel image" in str(error):  # CUDA 12.6 has those of 5.0 to 9.0, 13.0 from 7.5
                 advice = install_line(WHEEL_INDEXES[0 if device.major > 9 else -1][1])
             yield ERROR, f"{text}: {brief(error)}; {advice}"
-        else:
-            wrong = f": conv3d is off by {difference:.0%}, as in torch 2.9; install another torch"
-            yield (OK, text) if difference <= MAX_DIFFERENCE else (ERROR, text + wrong)
 
 
 def convolution_difference(device: str, dtype: str) -> float:

@@ -1,8 +1,9 @@
-"""``python -m pancseg.export``: a trained network for programs without pancseg."""
+"""``python -m pancseg.export``: a trained network, or prepared cases, for other programs."""
 
 import logging
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,12 +11,22 @@ from pancseg.cli import command
 from pancseg.errors import PancsegError
 
 log = logging.getLogger(__name__)
-PACKAGES = {"bundle": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # that a format needs
+PACKAGES = {  # that a format needs
+    "bundle": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "nnunet": (),
+}
 
 
 def export(cfg: DictConfig) -> None:
-    """Write a network as a MONAI bundle or as ONNX, with its model card."""
+    """Write a network as a MONAI bundle or as ONNX, with its model card; or cases for nnU-Net."""
     check_options(cfg)
+    if cfg.format == "nnunet":
+        from pancseg.exporting.nnunet import write_nnunet
+
+        split: Any = OmegaConf.to_container(cfg.split, resolve=True)
+        write_nnunet(Path(cfg.data.root), split, Path(cfg.output))
+        return
     from pancseg.exporting.bundle import write_bundle
     from pancseg.exporting.model_card import model_card, read_run
     from pancseg.exporting.onnx_model import write_onnx
@@ -42,11 +53,16 @@ def export(cfg: DictConfig) -> None:
 
 def check_options(cfg: DictConfig) -> None:
     """Refuse an option that is missing or impossible, and an output folder that is not empty."""
-    for key in ("checkpoint", "output"):
-        if OmegaConf.is_missing(cfg, key):
-            raise PancsegError(f"{key} is not given; give a path")
     if cfg.format not in PACKAGES:
         raise PancsegError(f"format={cfg.format}: expected one of {', '.join(PACKAGES)}")
+    needed, other = "checkpoint", "data.root"
+    if cfg.format == "nnunet":
+        needed, other = other, needed
+    for key in (needed, "output"):
+        if OmegaConf.select(cfg, key) is None:
+            raise PancsegError(f"{key} is not given; give a path")
+    if OmegaConf.select(cfg, other) is not None:
+        raise PancsegError(f"{other}: format={cfg.format} takes none; it needs {needed}")
     if missing := [name for name in PACKAGES[cfg.format] if find_spec(name) is None]:
         raise PancsegError(
             f"format=onnx: needs {', '.join(missing)}, not installed; pip install pancseg[export]"

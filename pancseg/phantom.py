@@ -3,7 +3,6 @@
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,6 +15,7 @@ log = logging.getLogger(__name__)
 def phantom(cfg: DictConfig) -> None:
     """Write phantoms."""
     from pancseg.parallel import cores, process_map, progress
+    from pancseg.phantoms.patient import write_phantom
 
     if OmegaConf.is_missing(cfg, "out"):
         raise PancsegError("out is not given; give a folder, such as out=data/phantoms")
@@ -31,13 +31,6 @@ def phantom(cfg: DictConfig) -> None:
     for _ in progress(done, "phantoms", "patient", cfg.patients):
         pass
     log.info("%s: %d phantoms of %s voxels", out, cfg.patients, " x ".join(map(str, cfg.shape)))
-
-
-def write_phantom(out: Path, seed: int, shape: Any, spacing_mm: Any, index: int) -> None:
-    """Simulate and write a phantom."""
-    from pancseg.phantoms.patient import simulate_patient, write_patient
-
-    write_patient(simulate_patient(seed, index, shape, spacing_mm), out)
 
 
 def crashed(index: int) -> None:

@@ -31,26 +31,19 @@ def predict(cfg: DictConfig) -> None:
         raise PancsegError("postprocess: auto is chosen by pancseg.evaluate; leave it out here")
     shard = None if cfg.shard is None else Shard.parse(cfg.shard)
     name = "" if shard is None else str(shard.index)
-    paths = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else cfg.checkpoint
-    predictor = Predictor(
-        open_checkpoints([Path(path) for path in paths]),
-        mirror=cfg.tta,
-        options=options,
-        **device_settings(cfg.hardware),
-    )
+    models, device = open_checkpoints(cfg.checkpoint), device_settings(cfg.hardware)
+    predictor = Predictor(models, mirror=cfg.tta, options=options, **device)
     thresholds = sb.ReviewThresholds(**cfg.review)
-    structure = predictor.models[0].structures[0]
+    structure = models[0].structures[0]
     batch = sb.ScanBatch(predictor, structure, folder, thresholds, cfg.probabilities, cfg.rtstruct)
-    contents = find_scans(scans, cfg.modality, cores())
-    for warning in contents.warnings:  # to the console alone: it names files
+    found = find_scans(scans, cfg.modality, cores())
+    for warning in found.warnings:  # to the console alone: it names files
         print(f"warning: {printable(warning)}", file=sys.stderr)
-    sources = dict(zip(case_names(contents.cases, scans), contents.cases, strict=True))
+    sources = dict(zip(case_names(found.cases, scans), found.cases, strict=True))
     if shard:
         hashes = {case: sha256(os.fsencode(case)).hexdigest() for case in sources}
         sources = {case: sources[case] for case in sources if shard.has(hashes[case])}
-    refused = [
-        sb.PredictionRow("", str(f.path), "", sb.REFUSED, f.reason) for f in contents.skipped
-    ]
+    refused = [sb.PredictionRow("", str(f.path), "", sb.REFUSED, f.reason) for f in found.skipped]
     check_writable(folder, "output")
     with sb.locked_output(folder, predictor, name):
         path = folder / (f"predictions.{name}.csv" if shard else sb.TABLE)
@@ -80,9 +73,8 @@ def predict(cfg: DictConfig) -> None:
 
 def check_request(cfg: DictConfig) -> tuple[Path, Path]:
     """Input and output, checked before anything is opened."""
-    for key in ("checkpoint", "input", "output"):
-        if OmegaConf.is_missing(cfg, key):
-            raise PancsegError(f"{key} is not given; give a path")
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise PancsegError(f"{missing[0]} is not given; give a path")
     scans, folder = Path(cfg.input), Path(cfg.output)
     if scans.is_dir() and folder.resolve().is_relative_to(scans.resolve()):
         raise PancsegError(

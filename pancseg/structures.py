@@ -3,6 +3,7 @@
 Each voxel of a stored label map holds 0 or one code, ``n`` for the n-th structure of the
 configuration; where two overlap, the later one wins. A structure that contains another, as
 ``pancreas: [1, 2]`` contains ``tumour: [2]``, is the union of several codes, its ``values``.
+Voxels with the code ``IGNORED``, which nobody labelled, neither train nor count in a score.
 """
 
 import re
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pancseg.errors import PancsegError, Refused
 
 KINDS = ("organ", "lesion")
+IGNORED = 255
 WHOLE_NUMBER_TOLERANCE = 1e-3  # labels saved through a float with a slope differ by less
 MOST_REPORTED = 8  # values in a message
 Label = int | str  # value of a label map; number, name or code of a segment or ROI
@@ -110,6 +112,11 @@ def region_mask(codes: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
     for value in structure.values[1:]:  # np.isin takes 60 times as long, and 6 times the memory
         mask |= codes == value
     return mask
+
+
+def count_labelled(codes: NDArray[Any]) -> int:
+    """Voxels of any structure in a stored label map."""
+    return int(np.count_nonzero(codes)) - int(np.count_nonzero(codes == IGNORED))
 
 
 def encode_values(

@@ -67,7 +67,8 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
     report = next(callback for callback in built if isinstance(callback, callbacks.EpochReport))
     report.title = summary.title_of(cfg.name, data)
     log.info(report.title)
-    cost = describe_cost(setup.model_arguments(cfg, data.plan), data.plan.spatial_size)
+    model = setup.model_arguments(cfg, data.plan, len(data.structures))
+    cost = describe_cost(model, data.plan.spatial_size)
     log.info("network  %s", cost)
     with setup.fit_errors(data):
         trainer.fit(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -24,6 +24,7 @@ from pancseg.errors import PancsegError
 from pancseg.files import replaced, unpacked_sha256
 from pancseg.hardware import VOLUME_SHARE
 from pancseg.parallel import cores, process_map, progress
+from pancseg.structures import IGNORED
 
 log = logging.getLogger(__name__)
 Entry = Case | Group
@@ -164,7 +165,8 @@ def make_volume(
     values = {"image": item["image"][0].numpy().astype(np.float16)}
     if entry.label:
         values["label"] = item["label"][0].numpy().astype(np.uint8)
-        values["foreground"] = np.argwhere(values["label"]).astype(np.int32)
+        labelled = (values["label"] > 0) & (values["label"] != IGNORED)
+        values["foreground"] = np.argwhere(labelled).astype(np.int32)
     for key, array in arrays.items():
         with replaced(folder / array) as temporary:
             np.save(temporary, np.ascontiguousarray(values[key]))

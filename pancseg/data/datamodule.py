@@ -43,8 +43,9 @@ class CTDataModule(pl.LightningDataModule):
     """Groups or patches of the CTs of a prepared folder; ``conf/data`` explains the arguments.
 
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
-    float32 0 or 1, "patient": (B,) int64, "name": list}``; in training it is augmented, and has its
-    number ``step`` and ``batch_index`` of its first sample in the batch of all processes.
+    float32 codes of structures, "patient": (B,) int64, "name": list}``; in training it is
+    augmented, and has its number ``step`` and ``batch_index`` of its first sample in the batch of
+    all processes.
     """
 
     def __init__(
@@ -165,6 +166,16 @@ class CTDataModule(pl.LightningDataModule):
         return Augmenter(numbers, **units, size=self.plan.spatial_size)
 
     @property
+    def structures(self) -> dict[str, list[int]]:
+        """Codes in the labels of each structure by its name."""
+        return {structure.name: list(structure.values) for structure in self.manifest.structures}
+
+    @property
+    def has_ignored(self) -> bool:
+        """Whether any label has voxels that nobody labelled."""
+        return any(case.ignored_voxels for case in self.manifest.cases)
+
+    @property
     def fingerprint(self) -> str:
         """Hash of all cases of the folder and of their preprocessing."""
         return data_fingerprint(self.manifest, self.preprocessing)
@@ -224,7 +235,9 @@ class CTDataModule(pl.LightningDataModule):
         dataset: samples.VolumeDataset = samples.ShuffledDataset(volumes, batches, seed)
         if self.sampling.uses_patches:
             size, margin = self.plan.spatial_size, self.augmenter.margin
-            dataset = samples.PatchDataset(volumes, batches, seed, size, margin, self.sampling)
+            codes = list(self.structures.values())
+            parts = (size, margin, self.sampling, codes)
+            dataset = samples.PatchDataset(volumes, batches, seed, *parts)
         return self.loader(dataset, batch_sampler=batches)
 
     def whole_volumes(self, subset: str) -> DataLoader[Batch]:

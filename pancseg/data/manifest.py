@@ -47,6 +47,7 @@ class Case:
     prepared_before: bool = False  # in an earlier run; duplicates added later give way to it
     duplicate_of: str | None = None  # a case with the same voxels, which is used instead
     label_corrected: bool = False  # by hand after preparation
+    ignored_voxels: int = 0  # that nobody labelled
     statistics: dict[str, float] = field(default_factory=dict)  # by scan_statistics
 
     @property

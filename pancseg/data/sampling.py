@@ -3,6 +3,7 @@
 They are numbered from the beginning of the training, over all processes, without any state.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset, Sampler, default_collate
 
-from pancseg.data.cache import VolumeCache
+from pancseg.data.cache import Volume, VolumeCache
 from pancseg.errors import PancsegError
 
 Item = dict[str, Any]
@@ -92,7 +93,7 @@ class VolumeDataset(Dataset[Item]):
         return self.item(index, (0, 0, 0), self.volumes[index].image.shape)
 
     def item(self, index: int, start: Sequence[int], size: Sequence[int]) -> Item:
-        """A box of a volume: image and label ``(1, H, W, D)``; the label is 1 in all structures."""
+        """A box of a volume: image and label ``(1, H, W, D)``."""
         entry, volume = self.volumes.entries[index], self.volumes[index]
         item = {
             "image": crop(volume.image, start, size)[None],
@@ -100,7 +101,7 @@ class VolumeDataset(Dataset[Item]):
             "name": entry.name,
         }
         if volume.label is not None:
-            item["label"] = (crop(volume.label, start, size)[None] > 0).to(torch.uint8)
+            item["label"] = crop(volume.label, start, size)[None]
         return item
 
 
@@ -134,21 +135,29 @@ class PatchDataset(VolumeDataset):
     size: Sequence[int]  # voxels
     margin: Sequence[int]  # additional voxels of both sides together, even numbers
     sampling: Sampling
+    structures: Sequence[Sequence[int]] = ((1,),)  # codes of each; they take turns
 
     def __post_init__(self) -> None:
-        volumes = self.volumes
-        self.with_label = [i for i in range(len(volumes)) if len(volumes[i].foreground)]
+        # of each volume, the rows of ``foreground`` that belong to each structure
+        volumes, numbers = self.volumes, range(len(self.structures))
+        self.rows = [structure_rows(volumes[i], self.structures) for i in range(len(volumes))]
+        with_structure = [[i for i, own in enumerate(self.rows) if len(own[n])] for n in numbers]
+        self.with_structure = [(n, found) for n, found in enumerate(with_structure) if found]
 
     def __getitem__(self, sample: int) -> Item:
         random = np.random.default_rng((self.seed, sample))
         share = self.sampling.foreground_share  # spread evenly: a batch may have a single sample
-        is_foreground = np.ceil(round((sample + 1) * share, 6)) > np.ceil(round(sample * share, 6))
-        among = self.with_label if is_foreground and self.with_label else range(len(self.volumes))
+        before, after = (math.ceil(round(n * share, 6)) for n in (sample, sample + 1))
+        is_foreground = after > before and bool(self.with_structure)
+        among: Any = range(len(self.volumes))
+        if is_foreground:
+            number, among = self.with_structure[before % len(self.with_structure)]
         index = int(among[random.integers(len(among))])
         volume, size, margin = self.volumes[index], np.array(self.size), np.array(self.margin)
         room = volume.image.shape - size
-        if is_foreground and len(volume.foreground):
-            voxel = volume.foreground[random.integers(len(volume.foreground))]
+        if is_foreground:
+            rows = self.rows[index][number]
+            voxel = volume.foreground[rows[random.integers(len(rows))]]
             shift = random.uniform(-self.sampling.jitter, self.sampling.jitter, 3) * size
             start = np.rint(voxel + shift - size / 2).astype(int)
             start = start.clip(voxel - size + 1, voxel)  # the patch contains the voxel
@@ -159,6 +168,15 @@ class PatchDataset(VolumeDataset):
         item = self.item(index, start - margin // 2, size + margin)
         step, batch_index = divmod(sample, self.batches.global_batch_size)
         return {**item, "step": step, "batch_index": batch_index}
+
+
+def structure_rows(volume: Volume, structures: Sequence[Sequence[int]]) -> list[Any]:
+    """Rows of a volume's ``foreground`` that belong to each structure."""
+    if len(structures) == 1:
+        return [range(len(volume.foreground))]
+    voxels = volume.foreground
+    codes = np.asarray(torch.as_tensor(volume.label[tuple(voxels.T)]).cpu())
+    return [np.flatnonzero(np.isin(codes, own)) for own in structures]
 
 
 def collate(items: list[Item]) -> Item:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
-from pancseg.errors import PancsegError
-from pancseg.exporting.bundle import processing
+from pancseg.errors import PancsegError, brief
+from pancseg.exporting.bundle import configuration
 from pancseg.exporting.patch_network import PatchNetwork
 from pancseg.files import write_json
 
@@ -24,13 +24,13 @@ def write_onnx(net: PatchNetwork, folder: Path) -> Callable[[Tensor], Tensor]:
     try:
         exported = export_program(net)
     except Exception as error:  # networks of other libraries raise any kind
-        reason = str(error).strip().partition("\n")[0]
         raise PancsegError(
             f"format=onnx: torch cannot export {type(net.network).__name__} "
-            f"({type(error).__name__}: {reason}); give format=bundle"
+            f"({type(error).__name__}: {brief(error)}); give format=bundle"
         ) from error
     exported.save(path, external_data=False)  # one file, at most 2 GB
-    write_json(folder / "processing.json", processing(net))
+    sections, config = ("preprocessing", "inferer", "postprocessing"), configuration(net)
+    write_json(folder / "processing.json", {name: config[name] for name in sections})
     session = InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 

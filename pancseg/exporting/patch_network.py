@@ -82,14 +82,14 @@ def as_monai(trained: TrainedModel) -> tuple[nn.Module, dict[str, Any]]:
         return dynunet.eval(), {"network_def": target}
     nn.init.dirac_(dynunet.output_block.conv.conv.weight)  # the identity
     nn.init.zeros_(dynunet.output_block.conv.conv.bias)
-    size = {"kernel_size": last.kernel_size, "stride": last.stride}
-    channels = {"in_channels": last.in_channels, "out_channels": last.out_channels}
-    parts = {
+    names = ("in_channels", "out_channels", "kernel_size", "stride")
+    head = {name: getattr(last, name) for name in names}
+    definition = {
+        "network_def": "$torch.nn.Sequential(@backbone, @head)",
         "backbone": target,
-        "head": {"_target_": "torch.nn.ConvTranspose3d", **channels, **size},
+        "head": {"_target_": "torch.nn.ConvTranspose3d", **head},
     }
-    network_def = "$torch.nn.Sequential(@backbone, @head)"
-    return nn.Sequential(dynunet, last).eval(), {"network_def": network_def, **parts}
+    return nn.Sequential(dynunet, last).eval(), definition
 
 
 def check_values(trained: TrainedModel) -> None:
@@ -103,7 +103,8 @@ def check_values(trained: TrainedModel) -> None:
         "fingerprint": re.fullmatch("[0-9a-f]{8,64}", trained.fingerprint),
         "arguments": re.fullmatch(PLAIN_JSON, written, re.ASCII),
     }
-    if wrong := [name for name, is_safe in checks.items() if not is_safe]:
-        raise PancsegError(
-            f"checkpoint={trained.path}: its {wrong[0]} cannot be from pancseg.train"
-        )
+    for name, is_safe in checks.items():
+        if not is_safe:
+            raise PancsegError(
+                f"checkpoint={trained.path}: its {name} cannot be from pancseg.train"
+            )

@@ -1,7 +1,7 @@
 """Files beside a checkpoint, and the calibration of the confidence that ``predict`` reports."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from pancseg.files import read_json, write_json
 
 HASH = "checkpoint_sha256"
-LIMITS = {"scale": 100, "n": 1e9, "lowest": 1}
+LIMITS = {"scale": (0, 100), "n": (0, 1e9), "lowest": (0, 1)}
+Limits = Mapping[str, tuple[float, float]]
 
 
 def write_sidecar(path: Path, checkpoint: Path, values: dict[str, Any]) -> None:
@@ -19,16 +20,18 @@ def write_sidecar(path: Path, checkpoint: Path, values: dict[str, Any]) -> None:
     write_json(path, {**values, HASH: file_sha256(checkpoint)})
 
 
-def read_sidecar(
-    path: Path, checkpoint: Path, content: str, check: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any] | None:
-    """Values beside a checkpoint that pass a check; None without a file, or if of other weights."""
+def read_sidecar(path: Path, checkpoint: Path, content: str, limits: Limits) -> dict[str, Any]:
+    """Values beside a checkpoint, in limits; empty without a file, or if of other weights."""
     if not path.is_file():
-        return None
-    values = read_json(
-        path, content, lambda v: isinstance(v, dict) and isinstance(v.get(HASH), str) and check(v)
-    )
-    return values if values[HASH] == file_sha256(checkpoint) else None
+        return {}
+
+    def is_valid(content: Any) -> bool:
+        named = content if isinstance(content, dict) else {}
+        in_limits = (is_between(named.get(key), *limits[key]) for key in limits)
+        return isinstance(named.get(HASH), str) and all(in_limits)
+
+    values = read_json(path, content, is_valid)
+    return {n: values[n] for n in limits} if values[HASH] == file_sha256(checkpoint) else {}
 
 
 def file_sha256(path: Path) -> str:
@@ -38,12 +41,13 @@ def file_sha256(path: Path) -> str:
 
 
 def is_between(value: Any, low: float, high: float) -> bool:
-    """Whether a value is a number from ``low`` to ``high``.
+    """Whether a value is a number from ``low`` to ``high``, or a truth value if they are.
 
     >>> is_between(0.5, 0, 1), is_between(float("nan"), 0, 1), is_between(True, 0, 1)
     (True, False, False)
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    is_right_type = isinstance(value, int | float) and isinstance(value, bool) is (low is False)
+    return is_right_type and low <= value <= high
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,5 @@ def write_calibration(checkpoint: Path, calibration: Calibration) -> None:
 
 def read_calibration(checkpoint: Path) -> Calibration:
     """Calibration of a checkpoint; a factor of 1 where there is none."""
-    path = calibration_path(checkpoint)
-    values = read_sidecar(
-        path,
-        checkpoint,
-        "a calibration of the confidence",
-        lambda v: all(is_between(v.get(name), 0, limit) for name, limit in LIMITS.items()),
-    )
-    return Calibration(**{name: values[name] for name in LIMITS}) if values else Calibration()
+    path, content = calibration_path(checkpoint), "a calibration of the confidence"
+    return Calibration(**read_sidecar(path, checkpoint, content, LIMITS))

@@ -68,12 +68,9 @@ class TrainedModel:
 
 
 def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
-    """Open a checkpoint. No code of the file is run, and no more memory taken than it holds.
+    """Open the checkpoint of an option ``key``; PancsegError if pancseg did not write it.
 
-    ``key`` is the option that names it.
-
-    Raises:
-        PancsegError: If it is no checkpoint of pancseg.
+    No code of the file is run, and no more memory taken than it holds.
     """
     try:
         content = load_tensors(path)
@@ -146,11 +143,8 @@ def checkpoint_paths(path: Path) -> list[Path]:
     """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order."""
     if not path.is_dir():
         return [path]
-
-    def job_order(folder: Path) -> tuple[int, str]:
-        return (int(folder.name), "") if folder.name.isdecimal() else (1 << 30, folder.name)
-
-    runs = sorted((run for run in path.iterdir() if run.is_dir()), key=job_order)
+    jobs = ((int(p.name) if p.name.isdecimal() else 1 << 30, p) for p in path.iterdir())
+    runs = [run for _, run in sorted(jobs)]
     paths = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]
     if not paths:
         raise PancsegError(
@@ -159,9 +153,10 @@ def checkpoint_paths(path: Path) -> list[Path]:
     return paths
 
 
-def open_checkpoints(paths: Sequence[Path]) -> list[TrainedModel]:
-    """Open files, and the best checkpoints of runs and sweeps, each once."""
-    files = dict.fromkeys(file for path in paths for file in checkpoint_paths(path))
+def open_checkpoints(given: str | Path | Sequence[str | Path]) -> list[TrainedModel]:
+    """Open a path or several: files, and the best checkpoints of runs and sweeps, each once."""
+    paths = [given] if isinstance(given, str | Path) else given
+    files = dict.fromkeys(file for path in paths for file in checkpoint_paths(Path(path)))
     return [open_checkpoint(file) for file in files]
 
 

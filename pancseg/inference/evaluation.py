@@ -2,58 +2,66 @@
 
 import csv
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from omegaconf import DictConfig
 
 from pancseg import __version__
 from pancseg.config import BEST
-from pancseg.data.datamodule import json_hash
-from pancseg.data.manifest import Case, Manifest, read_rows
+from pancseg.data.datamodule import data_fingerprint, json_hash
+from pancseg.data.manifest import Case, Manifest, read_manifest, read_rows
 from pancseg.data.splits import SUBSETS
 from pancseg.errors import Incomplete, PancsegError, brief, lacks_room
 from pancseg.files import read_json, write_json, write_nifti
 from pancseg.geometry import bounding_box, oriented_like, same_grid, spacing_of
+from pancseg.hardware import device_settings
 from pancseg.inference import postprocessing
-from pancseg.inference.checkpoint import TrainedModel
-from pancseg.inference.postprocessing import AUTO, DEFAULT, Postprocess, PostprocessOptions
+from pancseg.inference.calibration import calibration_path, fit_calibration, write_calibration
+from pancseg.inference.checkpoint import TrainedModel, open_checkpoints, run_folder_of
+from pancseg.inference.postprocessing import AUTO, DEFAULT, PostprocessOptions
 from pancseg.inference.predictor import Prediction, Predictor
 from pancseg.intake.checks import INFO_FLAGS
+from pancseg.intake.pseudonyms import make_pseudonyms
 from pancseg.metrics.case_scores import calibration_counts, no_scores, recipe_metric, score_case
 from pancseg.metrics.surface import Mask
-from pancseg.metrics.tables import FAILED
+from pancseg.metrics.tables import FAILED, by_patient
 from pancseg.parallel import progress
 from pancseg.reports.pictures import draw_case, make_view
+from pancseg.reports.run_folder import Run
 
 log = logging.getLogger(__name__)
 CALIBRATION_MARGIN_MM = 20.0  # around both masks: far away every network is right
+CAPTIONS = {True: "held out", False: "NOT HELD OUT", None: "not known whether held out"}
 MASK_SUFFIX = ".nii.gz"
 ModelNumbers = dict[str, tuple[int, ...]]  # of the models that segment each patient
 
 
 @dataclass(frozen=True)
 class CaseScorer:
-    """Scores the cases of a prepared folder, each once."""
+    """Scores cases of a prepared folder, each once, and leaves records and pictures in a run."""
 
+    run: Run
     root: Path  # prepared folder
-    folder: Path  # of masks, pictures and records
-    tolerances_mm: Sequence[float]  # of the normalised surface Dice
-    caption: str  # in every picture
+    cases: list[Case]
+    about: dict[str, Any]  # facts in ``scores/<subset>.json``; ``subset`` names the table
+    tolerances_mm: list[float]  # of the normalised surface Dice
     segment: Callable[[Case, nib.Nifti1Image], tuple[Mask, Prediction | None]]
     identity: Callable[[Case], Any]  # what decides a mask; a case is scored again where it changed
-    folds: Mapping[str, int | None]  # of each patient in split=kfold
+    folds: dict[str, int | None]  # of each patient in split=kfold
 
     def paths(self, case: Case) -> list[Path]:
         """Record, mask, picture, and slices for the report."""
+        folder = self.run.folder / "scores" / self.about["subset"]
         endings = (".json", "_prediction.nii.gz", ".png")
-        view = self.folder / "views" / f"{case.name}.json"
-        return [*(self.folder / f"{case.name}{ending}" for ending in endings), view]
+        view = folder / "views" / f"{case.name}.json"
+        return [*(folder / f"{case.name}{ending}" for ending in endings), view]
 
     def score(self, case: Case) -> dict[str, Any]:
         """The record of a case: ``row`` of the table, ``calibration`` counts, ``changed``.
@@ -62,7 +70,9 @@ class CaseScorer:
         """
         path, mask_path, *_ = self.paths(case)
         try:
-            key = self.key(case)
+            paths = [self.root / name for name in (case.image, case.label) if name]
+            files = [[(stat := p.stat()).st_size, stat.st_mtime_ns] for p in paths]
+            key = json_hash([__version__, self.identity(case), self.tolerances_mm, files])
             if path.is_file() and mask_path.is_file():
                 with suppress(PancsegError):  # damaged, or of another mask: it is scored again
                     return read_json(
@@ -74,7 +84,7 @@ class CaseScorer:
         except Exception as error:  # one bad case never stops a batch
             if lacks_room(error):
                 raise Incomplete(
-                    f"{self.folder}: cannot be written ({error.strerror}); make room and run the "
+                    f"{path.parent}: cannot be written ({error.strerror}); make room and run the "
                     "same command again: what is scored stays"
                 ) from error
             log.debug("%s", case.name, exc_info=True)
@@ -85,24 +95,18 @@ class CaseScorer:
             row = self.row(case, no_scores(self.tolerances_mm, status))
             return {"row": row, "calibration": None, "changed": False}
 
-    def key(self, case: Case) -> str:
-        """Hash of all that decides the scores of a case."""
-        paths = [self.root / name for name in (case.image, case.label) if name]
-        files = [[(status := path.stat()).st_size, status.st_mtime_ns] for path in paths]
-        return json_hash([__version__, self.identity(case), list(self.tolerances_mm), files])
-
     def score_anew(self, case: Case) -> dict[str, Any]:
         """Segment, write and score a case."""
         image, image_hash = read_volume(self.root / case.image)
         label, label_hash = read_volume(self.root / str(case.label))
         changed = (image_hash, label_hash) != (case.image_sha256, case.label_sha256)
         if changed:
-            log.warning(
-                "%s: is not what pancseg.prepare wrote; it is used as it is", self.root / case.image
-            )
+            text = "%s: is not what pancseg.prepare wrote; it is used as it is"
+            log.warning(text, self.root / case.image)
         reference = np.asanyarray(label.dataobj) > 0
         mask, prediction = self.segment(case, image)
-        write_nifti(self.paths(case)[1], nib.Nifti1Image(mask.view(np.uint8), image.affine))
+        _, mask_path, picture, view = self.paths(case)
+        write_nifti(mask_path, nib.Nifti1Image(mask.view(np.uint8), image.affine))
         row = self.row(case, score_case(mask, reference, image.affine, self.tolerances_mm))
         counts = None
         if prediction is not None and reference.any():
@@ -112,7 +116,15 @@ class CaseScorer:
             row["expected_dice"] = prediction.expected_dice
             box = bounding_box(mask | reference, CALIBRATION_MARGIN_MM, spacing_of(image.affine))
             counts = calibration_counts(probability, reference, box).tolist()
-        self.draw(case, image, mask, reference, row["dice"])
+        score = "no reference" if row["dice"] is None else f"Dice {row['dice']:.3f}"
+        caption = "PHANTOM, " * self.about["phantoms"] + CAPTIONS[self.about["held_out"]]
+        try:
+            draw_case(picture, image, mask, reference, f"{case.name} ({caption}): {score}")
+            write_json(view, make_view(image, mask, reference))
+        except Exception as error:  # scores stand without a picture
+            if lacks_room(error):
+                raise
+            log.warning("%s: no picture (%s)", case.name, brief(error))
         return {"row": row, "calibration": counts, "changed": changed}
 
     def row(self, case: Case, scores: dict[str, Any]) -> dict[str, Any]:
@@ -129,20 +141,6 @@ class CaseScorer:
             "status": scores["status"],
         }
 
-    def draw(
-        self, case: Case, image: nib.Nifti1Image, mask: Mask, reference: Mask, dice: float | None
-    ) -> None:
-        """Draw a case for the folder and the report; scores stand without a picture."""
-        score = "no reference" if dice is None else f"Dice {dice:.3f}"
-        *_, picture, view = self.paths(case)
-        try:
-            draw_case(picture, image, mask, reference, f"{case.name} ({self.caption}): {score}")
-            write_json(view, make_view(image, mask, reference))
-        except Exception as error:
-            if lacks_room(error):
-                raise
-            log.warning("%s: no picture (%s)", case.name, brief(error))
-
 
 def read_volume(path: Path) -> tuple[nib.Nifti1Image, str]:
     """A prepared volume in memory, and the SHA-256 of the unpacked file."""
@@ -152,6 +150,121 @@ def read_volume(path: Path) -> tuple[nib.Nifti1Image, str]:
         content = file.read()
     image = nib.Nifti1Image.from_bytes(content)
     return nib.Nifti1Image(np.asanyarray(image.dataobj), image.affine), sha256(content).hexdigest()
+
+
+def model_scorer(cfg: DictConfig) -> CaseScorer:
+    """Score a checkpoint, or the checkpoints of a sweep, on a subset or another prepared folder."""
+    path, options = Path(cfg.checkpoint), PostprocessOptions(**cfg.postprocess)
+    device, models = device_settings(cfg.hardware), open_checkpoints(path)
+    check_run_folder(models)
+    first, trained_root = models[0], Path(models[0].data["root"])
+    root = Path(cfg.data.root or trained_root)
+    manifest = read_manifest(root)
+    is_own = root.resolve() == trained_root or (
+        first.fingerprint == data_fingerprint(manifest, first.preprocessing)
+    )
+    if is_own:
+        name = cfg.subset or "test"
+        patients = models_by_patient(models, name)
+        pairs = [(patient, models[n]) for patient, numbers in patients.items() for n in numbers]
+        held_out = name == "test" and all(m.split.held_out and p not in m.seen for p, m in pairs)
+    elif cfg.subset:
+        raise PancsegError(
+            f"data.root={root}: is not the folder that was trained on, and all of its patients are "
+            "scored; leave subset out"
+        )
+    else:
+        name, patients = f"external_{root.resolve().name}", external_patients(models, manifest)
+        held_out = True if manifest.settings.get("names") == first.names else None
+        if held_out is None:
+            log.warning("data.root has another privacy key: patients may have been trained on")
+    cases = manifest.cases_of(patients)
+    if missing := sorted(set(patients) - {case.patient for case in cases}):
+        raise PancsegError(
+            f"data.root={root}: has no label of {len(missing)} {name} patients, such as "
+            f"{missing[0]}; give the folder the checkpoint was trained on"
+        )
+    if absent := missing_folds(models, path):
+        log.warning("folds %s have no run: their patients are not scored", absent)
+    for model in models if options.is_auto else ():
+        val = manifest.cases_of(model.split.val)
+        choose_postprocess(model, options, val, root, **device)
+    predictors = {
+        numbers: Predictor([models[n] for n in numbers], options=options, **device)
+        for numbers in set(patients.values())
+    }
+    identities = {numbers: predictor.identity() for numbers, predictor in predictors.items()}
+    is_chosen = any(postprocessing.read_postprocess(model.path) for model in models)
+    origin = "given" if options.is_given else "validation" if is_chosen else "plain"
+    postprocess = dict.fromkeys(predictor.postprocess for predictor in predictors.values())
+    used = [models[n] for n in sorted(set().union(*patients.values()))]
+    alone = {patient: models[ns[0]] for patient, ns in patients.items() if len(ns) == 1}
+    about = {
+        "subset": name,
+        "held_out": held_out,
+        "split": {"rule": first.split.rule, "seed": first.split.seed},
+        "geometry": "whole cases on their own grid, "
+        f"{'groups' if first.depth else 'windows'} put together by mean probability",
+        "checkpoints": len(used),
+        "checkpoint": sorted({model.path.name for model in used}),
+        "models_per_patient": max(map(len, patients.values())),
+        "checkpoint_epoch": [model.epoch for model in used],
+        "data_fingerprint": first.fingerprint,
+        "arithmetic": device["precision"],
+        "postprocess": [asdict(values) for values in postprocess],
+        "postprocess_origin": origin,
+        "missing_folds": absent,
+        **facts_of(cases, root),
+    }
+
+    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Mask, Prediction]:
+        # the box of all probabilities above 0: recipe_metric sums over the whole scan
+        prediction = predictors[patients[case.patient]].predict(image, min_probability=0.0)
+        return prediction.mask, prediction
+
+    def identity(case: Case) -> Any:
+        return identities[patients[case.patient]]
+
+    run = Run(run_folder_of(path), [run_folder_of(model.path) for model in models])
+    folds = {patient: model.data["split"].get("fold") for patient, model in alone.items()}
+    tolerances = list(cfg.nsd_tolerances_mm)
+    return CaseScorer(run, root, cases, about, tolerances, segment, identity, folds)
+
+
+def mask_scorer(cfg: DictConfig) -> CaseScorer:
+    """Score masks of other tools on all labelled cases of a prepared folder."""
+    root, folder = Path(cfg.data.root), Path(cfg.predictions)
+    manifest = read_manifest(root)
+    cases = manifest.cases_of(manifest.labelled_patients())
+    if not cases:
+        raise PancsegError(f"data.root={root}: holds no labelled case to score against")
+    key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
+    names = "none" if manifest.settings.get("names") == "none" else "pseudonym"
+    has_key = names == "none" or key_file.is_file()
+    series_hash = make_pseudonyms(names, key_file).hash if has_key else (lambda uid: "unknown")
+    masks, unknown = find_masks(folder, cases, manifest.structures[0].name, series_hash)
+    if without := [case.name for case in cases if case.name not in masks]:
+        text = "%d cases have no mask and count as missed: %s"
+        log.warning(text, len(without), ", ".join(without))
+
+    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Mask, None]:
+        return read_mask(masks.get(case.name), image), None
+
+    def identity(case: Case) -> Any:
+        path = masks.get(case.name)
+        return path and [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+
+    about = {
+        "subset": "external",
+        "held_out": None,
+        "geometry": "whole cases on their own grid",
+        "predictions": folder.name,
+        "without_mask": without,
+        "without_case": unknown,
+        **facts_of(cases, root),
+    }
+    run, tolerances = Run(Path(cfg.output), []), list(cfg.nsd_tolerances_mm)
+    return CaseScorer(run, root, cases, about, tolerances, segment, identity, folds={})
 
 
 def models_by_patient(models: Sequence[TrainedModel], subset: str) -> ModelNumbers:
@@ -186,15 +299,6 @@ def external_patients(models: Sequence[TrainedModel], manifest: Manifest) -> Mod
     return dict.fromkeys(patients, tuple(range(len(models))))
 
 
-def are_held_out(models: Sequence[TrainedModel], by_patient: ModelNumbers) -> bool:
-    """Whether no model that segments a patient was trained on or chosen by the patient."""
-    return all(
-        models[n].split.held_out and patient not in models[n].seen
-        for patient, numbers in by_patient.items()
-        for n in numbers
-    )
-
-
 def missing_folds(models: Sequence[TrainedModel], path: Path) -> list[int]:
     """Folds of a k-fold sweep without a run."""
     rules = [model.data["split"] for model in models if model.split.rule == "kfold"]
@@ -221,7 +325,8 @@ def choose_postprocess(
     model: TrainedModel, options: PostprocessOptions, cases: list[Case], root: Path, **device: Any
 ) -> None:
     """Choose what is ``auto`` by the mean Dice over validation cases; write it for the model."""
-    if not any(case.label_voxels for case in cases):
+    labelled = [case for case in cases if case.label_voxels]
+    if not labelled:
         raise PancsegError(
             "postprocess: auto chooses on validation patients, and the split has none with a "
             "labelled voxel (split.val=0); give numbers"
@@ -230,27 +335,26 @@ def choose_postprocess(
     predictor = Predictor([model], **device)
 
     def volumes() -> Any:
-        for case in progress(cases, "choosing on val", "case"):
-            reference = np.asanyarray(read_volume(root / str(case.label))[0].dataobj) > 0
-            if reference.any():
-                image, _ = read_volume(root / case.image)
-                yield case.patient, predictor.predict(image).probability, reference
+        for case in progress(labelled, "choosing on val", "case"):
+            image, label = (read_volume(root / str(n))[0] for n in (case.image, case.label))
+            reference = np.asanyarray(label.dataobj) > 0
+            yield case.patient, predictor.predict(image).probability, reference
 
     chosen, n = postprocessing.choose(options.candidates(recorded), volumes())
     log.info("chosen on %d validation patients: %s", n, chosen.describe())
-    values = {
-        key: value if getattr(options, key) == AUTO else getattr(recorded, key)
-        for key, value in asdict(chosen).items()
-    }
-    postprocessing.write_postprocess(model.path, Postprocess(**values), chosen_on="val", n=n)
+    auto = {key: v for key, v in asdict(chosen).items() if getattr(options, key) == AUTO}
+    postprocessing.write_postprocess(model.path, replace(recorded, **auto), chosen_on="val", n=n)
     log.info("         %s", postprocessing.postprocess_path(model.path))
 
 
-def intake_flags(cases: Sequence[Case], root: Path) -> dict[str, list[str]]:
-    """Flags of ``intake.csv`` that call for attention, by case."""
+def facts_of(cases: Sequence[Case], root: Path) -> dict[str, Any]:
+    """Whether cases are phantoms, and their flags in ``intake.csv`` that call for attention."""
     rows = [row for row in read_rows(root) if row.kind == "image"]
     flags = {row.case: [f for f in row.flags.split() if f not in INFO_FLAGS] for row in rows}
-    return {case.name: flags[case.name] for case in cases if flags.get(case.name)}
+    return {
+        "phantoms": any(case.phantom for case in cases),
+        "flags": {case.name: flags[case.name] for case in cases if flags.get(case.name)},
+    }
 
 
 def find_masks(
@@ -305,3 +409,13 @@ def read_mask(path: Path | None, image: nib.Nifti1Image) -> Mask:
     if others := [v for v in np.unique(values) if v not in (0, 1)]:
         raise PancsegError(f"{path.name}: holds the value {others[0]:g}; expected 0 and 1")
     return values > 0
+
+
+def calibrate(checkpoint: Path, rows: list[dict[str, Any]]) -> None:
+    """Fit the confidence of ``predict`` to the Dice of validation patients."""
+    expected, dice = (list(by_patient(rows, name).values()) for name in ("expected_dice", "dice"))
+    calibration = fit_calibration(expected, dice)
+    if calibration.n:
+        write_calibration(checkpoint, calibration)
+        text = "confidence of predict: expected Dice times %s  %s"
+        log.info(text, calibration.scale, calibration_path(checkpoint))

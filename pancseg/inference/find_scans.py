@@ -21,10 +21,8 @@ SAFE_STEM = re.compile(r"\w[\w .()+-]{0,79}")  # of output files
 def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
     """Everything at a path or pattern that can be segmented, and rows of what is refused.
 
-    ``modality`` is that of DICOM series, or ``any``; ``processes`` read headers.
-
-    Raises:
-        PancsegError: If there is nothing that could be an image.
+    ``modality`` is that of DICOM series, or ``any``; ``processes`` read headers. PancsegError if
+    there is nothing that could be an image.
     """
     if not (path.exists() or is_pattern(path)):
         raise PancsegError(f"input={path}: there is no such file or folder")
@@ -33,9 +31,8 @@ def find_scans(path: Path, modality: str, processes: int) -> SourceContents:
     labels = {file.path for file in files if path.is_dir() and is_label(file.path)}
     add_cases(contents, [file for file in files if file.path not in labels], None, options)
     if labels:
-        contents.warnings.append(
-            f"{len(labels)} label files are left out, such as {min(labels).name}"
-        )
+        text = f"{len(labels)} label files are left out, such as {min(labels).name}"
+        contents.warnings.append(text)
     if path.is_dir() or not files:
         dicom = find_dicom(path, None, modality, options)
         taken = {file for case in dicom.cases for file in case.files}  # slices may be named .img

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pancseg.errors import PancsegError
 from pancseg.geometry import CONNECTIVITY_26, bounding_box
 from pancseg.inference.calibration import is_between, read_sidecar, write_sidecar
-from pancseg.metrics.statistics import per_patient
 
 AUTO = "auto"
-THRESHOLDS = [round(0.1 + 0.05 * i, 2) for i in range(17)]  # 0.1 to 0.9
+THRESHOLDS = sorted((round(0.05 * i, 2) for i in range(2, 19)), key=lambda t: abs(t - 0.5))
+LIMITS = {"threshold": (1e-6, 1 - 1e-6), "largest_component": (False, True)}  # in files
 MIN_GAIN = 1e-4  # of the mean Dice, to leave the defaults
 
 
@@ -77,7 +78,7 @@ class PostprocessOptions:
     @property
     def is_given(self) -> bool:
         """Whether something is given by hand."""
-        return self.threshold not in (None, AUTO) or self.largest_component in (True, False)
+        return any(value not in (None, AUTO) for value in vars(self).values())
 
     def override(self, chosen: Postprocess | None) -> Postprocess:
         """What was chosen, else the default, with the given values in its place."""
@@ -96,8 +97,7 @@ class PostprocessOptions:
         fixed = self.override(chosen)
         thresholds = THRESHOLDS if self.threshold == AUTO else [fixed.threshold]
         largest = [False, True] if self.largest_component == AUTO else [fixed.largest_component]
-        near = sorted(thresholds, key=lambda threshold: abs(threshold - DEFAULT.threshold))
-        return [Postprocess(threshold, keep) for keep in largest for threshold in near]
+        return [Postprocess(threshold, keep) for keep in largest for threshold in thresholds]
 
 
 def mean_postprocess(members: list[Postprocess]) -> Postprocess:
@@ -118,18 +118,14 @@ def choose(
 
     ``candidates`` begin with the defaults; ``cases`` are patient, probability and reference.
     """
-    patients: list[str] = []
-    dice: list[list[float]] = []
-    for patient, probability, reference in cases:
-        if reference.any():
-            patients.append(patient)
-            dice.append(dice_of_each(candidates, probability, reference))
-    means = [float(np.mean(per_patient(patients, values))) for values in zip(*dice, strict=True)]
+    dice = [(name, *dice_of_each(candidates, p, r)) for name, p, r in cases if r.any()]
+    patients = pd.DataFrame(dice).groupby(0).mean() if dice else pd.DataFrame()
+    means = patients.mean().tolist()
     best = 0
     for i, mean in enumerate(means):
         if mean > means[best] + MIN_GAIN:
             best = i
-    return candidates[best], len(set(patients))
+    return candidates[best], len(patients)
 
 
 def dice_of_each(
@@ -154,13 +150,6 @@ def write_postprocess(checkpoint: Path, chosen: Postprocess, **details: Any) -> 
 
 def read_postprocess(checkpoint: Path) -> Postprocess | None:
     """What was chosen for a checkpoint on validation patients; None if nothing was."""
-    values = read_sidecar(
-        postprocess_path(checkpoint),
-        checkpoint,
-        "a choice of threshold and components",
-        lambda v: (
-            is_between(v.get("threshold"), 1e-6, 1 - 1e-6)
-            and isinstance(v.get("largest_component"), bool)
-        ),
-    )
-    return Postprocess(values["threshold"], values["largest_component"]) if values else None
+    path, content = postprocess_path(checkpoint), "a choice of threshold and components"
+    values = read_sidecar(path, checkpoint, content, LIMITS)
+    return Postprocess(**values) if values else None

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
-from itertools import chain, combinations, combinations_with_replacement, zip_longest
+from functools import cached_property
+from itertools import chain, combinations, combinations_with_replacement, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pancseg import geometry
 from pancseg.errors import PancsegError
@@ -36,27 +36,19 @@ FAINT = 0.01  # probabilities below it do not count for the confidence
 class Prediction:
     """The mask of a scan, with the probability that it was made of.
 
-    Attributes:
-        mask: ``(X, Y, Z)`` bool, on the image's grid.
-        expected_dice: Dice of the mask if the probabilities are right,
-            ``2 sum(p in mask) / (sum(p) + voxels of mask)``, or the mean Dice between the masks of
-            an ensemble's members where that is lower; 0 without a mask.
-        confidence: The same, calibrated on validation patients.
-        image: The scan as given.
-        box: What ``inside`` covers of the scan with slice 0 nearest the feet.
-        inside: Probability in the box.
-        affine: Of the scan with slice 0 nearest the feet.
-        shape: Of the same.
+    ``expected_dice`` is the Dice of the mask if the probabilities are right,
+    ``2 sum(p in mask) / (sum(p) + voxels of mask)``, or the mean Dice between the masks of an
+    ensemble's members where that is lower; 0 without a mask.
     """
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_]  # (X, Y, Z), on the image's grid
     expected_dice: float
-    confidence: float
-    image: nib.Nifti1Image
-    box: Box
-    inside: NDArray[np.float32]
-    affine: geometry.Affine
-    shape: tuple[int, ...]
+    confidence: float  # the same, calibrated on validation patients
+    image: nib.Nifti1Image  # the scan as given
+    box: Box  # that ``inside`` covers of the scan with slice 0 nearest the feet
+    inside: NDArray[np.float32]  # probability in the box
+    affine: geometry.Affine  # of the scan with slice 0 nearest the feet
+    shape: tuple[int, ...]  # of the same
 
     @cached_property
     def probability(self) -> NDArray[np.float32]:
@@ -96,15 +88,9 @@ def device_fallbacks(device: str, precision: str) -> list[DeviceSettings]:
 class Predictor:
     """Segments scans by the mean probability of one or several networks.
 
-    Args:
-        models: The networks.
-        device: ``cpu`` or ``cuda:0``.
-        precision: Lightning's name of the arithmetic; sums are float32.
-        mirror: Whether to average over mirrored images, along the axes that training mirrored.
-        options: How masks are made.
-
-    Raises:
-        PancsegError: If a network cannot be applied so.
+    ``device`` is ``cpu`` or ``cuda:0``; ``precision`` is Lightning's name of the arithmetic, sums
+    are float32; ``mirror`` averages over images mirrored along the axes that training mirrored.
+    PancsegError if a network cannot be applied so.
     """
 
     def __init__(
@@ -122,10 +108,9 @@ class Predictor:
         self.fallbacks = device_fallbacks(device, precision)
         self.precision = precision
         self.mirrored_axes = [model.mirrored_axes if mirror else () for model in self.models]
-        options = options or PostprocessOptions()
-        chosen = [options.override(read_postprocess(model.path)) for model in self.models]
-        self.postprocess = mean_postprocess(chosen)
-        self.calibration = mean_calibration([read_calibration(m.path) for m in self.models])
+        override = (options or PostprocessOptions()).override
+        self.postprocess = mean_postprocess([override(read_postprocess(m.path)) for m in models])
+        self.calibration = mean_calibration([read_calibration(m.path) for m in models])
         for model in self.models:
             if use_channels_last(model.network, torch.device(device).type):
                 model.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -144,17 +129,14 @@ class Predictor:
         return nib.Nifti1Image(self.predict(image).mask.view(np.uint8), image.affine)
 
     def predict(self, image: nib.Nifti1Image, min_probability: float = FAINT) -> Prediction:
-        """Segment a CT.
+        """Segment a CT in HU, axes in any order.
 
-        Args:
-            image: HU, three axes in any order.
-            min_probability: The probability is kept in a box that holds all voxels above it.
+        The probability is kept in a box that holds all voxels above ``min_probability``.
         """
         turned = geometry.slices_from_feet(image)  # groups are cut along the last axis
         upright = geometry.with_right_angles(turned)
-        grid, volumes = (upright.shape, upright.affine), self.segment(upright)
-        members = [ScanProbability(*grid, own_volumes) for own_volumes in volumes]
-        threshold = self.postprocess.threshold
+        grid, threshold = (upright.shape, upright.affine), self.postprocess.threshold
+        members = [ScanProbability(*grid, volumes) for volumes in self.segment(upright)]
         lowest = min(threshold, min_probability)
         box = resampling.union([member.box_above(lowest) for member in members])
         inside = np.zeros([part.stop - part.start for part in box], np.float32, order="F")
@@ -165,18 +147,15 @@ class Predictor:
             masks = [p > threshold for p in probabilities]
             for i, j in pairs if len(members) > 1 else ():
                 common[i, j] += np.count_nonzero(masks[i] & masks[j])
-            mean = probabilities[0]
-            for p in probabilities[1:]:
-                mean += p
-            mean /= np.float32(len(members))
+            mean = sum(probabilities[1:], start=probabilities[0]) / np.float32(len(members))
             inside[..., part[2].start - box[2].start : part[2].stop - box[2].start] = mean
         mask = np.zeros(upright.shape, bool, order="F")
         mask_inside = mask[box] = self.postprocess.mask_of(inside)
         voxels = int(np.count_nonzero(mask_inside))
         total = float(inside.sum(where=inside > FAINT, dtype=np.float64))
         in_mask = float(inside.sum(where=mask_inside, dtype=np.float64))
-        expected = 2 * in_mask / (total + voxels) if voxels else 0.0
-        expected = min(expected, mean_pairwise_dice(common))
+        own_dice = 2 * in_mask / (total + voxels) if voxels else 0.0
+        expected = min(own_dice, mean_pairwise_dice(common))
         own = reorient(mask.view(np.uint8), turned.affine, image).view(bool)
         confidence, scan = self.calibration.confidence(expected), (turned.affine, turned.shape)
         return Prediction(own, expected, confidence, image, box, inside, *scan)
@@ -187,27 +166,27 @@ class Predictor:
         The image has slice 0 nearest the feet, and axes at right angles.
         """
         keys = [(model.preprocessing, model.depth) for model in self.models]
-        members: dict[int, list[NetworkVolume]] = {}
+        members: list[list[NetworkVolume]] = [[] for _ in keys]
         for key in dict.fromkeys(keys):
             inputs = resampling.network_inputs(image, *key)
-            for number in (n for n in range(len(keys)) if keys[n] == key):
-                members[number] = [replace(v, values=self.apply(number, v.values)) for v in inputs]
-        return [members[number] for number in range(len(keys))]
+            for n in (n for n in range(len(keys)) if keys[n] == key):
+                members[n] = [replace(v, values=self.apply(n, v.values)) for v in inputs]
+        return members
 
     def apply(self, number: int, image: Tensor) -> Tensor:
         """Probability by a network, ``(H, W, D)`` float32 on the CPU.
 
         Where a GPU's memory runs out, this image is tried again with less of it.
         """
-        for settings, following in zip_longest(self.fallbacks, self.fallbacks[1:]):
+        for settings, following in pairwise(self.fallbacks):
             try:
                 return self.mean_over_mirrors(number, image, settings)
             except RuntimeError as error:
-                if following is None or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
             torch.cuda.empty_cache()
             log.warning("the GPU's memory ran out: trying %s", following.name)
-        raise AssertionError("the last settings return or raise")
+        return self.mean_over_mirrors(number, image, self.fallbacks[-1])
 
     @torch.inference_mode()
     def mean_over_mirrors(self, number: int, image: Tensor, settings: DeviceSettings) -> Tensor:
@@ -219,10 +198,19 @@ class Predictor:
         return total.div_(2 ** len(mirrored)).sigmoid_()
 
     def logit(self, model: TrainedModel, image: Tensor, settings: DeviceSettings) -> Tensor:
-        """Logit of the foreground, ``(H, W, D)`` float32 on the CPU, by sliding windows."""
-        network = model.network.to(settings.device)
+        """Logit of the foreground, ``(H, W, D)`` float32 on the CPU; windows of air are skipped."""
+        network, half = model.network.to(settings.device), settings.half
         sigmoid = bool(model.hparams["loss"].get("sigmoid"))
-        predictor = partial(window_logit, network, sigmoid, settings.half)
+
+        def predictor(windows: Tensor) -> Tensor:  # (N, 1, h, w, d)
+            has_body = (windows > 0).flatten(1).any(dim=1)
+            logit = torch.full_like(windows, AIR_LOGIT)
+            if has_body.any():
+                with torch.autocast(windows.device.type, half, enabled=half is not None):
+                    logits = finest(network(windows[has_body])).float()
+                logit[has_body] = foreground_logit(logits, sigmoid)
+            return logit
+
         view, batch = model.hparams["view"], image[None, None]
         if view is None or tuple(image.shape) == tuple(view["size"]):
             return predictor(batch.to(settings.device))[0, 0].cpu()
@@ -230,19 +218,6 @@ class Predictor:
         devices: Any = {"sw_device": settings.device, "device": settings.sum_device}
         logit = sliding_window_inference(batch, *windows, mode="gaussian", **devices)
         return logit[0, 0].cpu()  # type: ignore[call-overload]
-
-
-def window_logit(
-    network: nn.Module, sigmoid: bool, half: torch.dtype | None, windows: Tensor
-) -> Tensor:
-    """Logit of the foreground in windows ``(N, 1, h, w, d)``; those with only air are skipped."""
-    has_body = (windows > 0).flatten(1).any(dim=1)
-    logit = torch.full_like(windows, AIR_LOGIT)
-    if has_body.any():
-        with torch.autocast(windows.device.type, half, enabled=half is not None):
-            logits = finest(network(windows[has_body])).float()
-        logit[has_body] = foreground_logit(logits, sigmoid)
-    return logit
 
 
 def reorient(values: NDArray[Any], affine: geometry.Affine, image: nib.Nifti1Image) -> NDArray[Any]:
@@ -282,12 +257,11 @@ def load_segmenter(
     Raises:
         PancsegError: If there is no checkpoint of pancseg, or it cannot be applied so.
     """
-    paths = [Path(p) for p in ([path] if isinstance(path, str | Path) else path)]
     device = check_device(device)
     own = detect().precision
     if device == "cpu":
         own = "bf16-mixed" if cpu_has_bf16() else "32-true"
-    return Predictor(open_checkpoints(paths), device=device, precision=precision or own)
+    return Predictor(open_checkpoints(path), device=device, precision=precision or own)
 
 
 def check_device(device: str) -> str:

@@ -40,7 +40,6 @@ class AxisPositions:
     """Coordinates of the voxels of one axis, in voxels of the parallel axis of another grid."""
 
     axis: int  # of the other grid
-    size: int  # of the other grid along it
     positions: Tensor  # (n,) float64, voxels of the other grid
 
 
@@ -74,8 +73,8 @@ def whole_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> Network
     flips = np.array([[axis, -1 if step < 0 else 1] for axis, step in enumerate(scan.strides)])
     image = nib.Nifti1Image(scan, image.affine).as_reoriented(flips)
     hu = torch.from_numpy(np.asanyarray(image.dataobj))
-    shape, affine = resampled_grid(image, preprocessing)
-    x, y, z = axis_positions(affine, shape, image.affine, image.shape)
+    shape, affine = network_grid(image, preprocessing)
+    x, y, z = axis_positions(affine, shape, image.affine)
     low, high = preprocessing.window_hu
     values = torch.empty(shape[::-1]).permute(2, 1, 0)
     for part in blocks(tuple(slice(0, size) for size in shape)):
@@ -86,37 +85,27 @@ def whole_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> Network
     return NetworkVolume(values[columns], affine, 0, image.shape[2])
 
 
-def resampled_grid(
-    image: nib.Nifti1Image, preprocessing: Preprocessing
-) -> tuple[tuple[int, int, int], Affine]:
+def network_grid(image: nib.Nifti1Image, preprocessing: Preprocessing) -> tuple[list[int], Affine]:
     """Shape and affine that the transforms give an image, by MONAI's lazy resampling."""
     empty = torch.zeros(1, 1, 1, 1).expand(1, *image.shape)
     item: Any = {"image": MetaTensor(empty, affine=torch.as_tensor(image.affine))}
     item = Orientationd("image", preprocessing.orientation, labels=AXES)(item, lazy=True)
     item = Spacingd("image", preprocessing.spacing_mm, mode="bilinear")(item, lazy=True)
-    x, y, z = (int(size) for size in item["image"].peek_pending_shape())
-    return (x, y, z), np.asarray(item["image"].peek_pending_affine(), np.float64).copy()
+    shape = [int(size) for size in item["image"].peek_pending_shape()]
+    return shape, np.asarray(item["image"].peek_pending_affine(), np.float64).copy()
 
 
-def axis_positions(
-    affine: Affine, shape: Sequence[int], other: Affine, other_shape: Sequence[int]
-) -> tuple[AxisPositions, AxisPositions, AxisPositions]:
+def axis_positions(affine: Affine, shape: Sequence[int], other: Affine) -> list[AxisPositions]:
     """Positions of the voxels of a grid on another grid with parallel axes, axis by axis."""
     to_other = np.linalg.inv(other) @ affine
-    steps = to_other[:3, :3]
-    axes = np.abs(steps).argmax(axis=0)
-    straight = np.zeros((3, 3))
-    straight[axes, range(3)] = steps[axes, range(3)]
-    skew = np.abs(steps - straight) * np.array(shape[:3])
+    skew = np.abs(to_other[:3, :3]) * np.array(shape[:3])
+    axes = np.abs(to_other[:3, :3]).argmax(axis=0)
+    skew[axes, range(3)] = 0.0
     if sorted(axes) != [0, 1, 2] or skew.max() > MAX_SKEW:
         raise ValueError("the axes of the two grids are not parallel")
-
-    def along(i: int, axis: int) -> AxisPositions:
-        positions = to_other[axis, 3] + steps[axis, i] * np.arange(shape[i], dtype=np.float64)
-        return AxisPositions(axis, int(other_shape[axis]), torch.from_numpy(positions))
-
-    x, y, z = map(along, range(3), axes.tolist())
-    return x, y, z
+    starts, steps = to_other[axes, 3], to_other[axes, range(3)]
+    positions = (starts[i] + steps[i] * np.arange(shape[i], dtype=np.float64) for i in range(3))
+    return list(map(AxisPositions, axes.tolist(), map(torch.from_numpy, positions)))
 
 
 def interpolate(values: Tensor, axes: Sequence[AxisPositions]) -> Tensor:
@@ -127,22 +116,23 @@ def interpolate(values: Tensor, axes: Sequence[AxisPositions]) -> Tensor:
     """
     result = values.permute(*(along.axis for along in axes)).permute(2, 1, 0)
     for dim, along in enumerate(reversed(axes)):
-        at = along.positions.clamp(0, along.size - 1)
+        last = result.shape[dim] - 1
+        at = along.positions.clamp(0, last)
         low = at.floor().long()
         weight = (at - low).float()
         left = result.index_select(dim, low).float()
         if weight.any():
-            right = result.index_select(dim, (low + 1).clamp(max=along.size - 1)).float()
+            right = result.index_select(dim, (low + 1).clamp(max=last)).float()
             left.lerp_(right, weight.reshape([-1 if i == dim else 1 for i in range(3)]))
         result = left
     return result.permute(2, 1, 0)
 
 
-def dependent_box(axes: Sequence[AxisPositions], box: Box) -> Box:
+def dependent_box(axes: Sequence[AxisPositions], box: Box, shape: Sequence[int]) -> Box:
     """Box of the voxels of a grid whose interpolated values depend on a box of the other grid."""
     parts = []
     for along in axes:
-        part, at = box[along.axis], along.positions.clamp(0, along.size - 1)
+        part, at = box[along.axis], along.positions.clamp(0, shape[along.axis] - 1)
         voxels = ((at > part.start - 1) & (at < part.stop)).nonzero().ravel().tolist()
         parts.append(slice(voxels[0], voxels[-1] + 1) if voxels else slice(0, 0))
     return tuple(parts)
@@ -179,17 +169,17 @@ class ScanProbability:
         """A network's volume in a box of the scan."""
         pairs = zip(self.axes(volume), box, strict=True)
         axes = [replace(axis, positions=axis.positions[part]) for axis, part in pairs]
-        values = interpolate(volume.values, axes)
+        values, shape = interpolate(volume.values, axes), volume.values.shape
         # shares of the interpolation weights that fall on the network's grid
-        beyond = [torch.maximum(-a.positions, a.positions - (a.size - 1)) for a in axes]
+        beyond = [torch.maximum(-a.positions, a.positions - (shape[a.axis] - 1)) for a in axes]
         x, y, z = ((1 - distance).clamp(0, 1).float() for distance in beyond)
         if min(weight.min() for weight in (x, y, z)) < 1:
             values *= (x[:, None, None] * y[:, None] * z) > 0.5
         return values.numpy()
 
-    def axes(self, volume: NetworkVolume) -> Sequence[AxisPositions]:
+    def axes(self, volume: NetworkVolume) -> list[AxisPositions]:
         """Positions of the scan's voxels on a network's volume."""
-        return axis_positions(self.affine, self.shape, volume.affine, volume.values.shape)
+        return axis_positions(self.affine, self.shape, volume.affine)
 
     def box_above(self, probability: float) -> Box:
         """A box that holds all voxels with more than a probability; may be empty."""
@@ -197,14 +187,9 @@ class ScanProbability:
         for volume in self.volumes:
             above = (volume.values > probability).numpy()
             if above.any():
-                x, y, z = dependent_box(self.axes(volume), bounding_box(above))
+                x, y, z = dependent_box(self.axes(volume), bounding_box(above), above.shape)
                 boxes.append((x, y, slice(max(z.start, volume.start), min(z.stop, volume.stop))))
         return union(boxes)
-
-
-def is_filled(box: Box) -> bool:
-    """Whether a box holds a voxel."""
-    return all(part.start < part.stop for part in box)
 
 
 def union(boxes: Sequence[Box]) -> Box:
@@ -213,7 +198,7 @@ def union(boxes: Sequence[Box]) -> Box:
     >>> union([(slice(0, 2),), (slice(0, 0),), (slice(5, 6),)])
     (slice(0, 6, None),)
     """
-    if not (filled := [box for box in boxes if is_filled(box)]):
+    if not (filled := [box for box in boxes if all(part.start < part.stop for part in box)]):
         return (slice(0, 0),) * 3
     ends = zip(*filled, strict=True)
     return tuple(slice(min(p.start for p in ps), max(p.stop for p in ps)) for ps in ends)

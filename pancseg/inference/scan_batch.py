@@ -33,17 +33,11 @@ log = logging.getLogger(__name__)
 TABLE, IDENTITY = "predictions.csv", "predictions.json"
 DONE, FAILED, REFUSED, DROPPED = "done", "failed", "refused", "dropped"
 READ_AHEAD_MB = 150  # of files: larger scans are read when their turn comes
-LARGE_MB = 300  # of HU: two such scans are not held at a time
+LARGE_BYTES = 300 * 2**20  # of HU: two such scans are not held at a time
 CONFIDENCE_MARGIN = 0.02  # below Calibration.lowest, optimistic: few patients chose the checkpoint
-MAX_LABEL = 255
 LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
 MIN_CONFIDENCE = 0.7  # without a calibration
-EMPTY = "no_"  # followed by the structure
-MASK_FLAGS = (  # in the order in which they are written; docs/predict.md says what they mean
-    EMPTY, "volume_range", "several_pieces", "touches_end", "not_confident", "spacing_unlike",
-    "hu_unlike", "noise_unlike", "field_unlike", "sides_unlike", "no_seg", "no_rtstruct",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,9 +57,6 @@ class PredictionRow:
     peak_memory_mb: float | str = ""  # of the process so far
     unlike: str = ""  # statistics that differ from the training scans
     input: str = ""  # hash of the input files' names, sizes and times
-
-
-COLUMNS = [field.name for field in fields(PredictionRow)]
 
 
 @dataclass(frozen=True)
@@ -132,7 +123,8 @@ class ScanBatch:
                 state = ahead.result() if ahead else self.read(*item)
                 is_small = following is not None and files_mb(following[1]) <= READ_AHEAD_MB
                 ahead = reader.submit(self.read, *following) if is_small else None
-                if writing and is_large(state):
+                large = state.scan and np.asanyarray(state.scan.image.dataobj).nbytes > LARGE_BYTES
+                if writing and large:
                     yield writing.result()
                     writing = None
                 self.segment(state)
@@ -201,9 +193,8 @@ class ScanBatch:
         if self.probabilities:
             probability = nib.Nifti1Image(prediction.probability, image.affine)
             write_like_input(paths["probability"], probability, scan)
-        writers: dict[str, Any] = {"seg": write_seg}
-        writers |= {"rtstruct": write_rtstruct} if self.rtstruct else {}
-        for name, write in writers.items() if scan.stack else ():
+        writers: Any = [("seg", write_seg)] + [("rtstruct", write_rtstruct)] * self.rtstruct
+        for name, write in writers if scan.stack else ():
             try:
                 if emptied := write(paths[name], mask, [self.structure], scan.stack):
                     reasons.append(f"{name}: invalid and left empty: {', '.join(emptied)}")
@@ -252,25 +243,20 @@ class ScanBatch:
         least = limits.confidence
         if least is None:
             least = calibration.lowest - CONFIDENCE_MARGIN if calibration.n else MIN_CONFIDENCE
-        trained_mm = self.predictor.models[0].preprocessing.spacing_mm
-        ratio = max(own / trained for own, trained in zip(spacing_mm, trained_mm, strict=True))
-        flags = {
-            EMPTY + self.structure.name: not voxels,
-            "spacing_unlike": ratio > limits.spacing_factor,
-        }
+        flags = {f"no_{self.structure.name}": True}
         if voxels:
             second = geometry.second_component_voxels(mask)
-            flags |= {
+            flags = {
                 "volume_range": not low <= voxels * geometry.voxel_ml(affine) <= high,
                 "several_pieces": second > limits.piece_share * voxels,
                 "touches_end": bool(mask[..., 0].any() or mask[..., -1].any()),
                 "not_confident": prediction.confidence < least,
             }
+        ratio = np.divide(spacing_mm, self.predictor.models[0].preprocessing.spacing_mm).max()
+        flags |= {"spacing_unlike": ratio > limits.spacing_factor, **dict.fromkeys(unlike, True)}
         hu = np.asanyarray(scan.image.dataobj)
         of_image = [*voxel_flags(hu, None, spacing_mm, Checks(), ()), *scan.flags]
-        flags |= dict.fromkeys(unlike, True)
-        order = [EMPTY + self.structure.name if flag == EMPTY else flag for flag in MASK_FLAGS]
-        return [*sort_flags(of_image), *(flag for flag in order if flags.get(flag))]
+        return [*sort_flags(of_image), *(flag for flag, is_set in flags.items() if is_set)]
 
     def is_done(self, source: CaseSource, row: PredictionRow) -> bool:
         """Whether a row is of this input, and all files that it promises are there."""
@@ -278,19 +264,11 @@ class ScanBatch:
             return False
         if row.status == DROPPED:
             return True
-        wanted = {"mask": True, "probability": self.probabilities}
+        wanted = ["mask"] + ["probability"] * self.probabilities
         if source.format == "image":
-            flags = row.flags.split()
-            wanted |= {"seg": "no_seg" not in flags}
-            wanted |= {"rtstruct": self.rtstruct and "no_rtstruct" not in flags}
-        paths = self.paths(row.case)
-        return row.status == DONE and all(paths[n].is_file() for n in wanted if wanted[n])
-
-
-def is_large(state: ScanState) -> bool:
-    """Whether a scan is to be alone in memory."""
-    scan = state.scan
-    return scan is not None and np.asanyarray(scan.image.dataobj).nbytes > LARGE_MB * 2**20
+            names = ["seg"] + ["rtstruct"] * self.rtstruct
+            wanted += [name for name in names if f"no_{name}" not in row.flags.split()]
+        return row.status == DONE and all(self.paths(row.case)[n].is_file() for n in wanted)
 
 
 def files_mb(source: CaseSource) -> float:
@@ -304,9 +282,8 @@ def files_mb(source: CaseSource) -> float:
 def is_label_map(image: nib.Nifti1Image) -> bool:
     """Whether an image holds whole numbers from 0 to 255 only, as masks do and CT never does."""
     values = np.asanyarray(image.dataobj)
-    if values.min() < 0 or values.max() > MAX_LABEL:
-        return False
-    return values.dtype.kind in "iub" or bool((values == np.rint(values)).all())
+    in_range = values.min() >= 0 and values.max() <= 255
+    return bool(in_range and (values.dtype.kind in "iub" or (values == np.rint(values)).all()))
 
 
 def write_like_input(path: Path, image: nib.Nifti1Image, scan: Scan) -> None:
@@ -319,10 +296,8 @@ def write_like_input(path: Path, image: nib.Nifti1Image, scan: Scan) -> None:
 def input_hash(source: CaseSource) -> str:
     """Hash of names, sizes and times of the files of an input; empty if they are gone."""
     try:
-        states = sorted(
-            f"{file.name} {(status := file.stat()).st_size} {status.st_mtime_ns}"
-            for file in source.files
-        )
+        stats = ((file.name, file.stat()) for file in source.files)
+        states = sorted(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
     except OSError:
         return ""
     return hashlib.sha256("\n".join(states).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -375,5 +350,6 @@ def read_tables(folder: Path) -> dict[str, PredictionRow]:
 
 def write_table(path: Path, rows: Sequence[PredictionRow]) -> None:
     """Write a table; a path that a spreadsheet would compute gets an apostrophe."""
+    columns = [field.name for field in fields(PredictionRow)]
     cells = (asdict(row) | {"path": re.sub("^(?=[=+@-])", "'", row.path)} for row in rows)
-    write_csv(path, COLUMNS, (row.values() for row in cells))
+    write_csv(path, columns, (row.values() for row in cells))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pancseg.data.manifest import Case, same_person
 from pancseg.errors import PancsegError, Refused
 from pancseg.geometry import bounding_box, describe_grid, same_grid, second_component_voxels
-from pancseg.structures import Structure, region_mask
+from pancseg.structures import IGNORED, Structure, region_mask
 
 Voxels = NDArray[Any]
 INFO_FLAGS = ("unlabelled", "phantom")  # properties of a data set, not problems of a case
@@ -190,11 +190,12 @@ def label_flags(
     hu: Voxels, codes: Voxels, voxel_ml: float, checks: Checks, structures: Sequence[Structure]
 ) -> set[str]:
     """Flags of a label map."""
-    box = bounding_box(codes != 0)
+    labelled = (codes != 0) & (codes != IGNORED)
+    box = bounding_box(labelled)
     inner, flags = codes[box], set()
     if not inner.any():
         return {"label_empty"}
-    if np.mean(hu[box][inner != 0] < BODY_ABOVE) > checks.outside_share:
+    if np.mean(hu[box][labelled[box]] < BODY_ABOVE) > checks.outside_share:
         flags.add("label_outside_body")
     only = len(structures) == 1
     for structure in structures:

@@ -21,6 +21,7 @@ from pancseg.files import replaced
 from pancseg.geometry import spacing_of
 from pancseg.intake.checks import INFO_FLAGS
 from pancseg.parallel import progress
+from pancseg.structures import IGNORED
 
 PAGE = re.compile(r"intake(_\d+)?\.png")
 COLUMNS, ROWS, MIN_COLUMNS = 8, 5, 3
@@ -136,7 +137,7 @@ def thumbnail(image: nib.Nifti1Image, codes: NDArray[Any] | None) -> NDArray[np.
     hu, spacing_mm = radiological(image, np.asanyarray(image.dataobj))
     k, plane = hu.shape[2] // 2, np.zeros(hu.shape[:2], np.uint8)
     if codes is not None and codes.any():
-        labels, _ = radiological(image, codes)
+        labels, _ = radiological(image, np.where(codes == IGNORED, 0, codes))
         k = int(np.count_nonzero(labels, axis=(0, 1)).argmax())
         plane = labels[..., k]
     extent_mm = (hu.shape[0] * spacing_mm[0], hu.shape[1] * spacing_mm[1])

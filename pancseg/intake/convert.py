@@ -45,7 +45,7 @@ from pancseg.intake.contact_sheet import draw_contact_sheet, picture_path, write
 from pancseg.intake.match_labels import IMAGE_REFUSED, CaseSource, SourceContents
 from pancseg.intake.pseudonyms import Pseudonyms
 from pancseg.parallel import Shard, process_map, progress
-from pancseg.structures import LabelMap, Structure, region_mask
+from pancseg.structures import IGNORED, LabelMap, Structure, count_labelled, region_mask
 
 RECORDS = ".records"  # folder of results that no manifest holds yet
 
@@ -454,7 +454,7 @@ def write_label_parts(
     starts, left_out = plan_cut(image.shape[2], depth, cut.tail) if depth else ([], 0)
     for start in starts:
         part = None if label is None else cut_group(label, start, depth, fill=0)
-        voxels = None if part is None else int(np.count_nonzero(part.dataobj))
+        voxels = None if part is None else count_labelled(np.asanyarray(part.dataobj))
         empty += voxels == 0
         if voxels == 0 and not cut.keep_empty:
             continue
@@ -468,12 +468,14 @@ def write_label_parts(
     row.groups_kept, row.groups_empty, row.groups_tail = len(groups), empty, left_out
     if codes is None:
         return case, groups
-    ml, voxels = voxel_ml(image.affine), int(np.count_nonzero(codes))
+    ml, voxels = voxel_ml(image.affine), count_labelled(codes)
     counts = {s.name: int(np.count_nonzero(region_mask(codes, s))) for s in settings.structures}
     row.label_voxels, row.label_ml = voxels, round(voxels * ml, 3)
     if len(counts) > 1:
         row.structures_ml = " ".join(f"{name}={n * ml:.3f}" for name, n in counts.items())
-    return replace(case, label_voxels=voxels, structure_voxels=counts), groups
+    ignored = int(np.count_nonzero(codes == IGNORED))
+    case = replace(case, label_voxels=voxels, structure_voxels=counts, ignored_voxels=ignored)
+    return case, groups
 
 
 def write_pair(
@@ -501,7 +503,7 @@ def apply_correction(settings: PrepareSettings, case: Case, row: Row) -> tuple[C
     label = oriented_like(Nifti1Image(codes, label.affine), image)
     check_grid(image, label)
     codes, last = np.asanyarray(label.dataobj), len(settings.structures)
-    if codes.min() < 0 or codes.max() > last or (codes != np.rint(codes)).any():
+    if not np.isin(np.unique(codes), [*range(last + 1), IGNORED]).all():
         raise Refused("label_values", f"holds other values than whole numbers from 0 to {last}")
     codes = codes.astype(np.uint8)
     hu, spacing_mm = np.asanyarray(image.dataobj), spacing_of(image.affine)

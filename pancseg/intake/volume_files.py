@@ -21,7 +21,7 @@ from pancseg.dicom.series import Repair, Scan
 from pancseg.errors import Refused, parsing
 from pancseg.geometry import Affine, oriented_like, same_grid, slices_from_feet, spacing_of
 from pancseg.parallel import main_memory
-from pancseg.structures import LabelMap, Structure, encode_values, match_names
+from pancseg.structures import IGNORED, LabelMap, Structure, encode_values, match_names
 
 IS_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 SUFFIX = re.compile(r"\.(nii\.gz|nii|seg\.nrrd|nrrd)$", re.IGNORECASE)
@@ -86,23 +86,21 @@ def read_label_file(path: Path, options: ReadOptions, scan: Scan) -> LabelMap:
     """Read a label map by its values, or by the names of segments where an NRRD has them."""
     is_nifti = IS_NIFTI.search(path.name)
     volume = (read_nifti if is_nifti else read_nrrd)(path)
-    codes, unknown_values, ignored = encode(volume, options)
-    if (share := ignored / codes.size) > 0.01:
-        raise Refused("ignore_label", f"{path.name} has it on {share:.1%} of its voxels, above 1%")
+    codes, unknown_values = encode(volume, options)
     image = slices_from_feet(nib.Nifti1Image(codes, volume.affine))
     image = image if is_nifti else uncropped(image, scan.image)
-    flags = ("ignore_label",) * bool(ignored)
+    flags = ("ignore_label",) * bool((codes == IGNORED).any())
     if options.takes_scan_origin and (placed := with_origin_of(image, scan.image)) is not image:
         image, flags = placed, (*flags, "label_placed_by_axes")
     return LabelMap(image, unknown_values, flags)
 
 
-def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tuple[str, ...], int]:
-    """Structure codes ``(x, y, z)``, unknown values, and number of ignored voxels.
+def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Structure codes ``(x, y, z)``, and unknown values.
 
     Segments are chosen by name, or by value where each value belongs to one segment.
     """
-    values, ignored = volume.values, 0
+    values = volume.values
     codes: NDArray[np.uint8] = np.zeros(values.shape[-3:], np.uint8, order="F")
     if volume.segments:
         numbers = [value for _, value, _ in volume.segments]
@@ -113,7 +111,7 @@ def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tup
         for code, own in enumerate(match_names(names, options.structures, "segment"), start=1):
             for _, value, layer in [segments[number] for number in own]:
                 codes[values[layer] == value] = code
-        return codes, (), 0
+        return codes, ()
     slices = range(values.shape[2])  # indices of all voxels would take gigabytes
     distinct = np.unique(np.concatenate([np.unique(values[..., k]) for k in slices]))
     whole = np.rint(distinct)
@@ -121,11 +119,10 @@ def encode(volume: Volume, options: ReadOptions) -> tuple[NDArray[np.uint8], tup
     is_ignored = whole == (np.nan if options.ignore is None else options.ignore)
     known = np.where(is_ignored, 0, labels)
     code_of, unknown_values = encode_values(known, options.structures, options.declared)
+    code_of[is_ignored] = IGNORED
     for k in slices:
-        index = np.searchsorted(distinct, values[..., k])
-        codes[..., k] = code_of[index]
-        ignored += int(np.count_nonzero(is_ignored[index]))
-    return codes, unknown_values, ignored
+        codes[..., k] = code_of[np.searchsorted(distinct, values[..., k])]
+    return codes, unknown_values
 
 
 def read_nifti(file: Path) -> Volume:

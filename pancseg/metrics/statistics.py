@@ -1,6 +1,6 @@
 """Statistics over patients: description, agreement of volumes, and paired comparison."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,6 @@ MAX_VALUES_A_BATCH = 10**6  # of the bootstrap: all resamples of 20,000 patients
 MIN_PATIENTS = 3  # of a correlation: two points always lie on a line
 LIMITS_SD = 1.96  # of the limits of agreement: 95 % of a normal distribution
 EQUAL = 1e-9  # smaller differences are rounding
-
-
-def per_patient(patients: Iterable[str], values: Iterable[float]) -> list[float]:
-    """Mean over the cases of each patient, in the order of the patients' names."""
-    _, numbers = np.unique(list(patients), return_inverse=True)
-    return (np.bincount(numbers, list(values)) / np.bincount(numbers)).tolist()
 
 
 def describe(values: Sequence[float]) -> dict[str, Any]:

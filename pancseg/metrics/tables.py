@@ -50,9 +50,7 @@ def by_patient(rows: Sequence[Row], name: str) -> dict[str, float]:
 
 def write_scores(folder: Path, subset: str, rows: list[Row], figures: Row | None = None) -> None:
     """Write ``<subset>.csv``, and ``<subset>.json`` if there are figures yet."""
-    cells = (
-        [round(v, DIGITS) if isinstance(v, float) else v for v in row.values()] for row in rows
-    )
+    cells = ([round(v, DIGITS) if isinstance(v, float) else v for v in r.values()] for r in rows)
     write_csv(folder / f"{subset}.csv", rows[0], cells)
     if figures is not None:
         write_json(folder / f"{subset}.json", figures)

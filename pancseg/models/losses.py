@@ -1,20 +1,26 @@
-"""Losses on two-channel logits, computed on their softmax, and deep supervision.
+"""Losses on the softmax of logits, a channel a class, and deep supervision.
 
-A voxel is decided by the rule that its loss teaches: the softmax of both channels, or, with
-``sigmoid=True``, channel 1 alone. MONAI's ``DiceFocalLoss`` fits neither: ``softmax=True`` applies
-to its Dice term only. Its ``DiceCELoss`` calls ``nll_loss``, not deterministic on CUDA.
+A voxel is decided by the rule that its loss teaches: the softmax of all channels, or, with
+``sigmoid=True``, the channels of a structure alone. MONAI's ``DiceFocalLoss`` fits neither:
+``softmax=True`` applies to its Dice term only. Its ``DiceCELoss`` calls ``nll_loss``, not
+deterministic on CUDA.
 """
 
+import torch
 from monai.losses import DeepSupervisionLoss, DiceLoss, FocalLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
+
+from pancseg.structures import IGNORED
+
+CERTAIN = 20.0  # logit of a probability of 2e-9 from 1
 
 
 class DiceCELoss(nn.Module):
     """Soft Dice loss plus cross-entropy, both of the softmax.
 
     Args:
-        include_background: Whether Dice is the mean of both classes, or of the foreground.
+        include_background: Whether Dice is the mean of all classes, or of those of structures.
         batch: Whether Dice is one ratio over the batch, or the mean over samples.
     """
 
@@ -47,6 +53,26 @@ class DiceFocalLoss(DiceCELoss):
     def voxel_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Focal loss, a mean over voxels; MONAI divides by the number of classes, too."""
         return logits.shape[1] * self.focal(logits, label)
+
+
+class IgnoringLoss(nn.Module):
+    """A loss that leaves out ignored voxels."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Loss of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``."""
+        return self.loss(*without_ignored(logits, label))
+
+
+def without_ignored(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and label with certain and right background, without a gradient, where ignored."""
+    ignored = label == IGNORED
+    background = torch.full_like(logits, -CERTAIN)
+    background[:, 0] = CERTAIN
+    return torch.where(ignored, background, logits), label.masked_fill(ignored, 0)
 
 
 def deep_supervision_loss(loss: nn.Module, logits: Tensor | list[Tensor], label: Tensor) -> Tensor:

@@ -43,9 +43,9 @@ def needs_values(error: Exception) -> bool:
 
 
 def check_spatial_size(
-    model: dict[str, Any], spatial_size: Sequence[int], batch_size: int = 2
+    model: dict[str, Any], spatial_size: Sequence[int], batch_size: int = 2, classes: int = 2
 ) -> None:
-    """Check that a network takes patches of a size, voxels, and returns two logits per voxel.
+    """Check that a network takes patches of a size, voxels, and returns a logit a class per voxel.
 
     Raises:
         PancsegError: With the axis and the two nearest sizes that work if sizes must be multiples
@@ -59,7 +59,7 @@ def check_spatial_size(
         network = build_on_meta(model)
     except PancsegError:
         if depends_on_size:
-            check_by_trials(model, None, size, batch_size)
+            check_by_trials(model, None, size, batch_size, classes)
         raise
     strides = [[s] * 3 if isinstance(s, int) else s for s in getattr(network, "strides", ())]
     if strides and all(len(stride) == 3 for stride in strides):
@@ -67,12 +67,12 @@ def check_spatial_size(
             divisor = math.prod(stride[axis] for stride in strides)  # for the skip connections
             # a bottom level of one voxel has no spatial context
             check_axis(size, axis, divisor, 2 * divisor)
-    if problem := find_problem(network, size, batch_size):
-        check_by_trials(model, None if depends_on_size else network, size, batch_size)
+    if problem := find_problem(network, size, batch_size, classes):
+        check_by_trials(model, None if depends_on_size else network, size, batch_size, classes)
         raise PancsegError(problem)
 
 
-def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> str:
+def find_problem(network: nn.Module, size: Sequence[int], batch_size: int, classes: int) -> str:
     """Why a network on the meta device cannot be trained on patches of a size; empty if it can."""
     image, name = torch.empty(batch_size, 1, *size, device="meta"), type(network).__name__
     try:
@@ -83,7 +83,7 @@ def find_problem(network: nn.Module, size: Sequence[int], batch_size: int) -> st
             return ""
         return f"data.spatial_size={list(size)}: this network does not take it: {one_line(error)}"
     finest = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
-    expected = [batch_size, 2, *size]
+    expected = [batch_size, classes, *size]
     for output in (finest, logits):
         if not isinstance(output, Tensor) or list(output.shape) != expected:
             given = f"of shape {list(output.shape)}" if isinstance(output, Tensor) else "in a list"
@@ -102,7 +102,11 @@ def check_axis(size: Sequence[int], axis: int, divisor: int, least: int) -> None
 
 
 def check_by_trials(
-    model: dict[str, Any], network: nn.Module | None, size: list[int], batch_size: int
+    model: dict[str, Any],
+    network: nn.Module | None,
+    size: list[int],
+    batch_size: int,
+    classes: int,
 ) -> None:
     """Find the divisor of each axis by trying sizes, and check the size by it.
 
@@ -116,7 +120,7 @@ def check_by_trials(
             trial = network or build_on_meta({**model, "img_size": tried})
         except PancsegError:
             return False
-        return not find_problem(trial, tried, batch_size)
+        return not find_problem(trial, tried, batch_size, classes)
 
     for axis in range(3) if is_taken(0, whole[0]) else ():
         divisor = next((n for n in DIVISORS if is_taken(axis, 128 + n)), None)

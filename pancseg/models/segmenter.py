@@ -18,7 +18,7 @@ from pancseg.errors import Incomplete, PancsegError
 from pancseg.hardware import is_out_of_memory
 from pancseg.models.augmentation import step_seed
 from pancseg.models.factory import build, fix_short_axes, use_channels_last
-from pancseg.models.losses import deep_supervision_loss
+from pancseg.models.losses import IgnoringLoss, deep_supervision_loss, without_ignored
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 
 log = logging.getLogger(__name__)
@@ -30,20 +30,22 @@ TOTAL_STEPS = ("T_max", "total_iters", "total_steps")  # arguments of schedulers
 
 
 class Segmenter(pl.LightningModule):
-    """Background against pancreas on ``(B, 1, H, W, D)`` images in 0..1.
+    """Background and K structures on ``(B, 1, H, W, D)`` images in 0..1.
 
     The arguments are plain values, so that a checkpoint loads from its path alone: ``_target_`` and
     arguments of network, loss, optimizer (without parameters) and scheduler (without optimizer).
 
     Args:
-        model: 1 channel in and 2 out; in training it may give a list of logits, fine to coarse.
-        loss: Of logits ``(B, 2, H, W, D)`` and labels ``(B, 1, H, W, D)``.
+        model: 1 channel in and K + 1 out; in training it may give a list of logits, fine to coarse.
+        loss: Of logits ``(B, K + 1, H, W, D)`` and labels ``(B, 1, H, W, D)``.
         optimizer: Of ``torch.optim``.
         scheduler: Stepped after each step; a null ``T_max``, ``total_iters`` or ``total_steps``
             becomes the steps of the training.
         view: ``size`` of the network's input, voxels, and ``overlap`` of the windows by which a
             larger image is segmented; None takes any image whole.
         seed: Of everything random in a step.
+        structures: Codes in the labels, which are also channels, of each structure by its name.
+        has_ignored: Whether labels hold ``IGNORED``.
     """
 
     def __init__(
@@ -54,14 +56,22 @@ class Segmenter(pl.LightningModule):
         scheduler: dict[str, Any] | None = None,
         view: dict[str, Any] | None = None,
         seed: int = 0,
+        structures: dict[str, list[int]] | None = None,
+        has_ignored: bool = False,
     ) -> None:
         super().__init__()
+        self.structures = structures or {"pancreas": [1]}
         self.save_hyperparameters()
         self.network = build(model, nn.Module)
         fix_short_axes(self.network)
         self.loss_function = build(loss, nn.Module)
+        if has_ignored:
+            self.loss_function = IgnoringLoss(self.loss_function)
         self.recipe_loss = DiceLoss(to_onehot_y=True, sigmoid=True, squared_pred=True)
         self.dice = nn.ModuleDict({f"{subset}_dice": PatientDice() for subset in SUBSETS})
+        for number, name in enumerate(self.structures if len(self.structures) > 1 else ()):
+            for subset in SUBSETS:
+                self.dice[f"{subset}_dice_{name}"] = PatientDice(number)
         names = [f"{subset}_{name}" for subset in SUBSETS for name in ("loss", "recipe_metric")]
         # torchmetrics' own check for NaN reads each value from the GPU
         self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in names})
@@ -82,7 +92,7 @@ class Segmenter(pl.LightningModule):
             self.network.compile(mode=compile_mode, dynamic=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits ``(B, 2, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
+        """Logits ``(B, K + 1, H, W, D)`` of an image ``(B, 1, H, W, D)``, window by window.
 
         For validation; ``training_step`` calls ``self.network`` on a patch. Windows are weighted by
         a Gaussian, because logits at their borders are less certain. After memory has run out once,
@@ -105,21 +115,27 @@ class Segmenter(pl.LightningModule):
         return self(image)
 
     def window_logits(self, image: Tensor) -> Tensor:
-        """Logits ``(B, 2, h, w, d)`` of windows, float32."""
+        """Logits ``(B, K + 1, h, w, d)`` of windows, float32."""
         image = image.contiguous(memory_format=self.memory_format)
         return finest(self.network(image)).float()
 
-    def foreground_logit(self, logits: Tensor) -> Tensor:
-        """Logit of pancreas, ``(B, 1, H, W, D)``, by the rule that the loss teaches."""
-        return foreground_logit(logits, bool(self.hparams["loss"].get("sigmoid")))
+    def structure_logits(self, logits: Tensor) -> Tensor:
+        """Logit of each structure, ``(B, K, H, W, D)``, by the rule that the loss teaches."""
+        is_sigmoid = bool(self.hparams["loss"].get("sigmoid"))
+        return structure_logits(logits, list(self.structures.values()), is_sigmoid)
 
     def probability_of(self, logits: Tensor) -> Tensor:
-        """Probability of pancreas, ``(B, 1, H, W, D)``."""
-        return self.foreground_logit(logits).sigmoid()
+        """Probability of each structure, ``(B, K, H, W, D)``."""
+        return self.structure_logits(logits).sigmoid()
 
     def mask_of(self, logits: Tensor) -> Tensor:
-        """Where the probability of pancreas is above one half, ``(B, 1, H, W, D)`` bool."""
-        return self.foreground_logit(logits) > 0
+        """Where the probability of a structure is above one half, ``(B, K, H, W, D)`` bool."""
+        return self.structure_logits(logits) > 0
+
+    def reference_of(self, label: Tensor) -> Tensor:
+        """Voxels of each structure in a label, ``(B, K, H, W, D)`` bool."""
+        codes = [label.new_tensor(values) for values in self.structures.values()]
+        return torch.cat([torch.isin(label, own) for own in codes], dim=1)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of a batch."""
@@ -154,32 +170,38 @@ class Segmenter(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Loss and logits of a batch."""
         logits = self(batch["image"].contiguous(memory_format=self.memory_format)).float()
-        batch = {**batch, "label": batch["label"].to(logits.device)}
-        loss = self.loss_function(logits, batch["label"])
-        self.log_metrics(batch, logits, loss, "val")
+        label = batch["label"].to(logits.device)
+        loss = self.loss_function(logits, label)
+        logits = self.log_metrics({**batch, "label": label}, logits, loss, "val")
         return {"loss": loss, "logits": logits}
 
     @torch.no_grad()
-    def log_metrics(self, batch: Batch, logits: Tensor, loss: Tensor, subset: str) -> None:
+    def log_metrics(self, batch: Batch, logits: Tensor, loss: Tensor, subset: str) -> Tensor:
         """Log loss, Dice and the recipe's metric of a batch, per step and per epoch.
 
         ``<subset>/dice`` of an epoch is the mean over patients; of a step, over the batch's voxels.
+        Both are means over structures. Returned are the logits, background where ignored.
         """
         label, size = batch["label"], len(batch["label"])
+        if self.hparams["has_ignored"]:
+            logits, label = without_ignored(logits, label)
         device = batch["patient"].device
-        voxels = count_voxels(self.mask_of(logits), label).to(device)
+        voxels = count_voxels(self.mask_of(logits), self.reference_of(label)).to(device)
         recipe_metric = 1 - self.recipe_loss(logits, label).to(device)
         loss = loss.to(device)
-        dice = self.dice[f"{subset}_dice"]
-        dice.update(voxels, batch["patient"])  # type: ignore[operator]
         steps = {"loss": loss, "recipe_metric": recipe_metric, "dice": batch_dice(voxels)}
         named = {f"{subset}/{name}_step": value for name, value in steps.items()}
         self.log_dict(named, on_step=True, on_epoch=False, batch_size=size)
-        epoch: dict[str, Any] = {f"{subset}/dice": dice}
+        epoch: dict[str, Any] = {}
+        for name, dice in self.dice.items():
+            if name.startswith(subset):
+                dice.update(voxels, batch["patient"])  # type: ignore[operator]
+                epoch[name.replace("_", "/", 1)] = dice
         for name in ("loss", "recipe_metric"):
             epoch[f"{subset}/{name}"] = mean = self.means[f"{subset}_{name}"]
             mean.update(steps[name], size)  # type: ignore[operator]
         self.log_dict(epoch, on_step=False, on_epoch=True, batch_size=size)
+        return logits
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the scheduler of its learning rate."""
@@ -224,13 +246,29 @@ def finest(logits: Tensor | Sequence[Tensor]) -> Tensor:
     return logits if isinstance(logits, Tensor) else logits[0]
 
 
-def foreground_logit(logits: Tensor, sigmoid: bool) -> Tensor:
-    """Logit of the foreground, ``(B, 1, H, W, D)``, of logits ``(B, 2, H, W, D)``.
+def structure_logits(logits: Tensor, structures: Sequence[Sequence[int]], sigmoid: bool) -> Tensor:
+    """Logit of each structure, ``(B, K, H, W, D)``, of logits ``(B, C, H, W, D)`` of its channels.
 
-    A loss with ``sigmoid``, as the recipe's, teaches each channel by itself; others teach a softmax
-    over both, where the difference counts.
+    A loss with ``sigmoid``, as the recipe's, teaches each channel by itself, and a structure is as
+    likely as the likeliest of its channels; others teach a softmax, where probabilities add up.
     """
-    return logits[:, 1:] if sigmoid else logits[:, 1:] - logits[:, :1]
+
+    def total(channels: Sequence[int]) -> Tensor:
+        if len(channels) == 1:
+            return logits[:, channels[0] : channels[0] + 1]
+        parts = logits[:, list(channels)]
+        return parts.amax(1, keepdim=True) if sigmoid else parts.logsumexp(1, keepdim=True)
+
+    if sigmoid:
+        return torch.cat([total(own) for own in structures], dim=1)
+    every = range(logits.shape[1])
+    pairs = [(own, [n for n in every if n not in own]) for own in structures]
+    return torch.cat([total(own) - total(others) for own, others in pairs], dim=1)
+
+
+def foreground_logit(logits: Tensor, sigmoid: bool) -> Tensor:
+    """Logit of the only structure."""
+    return structure_logits(logits, [[1]], sigmoid)
 
 
 def timer_of(trainer: pl.Trainer) -> Timer | None:

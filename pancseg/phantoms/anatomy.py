@@ -4,29 +4,15 @@ Coordinates are those of the standard body: mm, x to the right, y to the front, 
 """
 
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pancseg.phantoms import shapes
 from pancseg.phantoms.scanner import Tissue
-from pancseg.phantoms.shapes import (
-    Body,
-    Curve,
-    Field,
-    Grid,
-    Lattice,
-    Layer,
-    Rng,
-    Size,
-    Spacing,
-    across,
-    common,
-    curve_through,
-    joined,
-    outline,
-)
+from pancseg.phantoms.shapes import Field, Layer, Rng, across, common, joined, outline
 
 Knots = NDArray[np.float64]  # (n, 4): x, y, z, radius
 Layers = list[Layer]
@@ -36,43 +22,24 @@ MARGIN_MM, SHIFT_MM = 8.0, 40.0  # of a scan: around the pancreas, up or down
 CAVITY_WIDTH_MM, CAVITY_DEPTH_MM = 128.0, 88.0  # half axes
 SPINE_Y_MM, VERTEBRA_MM, RIB_MM, LOOP_MM = -46.0, 35.0, 27.0, 27.0
 
-
-def _knots(x: ArrayLike, y: ArrayLike, z: ArrayLike, radius: ArrayLike) -> Knots:
-    return np.array([x, y, z, radius], dtype=float).T
-
-
-PANCREAS_MM = _knots(  # from the head in the curve of the duodenum to the tip of the tail
-    [35, 31, 20, 6, -18, -44, -66, -84],
-    [10, 14, 20, 27, 26, 11, -7, -19],
-    [-30, -17, -5, 3, 11, 18, 27, 36],
-    [12.5, 17, 13, 9.5, 11, 11.5, 10.5, 7],
-)
-STOMACH_MM = _knots(  # from below the diaphragm to the pylorus
-    [-50, -64, -70, -58, -28, 6, 26, 36],
-    [-24, -8, 24, 48, 60, 57, 47, 38],
-    [84, 72, 42, 14, -6, -8, 2, 8],
-    [27, 35, 33, 29, 24, 19, 13, 9],
-)
-DUODENUM_MM = _knots(  # bulb, descending part, horizontal part, ascending part
-    [36, 50, 58, 58, 48, 24, -4, -26, -36],
-    [37, 26, 12, 7, 4, 5, 4, 7, 14],
-    [9, 6, -10, -32, -52, -62, -60, -48, -28],
-    [11, 13, 13, 13, 13, 12, 10, 12, 12],
-)
-COLON_MM = _knots(  # from the caecum to the sigmoid colon
+PANCREAS_MM = np.transpose([  # from the head in the curve of the duodenum to the tip of the tail
+    [35, 31, 20, 6, -18, -44, -66, -84], [10, 14, 20, 27, 26, 11, -7, -19],
+    [-30, -17, -5, 3, 11, 18, 27, 36], [12.5, 17, 13, 9.5, 11, 11.5, 10.5, 7],
+])  # fmt: skip
+STOMACH_MM = np.transpose([  # from below the diaphragm to the pylorus
+    [-50, -64, -70, -58, -28, 6, 26, 36], [-24, -8, 24, 48, 60, 57, 47, 38],
+    [84, 72, 42, 14, -6, -8, 2, 8], [27, 35, 33, 29, 24, 19, 13, 9],
+])  # fmt: skip
+DUODENUM_MM = np.transpose([  # bulb, descending part, horizontal part, ascending part
+    [36, 50, 58, 58, 48, 24, -4, -26, -36], [37, 26, 12, 7, 4, 5, 4, 7, 14],
+    [9, 6, -10, -32, -52, -62, -60, -48, -28], [11, 13, 13, 13, 13, 12, 10, 12, 12],
+])  # fmt: skip
+COLON_MM = np.transpose([  # from the caecum to the sigmoid colon
     [92, 100, 100, 92, 62, 10, -45, -88, -103, -108, -106, -96, -60],
     [10, -6, -8, 12, 58, 70, 68, 40, 8, -22, -26, -12, 10],
     [-180, -130, -80, -42, -46, -62, -50, -8, 14, -30, -90, -150, -190],
     [24, 24, 22, 22, 20, 18, 18, 19, 18, 15, 14, 15, 16],
-)
-
-
-class PancreasPlan(NamedTuple):
-    """Course of a patient's pancreas."""
-
-    axis: Curve  # from head to tail
-    uncinate: Curve  # process of the head behind the mesenteric vein
-    lobule_mm: float  # depth of the lobules
+])  # fmt: skip
 
 
 class Anatomy:
@@ -80,14 +47,14 @@ class Anatomy:
 
     def __init__(self, seed: int, index: int) -> None:
         self.seed, self.index = seed, index
-        self.body = Body(self.stream("body"))
-        self.plan = plan_pancreas(self.stream("pancreas"))
+        self.body = shapes.Body(self.stream("body"))
+        self.plan = PancreasPlan(self.stream("pancreas"))
 
     def stream(self, purpose: str) -> Rng:
         """Random numbers for one purpose, independent of all other purposes."""
         return np.random.default_rng([self.seed, self.index, crc32(purpose.encode())])
 
-    def place_scan(self, shape: Size, spacing_mm: Spacing) -> Grid:
+    def place_scan(self, shape: shapes.Size, spacing_mm: shapes.Spacing) -> shapes.Grid:
         """Grid around the body and the pancreas, shifted up or down where the scan is long."""
         points, radius = map(np.concatenate, zip(self.plan.axis, self.plan.uncinate, strict=True))
         z = (points * self.body.scale) @ self.body.rotation[2] + self.body.centre_mm[2]
@@ -98,32 +65,33 @@ class Anatomy:
         centre = np.array([*self.body.centre_mm[:2], (low + high) / 2]) + shift
         half = (np.array(shape) - 1) * spacing_mm / 2 * [1, 1, -1]
         x, y, z = np.round(centre + half, 3).tolist()
-        return Grid(shape, spacing_mm, (x, y, z))
-
-    def sample(self, grid: Grid) -> NDArray[np.uint8]:
-        """Tissue of each voxel, ``(slices, rows, columns)`` values of ``Tissue``."""
-        abdomen = Abdomen(self, grid)
-        return abdomen.paint(abdomen.layers())
+        return shapes.Grid(shape, spacing_mm, (x, y, z))
 
 
-def plan_pancreas(rng: Rng) -> PancreasPlan:
-    """Course, length and thickness; the tail varies most, as in patients."""
-    knots = PANCREAS_MM.copy()
-    freedom = np.linspace(0.6, 1.6, len(knots))[:, None]
-    knots[:, :3] += rng.normal(0, [2.0, 2.0, 2.5], (len(knots), 3)) * freedom
-    knots[:, 2] += rng.normal(0, 9) * np.clip(-knots[:, 0] / 84, 0, 1) ** 1.2
-    knots[:, 1] += rng.normal(0, 3)
-    knots[:, 3] *= rng.uniform(0.92, 1.1) * rng.normal(1, 0.05, len(knots))
-    thick = 10 * rng.uniform(0.85, 1.15)
-    uncinate = _knots([-3, -14, -24], [-4, -11, -15], [-10, -15, -15], [thick, 8.5, 4.5])
-    uncinate[:, :3] += knots[1, :3]
-    return PancreasPlan(curve_through(knots), curve_through(uncinate), float(rng.uniform(1.2, 2.2)))
+class PancreasPlan:
+    """Course, length and thickness of a pancreas; the tail varies most, as in patients."""
+
+    def __init__(self, rng: Rng) -> None:
+        knots = PANCREAS_MM.copy()
+        freedom = np.linspace(0.6, 1.6, len(knots))[:, None]
+        knots[:, :3] += rng.normal(0, [2.0, 2.0, 2.5], (len(knots), 3)) * freedom
+        knots[:, 2] += rng.normal(0, 9) * np.clip(-knots[:, 0] / 84, 0, 1) ** 1.2
+        knots[:, 1] += rng.normal(0, 3)
+        knots[:, 3] *= rng.uniform(0.92, 1.1) * rng.normal(1, 0.05, len(knots))
+        thick = 10 * rng.uniform(0.85, 1.15)
+        uncinate = np.array([[-3, -4, -10, thick], [-14, -11, -15, 8.5], [-24, -15, -15, 4.5]])
+        uncinate[:, :3] += knots[1, :3]
+        self.axis = shapes.curve_through(knots)  # from head to tail
+        self.uncinate = shapes.curve_through(
+            uncinate
+        )  # part of the head behind the mesenteric vein
+        self.lobule_mm = float(rng.uniform(1.2, 2.2))  # depth of the lobules
 
 
-class Abdomen(Lattice):
+class Abdomen(shapes.Lattice):
     """Shapes of a patient at the nodes of a lattice."""
 
-    def __init__(self, anatomy: Anatomy, grid: Grid) -> None:
+    def __init__(self, anatomy: Anatomy, grid: shapes.Grid) -> None:
         super().__init__(anatomy.body, grid)
         self.plan, self.stream = anatomy.plan, anatomy.stream
         rng, body, x, y, z = self.stream("trunk"), self.body, self.x, self.y, self.z
@@ -232,7 +200,7 @@ class Abdomen(Lattice):
 
         def vessel(points: Any, radius: ArrayLike, flat: float = 1) -> Field:
             knots = np.column_stack([points, wide * np.asarray(radius)])
-            return self.tube(curve_through(knots), (1, flat, 1))[0]
+            return self.tube(shapes.curve_through(knots), (1, flat, 1))[0]
 
         wide = rng.uniform(0.88, 1.15)
         x, y, z = meet = self._behind(0.34, 1.25) + [3, 0, 0]
@@ -262,13 +230,13 @@ class Abdomen(Lattice):
 
     def _kidneys(self, rng: Rng) -> Layers:
         """Two beans with cortex, medulla and a sinus of fat and urine."""
-        size = rng.uniform(0.98, 1.14)
+        radius = rng.uniform(0.98, 1.14) * np.array([20, 26, 26, 20])
         beans, hila, sinuses = [], [], []
         for side, height in ((1, -22), (-1, -4)):
             centre = [62 * side, -42, height] + rng.normal(0, [3, 3, 7])
             x, y, z = [-9 * side, 5 * side, 7 * side, 11 * side], [-5, 1, 3, 5], [34, 8, -10, -32]
-            line = _knots(x, y, z, size * np.array([20, 26, 26, 20])) + [*centre, 0]
-            beans.append(self.tube(curve_through(line), (1.0, 1.12, 1.0))[0])
+            line = np.transpose([x, y, z, radius]) + [*centre, 0]
+            beans.append(self.tube(shapes.curve_through(line), (1.0, 1.12, 1.0))[0])
             hila.append(self.ellipsoid(centre + [-25 * side, 7, 0], [16, 9, 16]))
             sinuses.append(self.ellipsoid(centre + [-6 * side, 4, 0], [12, 9, 22]))
         bean = np.minimum(*beans)
@@ -360,7 +328,7 @@ class Abdomen(Lattice):
         wavelength) of the thickness of the wall and of the level of gas above the centre line.
         """
         bumps_mm, (wall, thicker, wall_wavelength), (level, sd, level_wavelength) = mm
-        field, rise = self.tube(curve_through(knots))
+        field, rise = self.tube(shapes.curve_through(knots))
         field = common(field + bumps_mm[0] * self.noise(rng, bumps_mm[1]), self.inside, 4)
         field = np.maximum(field, np.clip(gap_mm + 1.6 * self.noise(rng, 45), -1, 6) - near)
         lumen = field + wall + thicker * np.maximum(self.noise(rng, wall_wavelength), 0)

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from pancseg.phantoms.anatomy import Anatomy
+from pancseg.phantoms.anatomy import Abdomen, Anatomy
 from pancseg.phantoms.scanner import Tissue, draw_scanner, scan
 from pancseg.phantoms.shapes import Size, Spacing
 
@@ -60,7 +60,8 @@ def simulate_patient(
     """Simulate a patient on a grid of columns, rows and slices; the anatomy depends on neither."""
     anatomy = Anatomy(seed, index)
     grid = anatomy.place_scan(shape, spacing_mm)
-    tissue = anatomy.sample(grid)
+    abdomen = Abdomen(anatomy, grid)
+    tissue = abdomen.paint(abdomen.layers())
     scanner = draw_scanner(anatomy.stream("scanner"))
     style = SeriesStyle(anatomy.stream("dicom style"))
     hu = scan(tissue, grid, scanner, anatomy.stream("noise"))
@@ -71,6 +72,11 @@ def simulate_patient(
     return Phantom(
         seed, index, image_hu, label, tissue.T, grid.affine, scanner.phase, scanner.noise_hu, style
     )
+
+
+def write_phantom(out: Path, seed: int, shape: Size, spacing_mm: Spacing, index: int) -> None:
+    """Simulate and write a patient."""
+    write_patient(simulate_patient(seed, index, shape, spacing_mm), out)
 
 
 def write_patient(phantom: Phantom, out: Path) -> None:

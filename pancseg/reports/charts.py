@@ -32,8 +32,7 @@ def as_svg(title: str, plot: Callable[..., None], *values: Any) -> str:
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue().replace(TEXT, "currentColor").replace(GROUND, "var(--ground, white)")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(?s)^.*?(?=<svg)|<metadata>.*?</metadata>", "", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # equal in every chart of a page
     text = re.sub(r' (width|height)="[^"]*pt"', "", text, count=2)
     return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
@@ -44,10 +43,9 @@ def plot_curves(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str) -> Non
     for subset, label, colour in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
         column = f"{subset}/{name}"
         points = [(row["epoch"], row[column]) for row in rows if row.get(column) is not None]
-        if not points:
-            continue
-        axes.plot(*zip(*points, strict=True), ".-", color=colour, label=label)
-        if subset == "val":
+        if points:
+            axes.plot(*zip(*points, strict=True), ".-", color=colour, label=label)
+        if points and subset == "val":
             best = (max if name == "dice" else min)(points, key=lambda point: point[1])
             axes.plot(*best, "o", color=colour, markersize=9, fillstyle="none")
             axes.annotate(

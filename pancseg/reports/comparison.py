@@ -15,8 +15,8 @@ from pancseg.files import write_json, write_text
 from pancseg.metrics.statistics import compare, describe, holm
 from pancseg.metrics.tables import TEXT_COLUMNS, by_patient
 from pancseg.reports import charts, page, tables
-from pancseg.reports.run_folder import open_run
-from pancseg.reports.tables import Column, Table, format_interval, format_value, heading
+from pancseg.reports.run_folder import Run, open_run
+from pancseg.reports.tables import Column, Table, TextColumn, format_interval, heading
 
 log = logging.getLogger(__name__)
 HELD_OUT = {True: "yes", False: "NO", None: "not known"}
@@ -25,11 +25,9 @@ Comparison = dict[str, Any]
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """Scores of a run, or of masks of other tools, which are external."""
+    """Scores of a run, or of masks of other tools."""
 
-    folder: Path
-    name: str
-    is_external: bool
+    run: Run
     figures: dict[str, Any]
     values: pd.DataFrame  # a row a patient, a column a measure
     seen: set[str]  # patients used in training
@@ -38,10 +36,10 @@ class ScoredRun:
 def report_comparison(
     folders: Sequence[str], subset: str, measures: Sequence[str], output: Path
 ) -> Path:
-    """Print a comparison; write ``comparison.csv``, ``.json`` and the page; return its path.
+    """Print a comparison; write ``comparison.csv`` (a row a patient), ``.json`` and the page.
 
     ``folders`` are runs, sweeps, or outputs of ``evaluate predictions=``, which are compared on the
-    patients of the runs; ``measures`` are columns of the scores table.
+    patients of the runs; ``measures`` are columns of the scores table. Return the page's path.
 
     Raises:
         PancsegError: If there is nothing to compare, or runs were scored on other patients.
@@ -49,9 +47,32 @@ def report_comparison(
     compared = compare_runs(folders, subset, measures)
     for warning in compared["warnings"]:
         log.warning(warning)
-    for table in (run_table(compared), difference_table(compared)):
+    runs, differences = run_table(compared), difference_table(compared)
+    for table in (runs, differences):
         tables.print_table(table, width=140)
-    return write_comparison(output, compared)
+    write_json(output / "comparison.json", compared)
+    values = {run["name"]: run["values"] for run in compared["runs"]}
+    columns = {f"{m} {name}": values[name][m] for m in measures for name in values}
+    patients = compared["patients"]
+    frame = pd.DataFrame(columns, pd.Index(patients, name="patient")).round(6)
+    write_text(output / "comparison.csv", frame.to_csv(lineterminator="\n"))
+    (title, digits), sign = heading(measures[0]), tables.direction(measures[0])
+    first = {name: values[name][measures[0]] for name in values}
+    plots: dict[str, Any] = {}
+    if sign == 1:
+        plots[f"{title} of each run, a point a patient."] = charts.plot_boxes, first
+    for baseline, candidate in combinations(first, 2):
+        text = f"{title}: {candidate} minus {baseline}, a bar a patient."
+        change = np.subtract(first[candidate], first[baseline])
+        plots[text] = charts.plot_differences, change, sign or 1
+    heads = [TextColumn("patient"), *(Column(f"{title}, {name}", digits) for name in first)]
+    return page.write_page(
+        output / "comparison.html", "comparison.html", f"Comparison: {', '.join(first)}",
+        banners=page.banners_of(compared["phantoms"], compared["held_out"]), compared=compared,
+        people=tables.people_of(compared), runs=runs, differences=differences,
+        charts=[(charts.as_svg(text, *plot), text) for text, plot in plots.items()],
+        patients=Table("Patients", heads, list(zip(patients, *first.values(), strict=True))),
+    )  # fmt: skip
 
 
 def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -> Comparison:
@@ -60,35 +81,35 @@ def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -
         raise PancsegError(f"runs={folders}: expected two folders or more, and a measure or more")
     runs = [read_scored(Path(folder), subset, measures) for folder in folders]
     patients = common_patients(runs)
-    names = [run.name for run in runs]
+    names = [str(scored.figures.get("predictions") or scored.run.name) for scored in runs]
     names = [f"{s} ({i})" if names.count(s) > 1 else s for i, s in enumerate(names, start=1)]
-    values = [run.values.loc[patients].to_dict("list") for run in runs]
+    values = [scored.values.loc[patients].to_dict("list") for scored in runs]
     tests = [
         compare(measure, names[i], names[j], values[i][measure], values[j][measure])
         for i, j in combinations(range(len(runs)), 2)
         for measure in measures
     ]
     corrected = zip(tests, holm([test.p for test in tests]), strict=True)
-    held_out = {run.figures["held_out"] for run in runs}
-    about = [{"folder": str(run.folder), "held_out": run.figures["held_out"]} for run in runs]
+    held_out = [scored.figures["held_out"] for scored in runs]
     return {
         "subset": subset,
-        "phantoms": any(run.figures["phantoms"] for run in runs),
-        "held_out": False if False in held_out else None if None in held_out else True,
+        "phantoms": any(scored.figures["phantoms"] for scored in runs),
+        "held_out": min(held_out, key=[False, None, True].index),
         "measures": list(measures),
         "patients": patients,
         "runs": [
-            {"name": name, **facts, "values": v, **{measure: describe(v[measure]) for measure in v}}
-            for name, facts, v in zip(names, about, values, strict=True)
+            {"name": name, "folder": str(scored.run.folder), "held_out": known, "values": v,
+             **{measure: describe(v[measure]) for measure in v}}
+            for name, scored, known, v in zip(names, runs, held_out, values, strict=True)
         ],
         "comparisons": [asdict(replace(test, p_holm=p)) for test, p in corrected],
         "warnings": [
-            f"{run.folder}: trained on, or was chosen by, {len(seen)} of the patients it is "
+            f"{scored.run.folder}: trained on, or was chosen by, {len(seen)} of the patients it is "
             f"compared on ({first_three(seen)})"
-            for run in runs
-            if (seen := run.seen.intersection(patients))
+            for scored in runs
+            if (seen := scored.seen.intersection(patients))
         ],
-    }
+    }  # fmt: skip
 
 
 def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun:
@@ -105,26 +126,21 @@ def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun
     values = pd.DataFrame(columns)
     # in a k-fold sweep each patient is held out of the network that segmented it
     seen = run.trained_on() - set(values.index if figures["held_out"] else ())
-    name = str(figures.get("predictions") or run.name)
-    return ScoredRun(folder, name, not run.run_folders, figures, values, seen)
+    return ScoredRun(run, figures, values, seen)
 
 
 def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
-    """Patients to compare on: those of each run; masks of other tools may be of more.
-
-    Raises:
-        PancsegError: If runs were scored on different patients.
-    """
-    first = next((run for run in runs if not run.is_external), runs[0])
+    """Patients of each run, which must be the same; masks of other tools may be of more."""
+    first = next((scored for scored in runs if scored.run.run_folders), runs[0])
     patients = set(first.values.index)
     for other in runs:
         others = set(other.values.index)
-        may_have_more = other.is_external and not first.is_external
+        may_have_more = first.run.run_folders and not other.run.run_folders
         if differing := patients - others if may_have_more else patients ^ others:
             leaked = (patients & other.seen) | (others & first.seen)
             leak = f"; {len(leaked)} of them were scored in one run and trained on in the other"
             raise PancsegError(
-                f"{first.folder} and {other.folder} were not scored on the same patients: "
+                f"{first.run.folder} and {other.run.folder} were not scored on the same patients: "
                 f"{len(differing)} are in one of them only ({first_three(differing)})"
                 + leak * bool(leaked)
                 + "; train both with the same split (split=file split.path=RUN/splits.json)"
@@ -139,16 +155,15 @@ def first_three(patients: set[str]) -> str:
 
 def run_table(compared: Comparison) -> Table:
     """A line a run: means with intervals."""
-    lines, columns = [], [Column(name, is_text=True) for name in ("run", "folder", "held out")]
+    columns, measures = [*map(TextColumn, ("run", "folder", "held out"))], compared["measures"]
+    columns += [Column(f"{heading(measure)[0]}, mean (95 % interval)") for measure in measures]
+    lines = []
     for run in compared["runs"]:
-        line = [run["name"], Path(run["folder"]).absolute().name, HELD_OUT[run["held_out"]]]
-        for measure in compared["measures"]:
+        lines.append([run["name"], Path(run["folder"]).absolute().name, HELD_OUT[run["held_out"]]])
+        for measure in measures:
             digits, figure = heading(measure)[1], run[measure]
             interval = format_interval(figure["ci95"], digits)
-            line.append(f"{format_value(figure['mean'], digits)} ({interval})")
-        lines.append(line)
-    for measure in compared["measures"]:
-        columns.append(Column(f"{heading(measure)[0]}, mean (95 % interval)"))
+            lines[-1].append(f"{figure['mean']:.{digits}f} ({interval})")
     title = tables.console_title(compared["subset"], len(compared["patients"]), compared)
     return Table(title, columns, lines)
 
@@ -158,47 +173,11 @@ def difference_table(compared: Comparison) -> Table:
     lines = []
     for test in compared["comparisons"]:
         (title, digits), sign = heading(test["measure"]), tables.direction(test["measure"])
-        counts = [str(n) for n in (test["higher"], test["lower"])[:: sign or 1]]
-        if not sign:
-            counts = [f"{counts[0]} higher", f"{counts[1]} lower"]
-        difference = f"{test['difference']:+.{digits}f}"
-        interval = format_interval(test["ci95"], digits, "+")
+        counts = [f"{test[key]}{'' if sign else f' {key}'}" for key in ("higher", "lower")]
         names = (title, f"{test['other']} minus {test['one']}")
+        change = f"{test['difference']:+.{digits}f}", format_interval(test["ci95"], digits, "+")
         p = (f"{test[key]:.3g}" for key in ("p", "p_holm"))
-        lines.append([*names, test["n"], difference, interval, *counts, *p])
+        lines.append([*names, test["n"], *change, *counts[:: sign or 1], *p])
     heads = ("n", "difference", "95 % interval", "better in", "worse in", "p", "p, Holm")
-    columns = [Column("measure", is_text=True), Column("compared", is_text=True)]
-    title = "Paired by patient, Wilcoxon's signed-rank test"
-    return Table(title, [*columns, *map(Column, heads)], lines)
-
-
-def write_comparison(folder: Path, compared: Comparison) -> Path:
-    """Write ``comparison.html``, ``.csv`` (a row a patient) and ``.json``; return the page."""
-    write_json(folder / "comparison.json", compared)
-    runs, patients, measures = compared["runs"], compared["patients"], compared["measures"]
-    columns = {f"{m} {run['name']}": run["values"][m] for m in measures for run in runs}
-    frame = pd.DataFrame(columns, index=pd.Index(patients, name="patient")).round(6)
-    write_text(folder / "comparison.csv", frame.to_csv(lineterminator="\n"))
-    (title, digits), sign = heading(measures[0]), tables.direction(measures[0])
-    values, figures = {run["name"]: run["values"][measures[0]] for run in runs}, []
-    if sign == 1:
-        text = f"{title} of each run, a point a patient."
-        figures.append((charts.as_svg(text, charts.plot_boxes, values), text))
-    for baseline, candidate in combinations(values, 2):
-        differences = np.subtract(values[candidate], values[baseline])
-        text = f"{title}: {candidate} minus {baseline}, a bar a patient."
-        svg = charts.as_svg(text, charts.plot_differences, differences, sign or 1)
-        figures.append((svg, text))
-    heads = [Column("patient", is_text=True), *(Column(f"{title}, {n}", digits) for n in values)]
-    return page.write_page(
-        folder / "comparison.html",
-        "comparison.html",
-        "Comparison: " + ", ".join(values),
-        banners=page.banners_of(compared["phantoms"], compared["held_out"]),
-        people=tables.people_of(compared),
-        compared=compared,
-        runs=run_table(compared),
-        differences=difference_table(compared),
-        charts=figures,
-        patients=Table("Patients", heads, list(zip(patients, *values.values(), strict=True))),
-    )
+    columns = [*map(TextColumn, ("measure", "compared")), *map(Column, heads)]
+    return Table("Paired by patient, Wilcoxon's signed-rank test", columns, lines)

@@ -1,4 +1,7 @@
-"""Pictures of CT slices with mask outlines, reference green and prediction red; curves of a run."""
+"""Pictures of CT slices with mask outlines, reference green and prediction red; curves of a run.
+
+Images hold HU in any axis order; their masks lie on the same grid.
+"""
 
 import base64
 import io
@@ -27,38 +30,33 @@ SAMPLE_COLUMNS, SAMPLE_ROWS = 4, 4
 TITLE_CHARACTERS, SAMPLE_CHARACTERS = 110, 38  # of a whole picture, and of a sample
 VIEW_SIDE = 96  # voxels of a view along an axis, at most
 GREY_STEP = 85  # between the four values of a mask in a view
+Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 
 def draw_case(
     path: Path, image: nib.Nifti1Image, prediction: Mask, reference: Mask, title: str
 ) -> None:
-    """Draw the middle slice of the reference, and the slice with most wrong voxels.
-
-    ``image`` holds HU in any axis order; the masks lie on its grid.
-    """
+    """Draw the middle slice of the reference, and the slice with most wrong voxels."""
     (hu, predicted, expected), spacing_mm = upright(image, prediction, reference)
     columns, rows, _ = bounding_box(expected | predicted, CASE_MARGIN_MM, spacing_mm)
     wrong = (predicted ^ expected).sum(axis=(0, 1))
-    filled = np.flatnonzero((expected if expected.any() else predicted).any(axis=(0, 1)))
-    middle = int(filled[len(filled) // 2]) if len(filled) else hu.shape[2] // 2
+    covered = np.asarray((expected if expected.any() else predicted).any(axis=(0, 1)))
+    filled = np.flatnonzero(covered if covered.any() else ~covered)
     aspect = spacing_mm[1] / spacing_mm[0]
     height = WIDTH_INCHES / 2 * aspect * (rows.stop - rows.start) / (columns.stop - columns.start)
     figure = Figure(figsize=(WIDTH_INCHES, height + 0.7), layout="constrained")
-    slices = (("middle", middle), ("worst", int(wrong.argmax())))
-    for axes, (name, k) in zip(figure.subplots(1, 2), slices, strict=True):
+    slices = {"middle": filled[len(filled) // 2], "worst": wrong.argmax()}
+    for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
         part = (columns, rows, k)
-        outlines = [(expected[part].T, REFERENCE), (predicted[part].T, PREDICTED)]
-        show_slice(axes, hu[part].T, outlines, aspect)
+        masks = {REFERENCE: expected[part].T, PREDICTED: predicted[part].T}
+        show_slice(axes, hu[part].T, masks, aspect)
         axes.set_title(f"{name}: slice {k} of {hu.shape[2]}, {wrong[k]} wrong voxels", fontsize=10)
     save_png(figure, path, f"{title}   (green reference, red predicted)")
 
 
 def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> None:
-    """Draw the axial, coronal and sagittal slice of largest area; middle ones for an empty mask.
-
-    ``image`` holds HU in any axis order; the mask lies on its grid.
-    """
+    """Draw the axial, coronal and sagittal slice of largest area; middle ones for an empty mask."""
     (hu, predicted), spacing_mm = upright(image, mask)
     lengths = np.multiply(hu.shape, spacing_mm)
     widths = lengths[[0, 0, 1]]
@@ -71,20 +69,15 @@ def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> Non
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
         # numpy's take would copy a scan that is not in C order, as most are not
         scan, mask_slice = (np.moveaxis(values, axis, 0)[k].T for values in (hu, predicted))
-        show_slice(axes, scan, [(mask_slice, PREDICTED)], up / across)
+        show_slice(axes, scan, {PREDICTED: mask_slice}, up / across)
     planes[2].invert_xaxis()  # the front on the left
     save_png(figure, path, title, TEXT)
 
 
 def draw_samples(
-    path: Path,
-    images: Sequence[NDArray[Any]],
-    labels: Sequence[NDArray[Any]],
-    titles: Sequence[str],
-    heading: str,
-    *,
-    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-) -> None:
+    path: Path, images: Sequence[Array], labels: Sequence[Array], titles: Sequence[str],
+    heading: str, *, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+) -> None:  # fmt: skip
     """Draw the slice of largest label area of up to sixteen samples, patient's right on the left.
 
     Images and labels are ``(H, W, D)`` in RAS, images from 0 to 1; labels above 0 are outlined.
@@ -99,8 +92,8 @@ def draw_samples(
         axes.set_axis_off()
     for axes, (image, label, title) in zip(grid, samples, strict=False):
         k = largest_slice(label > 0)
-        outline = (label[::-1, :, k].T > 0, REFERENCE)
-        show_slice(axes, image[::-1, :, k].T, [outline], aspect, window=(0, 1))
+        outline = {REFERENCE: label[::-1, :, k].T > 0}
+        show_slice(axes, image[::-1, :, k].T, outline, aspect, limits=(0, 1))
         title = shortened(title, SAMPLE_CHARACTERS)
         axes.set_title(title, color=TEXT, fontsize=9, parse_math=False)
     save_png(figure, path, heading, TEXT)
@@ -123,43 +116,32 @@ def save_png(figure: Figure, path: Path, title: str, colour: str = "black") -> N
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})
 
 
-def upright(
-    image: nib.Nifti1Image, *masks: Mask
-) -> tuple[list[NDArray[Any]], tuple[float, float, float]]:
+def upright(image: nib.Nifti1Image, *masks: Mask) -> tuple[list[Array], Sequence[float]]:
     """Voxels and masks of an image with axes to left, front and head, and its spacing, mm."""
     turned = [radiological(image, array) for array in (np.asanyarray(image.dataobj), *masks)]
     return [array[:, ::-1] for array, _ in turned], turned[0][1]
 
 
 def show_slice(
-    axes: Axes,
-    pixels: NDArray[Any],
-    outlines: Sequence[tuple[Mask, str]],
-    aspect: float,
-    window: tuple[float, float] = WINDOW_HU,
+    axes: Axes, pixels: Array, masks: dict[str, Mask], aspect: float, limits: Any = WINDOW_HU
 ) -> None:
-    """Show a slice ``(rows, columns)``, the lowest row first, with masks outlined in colours.
+    """Show a slice ``(rows, columns)``, the lowest row first, with masks outlined, by colour.
 
-    ``aspect`` is the height of a pixel over its width; ``window`` holds the values of black and
-    white.
+    ``aspect`` is the height of a pixel over its width; ``limits`` are black and white.
     """
-    low, high = window
-    axes.imshow(pixels, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect)
-    for mask, colour in outlines:
+    axes.imshow(pixels, "gray", aspect=aspect, vmin=limits[0], vmax=limits[1], origin="lower")
+    for colour, mask in masks.items():
         if mask.any() and not mask.all():  # otherwise there is no outline, and matplotlib warns
             axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.1)
     axes.set_axis_off()
 
 
-def largest_slice(mask: NDArray[Any], axis: int = 2) -> int:
+def largest_slice(mask: Array, axis: int = 2) -> int:
     """The first slice with most voxels; the middle slice of an empty mask.
 
-    >>> mask = np.zeros((2, 2, 7), np.uint8)
-    >>> largest_slice(mask)
-    3
-    >>> mask[0, 0, 1] = mask[0, :, 2] = 1
-    >>> largest_slice(mask)
-    2
+    >>> mask = np.array([[[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]]])
+    >>> largest_slice(mask), largest_slice(0 * mask)
+    (1, 2)
     """
     areas = np.count_nonzero(mask, axis=tuple(i for i in range(3) if i != axis))
     return int(areas.argmax()) if areas.any() else mask.shape[axis] // 2
@@ -167,8 +149,6 @@ def largest_slice(mask: NDArray[Any], axis: int = 2) -> int:
 
 def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict[str, Any]:
     """Cut a case to a box around both masks, on cubic voxels, as pictures for a page.
-
-    ``image`` holds HU in any axis order; the masks lie on its grid.
 
     Returns:
         ``shape`` (columns, rows, slices), ``step_mm``, number of slices side by side in
@@ -186,7 +166,7 @@ def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict
     shape = tuple(max(1, math.floor(length / step_mm + 1e-6)) for length in extent_mm)
     zoom = np.divide(step_mm, spacing_mm)
 
-    def resampled(values: NDArray[Any], order: int) -> NDArray[Any]:
+    def resampled(values: Array, order: int) -> Array:
         offset = (zoom - 1) / 2  # centre of the first voxel
         values = values[box].astype(np.float32)
         return ndimage.affine_transform(values, zoom, offset, shape, order=order, mode="nearest")
@@ -203,7 +183,7 @@ def make_view(image: nib.Nifti1Image, prediction: Mask, reference: Mask) -> dict
     }
 
 
-def side_by_side(volume: NDArray[Any], columns: int) -> NDArray[np.uint8]:
+def side_by_side(volume: Array, columns: int) -> NDArray[np.uint8]:
     """Slices of a volume ``(left, front, head)`` as tiles of one picture, row by row.
 
     >>> side_by_side(np.arange(6).reshape(1, 2, 3), columns=2).tolist()

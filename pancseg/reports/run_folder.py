@@ -39,8 +39,7 @@ class Run:
     @property
     def summaries(self) -> list[dict[str, Any]]:
         """``summary.json`` of each run that has ended."""
-        paths = [run / SUMMARY for run in self.run_folders]
-        return [read_json(path, "a run's summary") for path in paths if self.has(path)]
+        return self.read_all(SUMMARY, "a run's summary")
 
     @property
     def name(self) -> str:
@@ -51,6 +50,11 @@ class Run:
     def has(self, path: Path) -> bool:
         """Whether a path is a file inside the folder."""
         return is_inside(path, self.folder)
+
+    def read_all(self, name: str, description: str) -> list[dict[str, Any]]:
+        """JSON of each run that has the file."""
+        paths = [run / name for run in self.run_folders]
+        return [read_json(path, description) for path in paths if self.has(path)]
 
     def figures(self, subset: str) -> dict[str, Any]:
         """``scores/<subset>.json``; of masks of other tools ``scores/external.json``."""
@@ -79,18 +83,16 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """Rows of ``metrics.csv`` of a single run; none for a sweep."""
         path = self.folder / "metrics.csv"
-        if not self.has(path):
-            return []
         try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+            lines = path.read_text(encoding="utf-8").splitlines() if self.has(path) else []
+            rows = csv.DictReader(lines)
             return [{key: float(text) if text else None for key, text in r.items()} for r in rows]
         except (ValueError, TypeError, csv.Error) as error:
             raise PancsegError(f"{path}: cannot be read as metrics of epochs ({error})") from error
 
     def trained_on(self) -> set[str]:
         """Patients who were trained on, or used to choose a checkpoint, in any run."""
-        paths = [run / SPLITS for run in self.run_folders if self.has(run / SPLITS)]
-        splits = [read_json(path, "a split") for path in paths]
+        splits = self.read_all(SPLITS, "a split")
         lists = [split[subset] for split in splits for subset in ("train", "val")]
         return set().union(*lists, *(s.get("seen_before", ()) for s in self.summaries))
 

@@ -28,42 +28,34 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
     """
     figures, rows = run.figures(subset), run.rows(subset)
     subset = subset if run.run_folders else EXTERNAL
-    people, history, summaries = tables.people_of(figures), run.history(), run.summaries
+    people, history, svg = tables.people_of(figures), run.history(), charts.as_svg
     views = run.views(subset, [row["case"] for row in rows[:MAX_VIEWS]])
     cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
     title = f"{subset}: {len(rows)} cases of {figures['n']} {people}"
+    is_standard = subset in ("test", EXTERNAL)
+    names = ("loss", "dice") if history else ()
     return write_page(
-        run.folder / ("report.html" if subset in ("test", EXTERNAL) else f"report_{subset}.html"),
-        "report.html",
+        run.folder / ("report.html" if is_standard else f"report_{subset}.html"), "report.html",
         f"{figures.get('predictions') or run.name}: {subset}",
-        banners=banners_of(figures["phantoms"], figures["held_out"]),
-        headline=tables.headline(figures),
-        figures=figures,
-        people=people,
-        data=data_facts(run, figures),
-        curves={
-            name: charts.as_svg(f"{name} over epochs", charts.plot_curves, history, name)
-            for name in ("loss", "dice")
-            if history
-        },
+        banners=banners_of(figures["phantoms"], figures["held_out"]), figures=figures,
+        headline=tables.headline(figures), people=people, data=data_facts(run, figures),
+        curves={n: svg(f"{n} over epochs", charts.plot_curves, history, n) for n in names},
+        measures=measure_table(rows, figures), max_views=MAX_VIEWS,
         cases=tables.score_table(cases, [name for name in cases[0] if name not in HIDDEN], title),
-        measures=measure_table(rows, figures),
         subgroups=tables.subgroup_table(rows, by) if by else None,
         charts=score_charts(rows, figures) if figures["n"] else None,
         views={row["case"]: view_of(row, views) for row in rows if row["case"] in views},
+        summary=next(iter(run.summaries), None),
         command=run.command() if run.run_folders else "",
         checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
         patients="data.root=..." if subset.startswith(EXTERNAL) else f"subset={subset}",
-        summary=summaries[0] if summaries else None,
-        max_views=MAX_VIEWS,
-    )
+    )  # fmt: skip
 
 
 def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
     """The training and the scored data."""
     facts: list[tuple[str, str]] = []
-    if summaries := run.summaries:
-        first = summaries[0]
+    for first in run.summaries[:1]:
         for subset, counts in first["parts"].items():
             facts.append((subset, ", ".join(f"{n} {unit}" for unit, n in counts.items())))
         facts.append(("network", f"{first['parameters']:,} parameters"))
@@ -71,8 +63,7 @@ def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
         facts.append(("epochs", f"{epochs}; the best is {first['best_epoch']}"))
     if run.is_sweep:
         runs = f"{len(run.run_folders)} of a sweep; the numbers above are of the first"
-        facts.append(("runs", runs))
-        facts.append(("networks a patient", str(figures["models_per_patient"])))
+        facts += ("runs", runs), ("networks a patient", str(figures["models_per_patient"]))
     if folds := figures.get("missing_folds"):
         facts.append(("folds without scores", ", ".join(map(str, folds))))
     if split := figures.get("split"):

@@ -40,7 +40,9 @@ def report_sweep(folder: Path) -> Path:
     if not paths:
         raise PancsegError(f"sweep={folder}: no folder in it holds a job's {OVERRIDES}")
     paths.sort(key=lambda path: (len(path.name), path.name))  # in the order of their numbers
-    params, summaries = [read_params(path) for path in paths], [*map(read_summary, paths)]
+    params, files = [read_params(path) for path in paths], [path / SUMMARY for path in paths]
+    # a job has none while it is unfinished, or if it failed
+    summaries = [read_json(f, "a run's summary") if is_inside(f, folder) else {} for f in files]
     keys = dict.fromkeys(key for values in params for key in values)
     varied = [key for key in keys if len({values.get(key) for values in params}) > 1]
     jobs: list[Row] = [
@@ -58,15 +60,15 @@ def report_sweep(folder: Path) -> Path:
     title = f"{len(jobs)} jobs: {', '.join(f'{n} {status}' for status, n in counts.items())}"
     if best:
         title += f"; best {best['job']}, val/dice {best['val/dice']:.4f}, not held out"
-    heads, rows = list(jobs[0]), [list(job.values()) for job in jobs]
-    write_csv(folder / "sweep.csv", heads, rows)
+    columns = [Column(name, None, name in ("job", "status")) for name in jobs[0]]
+    table = Table(title, columns, [list(job.values()) for job in jobs])
+    write_csv(folder / "sweep.csv", jobs[0], table.rows)
     write_json(folder / "sweep.json", {"jobs": jobs, "best": best["job"] if best else None})
-    table = Table(title, [Column(head, None, head in ("job", "status")) for head in heads], rows)
     print_table(table, width=160)
     banners = banners_of(any(summary.get("phantoms") for summary in summaries), held_out=True)
-    title = f"Sweep {printable(folder.absolute().name)}"
-    content: dict[str, Any] = {"banners": banners, "jobs": table, "charts": draw_charts(folder)}
-    return write_page(folder / "sweep.html", "sweep.html", title, **content)
+    title, charts = f"Sweep {printable(folder.absolute().name)}", draw_charts(folder)
+    path = folder / "sweep.html"
+    return write_page(path, path.name, title, banners=banners, jobs=table, charts=charts)
 
 
 def draw_charts(folder: Path) -> dict[str, str]:
@@ -111,12 +113,6 @@ def read_params(job: Path) -> Row:
     except (HydraException, ValueError, RecursionError) as error:
         raise PancsegError(f"{job / OVERRIDES}: holds no overrides of Hydra") from error
     return {printable(key): cell(params[key]) for key in params if changes_result(key)}
-
-
-def read_summary(job: Path) -> Row:
-    """The summary of a job; empty while it is unfinished, or if it failed."""
-    path = job / SUMMARY
-    return dict(read_json(path, "a run's summary")) if is_inside(path, job) else {}
 
 
 def number_or_none(value: Any) -> float | None:

@@ -1,6 +1,8 @@
 """Tables of scores, for the console and for pages."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,9 @@ class Column(NamedTuple):
     heading: str
     digits: int | None = 0
     is_text: bool = False
+
+
+TextColumn = partial(Column, is_text=True)
 
 
 class Table(NamedTuple):
@@ -151,30 +156,28 @@ def headline(figures: Row) -> str:
 
 
 def subgroup_table(rows: Sequence[Row], name: str) -> Table:
-    """Dice and NSD of subgroups of patients: tertiles of a column of numbers, or its texts.
-
-    Raises:
-        PancsegError: If there is no such column.
-    """
+    """Dice and NSD of subgroups of patients: tertiles of a column of numbers, or its texts."""
     if name not in rows[0]:
         raise PancsegError(f"by={name}: no such column; expected one of {', '.join(rows[0])}")
     scored = [row for row in rows if row["dice"] is not None]
     numbers = [row[name] for row in scored if isinstance(row[name], float)]
     borders = np.quantile(numbers, [1 / 3, 2 / 3]) if numbers else []
-    groups: dict[Any, list[Row]] = {}
-    for row in sorted(scored, key=lambda row: (row[name] is None, row[name])):
+
+    def subgroup(row: Row) -> Any:
         value = row[name]
-        key = int(np.searchsorted(borders, value)) if isinstance(value, float) else value
-        groups.setdefault(key, []).append(row)
+        return np.searchsorted(borders, value) if isinstance(value, float) else value
+
     measures, lines = ("dice", quoted_nsd(rows[0])), []
-    for group in groups.values():
+    scored.sort(key=lambda row: (row[name] is None, row[name]))
+    for _, members in groupby(scored, subgroup):
+        group = list(members)
         ends = [format_value(group[i][name], heading(name)[1]) for i in (0, -1)]
         line: list[Any] = [" to ".join(dict.fromkeys(ends)), len(by_patient(group, "dice"))]
         for measure in measures:
             figure = describe(list(by_patient(group, measure).values()))
             line += [figure["mean"], format_interval(figure["ci95"], 3)]
         lines.append(line)
-    columns = [Column(name, is_text=True), Column("n")]
+    columns = [TextColumn(name), Column("n")]
     for measure in measures:
         columns += [Column(f"{heading(measure)[0]}, mean", 3), Column("95 % interval")]
     return Table(f"Scores by {name}", columns, lines)

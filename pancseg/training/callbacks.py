@@ -27,7 +27,6 @@ from pancseg.training.sweeps import pruning_callback
 
 log = logging.getLogger(__name__)
 METRICS = [f"{part}/{x}" for part in ("train", "val") for x in ("loss", "dice", "recipe_metric")]
-COLUMNS = ["epoch", "step", *METRICS, "lr", "seconds"]
 
 
 def build_callbacks(cfg: DictConfig, monitor: str | None) -> list[pl.Callback]:
@@ -65,13 +64,21 @@ class EpochReport(pl.Callback):
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
         self.rows: list[dict[str, Any]] = []
+        self.structures: list[str] = []  # several, whose Dice gets columns of their own
         self.title = ""
         self.is_partial = False  # training ended within its first epoch, whose part is kept
         self.has_validated = False
         self.start_s = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics of an epoch."""
+        own = [f"{part}/dice_{name}" for part in ("train", "val") for name in self.structures]
+        return [*METRICS, *own]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Start the epoch's clock."""
+        self.structures = list(pl_module.structures) if len(pl_module.structures) > 1 else []
         self.start_s, self.has_validated = time.perf_counter(), False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
@@ -93,7 +100,7 @@ class EpochReport(pl.Callback):
         if is_again or is_discarded(trainer):
             return
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
-        for name in METRICS:  # Lightning keeps those of an earlier validation
+        for name in self.metrics:  # Lightning keeps those of an earlier validation
             is_new = self.has_validated or name.startswith("train/")
             value = float(trainer.callback_metrics.get(name, math.nan))
             row[name] = value if is_new and math.isfinite(value) else None
@@ -103,9 +110,10 @@ class EpochReport(pl.Callback):
         self.is_partial = is_partial(trainer)
         log.info(epoch_line(self.rows, trainer.max_epochs))  # warnings alone in other processes
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            cells = ([row.get(name) for name in COLUMNS] for row in self.rows)
+            columns = ["epoch", "step", *self.metrics, "lr", "seconds"]
+            cells = ([row.get(name) for name in columns] for row in self.rows)
             try:
-                write_csv(self.folder / "metrics.csv", COLUMNS, cells)
+                write_csv(self.folder / "metrics.csv", columns, cells)
             except PermissionError as error:  # another program holds it; the next epoch tries again
                 log.warning("metrics.csv cannot be written now: %s", error)
 

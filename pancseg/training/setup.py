@@ -94,17 +94,24 @@ def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataM
     data: CTDataModule = instantiate(cfg.data, **parts)
     if not (cfg.data.spatial_size and cfg.data.spacing_mm):  # else it is checked before any work
         data.prepare_data()
-    model = model_arguments(cfg, data.plan)
-    check_spatial_size(model, data.plan.spatial_size, cfg.data.batch_size)
+    model, size, batch_size = (
+        model_arguments(cfg, data.plan),
+        data.plan.spatial_size,
+        cfg.data.batch_size,
+    )
+    check_spatial_size(model, size, batch_size)
     data.prepare_data()
+    if (count := len(data.structures)) > 1:
+        check_spatial_size(model_arguments(cfg, data.plan, count), size, batch_size, count + 1)
     data.setup("fit")
     return data
 
 
-def model_arguments(cfg: DictConfig, plan: Plan) -> dict[str, Any]:
+def model_arguments(cfg: DictConfig, plan: Plan, structures: int = 1) -> dict[str, Any]:
     """``_target_`` and arguments of the network; those taken from ``data`` are the planned ones."""
     planned: Any = OmegaConf.merge(cfg, {"data": asdict(plan)})
-    return dict(to_plain(planned.model))
+    model = dict(to_plain(planned.model))
+    return model | ({"out_channels": structures + 1} if "out_channels" in model else {})
 
 
 def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = False) -> Segmenter:
@@ -113,7 +120,9 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
     if cfg.trainer.gradient_clip_val and "mixed" in str(cfg.trainer.precision):
         parts["optimizer"]["fused"] = False  # Lightning clips no gradients that it would scale
     windows = {"size": list(data.plan.spatial_size), "overlap": data.sampling.overlap}
-    segmenter = Segmenter(model_arguments(cfg, data.plan), **parts, view=windows, seed=cfg.seed)
+    model = model_arguments(cfg, data.plan, len(data.structures))
+    parts |= {"structures": data.structures, "has_ignored": data.has_ignored}
+    segmenter = Segmenter(model, **parts, view=windows, seed=cfg.seed)
     if cfg.init_from and not is_resumed:
         weights = open_weights(Path(cfg.init_from))
         log.info(load_pretrained(segmenter.network, weights))

@@ -74,11 +74,13 @@ class TensorBoardImages(TensorBoardCallback):
         self.volumes = volumes
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Draw the first samples of an epoch, augmented, as the network gets them."""
         for writer in [] if batch_idx else self.writers(trainer):
-            samples = [draw_slice(batch, i) for i in range(min(SAMPLES, len(batch["image"])))]
+            reference = pl_module.reference_of(batch["label"])
+            pairs = [*zip(batch["image"], reference, strict=True)][:SAMPLES]
+            samples = [draw_slice(image[0], own) for image, own in pairs]
             writer.add_image("train/samples", tile(samples), trainer.global_step, dataformats="HWC")
 
     def on_validation_batch_end(
@@ -88,8 +90,10 @@ class TensorBoardImages(TensorBoardCallback):
         first = batch_idx * trainer.val_dataloaders.batch_size
         for i in range(min(self.volumes - first, len(batch["image"]))):
             for writer in self.writers(trainer):
-                predicted = pl_module.mask_of(outputs["logits"][i : i + 1])[0, 0].cpu().numpy()
-                picture, tag = draw_slice(batch, i, predicted), f"val/volume_{first + i + 1}"
+                predicted = pl_module.mask_of(outputs["logits"][i : i + 1])[0]
+                reference = pl_module.reference_of(batch["label"][i : i + 1])[0]
+                picture = draw_slice(batch["image"][i, 0], reference, predicted)
+                tag = f"val/volume_{first + i + 1}"
                 writer.add_image(tag, picture, trainer.global_step, dataformats="HWC")
 
 
@@ -120,14 +124,14 @@ class TensorBoardCurves(TensorBoardCallback):
         """Count voxels by probability, labelled ones apart from the others."""
         if self.writers(trainer):
             probability = pl_module.probability_of(outputs["logits"])
-            labelled = (batch["label"] > 0).to(probability.device)
+            labelled = pl_module.reference_of(batch["label"]).to(probability.device)
             self.counts += count_by_probability(probability, labelled).cpu()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Enter the Dice of each patient and the precision-recall curve."""
         counts, self.counts = self.counts, torch.zeros_like(self.counts)
         for writer in self.writers(trainer):
-            dice, step = pl_module.dice["val_dice"].per_patient(), trainer.global_step
+            dice, step = torch.cat(pl_module.dice["val_dice"].per_patient()), trainer.global_step
             if len(dice):
                 writer.add_histogram("val/dice_of_patients", dice, step, bins=DICE_BINS)
             if counts.sum():
@@ -153,17 +157,17 @@ def precision_recall(counts: Tensor) -> tuple[Tensor, ...]:
     return true_positive, false_positive, true_negative, false_negative, precision, recall
 
 
-def draw_slice(batch: Batch, i: int, predicted: NDArray[np.bool_] | None = None) -> Picture:
-    """The slice of largest label area of a sample, RGB ``(rows, columns, 3)``, front up.
+def draw_slice(image: Tensor, reference: Tensor, predicted: Tensor | None = None) -> Picture:
+    """The slice of largest label area of ``(H, W, D)``, RGB ``(rows, columns, 3)``, front up.
 
-    The label is outlined in green, a predicted mask ``(H, W, D)`` in red; lines are a voxel wide.
+    The reference ``(K, H, W, D)`` of each structure is outlined in green, its predicted mask in
+    red; lines are a voxel wide.
     """
-    image, label = (batch[key][i, 0].float().cpu().numpy() for key in ("image", "label"))
-    k = largest_slice(label > 0)
-    picture = np.repeat(image[..., k, np.newaxis].clip(0, 1), 3, axis=2)
-    for mask, colour in ((label > 0, REFERENCE), (predicted, PREDICTED)):
-        if mask is not None:
-            picture[mask[..., k] & ~binary_erosion(mask[..., k])] = to_rgb(colour)
+    k = largest_slice(reference.any(dim=0).cpu().numpy())
+    picture = np.repeat(image[..., k, None].float().cpu().numpy().clip(0, 1), 3, axis=2)
+    for masks, colour in ((reference, REFERENCE), (predicted, PREDICTED)):
+        for mask in () if masks is None else masks[..., k].cpu().numpy():
+            picture[mask & ~binary_erosion(mask)] = to_rgb(colour)
     upright = (255 * picture[::-1, ::-1]).astype(np.uint8).transpose(1, 0, 2)
     return upright.repeat(ZOOM, axis=0).repeat(ZOOM, axis=1)
 
