@@ -33,22 +33,30 @@ def evaluate(cfg: DictConfig) -> float | None:
     name, unknown = about["subset"], about.get("without_case", [])
     check_writable(folder, "output" if cfg.predictions else "checkpoint")
     rows: list[dict[str, Any]] = []
-    calibrations = defaultdict[str, list[Any]](list)
+    structures = [structure.name for structure in scorer.structures]
+    calibrations = [defaultdict[str, list[Any]](list) for _ in structures]
     about["changed_since_prepared"] = changed = []
     write_now_and_then = throttled(lambda: write_scores(folder, name, rows))
     for case in progress(scorer.cases, f"scoring {name}", "case"):
         record = scorer.score(case)
-        rows.append(record["row"])
-        if record["calibration"]:
-            calibrations[case.patient].append(record["calibration"])
+        rows += record["rows"]
+        for n, counts in enumerate(record["calibrations"]):
+            if counts:
+                calibrations[n][case.patient].append(counts)
         if record["changed"]:
             changed.append(case.name)
         write_now_and_then()
-    figures = summarise(rows, calibrations, about)
+    parts = [rows[n :: len(structures)] for n in range(len(structures))]
+    summaries = [summarise(*pair, about) for pair in zip(parts, calibrations, strict=True)]
+    figures = summaries[0]
+    if len(structures) > 1:
+        figures = {**figures, "structures": dict(zip(structures, summaries, strict=True))}
     rows += [{**dict.fromkeys(rows[0]), "case": n, "status": "no_case"} for n in unknown]
     write_scores(folder, name, rows, figures)
-    if name == "val" and about["postprocess_origin"] != "given":
-        evaluation.calibrate(checkpoint_paths(Path(cfg.checkpoint))[0], rows)
+    keys = evaluation.keys_of(scorer.structures)
+    for key, part in zip(keys, parts, strict=True):
+        if name == "val" and about["postprocess_origin"] != "given":
+            evaluation.calibrate(checkpoint_paths(Path(cfg.checkpoint))[0], part, key)
     print_scores(rows, figures, name)
     table = folder / f"{name}.csv"
     log.info("scores   %s\npictures %s", table, folder / name / "*.png")

@@ -25,7 +25,8 @@ def phantom(cfg: DictConfig) -> None:
             "expected at least 1 patient, 2 voxels along each axis and spacings above 0"
         )
     out = Path(cfg.out)
-    write = partial(write_phantom, out, cfg.seed, tuple(cfg.shape), tuple(cfg.spacing_mm))
+    shape, spacing_mm = tuple(cfg.shape), tuple(cfg.spacing_mm)
+    write = partial(write_phantom, out, cfg.seed, shape, spacing_mm, cfg.lesions)
     processes = min(cores(), cfg.patients // 8)  # starting processes takes longer than few phantoms
     done = process_map(write, range(cfg.patients), processes, crashed)
     for _ in progress(done, "phantoms", "patient", cfg.patients):

@@ -34,8 +34,7 @@ def predict(cfg: DictConfig) -> None:
     models, device = open_checkpoints(cfg.checkpoint), device_settings(cfg.hardware)
     predictor = Predictor(models, mirror=cfg.tta, options=options, **device)
     thresholds = sb.ReviewThresholds(**cfg.review)
-    structure = models[0].structures[0]
-    batch = sb.ScanBatch(predictor, structure, folder, thresholds, cfg.probabilities, cfg.rtstruct)
+    batch = sb.ScanBatch(predictor, folder, thresholds, cfg.probabilities, cfg.rtstruct)
     found = find_scans(scans, cfg.modality, cores())
     for warning in found.warnings:  # to the console alone: it names files
         print(f"warning: {printable(warning)}", file=sys.stderr)
@@ -88,6 +87,7 @@ def print_rows(rows: list) -> int:
     """Print each row to the console alone, and count the scans that were refused or failed."""
     for row in rows:
         result = f"{row.volume_ml} ml, confidence {row.confidence}" if row.status == "done" else ""
+        result += f", {row.structures_ml} ml" if row.structures_ml else ""
         flags = f"  [{row.flags}]" if row.flags else ""
         name = row.case or printable(row.path)
         print(f"{name}  {row.status}: {result or row.reason}{flags}")

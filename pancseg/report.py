@@ -24,12 +24,14 @@ def report(cfg: DictConfig) -> None:
     elif cfg.run is not None:
         from pancseg.reports.run_folder import open_run
         from pancseg.reports.run_report import write_run_report
-        from pancseg.reports.tables import print_table, subgroup_table
+        from pancseg.reports.tables import by_structure, print_table, subgroup_table
 
         run = open_run(Path(cfg.run))
         path = write_run_report(run, cfg.subset, cfg.by)
         if cfg.by is not None:
-            print_table(subgroup_table(run.rows(cfg.subset), cfg.by))
+            parts = by_structure(run.rows(cfg.subset), run.figures(cfg.subset))
+            for structure, rows, _ in parts:
+                print_table(subgroup_table(rows, cfg.by, structure))
     else:
         from pancseg.reports.comparison import report_comparison
 

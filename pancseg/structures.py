@@ -114,6 +114,15 @@ def region_mask(codes: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:
     return mask
 
 
+def region_masks(
+    codes: NDArray[np.uint8], structures: Sequence[Structure]
+) -> list[NDArray[np.bool_]]:
+    """Masks of structures in a label map; of the only structure a view of it, without a copy."""
+    if len(structures) == 1:
+        return [codes.view(bool)]
+    return [region_mask(codes, structure) for structure in structures]
+
+
 def count_labelled(codes: NDArray[Any]) -> int:
     """Voxels of any structure in a stored label map."""
     return int(np.count_nonzero(codes)) - int(np.count_nonzero(codes == IGNORED))

@@ -19,7 +19,6 @@ needed = pytest.mark.skipif(
 
 
 def start(profile: Path) -> Any:  # selenium comes untyped
-    """Start it with a profile of its own; requests and errors are logged."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -31,7 +30,6 @@ def start(profile: Path) -> Any:  # selenium comes untyped
 
 
 def addresses(browser: Any) -> list[str]:
-    """Addresses requested since the last call."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
     return [event["params"]["request"]["url"] for event in sent]

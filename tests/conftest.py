@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def note_network(event: str, arguments: tuple[Any, ...]) -> None:
-    """Audit hook: note requests to other machines."""
     if event in ("socket.connect", "socket.sendto") and isinstance(arguments[1], tuple):
         host = str(arguments[1][0])
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
@@ -44,8 +43,6 @@ sys.addaudithook(note_network)
 
 
 class Ended(NamedTuple):
-    """Exit code and output of a command."""
-
     code: int
     out: str
     err: str
@@ -56,8 +53,6 @@ Command = Callable[..., Ended]
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run ``python -m pancseg.<name> <arguments>`` in this process."""
-
     def run(name: str, *arguments: str) -> Ended:
         capfd.readouterr()
         return Ended(run_command(name, *arguments), *capfd.readouterr())
@@ -96,7 +91,6 @@ def dicom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(dicom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The phantoms as groups of 32."""
     root = tmp_path_factory.mktemp("prepared") / "group32"
     assert prepare(dicom, root) == 0
     return root
@@ -135,14 +129,12 @@ def smoke(root: Path, run: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two epochs."""
     run = tmp_path_factory.mktemp("runs") / "trained"
     assert run_command("train", *smoke(prepared, run)) == 0
     return run
 
 
 def compose(name: str, *overrides: str) -> Any:
-    """A command's configuration."""
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return hydra_compose(name, list(overrides))
@@ -167,13 +159,11 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Folder for images."""
     return tmp_path / "images"
 
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Folder for labels."""
     return tmp_path / "labels"
 
 

@@ -8,9 +8,8 @@ cube: marching cubes cuts a triangle off each corner of a box (``CORNER``), a st
 voxel along each edge (``EDGE``) and a rectangle of a voxel's face elsewhere (``FACE``).
 """
 
-from dataclasses import dataclass
 from math import hypot, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,9 +24,8 @@ EDGE = {"x": 0.8 * hypot(0.8, 2.5) / 2, "y": 0.8 * hypot(0.8, 2.5) / 2, "z": 2.5
 FACE = {"x": 0.8 * 2.5, "y": 0.8 * 2.5, "z": 0.8 * 0.8}  # by the axis it is normal to
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A prediction and a reference with their scores by hand; what is not named is None."""
+class Pair(NamedTuple):
+    """A prediction and a reference with their scores by hand; those not named are None."""
 
     name: str
     prediction: np.ndarray
@@ -42,15 +40,13 @@ def box(x: tuple[int, int], y: tuple[int, int], z: tuple[int, int], side: int = 
 
 
 def scores(
-    dice: float, nsd: tuple[float, float, float], hd95_mm: float, assd_mm: float,
-    precision: float, recall: float, error_voxels: int, error_percent: float,
-    components: int, centroid_mm: float,
-) -> dict[str, Any]:  # fmt: skip
+    dice, nsd, hd95_mm, assd_mm, precision, recall, error_voxels, percent, components, far_mm
+):
     return {
         "dice": dice, "nsd_1mm": nsd[0], "nsd_2mm": nsd[1], "nsd_3mm": nsd[2],
         "hd95_mm": hd95_mm, "assd_mm": assd_mm, "precision": precision, "recall": recall,
-        "volume_error_ml": error_voxels * ML, "volume_error_percent": error_percent,
-        "components": components, "centroid_mm": centroid_mm,
+        "volume_error_ml": error_voxels * ML, "volume_error_percent": percent,
+        "components": components, "centroid_mm": far_mm,
     }  # fmt: skip
 
 

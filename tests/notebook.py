@@ -11,7 +11,6 @@ NOTEBOOK = Path(__file__).parent.parent / "docs" / "first_model.ipynb"
 
 
 def executed(folder: Path, **environment: str) -> nbformat.NotebookNode:
-    """The notebook, run anew in a folder."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=resources)

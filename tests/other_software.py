@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -27,19 +28,18 @@ def read_with_simpleitk(path: Path) -> SimpleITK.Image:
 
 
 def by_simpleitk(path: Path) -> nib.Nifti1Image:
-    """The same as NIfTI."""
-    image, affine = read_with_simpleitk(path), np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
+    image = read_with_simpleitk(path)
+    axes = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine = LPS_TO_RAS @ nib.affines.from_matvec(axes, image.GetOrigin())
     values = SimpleITK.GetArrayFromImage(image).T
-    return nib.Nifti1Image(values, LPS_TO_RAS @ affine, dtype=values.dtype)
+    return nib.Nifti1Image(values, affine, dtype=values.dtype)
 
 
-def assert_same(ours: nib.Nifti1Image, theirs: nib.Nifti1Image) -> None:
+def assert_same(ours: nib.Nifti1Image, theirs: nib.Nifti1Image, atol: float = 1e-3) -> None:
     """Voxel for voxel, in value and position, whichever way the axes run."""
     ours, theirs = nib.as_closest_canonical(ours), nib.as_closest_canonical(theirs)
     np.testing.assert_array_equal(ours.dataobj, theirs.dataobj)
-    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=atol)
 
 
 def on_grid(truth: nib.Nifti1Image, positions_ras: np.ndarray) -> np.ndarray:
@@ -104,9 +104,7 @@ def seg_by_dcmqi(file: Path, truth: nib.Nifti1Image, folder: Path, segment: int 
     return voxels_of(nib.load(folder / f"dcmqi-{segment}.nii.gz"), truth)
 
 
-def rtstruct_by_matplotlib(
-    file: Path, series: Path, truth: nib.Nifti1Image, roi: int = 1
-) -> np.ndarray:
+def rtstruct_by_matplotlib(file: Path, series: Path, truth: nib.Nifti1Image, roi: int = 1) -> Any:
     """Contours of an ROI put by SimpleITK onto the series as it reads it, then filled."""
     image = read_with_simpleitk(series)
     centres = np.stack(np.indices(image.GetSize()[:2]), axis=-1).reshape(-1, 2)
@@ -121,11 +119,8 @@ def rtstruct_by_matplotlib(
     return on_grid(truth, np.reshape(positions, (-1, 3)) * [-1, -1, 1])
 
 
-def rtstruct_by_plastimatch(
-    file: Path, series: Path, truth: nib.Nifti1Image, folder: Path, name: str = "Pancreas"
-) -> np.ndarray:
+def rtstruct_by_plastimatch(file: Path, series: Path, truth: Any, folder: Path, name: str) -> Any:
     """An ROI as plastimatch fills it on its series."""
     where = ["--output-prefix", folder / "plastimatch", "--prefix-format", "nii.gz"]
-    arguments = ["convert", "--input", file, "--referenced-ct", series, *where]
-    run("plastimatch", "plastimatch", *arguments)
+    run("plastimatch", "plastimatch", "convert", "--input", file, "--referenced-ct", series, *where)
     return voxels_of(nib.load(folder / "plastimatch" / f"{name}.nii.gz"), truth)

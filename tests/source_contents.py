@@ -20,12 +20,9 @@ def options(**labels: list[Label] | None) -> ReadOptions:
 
 
 def pairs(contents: SourceContents, images: Path, labels: Path) -> list[tuple[str, str]]:
-    """Relative paths of image and label of each case."""
-    return [
-        (case.path.relative_to(images).as_posix(), case.label_path.relative_to(labels).as_posix())
-        for case in contents.cases
-        if case.label_path
-    ]
+    cases = [case for case in contents.cases if case.label_path]
+    paths = [(c.path.relative_to(images), c.label_path.relative_to(labels)) for c in cases]
+    return [(image.as_posix(), label.as_posix()) for image, label in paths]
 
 
 def skipped(contents: SourceContents, status: str = "refused") -> list[tuple[str, str, str]]:
@@ -35,16 +32,12 @@ def skipped(contents: SourceContents, status: str = "refused") -> list[tuple[str
 
 
 def patients(contents: SourceContents) -> list[str]:
-    """The patient of each case."""
     return [case.patient for case in contents.cases]
 
 
 def label_of(case: CaseSource) -> LabelMap:
-    """The label of a case."""
-    assert case.read_label is not None
     return case.read_label(case.read_image())
 
 
 def codes_of(case: CaseSource) -> np.ndarray:
-    """Voxels of the label of a case."""
     return np.asarray(label_of(case).image.dataobj)

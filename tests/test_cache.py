@@ -3,9 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -22,11 +20,10 @@ from tests.conftest import contents
 from tests.tiny_root import write_root
 
 NUMBERS = Preprocessing("RAS", (8.0, 8.0, 8.0), (-200.0, 200.0), (16, 16, 16))
-OTHER = "0123456789abcdef"
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Iterator[VolumeCache]:
+def cache(tmp_path):
     """The cases of three patients, preprocessed."""
     cases = write_root(tmp_path / "root", "abc").cases
     cache = VolumeCache(tmp_path / "root", tmp_path / "cache" / ("f" * 16), NUMBERS, cases)
@@ -46,6 +43,12 @@ def test_stored_volumes_equal_those_of_the_transforms_and_labels_keep_their_code
         assert (volume.image.dtype, volume.label.dtype) == (np.float16, np.uint8)
         assert set(np.unique(volume.label)) == {0, 1, 2}
         np.testing.assert_array_equal(volume.foreground, np.argwhere(volume.label > 0))
+    case = replace(cache.entries[0], label=None, label_sha256="")
+    cache.entries = [case]  # unlabelled
+    cache.make_missing()
+    assert (cache[0].image.shape, cache[0].label) == ((16, 16, 16), None)
+    group = Group("a", "a", "a", 0, case.image, None, 1, "other image", "")
+    assert arrays_of(group)["image"] != arrays_of(case)["image"]
 
 
 def test_volumes_are_made_once_and_again_where_one_is_truncated_or_missing(cache, monkeypatch):
@@ -58,68 +61,50 @@ def test_volumes_are_made_once_and_again_where_one_is_truncated_or_missing(cache
     good = contents(cache.folder)
     for n, key in enumerate(("image", "label", "foreground")):
         path = cache.folder / arrays_of(cache.entries[n])[key]
-        if n:
-            os.truncate(path, path.stat().st_size - 1)
-        else:
-            path.unlink()
+        os.truncate(path, path.stat().st_size - 1) if n else path.unlink()
     cache.make_missing()
-    assert made == ["a", "b", "c"]
-    assert contents(cache.folder) == good
+    assert (made, contents(cache.folder)) == (["a", "b", "c"], good)
 
 
-def test_a_label_corrected_by_hand_is_used_with_a_warning(cache, caplog):
+def test_a_corrected_label_is_used_with_a_warning_and_an_unreadable_file_is_named(cache, caplog):
     assert caplog.text == ""
-    path = cache.root / cache.entries[0].label
+    path, image = cache.root / cache.entries[0].label, cache.root / cache.entries[2].image
     label = nib.load(path)
     nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
     cache.make_missing()
     assert [bool(volume.label.any()) for volume in cache] == [False, True, True]
     assert f"{path}: is not what pancseg.prepare wrote; it is used as it is" in caplog.text
-
-
-def test_a_file_that_cannot_be_read_is_named(cache):
-    path = cache.root / cache.entries[2].image
-    path.write_bytes(b"no image")
-    with pytest.raises(PancsegError, match=rf"{path}: cannot be preprocessed \(\w+.*; delete it"):
+    image.write_bytes(b"no image")
+    with pytest.raises(PancsegError, match=rf"{image}: cannot be preprocessed \(\w+.*; delete it"):
         cache.make_missing()
 
 
-def test_an_unlabelled_volume_has_an_image_alone_and_groups_names_of_their_own(cache):
-    case = replace(cache.entries[0], label=None, label_sha256="")
-    cache.entries = [case]
-    cache.make_missing()
-    assert cache[0].image.shape == (16, 16, 16)
-    assert cache[0].label is None
-    group = Group("a", "a", "a", 0, case.image, None, 1, "other image", "")
-    assert arrays_of(group)["image"] != arrays_of(case)["image"]
-
-
 def test_a_complete_cache_is_read_where_nothing_can_be_written(cache, monkeypatch):
-    def read_only(path: Path, **_: object) -> None:
+    def read_only(path, **_):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(module, "FileLock", read_only)
     cache.make_missing()
     with pytest.raises(PancsegError, match=r"Read-only file system.*data\.cache_folder=FOLDER"):
-        replace(cache, folder=cache.folder.with_name(OTHER)).make_missing()
+        replace(cache, folder=cache.folder.with_name("e" * 16)).make_missing()
 
 
 @pytest.mark.parametrize(("more", "fits"), [(3, True), (-3, False)])
-def test_volumes_are_loaded_to_the_gpu_if_they_fit_in_a_fifth_of_its_free_memory(
-    cache, more, fits, monkeypatch
-):
+def test_volumes_go_to_the_gpu_if_they_fit_in_a_fifth_of_its_memory(cache, more, fits, monkeypatch):
     free = int(5 * sum(array.nbytes for volume in cache for array in volume)) + more
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     targets = []
     monkeypatch.setattr(torch, "tensor", lambda _, device: targets.append(device.type))
     cache.copy_to("gpu", torch.device("cuda"))
-    assert cache.is_on_gpu is fits
-    assert targets == ["cuda" if fits else "cpu"] * 6
+    assert (cache.is_on_gpu, targets) == (fits, ["cuda" if fits else "cpu"] * 6)
 
 
-def other_folder(cache: VolumeCache, name: str, used_s: int = 100) -> Path:
+# eviction
+
+
+def other_folder(cache, letter, used_s=100):
     """Volumes of other settings, last used at a time."""
-    folder = cache.folder.with_name(name)
+    folder = cache.folder.with_name(letter * 16)
     folder.mkdir()
     for array in arrays_of(cache.entries[0]).values():
         np.save(folder / array, np.zeros(10_000, np.uint8))
@@ -127,27 +112,20 @@ def other_folder(cache: VolumeCache, name: str, used_s: int = 100) -> Path:
     return folder
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name[0] for path in folder.iterdir() if path.is_dir())
-
-
 def test_volumes_of_other_settings_are_removed_longest_unused_first(cache):
-    for name, used_s in (("a", 200), ("b", 100), ("c", 300)):
-        other_folder(cache, name * 16, used_s)
-    evict(cache.folder, 1)
-    assert names(cache.folder.parent) == ["a", "b", "c", "f"]
-    evict(cache.folder, 110_000 / 1e9)
-    assert names(cache.folder.parent) == ["a", "c", "f"]
-    evict(cache.folder, 0)
-    assert names(cache.folder.parent) == ["f"]
+    for letter, used_s in (("a", 200), ("b", 100), ("c", 300)):
+        other_folder(cache, letter, used_s)
+    for gigabytes, expected in ((1, "abcf"), (110_000 / 1e9, "acf"), (0, "f")):
+        evict(cache.folder, gigabytes)
+        assert sorted(path.name[0] for path in cache.folder.parent.glob("*/")) == [*expected]
     assert cache.missing() == []
 
 
 def test_files_that_pancseg_did_not_write_are_not_removed(cache):
-    other, mine = other_folder(cache, OTHER), cache.folder.parent / "experiment"
+    other, mine = other_folder(cache, "a"), cache.folder.parent / "experiment"
     mine.mkdir()
     (cache.folder.parent / ("d" * 16)).symlink_to(mine)
-    kept = [other / "notes.txt", other / "case_image.npy", mine / f"x-{OTHER}_image.npy"]
+    kept = [other / "notes.txt", other / "case_image.npy", mine / f"x-{other.name}_image.npy"]
     for path in kept:
         path.write_text("kept")
     evict(cache.folder, 0)
@@ -156,7 +134,7 @@ def test_files_that_pancseg_did_not_write_are_not_removed(cache):
 
 
 def test_volumes_that_another_process_fills_or_uses_are_not_removed(cache):
-    folders = [other_folder(cache, name * 16) for name in ("a", "b")]
+    folders = [other_folder(cache, letter) for letter in "ab"]
     program = (
         "import sys; from filelock import FileLock; locks = [FileLock(p) for p in sys.argv[1:]];"
         "[lock.acquire() for lock in locks]; print('held', flush=True); sys.stdin.read()"
@@ -169,7 +147,7 @@ def test_volumes_that_another_process_fills_or_uses_are_not_removed(cache):
         assert [len(list(folder.glob("*.npy"))) for folder in folders] == [3, 3]
         other.kill()  # its locks end with it
     evict(cache.folder, 0)
-    assert names(cache.folder.parent) == ["f"]
+    assert [path.exists() for path in folders] == [False, False]
 
 
 def test_a_filled_folder_is_marked_as_used_and_old_marks_are_removed(cache):

@@ -1,14 +1,15 @@
 """The data module on a small prepared folder."""
 
 import shutil
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.demos.boring_classes import BoringModel
 
 from pancseg.data.manifest import read_manifest
 from pancseg.data.splits import SUBSETS
@@ -21,7 +22,7 @@ MOVED = {"rotation_probability": 1.0, "rotation_degrees": [9, 9, 9], **NOISE}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory):
     """Six patients with three groups each."""
     folder = tmp_path_factory.mktemp("tiny") / "root"
     write_root(folder)
@@ -29,12 +30,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(root: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+def copied(root, tmp_path):
     return Path(shutil.copytree(root, tmp_path / "root", ignore=shutil.ignore_patterns("cache")))
 
 
-def edited(root: Path, groups: Any = None, complete: bool = True, **cases: dict[str, Any]) -> None:
+def edited(root, groups=None, complete=True, **cases):
     """Change fields of cases, by their names, and the groups."""
     manifest = read_manifest(root)
     manifest.cases = [replace(case, **cases.get(case.name, {})) for case in manifest.cases]
@@ -43,23 +43,28 @@ def edited(root: Path, groups: Any = None, complete: bool = True, **cases: dict[
     replace(manifest, complete=complete).write(root)
 
 
-def names_of(loader: Any) -> list[str]:
+def names_of(loader):
     return [name for batch in loader for name in batch["name"]]
 
 
+def are_equal(batches, others, compare=all):
+    pairs = zip(batches, others, strict=True)
+    return compare(torch.equal(a["image"].float(), b["image"].float()) for a, b in pairs)
+
+
 @BOTH
-def test_batches_of_all_subsets_have_the_documented_content(root, sampling):
+def test_batches_have_the_documented_content(root, sampling):
     data = data_module(root, sampling=sampling)
-    size, n = ((16, 16, 16), 2) if sampling == WHOLE else ((20, 20, 20), 1)  # body of a whole case
-    for loader, count, shape in (
-        (data.train_dataloader(), 2, (16, 16, 16)),
-        (data.val_dataloader(), n, size),
+    whole = (2, 1, 16, 16, 16) if sampling == WHOLE else (1, 1, 20, 20, 20)  # body of a whole case
+    for loader, shape in (
+        (data.train_dataloader(), (2, 1, 16, 16, 16)),
+        (data.val_dataloader(), whole),
     ):
         batch = next(iter(loader))
-        assert batch["image"].shape == batch["label"].shape == (count, 1, *shape)
+        assert batch["image"].shape == batch["label"].shape == shape
         assert (batch["image"].dtype, batch["label"].dtype) == (torch.float16, torch.uint8)
-        assert set(batch["label"].unique().tolist()) == {0, 1}
-        assert batch["patient"].shape == (count,)
+        assert set(batch["label"].unique().tolist()) == {0, 1, 2}
+        assert batch["patient"].shape == shape[:1]
         on_device = data.on_after_batch_transfer(batch, 0)
         assert on_device["image"].dtype == on_device["label"].dtype == torch.float32
 
@@ -77,9 +82,7 @@ def test_prediction_is_on_everything_in_the_folder_without_labels(copied, sampli
 
 
 @pytest.mark.parametrize(("cache_gb", "is_kept"), [(100, True), (0, False)])
-def test_setup_preprocesses_the_subsets_of_a_stage_and_evicts_old_volumes(
-    root, tmp_path, cache_gb, is_kept
-):
+def test_setup_caches_the_subsets_of_a_stage_and_evicts(root, tmp_path, cache_gb, is_kept):
     other = tmp_path / "0123456789abcdef"
     other.mkdir()
     (other / f"a-{other.name}_image.npy").write_bytes(bytes(1000))
@@ -102,34 +105,25 @@ def test_neither_workers_nor_storage_change_a_batch(root, sampling, change):
 
 @BOTH
 def test_a_batch_depends_on_the_seed_the_epoch_and_its_number_alone(root, monkeypatch, sampling):
-    def images_of(epoch: int, **changes: Any) -> list[torch.Tensor]:
+    def batches(epoch, **changes):
         data = data_module(root, sampling=sampling, augment=NOISE, **changes)
         monkeypatch.setattr(data, "epoch", lambda: epoch)
-        return [data.augment_batch(batch)["image"] for batch in data.train_dataloader()]
+        return [data.augment_batch(batch) for batch in data.train_dataloader()]
 
-    first = images_of(0)
-    assert all(torch.equal(*pair) for pair in zip(first, images_of(0), strict=True))
-    for others in (images_of(0, seed=1), images_of(1)):
-        assert not any(torch.equal(*pair) for pair in zip(first, others, strict=True))
+    first = batches(0)
+    assert are_equal(first, batches(0))
+    for others in (batches(0, seed=1), batches(1)):
+        assert not are_equal(first, others, any)
 
 
-class Recorder(pl.LightningModule):
+class Recorder(BoringModel):
     """Keeps the batches that it is given."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.batches: list[Any] = []
-
-    def training_step(self, batch: Any, index: int) -> torch.Tensor:
+    def training_step(self, batch, index):
         self.batches.append(batch)
-        return self.weight.sum()
+        return self.layer.weight.sum()
 
-    def validation_step(self, batch: Any, index: int) -> None:
-        self.batches.append(batch)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 0.1)
+    validation_step = training_step
 
 
 @BOTH
@@ -137,27 +131,26 @@ def test_a_trainer_is_given_augmented_batches_in_training_alone(root, sampling):
     data, plain = (data_module(root, sampling=sampling, augment=a) for a in (MOVED, None))
     assert max(data.augmenter.margin) > 0 or sampling == WHOLE
     module = Recorder()
+    module.batches = []
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    options: Any = dict.fromkeys((*quiet, "use_distributed_sampler"), False)
+    options = dict.fromkeys((*quiet, "use_distributed_sampler"), False)
     trainer = pl.Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=0, **options)
     trainer.fit(module, datamodule=data)
     train = [batch for batch in module.batches if "step" in batch]
     assert [batch["step"] for batch in train] == list(range(2 * len(data.train_dataloader())))
     first = next(iter(plain.train_dataloader()))
-    assert train[0]["name"] == first["name"]
-    assert not torch.equal(train[0]["image"], first["image"].float())
-    val = [batch["image"] for batch in module.batches if "step" not in batch]
-    expected = [batch["image"].float() for batch in plain.val_dataloader()]
-    assert all(torch.equal(*pair) for pair in zip(val, 2 * expected, strict=True))
+    assert train[0]["name"] == first["name"] and not are_equal(train[:1], [first])
+    val = [batch for batch in module.batches if "step" not in batch]
+    assert are_equal(val, 2 * list(plain.val_dataloader()))
 
 
 def test_a_plan_is_made_once_and_stored_in_the_hyperparameters_of_checkpoints(root, tmp_path):
-    given = {"spacing_mm": None, "spatial_size": None}
-    data = data_module(root, sampling=PATCHES, depth=None, patch_voxels=32**3, **given)
+    given = {"spacing_mm": None, "spatial_size": None, "depth": None, "patch_voxels": 32**3}
+    data = data_module(root, sampling=PATCHES, **given)
     assert data.plan is data.plan
-    assert (data.plan.spatial_size, data.plan.spacing_mm) == ((32, 32, 32), (8.0, 8.0, 8.0))
-    assert data.hparams["spatial_size"] == [32, 32, 32]
-    assert data.hparams["spacing_mm"] == [8.0, 8.0, 8.0]
+    plan, stored = vars(data.plan), {key: data.hparams[key] for key in vars(data.plan)}
+    assert plan == {"spacing_mm": (8.0, 8.0, 8.0), "spatial_size": (32, 32, 32)}
+    assert stored == {"spacing_mm": [8.0, 8.0, 8.0], "spatial_size": [32, 32, 32]}
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 1, 32, 32, 32)
     assert data_module(tmp_path / "nowhere").plan.spatial_size == (16, 16, 16)
 
@@ -181,9 +174,9 @@ def test_unlabelled_and_duplicate_cases_are_not_in_the_split_and_those_without_g
     assert sorted(split.train + split.val + split.test) == list("cdef")
 
 
-EMPTY: dict[str, Any] = {name: {"label_voxels": 0} for name in "abcdef"}
+EMPTY = {name: {"label_voxels": 0} for name in "abcdef"}
 EMPTY["groups"] = lambda groups: [replace(group, label_voxels=0) for group in groups]
-REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+REFUSED = [
     ({}, {"depth": 64}, r"prepared with groups of 8 slices, data\.depth is 64"),
     ({"groups": lambda _: []}, {}, r"3 training patients have no labelled group.*data\.tail=shift"),
     (EMPTY, {"sampling": PATCHES}, "training patients have no labelled voxel"),
@@ -204,29 +197,21 @@ def test_a_folder_or_setting_that_does_not_fit_is_refused(copied, changes, setti
 
 def test_of_several_processes_one_prepares_and_the_others_wait(tmp_path):
     root, calls = tmp_path / "root", []
-    started, may_end = threading.Event(), threading.Event()
 
-    def prepare() -> None:
+    def prepare():
         calls.append(1)
-        started.set()
-        may_end.wait(60)
+        time.sleep(0.3)
         write_root(root)
 
     modules = [data_module(root, prepare=prepare) for _ in range(3)]
-    threads = [threading.Thread(target=data.prepare_data, daemon=True) for data in modules]
-    for thread in threads:
-        thread.start()
-    assert started.wait(60)
-    assert all(thread.is_alive() for thread in threads)
-    may_end.set()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda data: data.prepare_data(), modules))
     modules[0].prepare_data()  # prepared already
     assert calls == [1]
 
 
 def test_processes_share_subsets_and_too_many_are_refused(root, monkeypatch):
-    def of_rank(rank: int, processes: int) -> Any:
+    def of_rank(rank, processes):
         data = data_module(root)
         monkeypatch.setattr(data, "rank_and_processes", lambda: (rank, processes))
         return data

@@ -16,7 +16,7 @@ CODE = "import sys; from tests.test_no_network import main; main(sys.argv[1])"
 can_unshare = shutil.which("unshare") and not subprocess.call([*NAMESPACE, "true"], stderr=-3)
 
 
-def packets_sent() -> int:
+def packets_sent():
     """Packets that the kernel sent or had no route for, of any program in this namespace."""
     lines = Path("/proc/net/snmp").read_text().splitlines()
     names, values = (line.split() for line in lines if line.startswith("Ip:"))
@@ -24,7 +24,7 @@ def packets_sent() -> int:
     return int(counts["OutRequests"]) + int(counts["OutNoRoutes"])
 
 
-def main(folder: str) -> None:
+def main(folder):
     """Run each command once with worker processes, then send a packet."""
     out = Path(folder)
     data, run, masks, bundle = (out / name for name in ("prepared", "run", "masks", "bundle"))
@@ -49,7 +49,7 @@ def main(folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not can_unshare, reason="no namespace without a network to be had here")
-def test_no_command_sends_a_packet(tmp_path: Path) -> None:
+def test_no_command_sends_a_packet(tmp_path):
     words = [*NAMESPACE, sys.executable, "-W", "ignore", "-c", CODE, str(tmp_path)]
     subprocess.run(words, check=True, cwd=Path(__file__).parents[1], capture_output=True)
     assert json.loads((tmp_path / "result.json").read_text()) == {
@@ -57,7 +57,7 @@ def test_no_command_sends_a_packet(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_request_to_another_machine_is_noticed_in_any_test() -> None:
+def test_a_request_to_another_machine_is_noticed_in_any_test():
     with pytest.raises(socket.gaierror):
         socket.getaddrinfo("nowhere.invalid", 443)
     socket.getaddrinfo("127.0.0.1", 9)

@@ -1,9 +1,6 @@
 """The report in Chromium, opened from disk: it works, and requests nothing."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,8 +17,7 @@ NAMES = ("c", "a 50 %", "b")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of three patients with slices."""
+def page(tmp_path_factory):
     run = tmp_path_factory.mktemp("seen") / "run"
     write_run(run, [score_row(name, 0.5 + n / 10) for n, name in enumerate(NAMES)], phantoms=True)
     x, y, z = np.meshgrid(*(np.arange(n) for n in (60, 50, 40)), indexing="ij")
@@ -38,14 +34,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def browser(tmp_path_factory):
     driver = chromium.start(tmp_path_factory.mktemp("browser"))
     yield driver
     driver.quit()
 
 
 @pytest.fixture
-def opened(browser: Any, page: Path) -> Any:
+def opened(browser, page):
     """The page at a desk's width, its first viewer ready, no theme stored."""
     resize(browser, DESK)
     browser.get(page.as_uri())
@@ -56,29 +52,28 @@ def opened(browser: Any, page: Path) -> Any:
     return browser
 
 
-def wait_for(browser: Any, condition: str) -> None:
+def wait_for(browser, condition):
     from selenium.webdriver.support.wait import WebDriverWait
 
     WebDriverWait(browser, 60).until(lambda _: browser.execute_script(f"return {condition}"))
 
 
-def resize(browser: Any, width: int) -> None:
+def resize(browser, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def part(browser: Any, plane: str, tag: str) -> Any:
+def part(browser, plane, tag):
     return browser.find_element("css selector", f"figure[data-plane={plane}] {tag}")
 
 
-def picture(browser: Any, plane: str) -> tuple[int, str]:
-    """Slice and pixels of a plane."""
+def picture(browser, plane):
     script = "const c = arguments[0]; return [Number(c.dataset.slice), c.toDataURL()]"
     k, pixels = browser.execute_script(script, part(browser, plane, "canvas"))
     return k, pixels
 
 
-def test_the_page_opens_without_an_error_or_a_request_and_sorts(opened: Any) -> None:
+def test_the_page_opens_without_an_error_or_a_request_and_sorts(opened):
     assert opened.get_log("browser") == []
     requests = chromium.addresses(opened)
     assert requests and all(address.startswith(("file:", "data:")) for address in requests)
@@ -92,7 +87,7 @@ def test_the_page_opens_without_an_error_or_a_request_and_sorts(opened: Any) -> 
     wait_for(opened, "document.getElementById('case-a 50 %').open")
 
 
-def test_planes_scroll_hide_outlines_and_a_click_moves_the_other_planes(opened: Any) -> None:
+def test_planes_scroll_hide_outlines_and_a_click_moves_the_other_planes(opened):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -115,7 +110,7 @@ def test_planes_scroll_hide_outlines_and_a_click_moves_the_other_planes(opened: 
     assert picture(opened, "sagittal")[0] == pytest.approx(count / 4, abs=1)
 
 
-def test_the_theme_is_stored_and_paper_is_white(opened: Any) -> None:
+def test_the_theme_is_stored_and_paper_is_white(opened):
     ground = "return getComputedStyle(document.body).backgroundColor"
     light = opened.execute_script(ground)
     opened.find_element("id", "theme").click()
@@ -128,7 +123,7 @@ def test_the_theme_is_stored_and_paper_is_white(opened: Any) -> None:
 
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
-def test_the_page_fits_the_width(opened: Any, width: int) -> None:
+def test_the_page_fits_the_width(opened, width):
     resize(opened, width)
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width
     for element in ("header h1", ".headline", ".charts svg", ".planes canvas"):

@@ -3,6 +3,8 @@
 The bounds on how hard the phantoms are may be tightened by later work, never loosened.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import label as connected_components
 
 from pancseg.phantoms.anatomy import Anatomy
 from pancseg.phantoms.patient import Phantom, simulate_patient, write_patient
 from pancseg.phantoms.scanner import Tissue, draw_scanner, scan
 from pancseg.phantoms.shapes import Grid
+from tests.conftest import run_command
 from tests.other_software import errors_of
 
 SHAPE, SPACING_MM = (160, 160, 100), (2.4, 2.4, 2.5)
@@ -231,3 +235,77 @@ def test_ten_patients_hold_every_way_of_storing_and_no_order_of_slices(written: 
         values.add(max(int(header.pixel_array.max()) for header in mask))
     assert positions == {"HFS", "FFS"} and upward == {True, False}
     assert len(stored) >= 3 and values == {1, 255}
+
+
+LESION_SHAPE, LESION_SPACING_MM = (76, 62, 56), (2.5, 3.0, 3.0)
+
+
+@pytest.fixture(scope="module")
+def with_lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six patients of ``lesions=true``."""
+    out = tmp_path_factory.mktemp("lesions")
+    grid = f"shape={[*LESION_SHAPE]}", f"spacing_mm={[*LESION_SPACING_MM]}"
+    assert run_command("phantom", f"out={out}", "patients=6", "seed=1", "lesions=true", *grid) == 0
+    return out
+
+
+def truth_of(out: Path, index: int, name: str) -> NDArray[Any]:
+    return np.asarray(nib.load(out / "truth" / f"phantom-1-{index:03d}_{name}.nii.gz").dataobj)
+
+
+def test_two_of_three_patients_in_a_row_have_a_lesion(with_lesions: Path) -> None:
+    for seed in range(4):
+        has = [Anatomy(seed, index, lesions=True).has_lesion for index in range(12)]
+        assert [sum(has[i : i + 3]) for i in range(10)] == [2] * 10
+        assert not any(Anatomy(seed, index).has_lesion for index in range(3))
+    values = [set(np.unique(truth_of(with_lesions, index, "label"))) for index in range(6)]
+    assert values == [{0, 1, 2} if (1 + index) % 3 < 2 else {0, 1} for index in range(6)]
+
+
+def test_a_lesion_is_one_dark_piece_of_8_to_40_mm_in_the_pancreas(with_lesions: Path) -> None:
+    extents = []
+    for index in range(6):
+        values, image_hu = (truth_of(with_lesions, index, name) for name in ("label", "image"))
+        without = simulate_patient(1, index, LESION_SHAPE, LESION_SPACING_MM)
+        lesion = values == 2
+        if not lesion.any():  # the lesions of others change nothing
+            np.testing.assert_array_equal(image_hu, without.image_hu)
+            np.testing.assert_array_equal(values, without.label)
+            continue
+        extents.append((np.ptp(np.argwhere(lesion), axis=0) + 1) * LESION_SPACING_MM)
+        assert connected_components(lesion)[1] == 1
+        assert (lesion & (without.label == 1)).any()
+        np.testing.assert_array_equal(values == 1, (without.label == 1) & ~lesion)
+        assert image_hu[lesion].mean() < image_hu[values == 1].mean() - 5
+    assert (np.array(extents) >= 8 - np.array(LESION_SPACING_MM)).all()
+    assert (np.array(extents) <= 40 + np.array(LESION_SPACING_MM)).all()
+    assert len(np.unique(extents, axis=0)) == 4
+
+
+def test_a_mask_series_with_lesions_holds_the_values_of_the_label(with_lesions: Path) -> None:
+    plain = simulate_patient(1, 0, SMALL_SHAPE, SMALL_SPACING_MM)
+    assert plain.uid("study") != replace(plain, lesions=True).uid("study")
+    for index in range(6):
+        files = list((with_lesions / "labels" / f"phantom-1-{index:03d}").iterdir())
+        slices = sorted(map(pydicom.dcmread, files), key=lambda header: header.SliceLocation)
+        stored = np.stack([header.pixel_array.T for header in slices], axis=-1)
+        np.testing.assert_array_equal(stored, truth_of(with_lesions, index, "label"))
+
+
+def test_dciodvfy_finds_no_error_in_a_mask_with_a_lesion(with_lesions: Path) -> None:
+    assert errors_of(next((with_lesions / "labels" / "phantom-1-000").iterdir())) == []
+
+
+@pytest.mark.parametrize("source", ["dicom", "nifti"])
+def test_prepare_reads_pancreas_and_lesion(with_lesions: Path, tmp_path: Path, source: str) -> None:
+    images, labels = (
+        with_lesions / (f"{name}s" if source == "dicom" else f"truth/*_{name}.nii.gz")
+        for name in ("image", "label")
+    )
+    places = f"source.images={images}", f"source.labels={labels}", f"data.root={tmp_path / 'data'}"
+    chosen = f"source={source}", "structures=pancreas_tumour", "data=volume", "privacy=none"
+    assert run_command("prepare", *places, *chosen, "data.spacing_mm=[4,4,4]") == 0
+    cases = json.loads((tmp_path / "data" / "manifest.json").read_text())["cases"]
+    values = [truth_of(with_lesions, index, "label") for index in range(6)]
+    expected = [{"pancreas": (v > 0).sum(), "tumour": (v == 2).sum()} for v in values]
+    assert [case["structure_voxels"] for case in cases] == expected

@@ -1,8 +1,8 @@
-"""The predictor: from a scan to the network's grid and back, ensembles, memory, regions."""
+"""The predictor: from a scan to the network's grid and back, ensembles, memory, threshold."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +14,11 @@ from torch import nn
 
 from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 from pancseg.errors import PancsegError
-from pancseg.inference import predictor as module
-from pancseg.inference import resampling
+from pancseg.inference import calibration, predictor, resampling
+from pancseg.inference import postprocessing as post
+from pancseg.inference.calibration import Calibration
 from pancseg.inference.checkpoint import TrainedModel
-from pancseg.inference.postprocessing import PostprocessOptions
+from pancseg.inference.postprocessing import DEFAULT, Postprocess, PostprocessOptions, choose
 from pancseg.inference.predictor import DeviceSettings, Predictor
 from pancseg.inference.resampling import NetworkVolume, ScanProbability, network_inputs
 from pancseg.structures import Structure
@@ -26,9 +27,8 @@ GROUPS = Preprocessing("RAS", (1.5, 1.5, 1.5), (-200.0, 200.0), (64, 64, 32))
 PATCHES = replace(GROUPS, spatial_size=None)
 VIEW = {"size": [32, 32, 32], "overlap": 0.25}
 PANCREAS = Structure("pancreas", None, "15776009", "organ", (15, 300), (1,))
-LPS = np.diag([-2.0, -2.0, 3.0, 1.0])
 AFFINES = {
-    "LPS": LPS,
+    "LPS": np.diag([-2.0, -2.0, 3.0, 1.0]),
     "RPS": np.diag([1.5, -2.5, 2.0, 1.0]),
     "rotated": np.array([[0, 2, 0, 5], [-2, 0, 0, 9], [0, 0, 2.5, -300], [0, 0, 0, 1.0]]),
     "oblique": np.array([[2, 0, 0.375, 5], [0, 2, 0, 9], [-0.3, 0, 2.5, -300], [0, 0, 0, 1.0]]),
@@ -40,11 +40,11 @@ each_affine = pytest.mark.parametrize("affine", list(AFFINES.values())[:4], ids=
 class Bright(nn.Module):
     """Certain of whatever is brighter than 100 HU; counts its windows."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.windows, self.dtypes = 0, list[torch.dtype]()
+        self.windows, self.dtypes = 0, []
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image):
         self.windows += len(image)
         self.dtypes.append((image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)).dtype)
         logit = torch.where(image > 0.75, 20.0, -20.0)
@@ -54,24 +54,22 @@ class Bright(nn.Module):
 class Volume(nn.Module):
     """Gives one probability volume for any image."""
 
-    def __init__(self, probability: torch.Tensor) -> None:
+    def __init__(self, probability):
         super().__init__()
         self.logits = probability.double().logit().float()[None, None]
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
+    def forward(self, image):
         return torch.cat([torch.zeros_like(self.logits), self.logits], dim=1)
 
 
-def model(
-    network: nn.Module, preprocessing: Preprocessing = PATCHES, view: Any = None, flips: Any = ()
-) -> TrainedModel:
-    values: dict[str, Any] = dict.fromkeys(field.name for field in fields(TrainedModel))
+def model(network, preprocessing=PATCHES, view=None, flips=()):
+    values = dict.fromkeys(field.name for field in fields(TrainedModel))
     values |= {"path": Path("nowhere.ckpt"), "network": network, "preprocessing": preprocessing}
     values |= {"hparams": {"loss": {}, "view": view}, "structures": (PANCREAS,)}
     return TrainedModel(**values | {"data": {"depth": 32, "augment": {"flip_probability": flips}}})
 
 
-def scan(shape: tuple[int, ...], affine: np.ndarray) -> tuple[nib.Nifti1Image, np.ndarray]:
+def scan(shape, affine):
     """A body of 0 HU in air with an ellipsoid of 180 HU, which is the reference."""
     x, y, z = np.meshgrid(*((np.arange(n) - (n - 1) / 2) / n for n in shape), indexing="ij")
     hu = np.where(x**2 + y**2 < 0.16, 0, -1000).astype(np.int16)
@@ -80,50 +78,48 @@ def scan(shape: tuple[int, ...], affine: np.ndarray) -> tuple[nib.Nifti1Image, n
     return nib.Nifti1Image(hu, affine), organ
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float:
+def constant(hu, shape, affine):
+    return nib.Nifti1Image(np.full(shape, hu, np.int16), affine)
+
+
+def dice(a, b):
     return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
-def predict_volumes(*volumes: torch.Tensor, threshold: float = 0.5, largest: bool = False) -> Any:
+def predict_volumes(*volumes, threshold=0.5, largest=False):
     """Prediction on a scan of 1 mm by networks that give these probabilities on its own grid."""
     own = Preprocessing("RAS", (1.0, 1.0, 1.0), (-200.0, 200.0), None)
     options = PostprocessOptions(threshold, largest)
-    predictor = Predictor([model(Volume(p), own) for p in volumes], options=options)
-    size = tuple(volumes[0].shape)
-    return predictor.predict(nib.Nifti1Image(np.zeros(size, np.int16), np.eye(4)))
+    ensemble = Predictor([model(Volume(p), own) for p in volumes], options=options)
+    return ensemble.predict(constant(0, tuple(volumes[0].shape), np.eye(4)))
 
 
 @pytest.mark.parametrize(("slices", "axes"), [(20, "sheared"), (33, "rotated"), (70, "oblique")])
-def test_groups_cover_every_slice_and_come_back_to_the_grid_of_the_scan(
-    slices: int, axes: str
-) -> None:
+def test_groups_cover_every_slice_and_come_back_to_the_grid_of_the_scan(slices, axes):
     image, organ = scan((56, 48, slices), AFFINES[axes])
-    predictor = Predictor([model(Bright(), GROUPS)])
-    prediction = predictor.predict(image)
+    of_groups = Predictor([model(Bright(), GROUPS)])
+    prediction = of_groups.predict(image)
     assert prediction.mask.shape == prediction.probability.shape == organ.shape
     assert dice(prediction.mask, organ) > 0.93
-    full = nib.Nifti1Image(np.full((40, 40, slices), 180, np.int16), AFFINES["RPS"])
-    assert predictor.predict(full).probability.min() > 0.5
+    full = constant(180, (40, 40, slices), AFFINES["RPS"])
+    assert of_groups.predict(full).probability.min() > 0.5
 
 
 @each_affine
-def test_windows_come_back_to_the_grid_of_the_scan_and_air_is_skipped(affine: np.ndarray) -> None:
+def test_windows_come_back_to_the_grid_of_the_scan_and_air_is_skipped(affine):
     image, organ = scan((56, 48, 40), affine)
     network = Bright()
-    predictor = Predictor([model(network, view=VIEW)])
-    assert dice(predictor.predict(image).mask, organ) > 0.93
+    of_windows = Predictor([model(network, view=VIEW)])
+    assert dice(of_windows.predict(image).mask, organ) > 0.93
     windows = network.windows
-    air = nib.Nifti1Image(np.full((56, 48, 40), -1000, np.int16), affine)
-    prediction = predictor.predict(air, min_probability=0.0)
+    prediction = of_windows.predict(constant(-1000, (56, 48, 40), affine), min_probability=0.0)
     assert (prediction.probability < 1e-6).all()
     assert (prediction.mask.any(), prediction.expected_dice) == (False, 0)
     assert network.windows == windows > 0
 
 
 @each_affine
-def test_the_input_made_in_blocks_equals_the_transforms_of_training(
-    affine: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_input_made_in_blocks_equals_the_transforms_of_training(affine, monkeypatch):
     monkeypatch.setattr(resampling, "BLOCK_VOXELS", 10_000)
     hu = np.random.default_rng(0).integers(-900, 400, (31, 28, 25)).astype(np.int16)
     hu[:4], hu[:, -3:] = -1000, -1000
@@ -140,11 +136,9 @@ def test_the_input_made_in_blocks_equals_the_transforms_of_training(
 
 
 @each_affine
-def test_probability_on_the_scans_grid_equals_monais_resampling_without_its_border(
-    affine: np.ndarray,
-) -> None:
+def test_probability_on_the_scans_grid_equals_monais_resampling_without_its_border(affine):
     shape = (30, 26, 22)
-    (view,) = network_inputs(nib.Nifti1Image(np.zeros(shape, np.int16), affine), PATCHES, None)
+    (view,) = network_inputs(constant(0, shape, affine), PATCHES, None)
     p = torch.rand(view.values.shape, generator=torch.Generator().manual_seed(0))
     p = p[3:-2, :, 1:].contiguous()  # the network's field is smaller than the scan
     moved = view.affine.copy()
@@ -159,21 +153,9 @@ def test_probability_on_the_scans_grid_equals_monais_resampling_without_its_bord
     np.testing.assert_allclose(whole[clear], expected[clear], atol=1e-4)
 
 
-@pytest.mark.parametrize("threshold", [0.005, 0.5])
-def test_the_mask_does_not_depend_on_blocks_and_box(
-    threshold: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    p = (torch.rand(23, 21, 19, generator=torch.Generator().manual_seed(1)) ** 8).clamp(1e-6)
-    p[:, :, :4] = 1e-7
-    whole = predict_volumes(p, threshold=threshold)
-    monkeypatch.setattr(resampling, "BLOCK_VOXELS", 2_000)
-    prediction = predict_volumes(p, threshold=threshold)
-    np.testing.assert_array_equal(prediction.mask, p.numpy() > threshold)
-    np.testing.assert_array_equal(prediction.mask, whole.mask)
-    assert prediction.expected_dice == whole.expected_dice
-
-
-def test_expected_dice_and_components_by_hand() -> None:
+@pytest.mark.parametrize("voxels", [10**6, 1])
+def test_expected_dice_and_components_by_hand_whatever_the_size_of_blocks(voxels, monkeypatch):
+    monkeypatch.setattr(resampling, "BLOCK_VOXELS", voxels)
     p = torch.full((6, 4, 4), 1e-6)
     p[1, 1, 1], p[1, 1, 2], p[2, 2, 2] = 0.9, 0.6, 0.3
     prediction = predict_volumes(p)
@@ -186,7 +168,9 @@ def test_expected_dice_and_components_by_hand() -> None:
     assert prediction.expected_dice == pytest.approx(2 * 1.6 / (2.4 + 2), abs=1e-5)
 
 
-def test_an_ensemble_averages_and_its_disagreement_lowers_the_expected_dice() -> None:
+def test_an_ensemble_averages_shares_its_input_and_disagreement_lowers_the_expected_dice(
+    monkeypatch,
+):
     a, b = torch.full((4, 4, 4), 1e-7), torch.full((4, 4, 4), 1e-7)
     a[1, 1, 1:3], b[1, 1, 2], b[2, 1, 2] = 1 - 1e-7, 1 - 1e-7, 1 - 1e-7
     prediction = predict_volumes(a, b)
@@ -195,33 +179,28 @@ def test_an_ensemble_averages_and_its_disagreement_lowers_the_expected_dice() ->
     liver = replace(model(Bright()), structures=(replace(PANCREAS, name="liver"),))
     with pytest.raises(PancsegError, match="different structures"):
         Predictor([model(Bright()), liver])
+    calls = []
+    count = lambda *args: calls.append(args) or network_inputs(*args)  # noqa: E731
+    monkeypatch.setattr(resampling, "network_inputs", count)
+    image, organ = scan((30, 30, 20), AFFINES["LPS"])
+    ensemble = Predictor([model(Bright()), model(Bright(), GROUPS), model(Bright())])
+    assert dice(ensemble.predict(image).mask, organ) > 0.85
+    assert len(calls) == 2  # equal preprocessing is done once
 
 
-def test_members_with_equal_preprocessing_share_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, original = [], resampling.network_inputs
-    monkeypatch.setattr(
-        resampling, "network_inputs", lambda *args: calls.append(args) or original(*args)
-    )
-    image, organ = scan((30, 30, 20), LPS)
-    predictor = Predictor([model(Bright()), model(Bright(), GROUPS), model(Bright())])
-    assert dice(predictor.predict(image).mask, organ) > 0.85
-    assert len(calls) == 2
-
-
-def test_mirrored_images_are_averaged_along_the_axes_that_training_mirrored() -> None:
+def test_mirrored_images_are_averaged_along_the_axes_that_training_mirrored():
     p = torch.full((3, 2, 2), 0.5)
     p[0] = torch.sigmoid(torch.tensor(4.0))
-    predictor = Predictor([model(Volume(p), flips=(0.5, 0.5, 0))], mirror=True)
-    found = predictor.apply(0, torch.ones(3, 2, 2))
+    found = Predictor([model(Volume(p), flips=(0.5, 0.5, 0))], mirror=True).apply(
+        0, torch.ones(3, 2, 2)
+    )
     sigmoid_of_2 = 1 / (1 + np.exp(-2))
     np.testing.assert_allclose(found[:, 0, 0], [sigmoid_of_2, 0.5, sigmoid_of_2], atol=1e-6)
     with pytest.raises(PancsegError, match="without mirrored images"):
         Predictor([model(Bright(), flips=(0, 0, 0))], mirror=True)
 
 
-def test_the_network_runs_in_the_given_precision_where_the_device_is_fast_in_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_network_runs_in_the_given_precision_where_the_device_is_fast_in_it(monkeypatch):
     network = Bright()
     for precision in ("32-true", "bf16-mixed", "16-mixed"):
         p = Predictor([model(network)], precision=precision).apply(0, torch.ones(4, 4, 4))
@@ -229,36 +208,93 @@ def test_the_network_runs_in_the_given_precision_where_the_device_is_fast_in_it(
     # no CPU is faster in float16
     assert network.dtypes == [torch.float32, torch.bfloat16, torch.float32]
     for has_units, half in ((True, torch.bfloat16), (False, None)):  # where a GPU's memory ran out
-        monkeypatch.setattr(module, "cpu_has_bf16", has_units.__bool__)
-        *_, last = module.device_fallbacks("cuda", "bf16-mixed")
+        monkeypatch.setattr(predictor, "cpu_has_bf16", has_units.__bool__)
+        *_, last = predictor.device_fallbacks("cuda", "bf16-mixed")
         assert (last.device, last.half) == ("cpu", half)
+    for device in ("mps", "xpu:0"):
+        with pytest.raises(PancsegError, match="expected auto, cpu, cuda"):
+            predictor.check_device(device)
 
 
-def test_out_of_memory_falls_back_for_this_scan_only(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_memory_falls_back_for_this_scan_only(monkeypatch, caplog):
     windows = []
 
-    def mean(number: int, image: torch.Tensor, settings: DeviceSettings) -> torch.Tensor:
+    def mean(number, image, settings):
         windows.append(settings.windows)
         if settings.windows > 1:
             raise torch.OutOfMemoryError
         return image
 
-    predictor = Predictor([model(Bright())])
-    monkeypatch.setattr(predictor, "mean_over_mirrors", mean)
+    bright = Predictor([model(Bright())])
+    monkeypatch.setattr(bright, "mean_over_mirrors", mean)
     steps = [DeviceSettings("cpu", "cpu", 4, None), DeviceSettings("cpu", "cpu", 1, None, "singly")]
-    predictor.fallbacks = steps
+    bright.fallbacks = steps
     for _ in range(2):
-        predictor.apply(0, torch.ones(1, 1, 1))
+        bright.apply(0, torch.ones(1, 1, 1))
     assert windows == [4, 1, 4, 1]  # the next scan begins with the fastest settings again
     assert "memory ran out: trying singly" in caplog.text
-    predictor.fallbacks = steps[:1]
+    bright.fallbacks = steps[:1]
     with pytest.raises(torch.OutOfMemoryError):
-        predictor.apply(0, torch.ones(1, 1, 1))
+        bright.apply(0, torch.ones(1, 1, 1))
 
 
-def test_a_device_without_support_is_refused_in_one_line() -> None:
-    for device in ("mps", "xpu:0"):
-        with pytest.raises(PancsegError, match="expected auto, cpu, cuda"):
-            module.check_device(device)
+# threshold and components: given, chosen on validation patients, kept beside a checkpoint
+
+ORGAN = np.zeros((20, 20, 20), bool)
+ORGAN[2:8, 2:8, 2:8] = True
+FIELD = np.where(ORGAN, 0.4, 0).astype(np.float32)  # and a smaller false alarm at 0.9
+FIELD[15:17, 15:17, 15:17] = 0.9
+
+
+def test_the_candidate_of_the_highest_mean_dice_over_patients_nearest_to_the_default_is_chosen():
+    candidates = PostprocessOptions("auto", "auto").candidates(DEFAULT)
+    assert len(candidates) == 34
+    assert choose(candidates, [("p", FIELD, ORGAN)]) == (Postprocess(0.35, True), 1)
+    dices = dict(zip(candidates, post.dice_of_each(candidates, FIELD, ORGAN), strict=True))
+    assert dices[Postprocess(0.35, True)] == 1
+    assert dices[Postprocess(0.35, False)] == pytest.approx(2 * 216 / (224 + 216))
+    assert dices[Postprocess(0.5, False)] == 0
+    assert choose(candidates, [("p", ORGAN.astype(np.float32), ORGAN)])[0] == DEFAULT
+    # three cases of a are best at 0.5, one of b at 0.35: each patient has one vote
+    high = ("a", np.where(ORGAN, 0.6, 0.4).astype(np.float32), ORGAN)
+    low = ("b", np.where(ORGAN, 0.4, 0.0).astype(np.float32), ORGAN)
+    empty = ("c", FIELD, np.zeros_like(ORGAN))
+    # at 0.5: a 1, b 0; at 0.35: a 2 * 216 / (8000 + 216) = 0.053, b 1
+    candidates = [Postprocess(0.5), Postprocess(0.35)]
+    assert choose(candidates, [high, high, high, low, empty]) == (Postprocess(0.35), 2)
+
+
+def test_given_values_override_the_recorded_choice():
+    recorded = Postprocess(0.45, True)
+    assert PostprocessOptions().override(recorded) == recorded
+    assert PostprocessOptions(threshold=0.6).override(recorded) == Postprocess(0.6, True)
+    assert {c.largest_component for c in PostprocessOptions("auto").candidates(recorded)} == {True}
+    for given in ((1.5, None), ("best", None), (True, None), (None, "yes")):
+        with pytest.raises(PancsegError, match="expected"):
+            PostprocessOptions(*given)
+
+
+def test_a_sidecar_holds_for_the_weights_that_it_was_written_for_and_a_corrupt_one_is_refused():
+    checkpoint = Path("best.ckpt")
+    checkpoint.write_bytes(b"weights")
+    post.write_postprocess(checkpoint, Postprocess(0.35, True), chosen_on="val", n=3)
+    calibration.write_calibration(checkpoint, Calibration(0.9, 3, 0.7))
+    assert post.read_postprocess(checkpoint) == Postprocess(0.35, True)
+    assert calibration.read_calibration(checkpoint) == Calibration(0.9, 3, 0.7)
+    assert json.loads(post.postprocess_path(checkpoint).read_text())["chosen_on"] == "val"
+    checkpoint.write_bytes(b"other weights")
+    assert post.read_postprocess(checkpoint) is None
+    assert calibration.read_calibration(checkpoint) == Calibration()
+    for path, read, content in (
+        (post.postprocess_path, post.read_postprocess, '"largest_component": true, "threshold"'),
+        (
+            calibration.calibration_path,
+            calibration.read_calibration,
+            '"scale": 1, "n": 1, "lowest"',
+        ),
+    ):
+        for number in ("NaN", "2", "1" + "0" * 60, "true", '"0.5"', "null"):
+            text = f'{{"checkpoint_sha256": "a", {content}: {number}}}'
+            path(checkpoint).write_text(text)
+            with pytest.raises(PancsegError, match=path(checkpoint).name):
+                read(checkpoint)

@@ -11,7 +11,7 @@ import pytest
 from tests.other_software import assert_same, by_simpleitk
 
 
-def prepare(command, root: Path, *words: str) -> tuple[int, dict[str, dict[str, str]]]:  # type: ignore[no-untyped-def]
+def prepare(command, root, *words):  # type: ignore[no-untyped-def]
     """Exit code of the command, and rows of images by the name of their file."""
     ended = command("prepare", f"data.root={root}", "data.depth=4", "privacy=none", *words)
     assert "Traceback" not in ended.err
@@ -20,7 +20,7 @@ def prepare(command, root: Path, *words: str) -> tuple[int, dict[str, dict[str, 
     return ended.code, {Path(row["path"]).name.partition(".")[0]: row for row in rows}
 
 
-def case_of(root: Path, row: dict[str, str], role: str = "image") -> nib.Nifti1Image:
+def case_of(root, row, role="image"):
     return nib.load(root / "cases" / f"{row['case']}_{role}.nii.gz")
 
 

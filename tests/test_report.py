@@ -5,40 +5,42 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pancseg.reports.comparison import difference_table
-from tests.conftest import Command
 from tests.tiny_scores import score_row, write_run
 
 HOSTILE = '[/x] $^$ \x1b[31m"><script>alert(1)</script>'
 FOUR = [score_row(f"p{n}", dice) for n, dice in enumerate((0.9, 0.5, 0.7, 0.8))]
 
 
-def text_of(path: Path) -> str:
-    """Text of a page, with single spaces."""
-    text = re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", path.read_text())
+def text_of(page):
+    text = re.sub(r"(?s)<style>.*?</style>|<[^>]*>", " ", Path(page).read_text())
     return " ".join(html.unescape(text).split())
 
 
-def banners_of(path: Path) -> list[str]:
-    return re.findall(r'class="banner"><strong>(.*?)</strong>', path.read_text())
+def banners_of(page):
+    return re.findall(r'class="banner"><strong>(.*?)</strong>', Path(page).read_text())
 
 
-def compared_in(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "comparison.json").read_text()))
+@pytest.fixture
+def compare(command):
+    """Compare two folders: output, ``comparison.json``."""
+
+    def run(*words):
+        ended = command("report", *words, "output=.")
+        assert ended.code == 0, ended.err
+        return ended.out, json.loads(Path("comparison.json").read_text())
+
+    return run
 
 
-def test_the_page_shows_the_scores_worst_first_and_the_training(
-    tmp_path: Path, command: Command
-) -> None:
-    rows = [*FOUR, score_row("p9", None)]
-    run = write_run(tmp_path / "run", rows, flags={"p1": ["few_slices"]})
+def test_the_page_shows_the_scores_worst_first_and_the_training(command):
+    run = write_run(Path("run"), [*FOUR, score_row("p9", None)], flags={"p1": ["few_slices"]})
     (run / "metrics.csv").write_text("epoch,train/loss,val/loss,val/dice\n1,0.5,0.6,0.7\n")
     assert command("report", f"run={run}").code == 0
-    text = text_of(run / "report.html")
+    text = text_of("run/report.html")
     low, high = json.loads((run / "scores" / "test.json").read_text())["dice"]["ci95"]
     order = [text.index(f" p{n} 0.") for n in (1, 2, 3, 0)]
     assert order == sorted(order)
@@ -50,7 +52,7 @@ def test_the_page_shows_the_scores_worst_first_and_the_training(
     ):  # fmt: skip
         assert expected in text
     assert "Miller" not in text  # in a path of the training's command
-    assert banners_of(run / "report.html") == []
+    assert banners_of("run/report.html") == []
 
 
 @pytest.mark.parametrize(
@@ -62,14 +64,12 @@ def test_the_page_shows_the_scores_worst_first_and_the_training(
         ("external", {"without_mask": ["p1"]}, "without mask 1: p1", "NOT KNOWN WHETHER"),
     ],
 )
-def test_each_subset_has_a_page_with_banners(
-    subset: str, about: dict[str, Any], text: str, banner: str, tmp_path: Path, command: Command
-) -> None:
-    run = write_run(tmp_path / "run", FOUR, subset, **about)
-    assert command("report", f"run={run}", f"subset='{subset}'").code == 0
-    name = "" if subset in ("test", "external") else f"_{subset}"
-    assert text in text_of(run / f"report{name}.html")
-    (shown,) = banners_of(run / f"report{name}.html")
+def test_each_subset_has_a_page_with_banners(subset, about, text, banner, command):
+    write_run(Path("run"), FOUR, subset, **about)
+    assert command("report", "run=run", f"subset='{subset}'").code == 0
+    page = "run/report.html" if subset in ("test", "external") else f"run/report_{subset}.html"
+    assert text in text_of(page)
+    (shown,) = banners_of(page)
     assert shown.startswith(banner)
 
 
@@ -81,23 +81,21 @@ def test_each_subset_has_a_page_with_banners(
         ("manufacturer", "ge 3 0.567 0.100 to 0.900, siemens 2 0.550 0.300 to 0.800, - 1 0.500 -"),
     ],
 )
-def test_subgroups_are_tertiles_of_numbers_and_values_of_text(
-    column: str, expected: str, tmp_path: Path, command: Command
-) -> None:
+def test_subgroups_are_tertiles_of_numbers_and_values_of_text(column, expected, command):
     dice, mm = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9), (1.0, 1.25, 2.0, 2.5, 3.0, 5.0)
     makers = ("ge", "siemens", None, "ge", "siemens", "ge")
     rows = [
         score_row(f"p{n // 2}", d, case=f"c{n}", spacing_z_mm=z, manufacturer=m)
         for n, (d, z, m) in enumerate(zip(dice, mm, makers, strict=True))
     ]
-    run = write_run(tmp_path / "run", [*rows, score_row("p9", None, case="c9")])
-    ended = command("report", f"run={run}", f"by={column}")
+    write_run(Path("run"), [*rows, score_row("p9", None, case="c9")])
+    ended = command("report", "run=run", f"by={column}")
     cells = [line.split("│")[1:5] for line in ended.out.splitlines() if line.startswith("│")]
     assert ", ".join(" ".join(cell.strip() for cell in line) for line in cells) == expected
-    assert f"Scores by {column}" in text_of(run / "report.html")
+    assert f"Scores by {column}" in text_of("run/report.html")
 
 
-def test_slices_are_read_from_their_folder_alone(tmp_path: Path, command: Command) -> None:
+def test_slices_are_read_from_their_folder_alone(tmp_path, command):
     run, secret = tmp_path / "run", tmp_path / "secret.json"
     views = run / "scores" / "test" / "views"
     names = ["good", "link", "../../../../secret", str(secret.with_suffix(""))]
@@ -114,15 +112,14 @@ def test_slices_are_read_from_their_folder_alone(tmp_path: Path, command: Comman
             views.symlink_to(tmp_path / "views")
 
 
-def test_hostile_names_are_text_and_pages_request_nothing(tmp_path: Path, command: Command) -> None:
-    run, other = tmp_path / "run", tmp_path / "other"
+def test_hostile_names_are_text_and_pages_request_nothing(command):
     rows = [score_row(f"{HOSTILE}{n}", 0.5 + n / 10, contrast=HOSTILE) for n in range(3)]
-    for folder in (run, other):
+    for folder in (Path("run"), Path("other")):
         train, flags = (rows[0]["patient"],), {rows[0]["patient"]: [HOSTILE]}
         write_run(folder, rows, held_out=False, train=train, flags=flags)
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps({**summary, "name": HOSTILE}))
-    for words in ([f"run={run}", "by=contrast"], [f"runs=[{run},{other}]", f"output={tmp_path}"]):
+    for words in (["run=run", "by=contrast"], ["runs=[run,other]", "output=."]):
         ended = command("report", *words)
         assert ended.code == 0 and "\x1b[31m" not in ended.out + ended.err
         assert r"[/x] $^$ \x1b[31m" in ended.out
@@ -131,12 +128,12 @@ def test_hostile_names_are_text_and_pages_request_nothing(tmp_path: Path, comman
         assert not re.search(r'(src|href|srcset)="(?!#|data:)|url\((?!#)|@import', page)
 
 
-def test_two_runs_are_compared_patient_by_patient(tmp_path: Path, command: Command) -> None:
+def test_two_runs_are_compared_patient_by_patient(compare):
     better = [score_row(row["patient"], row["dice"] + 0.05, hd95_mm=4.0) for row in FOUR]
-    one, other = write_run(tmp_path / "a", FOUR), write_run(tmp_path / "b", better, phantoms=True)
-    ended = command("report", f"runs=[{one},{other}]", f"output={tmp_path}")
-    assert ended.code == 0 and "PHANTOMS, held out" in ended.out
-    compared = compared_in(tmp_path)
+    write_run(Path("a"), FOUR)
+    write_run(Path("b"), better, phantoms=True)
+    printed, compared = compare("runs=[a,b]")
+    assert "PHANTOMS, held out" in printed
     dice = compared["comparisons"][0]
     assert (dice["n"], dice["higher"], dice["lower"]) == (4, 4, 0)
     assert dice["difference"] == pytest.approx(0.05)
@@ -145,55 +142,45 @@ def test_two_runs_are_compared_patient_by_patient(tmp_path: Path, command: Comma
     assert compared["warnings"] == [] and compared["held_out"] is True
     lines = difference_table(compared).rows
     assert [line[5:7] for line in lines] == [["4", "0"]] * 3 and lines[2][3] == "-1.0"  # fewer mm
-    assert "strong (2) minus strong (1)" in text_of(tmp_path / "comparison.html")
-    rows = list(csv.reader((tmp_path / "comparison.csv").read_text().splitlines()))
+    assert "strong (2) minus strong (1)" in text_of("comparison.html")
+    rows = list(csv.reader(Path("comparison.csv").read_text().splitlines()))
     assert rows[0][:3] == ["patient", "dice strong (1)", "dice strong (2)"]
     assert rows[1][:3] == ["p0", "0.9", "0.95"] and len(rows) == 5
+    write_run(Path("b"), FOUR, train=("p0", "p1"), held_out=False)
+    leak = "trained on, or was chosen by, 2 of the patients"
+    assert leak in compare("runs=[a,b]")[0] and leak in text_of("comparison.html")
 
 
 @pytest.mark.parametrize("runs", ["[run,other]", "[other,run]"])
-def test_masks_of_another_tool_are_compared_on_the_patients_of_the_run(
-    runs: str, command: Command
-) -> None:
+def test_masks_of_another_tool_are_compared_on_the_patients_of_the_run(runs, compare):
     write_run(Path("run"), FOUR)
     write_run(Path("other"), [score_row(f"p{n}", 0.6) for n in range(9)], "external")
-    ended = command("report", f"runs={runs}", "output=.", "measures=[dice,volume_ml]")
-    assert ended.code == 0 and "not known whether held out" in ended.out
-    compared = compared_in(Path())
+    printed, compared = compare(f"runs={runs}", "measures=[dice,volume_ml]")
+    assert "not known whether held out" in printed
     assert compared["patients"] == ["p0", "p1", "p2", "p3"]
     means = {run["name"]: run["dice"]["mean"] for run in compared["runs"]}
     assert means == {"strong": pytest.approx(0.725), "nnunet": pytest.approx(0.6)}
     assert difference_table(compared).rows[1][5:7] == ["0 higher", "0 lower"]
-    assert banners_of(Path("comparison.html")) == ["NOT KNOWN WHETHER HELD OUT"]
-
-
-def test_a_run_trained_on_compared_patients_is_warned_of(tmp_path: Path, command: Command) -> None:
-    one = write_run(tmp_path / "a", FOUR)
-    other = write_run(tmp_path / "b", FOUR, train=("p0", "p1"), held_out=False)
-    ended = command("report", f"runs=[{one},{other}]", f"output={tmp_path}")
-    leak = "trained on, or was chosen by, 2 of the patients"
-    assert leak in ended.out and leak in text_of(tmp_path / "comparison.html")
+    assert banners_of("comparison.html") == ["NOT KNOWN WHETHER HELD OUT"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give run=RUN, or sweep=SWEEP"),
-        (["run=nowhere"], "no such folder"),
-        (["run=empty"], "not the folder of a run"),
-        (["run=run", "by=scanner"], "by=scanner: no such column"),
-        (["runs=[nowhere]"], "expected two folders"),
-        (["runs=[run,few]"], "1 are in one of them only (p0)"),
-        (["runs=[run,leak]"], "(p0, p7); 2 of them were scored in one run and trained on"),
-        (["runs=[run,few]", "measures=[volume]"], "run: its scores of test have no volume"),
-        (["run=run", "subset=val"], "evaluate checkpoint=run/checkpoints/best.ckpt subset=val"),
-        (["run=damaged"], "test.json: is JSON, but not figures"),
-        (["run=noise"], "metrics.csv: cannot be read"),
+        ("", "give run=RUN, or sweep=SWEEP"),
+        ("run=nowhere", "no such folder"),
+        ("run=empty", "not the folder of a run"),
+        ("run=run by=scanner", "by=scanner: no such column"),
+        ("runs=[nowhere]", "expected two folders"),
+        ("runs=[run,few]", "1 are in one of them only (p0)"),
+        ("runs=[run,leak]", "(p0, p7); 2 of them were scored in one run and trained on"),
+        ("runs=[run,few] measures=[volume]", "run: its scores of test have no volume"),
+        ("run=run subset=val", "evaluate checkpoint=run/checkpoints/best.ckpt subset=val"),
+        ("run=damaged", "test.json: is JSON, but not figures"),
+        ("run=noise", "metrics.csv: cannot be read"),
     ],
 )
-def test_folders_that_cannot_be_reported_are_refused_in_a_line(
-    command: Command, words: list[str], message: str
-) -> None:
+def test_folders_that_cannot_be_reported_are_refused_in_a_line(command, words, message):
     for name in ("run", "damaged", "noise"):
         write_run(Path(name), FOUR, train=("p7",))
     write_run(Path("few"), FOUR[1:], "external")
@@ -201,5 +188,5 @@ def test_folders_that_cannot_be_reported_are_refused_in_a_line(
     Path("empty").mkdir()
     Path("damaged", "scores", "test.json").write_text("{}")
     Path("noise", "metrics.csv").write_text("epoch,val/dice\n1,x\n")
-    ended = command("report", *words)
+    ended = command("report", *words.split())
     assert ended.code == 2 and message in ended.err

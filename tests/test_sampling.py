@@ -4,7 +4,6 @@ import math
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,20 +17,16 @@ from pancseg.errors import PancsegError
 from pancseg.models.resunet import plan_levels
 from tests.tiny_root import case_of
 
-Shape = tuple[int, int, int]
 SIZE = (8, 8, 8)
 NUMBERS = Preprocessing("RAS", (8.0, 8.0, 8.0), (-200.0, 200.0), None)
 EPOCHS = [(4, 2, [2, 2]), (5, 2, [2, 2]), (5, 3, [3, 2]), (1, 2, [1]), (3, 1, [1, 1, 1])]
 
 
-@pytest.mark.parametrize(("per_epoch", "batch_size", "sizes"), EPOCHS)
-def test_an_epoch_holds_all_samples_except_a_last_batch_of_one(per_epoch, batch_size, sizes):
-    batches = list(BatchSampler(per_epoch, batch_size))
-    assert [len(batch) for batch in batches] == sizes
-    assert [n for batch in batches for n in batch] == list(range(sum(sizes)))
-
-
-def test_epochs_follow_each_other_and_processes_share_the_batches_of_a_single_process():
+def test_batches_of_epochs_and_processes_are_those_of_a_single_process():
+    for per_epoch, batch_size, sizes in EPOCHS:  # without a last batch of one
+        batches = list(BatchSampler(per_epoch, batch_size))
+        assert [len(batch) for batch in batches] == sizes
+        assert [n for batch in batches for n in batch] == list(range(sum(sizes)))
     sampler = BatchSampler(6, 2, lambda: 2)
     assert list(sampler) == [[12, 13], [14, 15], [16, 17]]
     assert pickle.loads(pickle.dumps(sampler)).global_batch_size == 2  # without the lambda
@@ -39,7 +34,7 @@ def test_epochs_follow_each_other_and_processes_share_the_batches_of_a_single_pr
     assert [a + b for a, b in zip(*parts, strict=True)] == list(BatchSampler(8, 4))
 
 
-def volume(shape: Shape, voxel: Shape | None = None, code: int = 1) -> Volume:
+def volume(shape, voxel=None, code=1):
     """An image whose values tell voxels apart, with one labelled voxel or none."""
     image = (np.arange(math.prod(shape)) % 997).reshape(shape).astype(np.float16)
     label = np.zeros(shape, np.uint8)
@@ -48,17 +43,15 @@ def volume(shape: Shape, voxel: Shape | None = None, code: int = 1) -> Volume:
     return Volume(image, label, np.argwhere(label).astype(np.int32))
 
 
-def cache_of(*volumes: Volume) -> VolumeCache:
+def cache_of(*volumes):
     entries = [case_of(f"case{n}") for n in range(len(volumes))]
     return VolumeCache(Path(), Path(), NUMBERS, entries, loaded=list(volumes))
 
 
-def patches(
-    *volumes: Volume, batch_size: int = 2, margin: Shape = (0, 0, 0), **numbers: Any
-) -> sampling.PatchDataset:
+def patches(*volumes, batch_size=2, margin=(0, 0, 0), structures=((1,),), **numbers):
     settings = Sampling("patches", steps_per_epoch=100, **numbers)
-    batches = BatchSampler(100 * batch_size, batch_size)
-    return sampling.PatchDataset(cache_of(*volumes), batches, 0, SIZE, margin, settings)
+    batches, cache = BatchSampler(100 * batch_size, batch_size), cache_of(*volumes)
+    return sampling.PatchDataset(cache, batches, 0, SIZE, margin, settings, structures)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -70,7 +63,7 @@ def test_a_share_of_the_patches_contains_a_labelled_voxel(batch_size, voxel):
     assert all(labelled[0::3]) and all(labelled[1::3]) and not all(labelled[2::3])
 
 
-def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume():
+def test_a_patch_may_have_a_margin_and_extend_beyond_the_volume():
     numbers = {"foreground_share": 0.5, "jitter": 0.5}
     scan = volume((12, 20, 25), (0, 0, 0))
     plain, wide = patches(scan, **numbers), patches(scan, margin=(4, 6, 2), **numbers)
@@ -78,10 +71,7 @@ def test_a_margin_does_not_move_a_patch_and_may_extend_beyond_the_volume():
         assert wide[n]["image"].shape == (1, 12, 14, 10)
         assert torch.equal(wide[n]["image"][:, 2:-2, 3:-3, 1:-1], plain[n]["image"])
         assert n % 2 or wide[n]["label"][:, 2:-2, 3:-3, 1:-1].any()
-
-
-def test_a_volume_smaller_than_a_patch_is_centred_in_air():
-    item = patches(volume((4, 20, 6), (2, 10, 3)), foreground_share=1.0)[0]
+    item = patches(volume((4, 20, 6), (2, 10, 3)), foreground_share=1.0)[0]  # centred in air
     assert (item["image"][0, :2] == 0).all() and (item["image"][0, 6:] == 0).all()
     assert item["label"][0, 2:6, :, 1:7].sum() == 1
 
@@ -95,11 +85,13 @@ def test_patches_come_from_everywhere_and_jitter_moves_the_labelled_voxel():
         assert fewest <= len(places) <= most
 
 
-def test_every_structure_is_foreground_of_a_sample():
-    cache = cache_of(*(volume(SIZE, (1, 2, 3), code) for code in (1, 2, 7)))
-    for item in VolumeDataset(cache), patches(*cache.loaded, foreground_share=1.0):
-        assert item[0]["label"].dtype == torch.uint8
-        assert {item[n]["label"].max().item() for n in range(3)} == {1}
+def test_labels_keep_their_codes_and_structures_take_turns_as_foreground():
+    volumes = [volume(SIZE, (1, 2, 3), code) for code in (1, 2, 7)]
+    whole = VolumeDataset(cache_of(*volumes))
+    dataset = patches(*volumes, foreground_share=1.0, structures=[[1], [7], [2]])
+    for items, codes in ((whole, [1, 2, 7]), (dataset, [1, 7, 2])):
+        assert items[0]["label"].dtype == torch.uint8
+        assert [items[n]["label"].max().item() for n in range(3)] == codes
 
 
 def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own():
@@ -122,7 +114,7 @@ def test_sampling_out_of_range_is_refused():
             Sampling(**numbers)
 
 
-LIMITS: dict[str, Any] = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
+LIMITS = {"patch_voxels": 500_000, "field_mm": (220, 180, 160)}
 COARSE, FINE = "288 x 240 x 192 mm", "96 x 80 x 64 voxels of 2.32 x 2.32 x 2.32 mm"
 PLANS = [((128, 128, 96), (3, 3, 3), COARSE), ((512, 512, 200), (0.75, 0.75, 2), FINE)]
 

@@ -4,12 +4,10 @@ import csv
 import json
 import shutil
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pancseg.data.splits import SUBSETS, Split, make_split, persons_of
+from pancseg.data.splits import SUBSETS, make_split, persons_of
 from pancseg.errors import PancsegError
 from tests.conftest import smoke
 from tests.tiny_root import case_of
@@ -18,16 +16,8 @@ MANY = [f"p{n:03d}" for n in range(200)]
 FEW = MANY[:12]
 
 
-def sizes(split: Split) -> list[int]:
+def sizes(split):
     return [len(getattr(split, subset)) for subset in SUBSETS]
-
-
-def moves(before: Any, after: Any) -> int:
-    """Most patients of ``before`` that crossed a border; subsets in the order of the ranking."""
-    known = set().union(*before)
-    borders = range(1, len(before))
-    ends = [[set().union(*subsets[:n]) & known for n in borders] for subsets in (before, after)]
-    return max(len(old ^ new) for old, new in zip(*ends, strict=True))
 
 
 def test_every_patient_is_in_one_subset_whatever_the_order_and_the_seed_decides():
@@ -40,41 +30,38 @@ def test_every_patient_is_in_one_subset_whatever_the_order_and_the_seed_decides(
 
 
 SIZES = [
-    (80, 0.2, 0.2, [48, 16, 16]),
-    (12, 2, 5, [5, 2, 5]),
-    (200, 0.1, 0.3, [120, 20, 60]),
-    (100, 0, 0.2, [80, 0, 20]),
-    (2, 1, 0, [1, 1, 0]),
-    (3, 0.2, 0.6, [1, 1, 1]),
+    (80, 0.2, 0.2, [48, 16, 16]), (12, 2, 5, [5, 2, 5]), (200, 0.1, 0.3, [120, 20, 60]),
+    (100, 0, 0.2, [80, 0, 20]), (2, 1, 0, [1, 1, 0]), (3, 0.2, 0.6, [1, 1, 1]),
     (4, 1, 0.01, [2, 1, 1]),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("patients", "val", "test", "expected"), SIZES)
-def test_subsets_have_the_size_that_was_asked_for(patients, val, test, expected):
-    assert sizes(make_split(MANY[:patients], val=val, test=test)) == expected
-
-
-def test_the_test_subset_is_the_nearest_whole_number_and_does_not_depend_on_validation():
+def test_sizes_are_as_asked_for_and_the_test_subset_does_not_depend_on_validation():
+    for patients, val, test, expected in SIZES:
+        assert sizes(make_split(MANY[:patients], val=val, test=test)) == expected
     for n in range(5, 201):
         train, val, test = sizes(make_split(MANY[:n]))
-        assert test == round(0.2 * n)
+        assert (test, train + val + test) == (round(0.2 * n), n)
         assert abs(val - 0.2 * n) < 1
-        assert train + val + test == n
         assert make_split(MANY[:n], val=0).test == make_split(MANY[:n], val=0.25).test
+
+
+def moves(before, after):
+    """Most patients of ``before`` that crossed a border; subsets in the order of the ranking."""
+    known, borders = set().union(*before), range(1, len(before))
+    ends = [[set().union(*subsets[:n]) & known for n in borders] for subsets in (before, after)]
+    return max(len(old ^ new) for old, new in zip(*ends, strict=True))
 
 
 @pytest.mark.parametrize("added", [1, 7, 40])
 @pytest.mark.parametrize("shares", [(0.2, 0.2), (0.1, 0.3), (0.3, 0.05), (5, 0.2), (0.2, 5)])
-def test_as_many_patients_as_were_added_move_across_a_border_at_most(added, shares):
+def test_at_most_as_many_patients_cross_a_border_as_were_added(added, shares):
     val, test = shares
     for n in range(12, 120, 5):
-        splits = (make_split(MANY[:m], val=val, test=test) for m in (n, n + added))
-        before, after = ((split.test, split.val, split.train) for split in splits)
-        assert moves(before, after) <= added
-        folds = (
-            [make_split(MANY[:m], "kfold", fold=f).test for f in range(5)] for m in (n, n + added)
-        )
+        splits = [make_split(MANY[:m], val=val, test=test) for m in (n, n + added)]
+        assert moves(*((split.test, split.val, split.train) for split in splits)) <= added
+        folds = [[make_split(MANY[:m], "kfold", fold=f).test for f in range(5)]
+                 for m in (n, n + added)]  # fmt: skip
         assert moves(*folds) <= added
 
 
@@ -90,7 +77,7 @@ def test_folds_differ_by_one_patient_at_most_and_each_patient_is_tested_once(fol
             assert sorted(split.train + split.val + split.test) == MANY[:n]
 
 
-IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+IMPOSSIBLE = [
     ({"patients": FEW[:2]}, "2 labelled patients, this split needs at least 3"),
     ({"patients": []}, "no labelled patient"),
     ({"val": 6, "test": 6}, "needs at least 13"),
@@ -109,28 +96,16 @@ def test_an_impossible_split_is_refused(settings, message):
         make_split(**{"patients": FEW, **settings})
 
 
-@pytest.mark.parametrize("rule", ["holdout", "kfold"])
-def test_all_names_of_a_person_are_in_one_subset_and_count_once(rule):
+def test_all_names_of_a_person_are_in_one_subset_and_count_once():
     persons = {name: f"p{int(name[1:]) // 2 * 2:03}" for name in MANY[:40]}
-    split = make_split(MANY[:40], rule, persons=persons)
-    assert sizes(split) == [24, 8, 8]
-    assert all(persons[name] in getattr(split, s) for s in SUBSETS for name in getattr(split, s))
-
-
-def test_patients_of_one_study_patient_id_or_scan_are_one_person():
-    cases = [
-        case_of("a", study_hash="S"), case_of("b", study_hash="S"),
-        case_of("c", patient_id_hash="P"), case_of("d", patient_id_hash="P"),
-        case_of("e"), case_of("f", voxel_hash="pixels e", duplicate_of="e"),
-    ]  # fmt: skip
+    for split in (make_split(MANY[:40], rule, persons=persons) for rule in ("holdout", "kfold")):
+        assert sizes(split) == [24, 8, 8]
+        subsets = [getattr(split, subset) for subset in SUBSETS]
+        assert all(persons[name] in subset for subset in subsets for name in subset)
+    cases = [case_of("a", study_hash="S"), case_of("b", study_hash="S")]
+    cases += [case_of("c", patient_id_hash="P"), case_of("d", patient_id_hash="P")]
+    cases += [case_of("e"), case_of("f", voxel_hash="pixels e", duplicate_of="e")]
     assert persons_of(cases) == {"a": "a", "b": "a", "c": "c", "d": "c", "e": "e", "f": "e"}
-
-
-def test_a_split_is_read_from_the_file_of_a_run(tmp_path):
-    split, path = make_split(FEW, val=2, test=3), tmp_path / "splits.json"
-    path.write_text(json.dumps(vars(split)))
-    again = make_split([*FEW, "added"], "file", path=str(path))
-    assert [getattr(again, s) for s in SUBSETS] == [getattr(split, s) for s in SUBSETS]
 
 
 FILES = [
@@ -142,21 +117,18 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("subsets", "message"), FILES)
-def test_a_file_that_is_no_split_of_these_persons_is_refused(tmp_path, subsets, message):
-    path = tmp_path / "splits.json"
-    path.write_text(json.dumps({"train": ["p001"], "val": [], "test": [], **subsets}))
-    with pytest.raises(PancsegError, match=message):
-        make_split(FEW, "file", path=str(path), persons={"p003": "p001"})
+def test_a_split_is_read_from_the_file_of_a_run_and_refused_for_other_persons(tmp_path):
+    split, path = make_split(FEW, val=2, test=3), tmp_path / "splits.json"
+    path.write_text(json.dumps(vars(split)))
+    again = make_split([*FEW, "added"], "file", path=str(path))
+    assert [getattr(again, s) for s in SUBSETS] == [getattr(split, s) for s in SUBSETS]
+    for subsets, message in FILES:
+        path.write_text(json.dumps({"train": ["p001"], "val": [], "test": [], **subsets}))
+        with pytest.raises(PancsegError, match=message):
+            make_split(FEW, "file", path=str(path), persons={"p003": "p001"})
 
 
-def sweep_words(prepared: Path, folder: Path, *words: str) -> list[str]:
-    fixed = ("hydra.run", "split.")
-    smoked = [word for word in smoke(prepared, folder) if not word.startswith(fixed)]
-    return ["-m", *smoked, f"hydra.sweep.dir={folder}", *words]
-
-
-def scores_of(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+def scores_of(folder):
     """Figures, and rows by patient."""
     with (folder / "scores" / "test.csv").open(newline="") as file:
         rows = {row["patient"]: row for row in csv.DictReader(file)}
@@ -166,8 +138,9 @@ def scores_of(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
 @pytest.mark.slow
 def test_each_patient_is_scored_once_by_the_fold_that_held_them_out(prepared, tmp_path, command):
     sweep = tmp_path / "sweep"
-    folds = ["split=kfold", "split.folds=3", "split.fold=0,1,2"]
-    assert command("train", *sweep_words(prepared, sweep, *folds)).code == 0
+    words = [w for w in smoke(prepared, sweep) if not w.startswith(("hydra.run", "split."))]
+    folds = [f"hydra.sweep.dir={sweep}", "split=kfold", "split.folds=3", "split.fold=0,1,2"]
+    assert command("train", "-m", *words, *folds).code == 0
     assert command("evaluate", f"checkpoint={sweep}").code == 0
     figures, rows = scores_of(sweep)
     assert (figures["n"], figures["held_out"], figures["checkpoints"]) == (6, True, 3)

@@ -10,13 +10,11 @@ from pancseg.structures import (
     parse_structures,
     structures_from_manifest,
 )
+from tests.source_contents import ORGAN
 
-ORGAN = {"code": "15776009", "kind": "organ", "volume_ml": [15, 300]}
 
-
-def parse(labels=None, **nodes):  # type: ignore[no-untyped-def]
-    entries = {name: {**ORGAN, "labels": own} for name, own in nodes.items()}
-    return parse_structures(entries, labels)
+def parse(labels=None, **nodes):
+    return parse_structures({name: {**ORGAN, "labels": own} for name, own in nodes.items()}, labels)
 
 
 IMPOSSIBLE = [
@@ -44,18 +42,16 @@ def test_a_part_is_stored_with_a_code_of_its_own_and_belongs_to_its_whole():
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.0000000002, 0.99999])
-def test_values_near_whole_numbers_are_those_numbers(factor):
-    values = np.array([0, 1, 2, 7], np.float32) * np.float32(factor)
+def test_values_near_whole_numbers_are_those_numbers_and_undeclared_values_are_named(factor):
+    values, any_value = (
+        np.array([0, 1, 2, 7], np.float32) * np.float32(factor),
+        parse(pancreas=None),
+    )
     codes, unknown_values = encode_values(values, parse(pancreas=[1, 2], tumour=[2]))
     assert (codes.tolist(), unknown_values) == ([0, 1, 2, 0], ())
-    assert encode_values(values, parse(pancreas=None), declared=[1, 2, 7])[1] == ()
-
-
-def test_values_that_nobody_declared_are_named_unless_labels_were_chosen():
-    values = np.array([0, 1, 2])
-    assert encode_values(values, parse(pancreas=None))[1] == ("1", "2")
-    assert encode_values(values, parse(pancreas=None), declared=[1])[1] == ("2",)
-    assert encode_values(values, parse(pancreas=[1]))[1] == ()
+    assert encode_values(values, any_value, declared=[1, 2, 7])[1] == ()
+    assert encode_values(values, any_value, declared=[1])[1] == ("2", "7")
+    assert encode_values(values, any_value)[1] == ("1", "2", "7")
 
 
 def test_structures_are_matched_by_number_name_or_code_and_the_only_one_needs_no_choice():

@@ -15,34 +15,28 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def find(folder: Path) -> tuple[list[Series], list[SkippedFile]]:
-    """Search a folder at any depth."""
     return find_series(folder, [path for path in folder.rglob("*") if not path.is_dir()])
 
 
 def read(folder: Path, **repair: bool) -> Scan:
-    """Read the only series of a folder."""
     (series,), _ = find(folder)
     assert series.problem == ""
     return read_series(series.files, Repair(**repair))
 
 
-def put(**values: Any) -> Callable[[list[Dataset]], None]:
-    """Set attributes of every slice; None removes them."""
+def put(*which: int, **values: Any) -> Callable[[list[Dataset]], None]:
+    """Set attributes of some slices, by default of all; None removes them."""
 
     def damage(slices: list[Dataset]) -> None:
-        for dataset in slices:
+        for dataset in [slices[n] for n in which] or slices:
             for keyword, value in values.items():
-                if value is None:
-                    delattr(dataset, keyword)
-                else:
-                    setattr(dataset, keyword, value)
+                delattr(dataset, keyword) if value is None else setattr(dataset, keyword, value)
 
     return damage
 
 
 def write_series(
-    folder: Path,
-    *,
+    folder: Path, *,
     count: int = 5,
     size: tuple[int, int] = (4, 3),  # rows, columns
     pixels: Any = None,  # stored values, (slices, rows, columns), else 100 slice + 10 row + column
@@ -58,7 +52,7 @@ def write_series(
     patient_id: str = "P-1",
     modality: str = "CT",
     damage: Callable[[list[Dataset]], None] | None = None,  # changes the slices before writing
-) -> Path:
+) -> Path:  # fmt: skip
     """Write a series in which neither file names nor InstanceNumbers are in order."""
     if positions is None:
         count = count if pixels is None else len(pixels)
@@ -88,7 +82,6 @@ def write_series(
 
 
 def make_slice(pixels: np.ndarray) -> Dataset:
-    """A CT image with pixels, but without position."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

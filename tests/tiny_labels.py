@@ -1,10 +1,9 @@
 """DICOM SEG, RTSTRUCT and NRRD of a few voxels, and the scan they are drawn on, for tests."""
 
 import gzip
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -21,19 +20,14 @@ from pancseg.structures import Label, Structure, parse_structures
 from tests.tiny_dicom import AXIAL, decimals, write_series
 
 LABEL_MAP = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom 3.0 has no name for it
-FIRST = (-10.0, -20.0, 30.0)  # what write_series has by default
-SPACING = (0.8, 0.5)
-GAP_MM = 2.5
+FIRST, SPACING, GAP_MM = (-10.0, -20.0, 30.0), (0.8, 0.5), 2.5  # as write_series has by default
 PANCREAS = ("Pancreas", "15776009", "Pancreas")
 LIVER = ("Liver", "10200004", "Liver structure")
 
 
-@dataclass(frozen=True)
-class Frame:
-    """One frame of a SEG: pixels ``(rows, columns)``, position LPS mm, segment number."""
-
-    pixels: Any
-    position: Sequence[float]
+class Frame(NamedTuple):
+    pixels: Any  # (rows, columns)
+    position: Sequence[float]  # LPS mm
     segment: int = 1
 
 
@@ -50,7 +44,6 @@ def structures(*labels: Sequence[Label] | None) -> tuple[Structure, ...]:
 
 
 def voxels(image: Any) -> list[list[int]]:
-    """Where an image is not 0."""
     return np.argwhere(np.asarray(image.dataobj)).tolist()
 
 
@@ -59,89 +52,101 @@ def at(k: float, column: float = 0, row: float = 0) -> tuple[float, float, float
     return FIRST[0] + column * SPACING[1], FIRST[1] + row * SPACING[0], FIRST[2] + k * GAP_MM
 
 
+def item(**values: Any) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    return dataset
+
+
+def bare(sop_class: UID, modality: str, **values: Any) -> Dataset:
+    dataset = item(
+        SOPClassUID=sop_class, SOPInstanceUID=generate_uid(), Modality=modality, PatientID="P-1",
+        StudyInstanceUID=generate_uid(), SeriesInstanceUID=generate_uid(), **values,
+    )  # fmt: skip
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+def save(file: Path, dataset: Dataset, damage: Callable[[Dataset], None] | None) -> Path:
+    if damage:
+        damage(dataset)
+    dataset.save_as(file, enforce_file_format=True)
+    return file
+
+
 def write_segmentation(
-    file: Path,
-    frames: Sequence[Frame],
-    *,
-    segments: Mapping[int, tuple[str, str, str]] | None = None,
+    file: Path, frames: Sequence[Frame], *,
+    segments: Mapping[int, tuple[str, str, str]] | None = None,  # label, code and meaning of each
     kind: str = "BINARY",
     orientation: Sequence[float] = AXIAL,
-    pixel_spacing: tuple[float, float] = SPACING,
-    shared: bool = True,
+    pixel_spacing: tuple[float, float] = SPACING,  # mm from row to row, from column to column
+    shared: bool = True,  # orientation and spacing stand once, else in every frame
     damage: Callable[[Dataset], None] | None = None,
-) -> Path:
-    """Write a SEG by hand, of frames in the order they are stored.
-
-    ``segments`` has for each number its label, code and meaning; orientation and spacing, mm, of
-    rows and columns stand once, or in every frame; ``damage`` changes the data set.
-    """
-    uid = LABEL_MAP if kind == "LABELMAP" else SegmentationStorage
-    one = bare(uid, "SEG")
+) -> Path:  # fmt: skip
+    """Write a SEG by hand, of frames in the order they are stored."""
     pixels = np.array([frame.pixels for frame in frames], np.uint8)
-    one.NumberOfFrames, one.Rows, one.Columns = pixels.shape
-    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
-    one.BitsAllocated = one.BitsStored = 1 if kind == "BINARY" else 8
-    one.HighBit, one.PixelRepresentation = one.BitsStored - 1, 0
-    one.SegmentationType = kind
-    if kind == "FRACTIONAL":
-        one.SegmentationFractionalType, one.MaximumFractionalValue = "PROBABILITY", 100
-    one.SegmentSequence = [
-        segment(number, *words) for number, words in (segments or {1: PANCREAS}).items()
-    ]
-    everywhere = Dataset()
-    everywhere.PlaneOrientationSequence = [item(ImageOrientationPatient=decimals(orientation))]
-    everywhere.PixelMeasuresSequence = [item(PixelSpacing=decimals(pixel_spacing))]
-    one.PerFrameFunctionalGroupsSequence = [Dataset() for _ in frames]
-    for group, frame in zip(one.PerFrameFunctionalGroupsSequence, frames, strict=True):
-        group.PlanePositionSequence = [item(ImagePositionPatient=decimals(frame.position))]
+    bits = 1 if kind == "BINARY" else 8
+    content = np.packbits(pixels.ravel(), bitorder="little") if kind == "BINARY" else pixels
+    grid = {
+        "PlaneOrientationSequence": [item(ImageOrientationPatient=decimals(orientation))],
+        "PixelMeasuresSequence": [item(PixelSpacing=decimals(pixel_spacing))],
+    }
+    groups = []
+    for frame in frames:
+        place = [item(ImagePositionPatient=decimals(frame.position))]
+        group = item(PlanePositionSequence=place, **({} if shared else grid))
         if kind != "LABELMAP":
             group.SegmentIdentificationSequence = [item(ReferencedSegmentNumber=frame.segment)]
-        if not shared:
-            group.update(everywhere)
-    one.SharedFunctionalGroupsSequence = [everywhere if shared else Dataset()]
-    content = np.packbits(pixels.ravel(), bitorder="little") if kind == "BINARY" else pixels
-    one.PixelData = content.tobytes() + b"\0" * (content.size % 2)
-    if damage:
-        damage(one)
-    one.save_as(file, enforce_file_format=True)
-    return file
+        groups.append(group)
+    dataset = bare(
+        LABEL_MAP if kind == "LABELMAP" else SegmentationStorage, "SEG",
+        NumberOfFrames=len(frames), Rows=pixels.shape[1], Columns=pixels.shape[2],
+        SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", PixelRepresentation=0,
+        BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1, SegmentationType=kind,
+        SegmentSequence=[segment(n, *words) for n, words in (segments or {1: PANCREAS}).items()],
+        PerFrameFunctionalGroupsSequence=groups,
+        SharedFunctionalGroupsSequence=[item(**(grid if shared else {}))],
+        PixelData=content.tobytes() + b"\0" * (content.size % 2),
+    )  # fmt: skip
+    if kind == "FRACTIONAL":
+        dataset.SegmentationFractionalType, dataset.MaximumFractionalValue = "PROBABILITY", 100
+    return save(file, dataset, damage)
+
+
+def segment(number: int, label: str, code: str, meaning: str) -> Dataset:
+    kind = item(CodeValue=code, CodingSchemeDesignator="SCT", CodeMeaning=meaning)
+    named = {"SegmentNumber": number, "SegmentLabel": label, "SegmentAlgorithmType": "MANUAL"}
+    return item(**named, SegmentedPropertyTypeCodeSequence=[kind])
 
 
 def write_contours(
-    file: Path,
-    rois: Mapping[str, Sequence[Any]],
-    *,
+    file: Path, rois: Mapping[str, Sequence[Any]], *,
     geometry: str = "CLOSED_PLANAR",
-    codes: Mapping[str, tuple[str, str]] | None = None,
+    codes: Mapping[str, tuple[str, str]] | None = None,  # code and meaning of some ROIs
     damage: Callable[[Dataset], None] | None = None,
-) -> Path:
-    """Write an RTSTRUCT by hand: for each ROI, from 1, its contours ``(points, 3)``, LPS mm.
+) -> Path:  # fmt: skip
+    """Write an RTSTRUCT by hand: for each ROI, from 1, its contours ``(points, 3)``, LPS mm."""
+    dataset = bare(RTStructureSetStorage, "RTSTRUCT", RTROIObservationsSequence=[])
+    dataset.StructureSetROISequence = [
+        item(ROINumber=number, ROIName=name) for number, name in enumerate(rois, start=1)
+    ]
+    dataset.ROIContourSequence = [
+        item(ReferencedROINumber=number, ContourSequence=[contour(geometry, p) for p in outlines])
+        for number, outlines in enumerate(rois.values(), start=1)
+    ]
+    for number, name in enumerate(rois, start=1):
+        if name in (codes or {}):
+            code = dict(zip(("CodeValue", "CodeMeaning"), codes[name], strict=True))
+            own = {"RTROIIdentificationCodeSequence": [item(**code)]}
+            dataset.RTROIObservationsSequence.append(item(ReferencedROINumber=number, **own))
+    return save(file, dataset, damage)
 
-    ``codes`` has a code and its meaning for some ROIs; ``damage`` changes the data set.
-    """
-    one = bare(RTStructureSetStorage, "RTSTRUCT")
-    one.StructureSetROISequence, one.ROIContourSequence = [], []
-    one.RTROIObservationsSequence = []
-    for number, (name, all_points) in enumerate(rois.items(), start=1):
-        one.StructureSetROISequence.append(item(ROINumber=number, ROIName=name))
-        contours = [
-            item(
-                ContourGeometricType=geometry,
-                NumberOfContourPoints=len(points),
-                ContourData=decimals(np.ravel(points)),
-            )
-            for points in all_points
-        ]
-        roi = item(ReferencedROINumber=number, ContourSequence=contours)
-        one.ROIContourSequence.append(roi)
-        if codes and name in codes:
-            code = item(CodeValue=codes[name][0], CodeMeaning=codes[name][1])
-            observed = item(ReferencedROINumber=number, RTROIIdentificationCodeSequence=[code])
-            one.RTROIObservationsSequence.append(observed)
-    if damage:
-        damage(one)
-    one.save_as(file, enforce_file_format=True)
-    return file
+
+def contour(geometry: str, points: Any) -> Dataset:
+    numbers = {"NumberOfContourPoints": len(points), "ContourData": decimals(np.ravel(points))}
+    return item(ContourGeometricType=geometry, **numbers)
 
 
 def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **fields: Any) -> Path:
@@ -152,14 +157,11 @@ def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **field
     values = np.asarray(values)
     header: dict[str, Any] = {
         "type": {"u": "uchar", "i": "short", "f": "float"}[values.dtype.kind],
-        "dimension": values.ndim,
-        "space": "left-posterior-superior",
+        "dimension": values.ndim, "space": "left-posterior-superior",
         "sizes": " ".join(map(str, values.shape)),
         "space directions": "none " * (values.ndim - 3) + "(0.5,0,0) (0,0.8,0) (0,0,2.5)",
-        "endian": "little",
-        "encoding": "gzip",
-        "space origin": "(-10,-20,30)",
-    }
+        "endian": "little", "encoding": "gzip", "space origin": "(-10,-20,30)",
+    }  # fmt: skip
     slicer = {key: value for key, value in fields.items() if key.startswith("Segment")}
     header |= {key.replace("_", " "): fields[key] for key in fields if key not in slicer}
     lines = ["NRRD0004", *(f"{key}: {value}" for key, value in header.items() if value is not None)]
@@ -167,47 +169,3 @@ def write_nrrd(file: Path, values: Any, *, content: bytes | None = None, **field
     packed = gzip.compress(values.tobytes(order="F")) if content is None else content
     file.write_bytes("\n".join([*lines, "", ""]).encode() + packed)
     return file
-
-
-def damaged(
-    content: bytes, *, every: int, changes: int, places: int, behind: int = 0
-) -> Iterator[bytes]:
-    """A file cut short at ``every`` so many bytes, then copies with bytes changed behind some."""
-    for length in range(0, len(content), every):
-        yield content[:length]
-    random = np.random.default_rng(0)
-    for _ in range(changes):
-        changed = bytearray(content)
-        for place in random.integers(behind, len(content), places):
-            changed[place] = random.integers(256)
-        yield bytes(changed)
-
-
-def bare(sop_class: UID, modality: str) -> Dataset:
-    """A data set that says what it is."""
-    one = Dataset()
-    one.file_meta = FileMetaDataset()
-    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    one.SOPClassUID, one.SOPInstanceUID = sop_class, generate_uid()
-    one.Modality, one.PatientID = modality, "P-1"
-    one.StudyInstanceUID, one.SeriesInstanceUID = generate_uid(), generate_uid()
-    return one
-
-
-def item(**values: Any) -> Dataset:
-    """An item of a sequence."""
-    one = Dataset()
-    for keyword, value in values.items():
-        setattr(one, keyword, value)
-    return one
-
-
-def segment(number: int, label: str, code: str, meaning: str) -> Dataset:
-    """An item of SegmentSequence."""
-    kind = item(CodeValue=code, CodingSchemeDesignator="SCT", CodeMeaning=meaning)
-    return item(
-        SegmentNumber=number,
-        SegmentLabel=label,
-        SegmentAlgorithmType="MANUAL",
-        SegmentedPropertyTypeCodeSequence=[kind],
-    )

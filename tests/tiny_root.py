@@ -11,7 +11,7 @@ from pancseg.data.manifest import Case, Group, Manifest
 from pancseg.data.scan_statistics import scan_statistics
 from pancseg.files import write_nifti
 from pancseg.geometry import AIR_HU, cut_group, plan_cut
-from pancseg.structures import Structure
+from pancseg.structures import IGNORED, Structure
 
 SHAPE, SPACING_MM, DEPTH = (24, 24, 20), (8.0, 8.0, 8.0), 8
 STRUCTURES = (
@@ -32,7 +32,9 @@ def case_of(name: str, **fields: Any) -> Case:
     return Case(**known | {"label_sha256": f"l {name}"} | fields)
 
 
-def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Manifest:
+def write_root(
+    root: Path, names: str = "abcdef", *, groups: bool = True, ignored: bool = False
+) -> Manifest:
     """Write patients of one case each: soft tissue, pancreas (code 1) with a tumour (code 2)."""
     affine = np.diag([-8.0, -8.0, 8.0, 1.0])
     settings = {"depth": DEPTH if groups else None, "tail": "shift", "keep_empty": False}
@@ -42,9 +44,11 @@ def write_root(root: Path, names: str = "abcdef", *, groups: bool = True) -> Man
         hu[2:-2, 2:-2] = np.random.default_rng(n).integers(-100, 100, (20, 20, 20))
         codes[8 + n % 3 : 14, 9:15, 6:14] = 1
         codes[10:12, 10:12, 9:11] = 2
+        codes[12:18, 12:18, :10] = IGNORED if ignored else codes[12:18, 12:18, :10]
         image, label = (nib.Nifti1Image(values, affine) for values in (hu, codes))
         files = write_pair(root, f"cases/{name}", image, label)
-        manifest.cases.append(case_of(name, statistics=scan_statistics(image), **files))
+        files |= {"statistics": scan_statistics(image), "ignored_voxels": int(ignored)}
+        manifest.cases.append(case_of(name, **files))
         for start in plan_cut(SHAPE[2], DEPTH, "shift")[0] if groups else ():
             cut = (cut_group(image, start, DEPTH, AIR_HU), cut_group(label, start, DEPTH, 0))
             files = write_pair(root, f"groups/{name}_{start:04}", *cut)
@@ -65,7 +69,6 @@ def write_pair(root: Path, name: str, *pair: nib.Nifti1Image) -> dict[str, Any]:
 
 
 def data_module(root: Path, **changes: Any) -> CTDataModule:
-    """The data module with small settings."""
     settings: dict[str, Any] = {
         "name": "test", "root": str(root), "depth": DEPTH, "tail": "shift", "keep_empty": False,
         "orientation": "RAS", "spacing_mm": [8.0, 8.0, 8.0], "window_hu": [-200, 200],

@@ -1,7 +1,6 @@
 """Folders of scored runs, written without a training."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ SUMMARY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def score_row(patient: str, dice: float | None, **columns: Any) -> dict[str, Any]:
+def score_row(patient, dice, **columns):
     """A row of the scores table; without Dice, of a case whose reference is empty."""
     row: dict[str, Any] = {
         "patient": patient, "case": patient, "dice": dice, "nsd_1mm": dice, "nsd_2mm": dice,
@@ -46,11 +45,11 @@ def score_row(patient: str, dice: float | None, **columns: Any) -> dict[str, Any
 
 
 def write_run(
-    folder: Path, rows: list[dict[str, Any]], subset: str = "test", *,
-    train: tuple[str, ...] = (), seed: int = 0, **about: Any,
-) -> Path:  # fmt: skip
+    folder, rows, subset = "test", *,
+    train = (), seed = 0, **about,
+):  # fmt: skip
     """Write a run with scores; with ``subset=external`` scores of masks of another tool."""
-    counts: Any = {}
+    counts = {}
     if subset == "external":
         about = {"held_out": None, "predictions": "nnunet", **about}
         nothing = dict.fromkeys(("dice_plain", "recipe_metric", "expected_dice"))

@@ -54,6 +54,8 @@ def open_patch_network(given: Any) -> PatchNetwork:
             f"checkpoint={trained.path}: was trained on groups of {trained.depth} slices, which "
             "neither a bundle nor ONNX can represent; train on patches (data=volume) to export"
         )
+    if len(trained.structures) > 1:
+        raise PancsegError(f"checkpoint={trained.path}: of several structures, expected one")
     check_values(trained)
     hparams, structure = trained.hparams, trained.structures[0].name
     postprocess = read_postprocess(trained.path) or DEFAULT

@@ -86,17 +86,20 @@ def mean_calibration(members: Sequence[Calibration]) -> Calibration:
     return Calibration(round(scale, 4), sum(member.n for member in members), round(lowest, 4))
 
 
-def calibration_path(checkpoint: Path) -> Path:
-    """``best.confidence.json`` beside the checkpoint."""
-    return checkpoint.with_suffix(".confidence.json")
+def calibration_path(checkpoint: Path, structure: str = "") -> Path:
+    """``best.confidence.json`` beside the checkpoint, of several ``best.confidence.tumour.json``.
+
+    ``structure`` is the name of one of several.
+    """
+    return checkpoint.with_suffix(f".confidence{'.' * bool(structure)}{structure}.json")
 
 
-def write_calibration(checkpoint: Path, calibration: Calibration) -> None:
+def write_calibration(checkpoint: Path, calibration: Calibration, structure: str = "") -> None:
     """Write a calibration beside its checkpoint."""
-    write_sidecar(calibration_path(checkpoint), checkpoint, asdict(calibration))
+    write_sidecar(calibration_path(checkpoint, structure), checkpoint, asdict(calibration))
 
 
-def read_calibration(checkpoint: Path) -> Calibration:
+def read_calibration(checkpoint: Path, structure: str = "") -> Calibration:
     """Calibration of a checkpoint; a factor of 1 where there is none."""
-    path, content = calibration_path(checkpoint), "a calibration of the confidence"
+    path, content = calibration_path(checkpoint, structure), "a calibration of the confidence"
     return Calibration(**read_sidecar(path, checkpoint, content, LIMITS))

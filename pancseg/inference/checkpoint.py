@@ -91,7 +91,7 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
             data=data,
             preprocessing=preprocessing,
             split=Split(**state["split"]),
-            structures=structures_from_manifest(state["structures"]),
+            structures=trained_structures(state["structures"], hparams.get("structures")),
             names=str(state["names"]),
             epoch=int(content["epoch"]) + 1,
             step=int(content["global_step"]),
@@ -109,6 +109,15 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
             f"{key}={path}: is no checkpoint that pancseg.train wrote "
             f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
         ) from error
+
+
+def trained_structures(entries: Any, by_name: dict[str, Any] | None) -> tuple[Structure, ...]:
+    """Structures of the data, which must be those of the network; None is a single one."""
+    structures = structures_from_manifest(entries)
+    values = [list(structure.values) for structure in structures]
+    if values != ([[1]] if by_name is None else [*by_name.values()]):
+        raise PancsegError("its network and its data have different structures")
+    return structures
 
 
 def check_sizes(spacing_mm: Sequence[float], size: Sequence[int] | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from pancseg import __version__
@@ -30,16 +31,19 @@ from pancseg.inference.predictor import Prediction, Predictor
 from pancseg.intake.checks import INFO_FLAGS
 from pancseg.intake.pseudonyms import make_pseudonyms
 from pancseg.metrics.case_scores import calibration_counts, no_scores, recipe_metric, score_case
+from pancseg.metrics.lesions import LESION_COLUMNS, lesion_counts
 from pancseg.metrics.surface import Mask
 from pancseg.metrics.tables import FAILED, by_patient
 from pancseg.parallel import progress
 from pancseg.reports.pictures import draw_case, make_view
 from pancseg.reports.run_folder import Run
+from pancseg.structures import IGNORED, Structure, region_mask, region_masks
 
 log = logging.getLogger(__name__)
 CALIBRATION_MARGIN_MM = 20.0  # around both masks: far away every network is right
 CAPTIONS = {True: "held out", False: "NOT HELD OUT", None: "not known whether held out"}
 MASK_SUFFIX = ".nii.gz"
+LABELS = "labels"  # ending of a file that holds the codes of all structures
 ModelNumbers = dict[str, tuple[int, ...]]  # of the models that segment each patient
 
 
@@ -51,22 +55,25 @@ class CaseScorer:
     root: Path  # prepared folder
     cases: list[Case]
     about: dict[str, Any]  # facts in ``scores/<subset>.json``; ``subset`` names the table
+    structures: tuple[Structure, ...]
     tolerances_mm: list[float]  # of the normalised surface Dice
-    segment: Callable[[Case, nib.Nifti1Image], tuple[Mask, Prediction | None]]
+    segment: Callable[[Case, nib.Nifti1Image], tuple[NDArray[np.uint8], Sequence[Prediction]]]
     identity: Callable[[Case], Any]  # what decides a mask; a case is scored again where it changed
     folds: dict[str, int | None]  # of each patient in split=kfold
 
     def paths(self, case: Case) -> list[Path]:
-        """Record, mask, picture, and slices for the report."""
+        """Record, mask, and of each structure a picture and slices for the report."""
         folder = self.run.folder / "scores" / self.about["subset"]
-        endings = (".json", "_prediction.nii.gz", ".png")
-        view = folder / "views" / f"{case.name}.json"
-        return [*(folder / f"{case.name}{ending}" for ending in endings), view]
+        paths = [folder / f"{case.name}{ending}" for ending in (".json", "_prediction.nii.gz")]
+        for structure in self.structures:
+            name = case.name + f"_{structure.name}" * (len(self.structures) > 1)
+            paths += [folder / f"{name}.png", folder / "views" / f"{name}.json"]
+        return paths
 
     def score(self, case: Case) -> dict[str, Any]:
-        """The record of a case: ``row`` of the table, ``calibration`` counts, ``changed``.
+        """The record of a case: ``rows`` and ``calibrations``, one a structure, and ``changed``.
 
-        A case that fails has a row, too, and is scored again next time.
+        A case that fails has rows, too, and is scored again next time.
         """
         path, mask_path, *_ = self.paths(case)
         try:
@@ -92,8 +99,9 @@ class CaseScorer:
                 file.unlink(missing_ok=True)
             reason = brief(error).replace(str(self.root), "...")  # reports name no folder of data
             status = f"{FAILED}: {type(error).__name__}: {reason}"
-            row = self.row(case, no_scores(self.tolerances_mm, status))
-            return {"row": row, "calibration": None, "changed": False}
+            scores = no_scores(self.tolerances_mm, status)
+            rows = [self.row(case, structure, scores) for structure in self.structures]
+            return {"rows": rows, "calibrations": [None] * len(rows), "changed": False}
 
     def score_anew(self, case: Case) -> dict[str, Any]:
         """Segment, write and score a case."""
@@ -103,12 +111,47 @@ class CaseScorer:
         if changed:
             text = "%s: is not what pancseg.prepare wrote; it is used as it is"
             log.warning(text, self.root / case.image)
-        reference = np.asanyarray(label.dataobj) > 0
-        mask, prediction = self.segment(case, image)
-        _, mask_path, picture, view = self.paths(case)
-        write_nifti(mask_path, nib.Nifti1Image(mask.view(np.uint8), image.affine))
-        row = self.row(case, score_case(mask, reference, image.affine, self.tolerances_mm))
-        counts = None
+        codes, predictions = self.segment(case, image)
+        _, mask_path, *pictures = self.paths(case)
+        write_nifti(mask_path, nib.Nifti1Image(codes, image.affine))
+        reference = np.asanyarray(label.dataobj)
+        ignored = reference == IGNORED if case.ignored_voxels else None
+        masks, rows, counts = region_masks(codes, self.structures), [], []
+        for n, structure in enumerate(self.structures):
+            mask, own = masks[n], region_mask(reference, structure)
+            mask = mask if ignored is None else mask & ~ignored
+            prediction = predictions[n] if predictions else None
+            row, count = self.score_structure(case, image, structure, mask, own, prediction)
+            rows.append(row)
+            counts.append(count)
+            score = "no reference" if row["dice"] is None else f"Dice {row['dice']:.3f}"
+            caption = "PHANTOM, " * self.about["phantoms"] + CAPTIONS[self.about["held_out"]]
+            name = f"{case.name} {structure.name}" if len(masks) > 1 else case.name
+            try:
+                draw_case(pictures[2 * n], image, mask, own, f"{name} ({caption}): {score}")
+                write_json(pictures[2 * n + 1], make_view(image, mask, own))
+            except Exception as error:  # scores stand without a picture
+                if lacks_room(error):
+                    raise
+                log.warning("%s: no picture (%s)", case.name, brief(error))
+        return {"rows": rows, "calibrations": counts, "changed": changed}
+
+    def score_structure(
+        self,
+        case: Case,
+        image: nib.Nifti1Image,
+        structure: Structure,
+        mask: Mask,
+        reference: Mask,
+        prediction: Prediction | None,
+    ) -> tuple[dict[str, Any], Any]:
+        """Row of a structure in a case, and calibration counts where there is a reference."""
+        scores, counts = score_case(mask, reference, image.affine, self.tolerances_mm), None
+        row = self.row(case, structure, scores)
+        if structure.kind == "lesion":
+            row |= lesion_counts(mask, reference)
+            if prediction is not None:
+                row["max_probability"] = float(prediction.inside.max(initial=0.0))
         if prediction is not None and reference.any():
             probability = prediction.probability
             (row["dice_plain"],) = postprocessing.dice_of_each([DEFAULT], probability, reference)
@@ -116,24 +159,18 @@ class CaseScorer:
             row["expected_dice"] = prediction.expected_dice
             box = bounding_box(mask | reference, CALIBRATION_MARGIN_MM, spacing_of(image.affine))
             counts = calibration_counts(probability, reference, box).tolist()
-        score = "no reference" if row["dice"] is None else f"Dice {row['dice']:.3f}"
-        caption = "PHANTOM, " * self.about["phantoms"] + CAPTIONS[self.about["held_out"]]
-        try:
-            draw_case(picture, image, mask, reference, f"{case.name} ({caption}): {score}")
-            write_json(view, make_view(image, mask, reference))
-        except Exception as error:  # scores stand without a picture
-            if lacks_room(error):
-                raise
-            log.warning("%s: no picture (%s)", case.name, brief(error))
-        return {"row": row, "calibration": counts, "changed": changed}
+        return row, counts
 
-    def row(self, case: Case, scores: dict[str, Any]) -> dict[str, Any]:
-        """Columns of the table."""
+    def row(self, case: Case, structure: Structure, scores: dict[str, Any]) -> dict[str, Any]:
+        """Columns of the table; those of lesions are empty."""
+        has_lesions = any(s.kind == "lesion" for s in self.structures)
         return {
             "patient": case.patient,
             "case": case.name,
+            **({"structure": structure.name} if len(self.structures) > 1 else {}),
             **{name: value for name, value in scores.items() if name != "status"},
             **dict.fromkeys(("dice_plain", "recipe_metric", "expected_dice")),
+            **dict.fromkeys(LESION_COLUMNS if has_lesions else ()),
             "fold": self.folds.get(case.patient),
             **{f"spacing_{x}_mm": mm for x, mm in zip("xyz", case.spacing_mm, strict=True)},
             "manufacturer": case.manufacturer,
@@ -194,9 +231,11 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
         for numbers in set(patients.values())
     }
     identities = {numbers: predictor.identity() for numbers, predictor in predictors.items()}
-    is_chosen = any(postprocessing.read_postprocess(model.path) for model in models)
+    names = keys_of(first.structures)
+    read = postprocessing.read_postprocess
+    is_chosen = any(read(model.path, key) for model in models for key in names)
     origin = "given" if options.is_given else "validation" if is_chosen else "plain"
-    postprocess = dict.fromkeys(predictor.postprocess for predictor in predictors.values())
+    postprocess = dict.fromkeys(p for each in predictors.values() for p in each.postprocess)
     used = [models[n] for n in sorted(set().union(*patients.values()))]
     alone = {patient: models[ns[0]] for patient, ns in patients.items() if len(ns) == 1}
     about = {
@@ -217,18 +256,19 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
         **facts_of(cases, root),
     }
 
-    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Mask, Prediction]:
+    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Any, list[Prediction]]:
         # the box of all probabilities above 0: recipe_metric sums over the whole scan
-        prediction = predictors[patients[case.patient]].predict(image, min_probability=0.0)
-        return prediction.mask, prediction
+        predictor = predictors[patients[case.patient]]
+        predictions = predictor.predict_structures(image, min_probability=0.0)
+        return predictions[0].codes, predictions
 
     def identity(case: Case) -> Any:
         return identities[patients[case.patient]]
 
     run = Run(run_folder_of(path), [run_folder_of(model.path) for model in models])
     folds = {patient: model.data["split"].get("fold") for patient, model in alone.items()}
-    tolerances = list(cfg.nsd_tolerances_mm)
-    return CaseScorer(run, root, cases, about, tolerances, segment, identity, folds)
+    scored = first.structures, list(cfg.nsd_tolerances_mm)
+    return CaseScorer(run, root, cases, about, *scored, segment, identity, folds)
 
 
 def mask_scorer(cfg: DictConfig) -> CaseScorer:
@@ -242,17 +282,18 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
     names = "none" if manifest.settings.get("names") == "none" else "pseudonym"
     has_key = names == "none" or key_file.is_file()
     series_hash = make_pseudonyms(names, key_file).hash if has_key else (lambda uid: "unknown")
-    masks, unknown = find_masks(folder, cases, manifest.structures[0].name, series_hash)
+    structures = manifest.structures
+    masks, unknown = find_masks(folder, cases, structures, series_hash)
     if without := [case.name for case in cases if case.name not in masks]:
         text = "%d cases have no mask and count as missed: %s"
         log.warning(text, len(without), ", ".join(without))
 
-    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Mask, None]:
-        return read_mask(masks.get(case.name), image), None
+    def segment(case: Case, image: nib.Nifti1Image) -> tuple[Any, tuple[()]]:
+        return read_masks(masks.get(case.name, {}), image, structures), ()
 
     def identity(case: Case) -> Any:
-        path = masks.get(case.name)
-        return path and [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+        paths = masks.get(case.name, {}).values()
+        return [[str(p), (stat := p.stat()).st_size, stat.st_mtime_ns] for p in paths]
 
     about = {
         "subset": "external",
@@ -263,8 +304,8 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
         "without_case": unknown,
         **facts_of(cases, root),
     }
-    run, tolerances = Run(Path(cfg.output), []), list(cfg.nsd_tolerances_mm)
-    return CaseScorer(run, root, cases, about, tolerances, segment, identity, folds={})
+    run, scored = Run(Path(cfg.output), []), (structures, list(cfg.nsd_tolerances_mm))
+    return CaseScorer(run, root, cases, about, *scored, segment, identity, folds={})
 
 
 def models_by_patient(models: Sequence[TrainedModel], subset: str) -> ModelNumbers:
@@ -331,20 +372,34 @@ def choose_postprocess(
             "postprocess: auto chooses on validation patients, and the split has none with a "
             "labelled voxel (split.val=0); give numbers"
         )
-    recorded = postprocessing.read_postprocess(model.path) or DEFAULT
-    predictor = Predictor([model], **device)
+    predictor, keys = Predictor([model], **device), keys_of(model.structures)
+    read = postprocessing.read_postprocess
+    recorded = [read(model.path, key) or DEFAULT for key in keys]
+    pairs = zip(recorded, model.structures, strict=True)
+    candidates = [options.candidates(values, structure.kind) for values, structure in pairs]
+    dice: list[list[Any]] = [[] for _ in keys]
+    for case in progress(labelled, "choosing on val", "case"):
+        image, label = (read_volume(root / str(n))[0] for n in (case.image, case.label))
+        codes = np.asanyarray(label.dataobj)
+        for n, prediction in enumerate(predictor.predict_structures(image)):
+            if (reference := region_mask(codes, prediction.structure)).any():
+                tried = postprocessing.dice_of_each(
+                    candidates[n], prediction.probability, reference
+                )
+                dice[n].append((case.patient, *tried))
+    for n, key in enumerate(keys):
+        chosen, count = postprocessing.choose(candidates[n], dice[n])
+        of = f" for {key}" * bool(key)
+        log.info("chosen on %d validation patients%s: %s", count, of, chosen.describe())
+        auto = {name: v for name, v in asdict(chosen).items() if getattr(options, name) == AUTO}
+        values, details = replace(recorded[n], **auto), {"chosen_on": "val", "n": count}
+        postprocessing.write_postprocess(model.path, values, key, **details)
+        log.info("         %s", postprocessing.postprocess_path(model.path, key))
 
-    def volumes() -> Any:
-        for case in progress(labelled, "choosing on val", "case"):
-            image, label = (read_volume(root / str(n))[0] for n in (case.image, case.label))
-            reference = np.asanyarray(label.dataobj) > 0
-            yield case.patient, predictor.predict(image).probability, reference
 
-    chosen, n = postprocessing.choose(options.candidates(recorded), volumes())
-    log.info("chosen on %d validation patients: %s", n, chosen.describe())
-    auto = {key: v for key, v in asdict(chosen).items() if getattr(options, key) == AUTO}
-    postprocessing.write_postprocess(model.path, replace(recorded, **auto), chosen_on="val", n=n)
-    log.info("         %s", postprocessing.postprocess_path(model.path))
+def keys_of(structures: Sequence[Structure]) -> list[str]:
+    """Keys of structures in file names; empty for the only structure."""
+    return [s.name for s in structures] if len(structures) > 1 else [""]
 
 
 def facts_of(cases: Sequence[Case], root: Path) -> dict[str, Any]:
@@ -358,13 +413,16 @@ def facts_of(cases: Sequence[Case], root: Path) -> dict[str, Any]:
 
 
 def find_masks(
-    folder: Path, cases: Sequence[Case], structure: str, series_hash: Callable[[str], str]
-) -> tuple[dict[str, Path], list[str]]:
-    """Masks of a folder by case, and the names of those that belong to no case.
+    folder: Path,
+    cases: Sequence[Case],
+    structures: Sequence[Structure],
+    series_hash: Callable[[str], str],
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Masks of a folder by case and structure, and the names of those that belong to no case.
 
     A mask belongs to a case by the series UID in ``predictions.csv``, whose keyed hash the manifest
-    keeps, or by its name: ``<case>.nii.gz``, ``<case>_<structure>.nii.gz`` or
-    ``<case>/<structure>.nii.gz``.
+    keeps, or by its name: ``<case>_<structure>.nii.gz`` or ``<case>/<structure>.nii.gz``; and under
+    the structure ``labels``, with the codes of all, ``<case>.nii.gz`` or ``<case>_labels.nii.gz``.
     """
     if not folder.is_dir():
         raise PancsegError(f"predictions={folder}: there is no such folder")
@@ -377,13 +435,21 @@ def find_masks(
                 name = by_series.get(series_hash(row.get("series_uid") or "-"))
                 if name and row.get("case"):
                     names[row["case"]] = name
-    masks, unknown = {}, []
-    files = [*folder.glob(f"*{MASK_SUFFIX}"), *folder.glob(f"*/{structure}{MASK_SUFFIX}")]
+    masks: dict[str, dict[str, Path]] = {}
+    unknown, endings = [], [s.name for s in structures] + [LABELS]
+    files = [*folder.glob(f"*{MASK_SUFFIX}")]
+    files += [f for end in endings for f in folder.glob(f"*/{end}{MASK_SUFFIX}")]
     for file in sorted(files):
         stem = file.name.removesuffix(MASK_SUFFIX)
-        key = file.parent.name if file.parent != folder else stem.removesuffix(f"_{structure}")
-        if name := names.get(stem) or names.get(key):
-            masks[name] = file
+        if file.parent != folder:
+            key, ending = file.parent.name, stem
+        else:
+            ending = next((end for end in endings if stem.endswith(f"_{end}")), LABELS)
+            key = stem.removesuffix(f"_{ending}")
+        if stem in names and file.parent == folder:
+            masks.setdefault(names[stem], {})[LABELS] = file
+        elif key in names:
+            masks.setdefault(names[key], {})[ending] = file
         elif not stem.endswith("_probability"):
             unknown.append(stem if file.parent == folder else key)
     if not masks:
@@ -394,10 +460,21 @@ def find_masks(
     return masks, unknown
 
 
-def read_mask(path: Path | None, image: nib.Nifti1Image) -> Mask:
-    """A mask of another tool on the grid of its scan; empty without a file."""
-    if path is None:
-        return np.zeros(image.shape, bool)
+def read_masks(
+    paths: dict[str, Path], image: nib.Nifti1Image, structures: Sequence[Structure]
+) -> NDArray[np.uint8]:
+    """Structure codes of masks of another tool on the grid of a scan; 0 without a file."""
+    if LABELS in paths:
+        return read_mask(paths[LABELS], image, len(structures))
+    codes = np.zeros(image.shape, np.uint8)
+    for code, structure in enumerate(structures, start=1):
+        if structure.name in paths:
+            codes[read_mask(paths[structure.name], image, 1) > 0] = code
+    return codes
+
+
+def read_mask(path: Path, image: nib.Nifti1Image, highest: int) -> NDArray[np.uint8]:
+    """A file with values from 0 to ``highest`` on the grid of its scan."""
     mask = nib.Nifti1Image.from_filename(path)
     mask = oriented_like(mask, image) if mask.ndim == 3 else mask
     if not same_grid(mask.shape, mask.affine, image.shape, image.affine):
@@ -406,16 +483,17 @@ def read_mask(path: Path | None, image: nib.Nifti1Image) -> Mask:
             "expected equal shape and affine"
         )
     values = np.asanyarray(mask.dataobj)
-    if others := [v for v in np.unique(values) if v not in (0, 1)]:
-        raise PancsegError(f"{path.name}: holds the value {others[0]:g}; expected 0 and 1")
-    return values > 0
+    if others := [v for v in np.unique(values) if v not in range(highest + 1)]:
+        expected = " and ".join(map(str, range(2))) if highest == 1 else f"0 to {highest}"
+        raise PancsegError(f"{path.name}: holds the value {others[0]:g}; expected {expected}")
+    return values.astype(np.uint8)
 
 
-def calibrate(checkpoint: Path, rows: list[dict[str, Any]]) -> None:
+def calibrate(checkpoint: Path, rows: list[dict[str, Any]], structure: str = "") -> None:
     """Fit the confidence of ``predict`` to the Dice of validation patients."""
     expected, dice = (list(by_patient(rows, name).values()) for name in ("expected_dice", "dice"))
     calibration = fit_calibration(expected, dice)
     if calibration.n:
-        write_calibration(checkpoint, calibration)
+        write_calibration(checkpoint, calibration, structure)
         text = "confidence of predict: expected Dice times %s  %s"
-        log.info(text, calibration.scale, calibration_path(checkpoint))
+        log.info(text, calibration.scale, calibration_path(checkpoint, structure))

@@ -1,6 +1,6 @@
 """From a probability to a mask: threshold and components, as given or chosen on validation."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 class PostprocessOptions:
     """The options ``postprocess.*``: a value, ``auto`` (chosen on validation patients), or None.
 
-    None takes what was chosen before for the checkpoint, else the default.
+    None takes what was chosen before for the checkpoint, else the default. Of a lesion all
+    components are kept.
     """
 
     threshold: float | str | None = None
@@ -80,23 +81,25 @@ class PostprocessOptions:
         """Whether something is given by hand."""
         return any(value not in (None, AUTO) for value in vars(self).values())
 
-    def override(self, chosen: Postprocess | None) -> Postprocess:
+    def override(self, chosen: Postprocess | None, kind: str = "organ") -> Postprocess:
         """What was chosen, else the default, with the given values in its place."""
         t, largest, chosen = self.threshold, self.largest_component, chosen or DEFAULT
+        is_organ = kind == "organ"
         return Postprocess(
             chosen.threshold if t in (None, AUTO) else float(t),
-            chosen.largest_component if largest in (None, AUTO) else bool(largest),
+            chosen.largest_component if largest in (None, AUTO) else bool(largest) and is_organ,
         )
 
-    def candidates(self, chosen: Postprocess) -> list[Postprocess]:
+    def candidates(self, chosen: Postprocess, kind: str = "organ") -> list[Postprocess]:
         """Settings to try where something is ``auto``, those nearest to the defaults first.
 
         >>> [c.largest_component for c in PostprocessOptions(0.4, "auto").candidates(DEFAULT)]
         [False, True]
         """
-        fixed = self.override(chosen)
+        fixed = self.override(chosen, kind)
         thresholds = THRESHOLDS if self.threshold == AUTO else [fixed.threshold]
-        largest = [False, True] if self.largest_component == AUTO else [fixed.largest_component]
+        is_chosen = self.largest_component == AUTO and kind == "organ"
+        largest = [False, True] if is_chosen else [fixed.largest_component]
         return [Postprocess(threshold, keep) for keep in largest for threshold in thresholds]
 
 
@@ -111,14 +114,13 @@ def mean_postprocess(members: list[Postprocess]) -> Postprocess:
 
 
 def choose(
-    candidates: list[Postprocess],
-    cases: Iterable[tuple[str, NDArray[np.float32], NDArray[np.bool_]]],
+    candidates: list[Postprocess], dice: Sequence[tuple[str, *tuple[float, ...]]]
 ) -> tuple[Postprocess, int]:
-    """Choice by the mean Dice over validation patients with a reference, and their number.
+    """Choice by the mean Dice over validation patients, and their number.
 
-    ``candidates`` begin with the defaults; ``cases`` are patient, probability and reference.
+    ``candidates`` begin with the defaults; ``dice`` are the patient of a case, and
+    :func:`dice_of_each`.
     """
-    dice = [(name, *dice_of_each(candidates, p, r)) for name, p, r in cases if r.any()]
     patients = pd.DataFrame(dice).groupby(0).mean() if dice else pd.DataFrame()
     means = patients.mean().tolist()
     best = 0
@@ -138,18 +140,24 @@ def dice_of_each(
     return [2 * int((m & inside).sum()) / (int(m.sum()) + int(inside.sum())) for m in masks]
 
 
-def postprocess_path(checkpoint: Path) -> Path:
-    """``best.postprocess.json`` beside the checkpoint."""
-    return checkpoint.with_suffix(".postprocess.json")
+def postprocess_path(checkpoint: Path, structure: str = "") -> Path:
+    """``best.postprocess.json`` beside the checkpoint, of several ``best.postprocess.tumour.json``.
+
+    ``structure`` is the name of one of several.
+    """
+    return checkpoint.with_suffix(f".postprocess{'.' * bool(structure)}{structure}.json")
 
 
-def write_postprocess(checkpoint: Path, chosen: Postprocess, **details: Any) -> None:
+def write_postprocess(
+    checkpoint: Path, chosen: Postprocess, structure: str = "", **details: Any
+) -> None:
     """Write a choice beside its checkpoint."""
-    write_sidecar(postprocess_path(checkpoint), checkpoint, {**asdict(chosen), **details})
+    path = postprocess_path(checkpoint, structure)
+    write_sidecar(path, checkpoint, {**asdict(chosen), **details})
 
 
-def read_postprocess(checkpoint: Path) -> Postprocess | None:
+def read_postprocess(checkpoint: Path, structure: str = "") -> Postprocess | None:
     """What was chosen for a checkpoint on validation patients; None if nothing was."""
-    path, content = postprocess_path(checkpoint), "a choice of threshold and components"
+    path, content = postprocess_path(checkpoint, structure), "a choice of threshold and components"
     values = read_sidecar(path, checkpoint, content, LIMITS)
     return Postprocess(**values) if values else None

@@ -24,7 +24,8 @@ from pancseg.inference.checkpoint import TrainedModel, open_checkpoints
 from pancseg.inference.postprocessing import PostprocessOptions, mean_postprocess, read_postprocess
 from pancseg.inference.resampling import Box, NetworkVolume, ScanProbability
 from pancseg.models.factory import use_channels_last
-from pancseg.models.segmenter import finest, foreground_logit
+from pancseg.models.segmenter import finest, structure_logits
+from pancseg.structures import Structure, region_mask, region_masks
 
 log = logging.getLogger(__name__)
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # Lightning's names
@@ -34,14 +35,16 @@ FAINT = 0.01  # probabilities below it do not count for the confidence
 
 @dataclass(frozen=True)
 class Prediction:
-    """The mask of a scan, with the probability that it was made of.
+    """The mask of a structure in a scan, with the probability that it was made of.
 
     ``expected_dice`` is the Dice of the mask if the probabilities are right,
     ``2 sum(p in mask) / (sum(p) + voxels of mask)``, or the mean Dice between the masks of an
     ensemble's members where that is lower; 0 without a mask.
     """
 
+    structure: Structure
     mask: NDArray[np.bool_]  # (X, Y, Z), on the image's grid
+    codes: NDArray[np.uint8]  # of all structures, likewise
     expected_dice: float
     confidence: float  # the same, calibrated on validation patients
     image: nib.Nifti1Image  # the scan as given
@@ -108,9 +111,14 @@ class Predictor:
         self.fallbacks = device_fallbacks(device, precision)
         self.precision = precision
         self.mirrored_axes = [model.mirrored_axes if mirror else () for model in self.models]
-        override = (options or PostprocessOptions()).override
-        self.postprocess = mean_postprocess([override(read_postprocess(m.path)) for m in models])
-        self.calibration = mean_calibration([read_calibration(m.path) for m in models])
+        self.structures, override = models[0].structures, (options or PostprocessOptions()).override
+        self.postprocess, self.calibration = [], []  # of each structure
+        for s in self.structures:
+            key = s.name if len(self.structures) > 1 else ""
+            chosen = [override(read_postprocess(model.path, key), s.kind) for model in models]
+            self.postprocess.append(mean_postprocess(chosen))
+            calibrations = [read_calibration(model.path, key) for model in models]
+            self.calibration.append(mean_calibration(calibrations))
         for model in self.models:
             if use_channels_last(model.network, torch.device(device).type):
                 model.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -119,62 +127,70 @@ class Predictor:
         """What decides the mask of a scan, as plain values."""
         return {
             "checkpoints_sha256": [file_sha256(model.path) for model in self.models],
-            "postprocess": asdict(self.postprocess),
+            "postprocess": [asdict(postprocess) for postprocess in self.postprocess],
             "precision": self.precision,
             "mirrored_axes": [list(axes) for axes in self.mirrored_axes],
         }
 
     def __call__(self, image: nib.Nifti1Image) -> nib.Nifti1Image:
-        """The mask of a CT in HU, axes in any order: uint8, 0 and 1, on its grid."""
-        return nib.Nifti1Image(self.predict(image).mask.view(np.uint8), image.affine)
+        """The label map of a CT in HU, axes in any order: uint8, ``n`` for structure ``n``."""
+        return nib.Nifti1Image(self.predict(image).codes, image.affine)
 
     def predict(self, image: nib.Nifti1Image, min_probability: float = FAINT) -> Prediction:
+        """The first structure of :meth:`predict_structures`."""
+        return self.predict_structures(image, min_probability)[0]
+
+    def predict_structures(
+        self, image: nib.Nifti1Image, min_probability: float = FAINT
+    ) -> list[Prediction]:
         """Segment a CT in HU, axes in any order.
 
         The probability is kept in a box that holds all voxels above ``min_probability``.
         """
         turned = geometry.slices_from_feet(image)  # groups are cut along the last axis
         upright = geometry.with_right_angles(turned)
-        grid, threshold = (upright.shape, upright.affine), self.postprocess.threshold
-        members = [ScanProbability(*grid, volumes) for volumes in self.segment(upright)]
-        lowest = min(threshold, min_probability)
-        box = resampling.union([member.box_above(lowest) for member in members])
-        inside = np.zeros([part.stop - part.start for part in box], np.float32, order="F")
-        pairs = list(combinations_with_replacement(range(len(members)), 2))
-        common = np.zeros((len(members), len(members)), np.int64)
-        for part in resampling.blocks(box):
-            probabilities = [member[part] for member in members]
-            masks = [p > threshold for p in probabilities]
-            for i, j in pairs if len(members) > 1 else ():
-                common[i, j] += np.count_nonzero(masks[i] & masks[j])
-            mean = sum(probabilities[1:], start=probabilities[0]) / np.float32(len(members))
-            inside[..., part[2].start - box[2].start : part[2].stop - box[2].start] = mean
-        mask = np.zeros(upright.shape, bool, order="F")
-        mask_inside = mask[box] = self.postprocess.mask_of(inside)
-        voxels = int(np.count_nonzero(mask_inside))
-        total = float(inside.sum(where=inside > FAINT, dtype=np.float64))
-        in_mask = float(inside.sum(where=mask_inside, dtype=np.float64))
-        own_dice = 2 * in_mask / (total + voxels) if voxels else 0.0
-        expected = min(own_dice, mean_pairwise_dice(common))
-        own = reorient(mask.view(np.uint8), turned.affine, image).view(bool)
-        confidence, scan = self.calibration.confidence(expected), (turned.affine, turned.shape)
-        return Prediction(own, expected, confidence, image, box, inside, *scan)
+        members = self.segment(upright)
+        codes = np.zeros(upright.shape, np.uint8, order="F")
+        parts = []
+        for n, postprocess in enumerate(self.postprocess):
+            own = [ScanProbability(upright.shape, upright.affine, model[n]) for model in members]
+            box, inside, agreement = mean_probability(own, postprocess.threshold, min_probability)
+            codes[box][postprocess.mask_of(inside)] = n + 1  # a part comes after its whole
+            parts.append((box, inside, agreement))
+        own_codes = reorient(codes, turned.affine, image)
+        masks, predictions = region_masks(own_codes, self.structures), []
+        pairs = zip(self.structures, masks, self.calibration, parts, strict=True)
+        for structure, mask, calibration, (box, inside, agreement) in pairs:
+            mask_inside = region_mask(codes[box], structure)
+            voxels = int(np.count_nonzero(mask_inside))
+            total = float(inside.sum(where=inside > FAINT, dtype=np.float64))
+            in_mask = float(inside.sum(where=mask_inside, dtype=np.float64))
+            expected = min(2 * in_mask / (total + voxels) if voxels else 0.0, agreement)
+            values = structure, mask, own_codes, expected, calibration.confidence(expected)
+            scan = image, box, inside, turned.affine, turned.shape
+            predictions.append(Prediction(*values, *scan))
+        return predictions
 
-    def segment(self, image: nib.Nifti1Image) -> list[list[NetworkVolume]]:
-        """Probability by each network on its own grid; equal inputs are made once.
+    def segment(self, image: nib.Nifti1Image) -> list[list[list[NetworkVolume]]]:
+        """Probability by each network of each structure, on the network's own grid.
 
-        The image has slice 0 nearest the feet, and axes at right angles.
+        The image has slice 0 nearest the feet, and axes at right angles. Equal inputs are made
+        once.
         """
         keys = [(model.preprocessing, model.depth) for model in self.models]
-        members: list[list[NetworkVolume]] = [[] for _ in keys]
+        members: list[list[list[NetworkVolume]]] = [[[] for _ in self.structures] for _ in keys]
         for key in dict.fromkeys(keys):
             inputs = resampling.network_inputs(image, *key)
             for n in (n for n in range(len(keys)) if keys[n] == key):
-                members[n] = [replace(v, values=self.apply(n, v.values)) for v in inputs]
+                for volume in inputs:
+                    for volumes, values in zip(
+                        members[n], self.apply(n, volume.values), strict=True
+                    ):
+                        volumes.append(replace(volume, values=values))
         return members
 
     def apply(self, number: int, image: Tensor) -> Tensor:
-        """Probability by a network, ``(H, W, D)`` float32 on the CPU.
+        """Probability of each structure by a network, ``(K, H, W, D)`` float32 on the CPU.
 
         Where a GPU's memory runs out, this image is tried again with less of it.
         """
@@ -192,32 +208,60 @@ class Predictor:
     def mean_over_mirrors(self, number: int, image: Tensor, settings: DeviceSettings) -> Tensor:
         """Probability of the mean logit over mirrored images."""
         model, mirrored = self.models[number], self.mirrored_axes[number]
-        total = self.logit(model, image, settings)
+        total = self.logits(model, image, settings)
         for axes in chain(*(combinations(mirrored, n) for n in range(1, len(mirrored) + 1))):
-            total += self.logit(model, image.flip(axes), settings).flip(axes)
+            back = [axis + 1 for axis in axes]
+            total += self.logits(model, image.flip(axes), settings).flip(back)
         return total.div_(2 ** len(mirrored)).sigmoid_()
 
-    def logit(self, model: TrainedModel, image: Tensor, settings: DeviceSettings) -> Tensor:
-        """Logit of the foreground, ``(H, W, D)`` float32 on the CPU; windows of air are skipped."""
+    def logits(self, model: TrainedModel, image: Tensor, settings: DeviceSettings) -> Tensor:
+        """Logit of each structure, ``(K, H, W, D)`` float32 on the CPU; windows of air are skipped.
+
+        The image is segmented by sliding windows if it is larger than the network's input.
+        """
         network, half = model.network.to(settings.device), settings.half
         sigmoid = bool(model.hparams["loss"].get("sigmoid"))
+        channels = [structure.values for structure in self.structures]
 
         def predictor(windows: Tensor) -> Tensor:  # (N, 1, h, w, d)
             has_body = (windows > 0).flatten(1).any(dim=1)
-            logit = torch.full_like(windows, AIR_LOGIT)
+            shape = (len(windows), len(channels), *windows.shape[2:])
+            logits = windows.new_full(shape, AIR_LOGIT)
             if has_body.any():
                 with torch.autocast(windows.device.type, half, enabled=half is not None):
-                    logits = finest(network(windows[has_body])).float()
-                logit[has_body] = foreground_logit(logits, sigmoid)
-            return logit
+                    inside = finest(network(windows[has_body])).float()
+                logits[has_body] = structure_logits(inside, channels, sigmoid)
+            return logits
 
         view, batch = model.hparams["view"], image[None, None]
         if view is None or tuple(image.shape) == tuple(view["size"]):
-            return predictor(batch.to(settings.device))[0, 0].cpu()
+            return predictor(batch.to(settings.device))[0].cpu()
         windows = view["size"], settings.windows, predictor, view["overlap"]
         devices: Any = {"sw_device": settings.device, "device": settings.sum_device}
-        logit = sliding_window_inference(batch, *windows, mode="gaussian", **devices)
-        return logit[0, 0].cpu()  # type: ignore[call-overload]
+        logits = sliding_window_inference(batch, *windows, mode="gaussian", **devices)
+        return logits[0].cpu()
+
+
+def mean_probability(
+    members: Sequence[ScanProbability], threshold: float, min_probability: float
+) -> tuple[Box, NDArray[np.float32], float]:
+    """Mean probability of an ensemble in a box, and the mean Dice between its members' masks.
+
+    The box holds all voxels above ``min_probability`` or the threshold.
+    """
+    lowest = min(threshold, min_probability)
+    box = resampling.union([member.box_above(lowest) for member in members])
+    inside = np.zeros([part.stop - part.start for part in box], np.float32, order="F")
+    pairs = list(combinations_with_replacement(range(len(members)), 2))
+    common = np.zeros((len(members), len(members)), np.int64)
+    for part in resampling.blocks(box):
+        probabilities = [member[part] for member in members]
+        masks = [p > threshold for p in probabilities]
+        for i, j in pairs if len(members) > 1 else ():
+            common[i, j] += np.count_nonzero(masks[i] & masks[j])
+        mean = sum(probabilities[1:], start=probabilities[0]) / np.float32(len(members))
+        inside[..., part[2].start - box[2].start : part[2].stop - box[2].start] = mean
+    return box, inside, mean_pairwise_dice(common)
 
 
 def reorient(values: NDArray[Any], affine: geometry.Affine, image: nib.Nifti1Image) -> NDArray[Any]:

@@ -27,7 +27,6 @@ from pancseg.inference.predictor import FAINT, Prediction, Predictor
 from pancseg.intake.checks import Checks, sort_flags, voxel_flags
 from pancseg.intake.match_labels import CaseSource
 from pancseg.reports.pictures import draw_scan
-from pancseg.structures import Structure
 
 log = logging.getLogger(__name__)
 TABLE, IDENTITY = "predictions.csv", "predictions.json"
@@ -49,7 +48,7 @@ class PredictionRow:
     series_uid: str = ""
     status: str = DONE
     reason: str = ""
-    volume_ml: float | str = ""
+    volume_ml: float | str = ""  # of the first structure, as the two after it
     mean_hu: float | str = ""  # inside the mask
     confidence: float | str = ""  # expected Dice, calibrated on validation patients
     flags: str = ""
@@ -57,6 +56,9 @@ class PredictionRow:
     peak_memory_mb: float | str = ""  # of the process so far
     unlike: str = ""  # statistics that differ from the training scans
     input: str = ""  # hash of the input files' names, sizes and times
+    structures_ml: str = ""  # of several structures ``pancreas=81.2 tumour=4.1``
+    structures_confidence: str = ""  # likewise
+    structures_probability: str = ""  # likewise, the largest
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class ScanState:
 
     row: PredictionRow
     scan: Scan | None = None
-    prediction: Prediction | None = None
+    predictions: Sequence[Prediction] = ()  # a structure each
     seconds: float = 0.0  # spent on it
 
     @contextmanager
@@ -102,7 +104,6 @@ class ScanBatch:
     """Segments scans and writes their files to a folder."""
 
     predictor: Predictor
-    structure: Structure
     folder: Path
     thresholds: ReviewThresholds
     probabilities: bool = False  # whether to write them
@@ -151,7 +152,7 @@ class ScanBatch:
         if state.scan is not None:
             with state.step():
                 least = 0.0 if self.probabilities else FAINT
-                state.prediction = self.predictor.predict(state.scan.image, least)
+                state.predictions = self.predictor.predict_structures(state.scan.image, least)
 
     def write(self, state: ScanState, rows: dict[str, PredictionRow]) -> PredictionRow:
         """Write the files of a scan in place of earlier ones, and add its row."""
@@ -160,8 +161,8 @@ class ScanBatch:
             with state.step():
                 for path in self.paths(case).values():
                     path.unlink(missing_ok=True)
-                if state.scan is not None and state.prediction is not None:
-                    state.row = self.write_files(state.row, state.scan, state.prediction)
+                if state.scan is not None and state.predictions:
+                    state.row = self.write_files(state.row, state.scan, state.predictions)
             for path in self.paths(case).values() if state.row.status == FAILED else ():
                 path.unlink(missing_ok=True)  # of a scan that failed half-way
         except OSError as error:
@@ -175,28 +176,30 @@ class ScanBatch:
 
     def paths(self, case: str) -> dict[str, Path]:
         """Files of a case."""
-        name = f"{case}_{self.structure.name}"
-        return {
-            "mask": self.folder / f"{name}.nii.gz",
-            "preview": self.folder / f"{case}_preview.png",
-            "probability": self.folder / f"{case}_probability.nii.gz",
-            "seg": self.folder / f"{name}.dcm",
-            "rtstruct": self.folder / f"{name}_rtstruct.dcm",
-        }
+        names = [structure.name for structure in self.predictor.structures]
+        name = f"{case}_{names[0] if len(names) == 1 else 'labels'}"
+        probabilities = [f"_{own}" for own in names] if len(names) > 1 else [""]
+        files = {f"probability{own}": f"{case}{own}_probability.nii.gz" for own in probabilities}
+        files |= {"mask": f"{name}.nii.gz", "preview": f"{case}_preview.png"}
+        files |= {"seg": f"{name}.dcm", "rtstruct": f"{name}_rtstruct.dcm"}
+        return {key: self.folder / file for key, file in files.items()}
 
-    def write_files(self, row: PredictionRow, scan: Scan, prediction: Prediction) -> PredictionRow:
+    def write_files(
+        self, row: PredictionRow, scan: Scan, predictions: Sequence[Prediction]
+    ) -> PredictionRow:
         """Write mask, probability, SEG, RTSTRUCT and preview."""
         image, paths, unlike = scan.image, self.paths(row.case), self.unlike(scan.image)
-        flags, reasons = self.flags(scan, prediction, unlike), []
-        mask = nib.Nifti1Image(prediction.mask.view(np.uint8), image.affine)
+        flags, reasons = self.flags(scan, predictions, unlike), []
+        mask = nib.Nifti1Image(predictions[0].codes, image.affine)
         write_like_input(paths["mask"], mask, scan)
-        if self.probabilities:
+        for prediction in predictions if self.probabilities else ():
+            own = f"_{prediction.structure.name}" if len(predictions) > 1 else ""
             probability = nib.Nifti1Image(prediction.probability, image.affine)
-            write_like_input(paths["probability"], probability, scan)
+            write_like_input(paths[f"probability{own}"], probability, scan)
         writers: Any = [("seg", write_seg)] + [("rtstruct", write_rtstruct)] * self.rtstruct
         for name, write in writers if scan.stack else ():
             try:
-                if emptied := write(paths[name], mask, [self.structure], scan.stack):
+                if emptied := write(paths[name], mask, self.predictor.structures, scan.stack):
                     reasons.append(f"{name}: invalid and left empty: {', '.join(emptied)}")
             except Exception as error:  # headers go wrong in many ways, and no value is quoted
                 if lacks_room(error):
@@ -205,13 +208,14 @@ class ScanBatch:
                 failure = f"{name}_failed: {type(error).__name__}"
                 reasons.append(str(error) if isinstance(error, Refused) else failure)
                 flags.append(f"no_{name}")
-        hu, box = np.asanyarray(image.dataobj), geometry.bounding_box(prediction.mask)
-        inside = hu[box][prediction.mask[box]]
-        volume_ml = inside.size * geometry.voxel_ml(image.affine)
-        title = f"{row.case}: {volume_ml:.1f} ml, confidence {prediction.confidence:.2f}"
+        first, voxel_ml = predictions[0], geometry.voxel_ml(image.affine)
+        hu, box = np.asanyarray(image.dataobj), geometry.bounding_box(first.mask)
+        inside = hu[box][first.mask[box]]
+        volumes_ml = [np.count_nonzero(each.mask) * voxel_ml for each in predictions]
+        title = f"{row.case}: {volumes_ml[0]:.1f} ml, confidence {first.confidence:.2f}"
         title = "   ".join(filter(None, [title, ", ".join(flags), "not for clinical use"]))
         try:
-            draw_scan(paths["preview"], image, prediction.mask, title)
+            draw_scan(paths["preview"], image, [each.mask for each in predictions], title)
         except Exception as error:  # the mask stands
             if lacks_room(error):
                 raise
@@ -219,9 +223,16 @@ class ScanBatch:
         return replace(
             row,
             reason="; ".join(reasons),
-            volume_ml=round(volume_ml, 3),
+            volume_ml=round(volumes_ml[0], 3),
             mean_hu=round(float(inside.mean()), 1) if inside.size else "",
-            confidence=round(prediction.confidence, 4),
+            confidence=round(first.confidence, 4),
+            structures_ml=by_structure(predictions, [f"{ml:.3f}" for ml in volumes_ml]),
+            structures_confidence=by_structure(
+                predictions, [f"{each.confidence:.4f}" for each in predictions]
+            ),
+            structures_probability=by_structure(
+                predictions, [f"{each.inside.max(initial=0):.4f}" for each in predictions]
+            ),
             flags=" ".join(flags),
             unlike="; ".join(unlike.values()),
         )
@@ -234,23 +245,17 @@ class ScanBatch:
                 flags |= model.profile.unlike(statistics, self.thresholds.unlike)
         return flags
 
-    def flags(self, scan: Scan, prediction: Prediction, unlike: dict[str, str]) -> list[str]:
-        """Flags of the image, and of the mask, whose last axis runs from feet to head."""
-        mask, limits, calibration = prediction.mask, self.thresholds, self.predictor.calibration
-        affine, voxels = scan.image.affine, int(mask.sum())
-        spacing_mm = geometry.spacing_of(affine)
-        low, high = limits.volume_ml or self.structure.volume_ml
-        least = limits.confidence
-        if least is None:
-            least = calibration.lowest - CONFIDENCE_MARGIN if calibration.n else MIN_CONFIDENCE
-        flags = {f"no_{self.structure.name}": True}
-        if voxels:
-            second = geometry.second_component_voxels(mask)
-            flags = {
-                "volume_range": not low <= voxels * geometry.voxel_ml(affine) <= high,
-                "several_pieces": second > limits.piece_share * voxels,
-                "touches_end": bool(mask[..., 0].any() or mask[..., -1].any()),
-                "not_confident": prediction.confidence < least,
+    def flags(
+        self, scan: Scan, predictions: Sequence[Prediction], unlike: dict[str, str]
+    ) -> list[str]:
+        """Flags of the image and of the masks, as ``volume_range:tumour`` of several structures."""
+        limits, flags = self.thresholds, dict[str, bool]()
+        spacing_mm = geometry.spacing_of(scan.image.affine)
+        for n, prediction in enumerate(predictions):
+            own = self.mask_flags(prediction, n, geometry.voxel_ml(scan.image.affine))
+            ending = f":{prediction.structure.name}" if len(predictions) > 1 else ""
+            flags |= {
+                flag if flag.startswith("no_") else flag + ending: v for flag, v in own.items()
             }
         ratio = np.divide(spacing_mm, self.predictor.models[0].preprocessing.spacing_mm).max()
         flags |= {"spacing_unlike": ratio > limits.spacing_factor, **dict.fromkeys(unlike, True)}
@@ -258,17 +263,42 @@ class ScanBatch:
         of_image = [*voxel_flags(hu, None, spacing_mm, Checks(), ()), *scan.flags]
         return [*sort_flags(of_image), *(flag for flag, is_set in flags.items() if is_set)]
 
+    def mask_flags(self, prediction: Prediction, n: int, voxel_ml: float) -> dict[str, bool]:
+        """Flags of the mask of structure ``n``, whose last axis runs from feet to head."""
+        mask, structure, limits = prediction.mask, prediction.structure, self.thresholds
+        calibration, voxels = self.predictor.calibration[n], int(np.count_nonzero(mask))
+        low, high = (limits.volume_ml if n == 0 else None) or structure.volume_ml
+        least, is_organ = limits.confidence, structure.kind == "organ"
+        if least is None:
+            least = calibration.lowest - CONFIDENCE_MARGIN if calibration.n else MIN_CONFIDENCE
+        if not voxels:  # most scans have no lesion
+            return {f"no_{structure.name}": is_organ}
+        second = geometry.second_component_voxels(mask) if is_organ else 0
+        return {
+            "volume_range": not low <= voxels * voxel_ml <= high,
+            "several_pieces": second > limits.piece_share * voxels,
+            "touches_end": is_organ and bool(mask[..., 0].any() or mask[..., -1].any()),
+            "not_confident": prediction.confidence < least,
+        }
+
     def is_done(self, source: CaseSource, row: PredictionRow) -> bool:
         """Whether a row is of this input, and all files that it promises are there."""
         if not row.input or row.input != input_hash(source):
             return False
         if row.status == DROPPED:
             return True
-        wanted = ["mask"] + ["probability"] * self.probabilities
+        paths = self.paths(row.case)
+        wanted = ["mask"] + [n for n in paths if self.probabilities and n.startswith("prob")]
         if source.format == "image":
             names = ["seg"] + ["rtstruct"] * self.rtstruct
             wanted += [name for name in names if f"no_{name}" not in row.flags.split()]
-        return row.status == DONE and all(self.paths(row.case)[n].is_file() for n in wanted)
+        return row.status == DONE and all(paths[name].is_file() for name in wanted)
+
+
+def by_structure(predictions: Sequence[Prediction], values: Sequence[str]) -> str:
+    """``pancreas=81.2 tumour=4.1`` of several structures; empty for the only one."""
+    pairs = zip(predictions, values, strict=True)
+    return " ".join(f"{each.structure.name}={v}" for each, v in pairs if len(predictions) > 1)
 
 
 def files_mb(source: CaseSource) -> float:

@@ -13,6 +13,10 @@ from pancseg.metrics.statistics import interval
 
 MIN_IOU = 0.1  # of a lesion that counts as found, as in the PI-CAI challenge (Saha et al. 2024)
 RESAMPLES = 9_999
+LESION_COLUMNS = (
+    "lesions", "lesions_found", "false_positives", "lesions_found_iou", "false_positives_iou",
+    "max_probability",
+)  # fmt: skip
 Mask = NDArray[np.bool_]
 Row = dict[str, Any]
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from pancseg.errors import PancsegError
 from pancseg.files import write_csv, write_json
 from pancseg.metrics.case_scores import EMPTY_REFERENCE, calibration_summary
+from pancseg.metrics.lesions import LESION_COLUMNS, lesion_summary
 from pancseg.metrics.statistics import agreement, describe
 
 FAILED = "failed"  # start of the status of a case that could not be scored
@@ -25,7 +26,9 @@ def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about:
 
     ``calibrations`` are counts of each case with a reference, by patient; ``about`` is added.
     """
-    names = [name for name in rows[0] if name not in NOT_MEASURES]
+    names = [name for name in rows[0] if name not in (*NOT_MEASURES, *LESION_COLUMNS)]
+    is_lesion = any(row.get("lesions") is not None for row in rows)
+    lesions = {"lesion_figures": lesion_summary(rows)} if is_lesion else {}
     values = {name: list(by_patient(rows, name).values()) for name in names}
     volumes = values.pop("volume_ml"), values.pop("reference_ml")
     return {
@@ -34,6 +37,7 @@ def summarise(rows: Sequence[Row], calibrations: Mapping[str, ArrayLike], about:
         **{name: describe(of_patients) for name, of_patients in values.items()},
         "volume_agreement_ml": agreement(*volumes),
         "calibration": calibration_summary(calibrations),
+        **lesions,
         "cases": len(rows),
         "empty_reference": [row["case"] for row in rows if row["status"] == EMPTY_REFERENCE],
         "failed": [row["case"] for row in rows if row["status"].startswith(FAILED)],

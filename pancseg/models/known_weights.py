@@ -93,25 +93,19 @@ class KnownWeights:
 class AdaptedNetwork(nn.Module):
     """A network that was trained on images of another orientation and other intensities.
 
-    Args:
-        network: ``_target_`` and arguments.
-        out_channels: Channels of the logits.
-        axes: Axis of the image for each axis of the network's input.
-        flips: Axes of the image that are reversed.
-        clip: Values that the image is clipped to.
-        scale: Factor of the clipped image.
-        shift: Added to the scaled image.
+    ``network`` are its ``_target_`` and arguments. Its input is the image, clipped, times ``scale``
+    plus ``shift``, with the axes in ``flips`` reversed, and then in the order ``axes``.
     """
 
     def __init__(
         self,
         network: dict[str, Any],
         out_channels: int,
-        axes: Sequence[int] = (0, 1, 2),
-        flips: Sequence[int] = (),
-        clip: Sequence[float] = (0.0, 1.0),
-        scale: float = 1.0,
-        shift: float = 0.0,
+        axes: Sequence[int],
+        flips: Sequence[int],
+        clip: Sequence[float],
+        scale: float,
+        shift: float,
     ) -> None:
         super().__init__()
         self.network = build({**network, "out_channels": out_channels}, nn.Module)

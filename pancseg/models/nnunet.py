@@ -81,17 +81,8 @@ def stack(
 class NNUNet(nn.Module):
     """PlainConvUNet, or ResidualEncoderUNet if ``residual``, on images ``(B, 1, Z, Y, X)``.
 
-    Args:
-        features: Channels of each stage, the full resolution first.
-        kernel_sizes: Of each stage.
-        strides: Of each stage.
-        encoder_depths: Convolutions, or residual blocks, of each stage.
-        decoder_depths: Convolutions of each stage but the lowest, from the coarsest on.
-        in_channels: Of the image.
-        out_channels: Of the logits.
-        residual: Whether the encoder has residual blocks.
-        conv_bias: Whether convolutions have a bias.
-        deep_supervision: Number of coarser heads in training.
+    Lists are of the stages from full resolution down, ``decoder_depths`` from the coarsest up.
+    Depths count convolutions or residual blocks; ``deep_supervision`` counts coarser heads.
     """
 
     def __init__(

@@ -266,11 +266,6 @@ def structure_logits(logits: Tensor, structures: Sequence[Sequence[int]], sigmoi
     return torch.cat([total(own) - total(others) for own, others in pairs], dim=1)
 
 
-def foreground_logit(logits: Tensor, sigmoid: bool) -> Tensor:
-    """Logit of the only structure."""
-    return structure_logits(logits, [[1]], sigmoid)
-
-
 def timer_of(trainer: pl.Trainer) -> Timer | None:
     """The timer of ``trainer.max_time``, if it is set."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]

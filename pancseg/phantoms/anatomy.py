@@ -9,6 +9,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 from pancseg.phantoms import shapes
 from pancseg.phantoms.scanner import Tissue
@@ -45,8 +46,9 @@ COLON_MM = np.transpose([  # from the caecum to the sigmoid colon
 class Anatomy:
     """Body and pancreas of patient ``index`` of the group ``seed``, before a scan."""
 
-    def __init__(self, seed: int, index: int) -> None:
+    def __init__(self, seed: int, index: int, lesions: bool = False) -> None:
         self.seed, self.index = seed, index
+        self.has_lesion = lesions and (seed + index) % 3 < 2
         self.body = shapes.Body(self.stream("body"))
         self.plan = PancreasPlan(self.stream("pancreas"))
 
@@ -94,6 +96,7 @@ class Abdomen(shapes.Lattice):
     def __init__(self, anatomy: Anatomy, grid: shapes.Grid) -> None:
         super().__init__(anatomy.body, grid)
         self.plan, self.stream = anatomy.plan, anatomy.stream
+        self.has_lesion = anatomy.has_lesion
         rng, body, x, y, z = self.stream("trunk"), self.body, self.x, self.y, self.z
         chest = np.clip((z - 20) / 120, 0, 1)
         width = CAVITY_WIDTH_MM * (1 - 0.05 * np.clip(z / 150, -1, 1.5) ** 2)
@@ -130,6 +133,8 @@ class Abdomen(shapes.Lattice):
         kidneys = self._kidneys(self.stream("kidneys"))
         vessels = self._vessels(self.stream("vessels"))
         pancreas = self._pancreas(outline(kidneys), self.stream("lobules"))
+        if self.has_lesion:  # around small vessels, beside aorta and vena cava
+            vessels.append(self._lesion(outline(kidneys + vessels[1:3]), self.stream("lesion")))
         duodenum = self._duodenum(outline(pancreas + vessels), self.stream("duodenum"))
         near = outline(pancreas + vessels + kidneys)
         stomach = self._stomach(near, self.stream("stomach"))
@@ -188,6 +193,18 @@ class Abdomen(shapes.Lattice):
         lobules = 0.6 * self.noise(rng, 26) + 0.8 * self.noise(rng, 12, waves=24)
         field += self.plan.lobule_mm * np.clip(lobules, -1.3, 2.5)
         return [Layer(np.maximum(field, 1.5 - kidneys), Tissue.PANCREAS)]
+
+    def _lesion(self, near: Field, rng: Rng) -> Layer:
+        """Ellipsoid of 8 to 40 mm in the world; it may bulge out of the pancreas."""
+        points = self.plan.axis.points_mm
+        place = int(rng.uniform(0.08, 0.85) * len(points))
+        centre = self.body.to_world(points[place] + rng.normal(0, 2, 3))
+        radii = np.maximum(rng.uniform(4.8, 19.8) * np.array([1, *rng.uniform(0.6, 1, 2)]), 4.8)
+        turns = Rotation.random(random_state=rng).as_matrix() / radii
+        z, y, x = np.ix_(*map(np.subtract, self.axes_mm, centre[::-1]))
+        squares = sum((t[2] * z + t[1] * y + t[0] * x) ** 2 for t in turns.T)
+        field = ((np.sqrt(squares) - 1) * radii.min()).astype(np.float32)
+        return Layer(np.maximum(field, 1 - near), Tissue.LESION)
 
     def _behind(self, share: float, radii: float) -> NDArray[np.float64]:
         """Point behind the axis of the pancreas, at a share of the way from head to tail."""

@@ -36,12 +36,13 @@ class Phantom:
     seed: int
     index: int
     image_hu: NDArray[np.int16]  # slice 0 nearest the feet
-    label: NDArray[np.uint8]  # 1 in the pancreas
+    label: NDArray[np.uint8]  # 1 in the pancreas, 2 in its lesion
     tissue: NDArray[np.uint8]  # values of Tissue
     affine: NDArray[np.float64]  # (4, 4), voxel to mm
     phase: str
     noise_hu: float  # standard deviation
     style: SeriesStyle
+    lesions: bool = False  # of the group
 
     @property
     def patient(self) -> str:
@@ -51,32 +52,46 @@ class Phantom:
     def uid(self, *purpose: object) -> str:
         """DICOM UID, the same whenever the same phantom is written."""
         affine = str(self.affine.round(4).tolist())
-        return generate_uid(entropy_srcs=[self.patient, affine, *map(str, purpose)])
+        group = ["lesions"] * self.lesions
+        return generate_uid(entropy_srcs=[self.patient, affine, *group, *map(str, purpose)])
 
 
 def simulate_patient(
-    seed: int, index: int, shape: Size = (256, 256, 180), spacing_mm: Spacing = (1.5, 1.5, 2.0)
+    seed: int,
+    index: int,
+    shape: Size = (256, 256, 180),
+    spacing_mm: Spacing = (1.5, 1.5, 2.0),
+    lesions: bool = False,
 ) -> Phantom:
-    """Simulate a patient on a grid of columns, rows and slices; the anatomy depends on neither."""
-    anatomy = Anatomy(seed, index)
+    """Simulate a patient on a grid of columns, rows and slices; the anatomy depends on neither.
+
+    With ``lesions`` two of three patients in a row have a lesion.
+    """
+    anatomy = Anatomy(seed, index, lesions)
     grid = anatomy.place_scan(shape, spacing_mm)
     abdomen = Abdomen(anatomy, grid)
     tissue = abdomen.paint(abdomen.layers())
     scanner = draw_scanner(anatomy.stream("scanner"))
     style = SeriesStyle(anatomy.stream("dicom style"))
+    if lesions:
+        style.mask_value = 1  # a mask holds the values of the label
     hu = scan(tissue, grid, scanner, anatomy.stream("noise"))
     np.clip(hu, -1024, 3071, out=hu)  # 12 bits
     step_hu = max(1, int(style.storage[0][0]))
     image_hu = (np.rint(hu / step_hu) * step_hu).astype(np.int16).T
     label = (tissue == Tissue.PANCREAS).astype(np.uint8).T
+    label[tissue.T == Tissue.LESION] = 2
     return Phantom(
-        seed, index, image_hu, label, tissue.T, grid.affine, scanner.phase, scanner.noise_hu, style
+        *(seed, index, image_hu, label, tissue.T, grid.affine),
+        *(scanner.phase, scanner.noise_hu, style, lesions),
     )
 
 
-def write_phantom(out: Path, seed: int, shape: Size, spacing_mm: Spacing, index: int) -> None:
+def write_phantom(
+    out: Path, seed: int, shape: Size, spacing_mm: Spacing, lesions: bool, index: int
+) -> None:
     """Simulate and write a patient."""
-    write_patient(simulate_patient(seed, index, shape, spacing_mm), out)
+    write_patient(simulate_patient(seed, index, shape, spacing_mm, lesions), out)
 
 
 def write_patient(phantom: Phantom, out: Path) -> None:
@@ -135,8 +150,8 @@ def series_header(phantom: Phantom, mask: bool) -> Dataset:
     header.StudyInstanceUID = phantom.uid("study")
     header.SeriesInstanceUID = phantom.uid("series", "MASK" if mask else "CT")
     header.FrameOfReferenceUID = phantom.uid("frame of reference")
-    header.WindowCenter = style.mask_value / 2 if mask else 40
-    header.WindowWidth = style.mask_value if mask else 400
+    width = style.mask_value * max(1, phantom.label.max().item()) if mask else 400
+    header.WindowCenter, header.WindowWidth = width / 2 if mask else 40, width
     header.KVP, header.SamplesPerPixel, header.PhotometricInterpretation = 120, 1, "MONOCHROME2"
     header.Columns, header.Rows = phantom.label.shape[:2]
     header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15

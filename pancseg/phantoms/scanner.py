@@ -15,7 +15,7 @@ PHASES = {"native": 0.15, "arterial": 0.25, "portal": 0.45, "late": 0.15}
 
 
 class Tissue(IntEnum):
-    """Tissue of a voxel; the reference label is ``PANCREAS``.
+    """Tissue of a voxel; the reference label is ``PANCREAS`` and ``LESION``.
 
     After its value each member has the standard deviation of its texture, and the range that a
     patient's mean is drawn from, HU. Four ranges: native, arterial, portal venous, late phase.
@@ -64,6 +64,7 @@ class Tissue(IntEnum):
     PORTAL_VEIN = 31, 3, (38, 48), (95, 140), (148, 188), (92, 115)
     LIVER_VEIN = 32, 3, (36, 46), (60, 95), (130, 165), (88, 108)
     PANCREAS = 33, 13, (35, 50), (90, 130), (80, 110), (60, 82)
+    LESION = 34, 9, (-20, -10), (-60, -35), (-45, -25), (-30, -15)  # relative to PANCREAS
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,15 @@ def draw_scanner(rng: np.random.Generator) -> Scanner:
     phase = int(rng.choice(len(PHASES), p=list(PHASES.values())))
     mean, texture = np.zeros((2, len(Tissue)), np.float32)
     enhancement = rng.uniform(0, 1)  # shared by the enhanced tissues of a patient
-    for tissue in Tissue:
+    for tissue in list(Tissue)[: Tissue.LESION]:
         share = rng.uniform(0, 1)
         enhanced = len(tissue.mean_hu) > 1
         low, high = tissue.mean_hu[phase if enhanced else 0]
         mean[tissue] = low + (high - low) * (0.5 * (enhancement + share) if enhanced else share)
-        texture[tissue] = tissue.texture_hu
+    texture[:] = [tissue.texture_hu for tissue in Tissue]
     texture[Tissue.PANCREAS] *= rng.uniform(0.8, 1.5)
     noise_hu, blur_mm = float(rng.uniform(8, 25)), float(rng.uniform(0.75, 1.1))
+    mean[Tissue.LESION] = mean[Tissue.PANCREAS] + rng.uniform(*Tissue.LESION.mean_hu[phase])
     return Scanner(list(PHASES)[phase], mean, texture, noise_hu, blur_mm)
 
 

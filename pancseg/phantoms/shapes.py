@@ -89,6 +89,15 @@ class Body:
         self.belly = float(0.86 + 0.3 * weight + rng.uniform(-0.06, 0.06))  # relative depth
         self.curvature = float(rng.uniform(2, 9))  # of the spine, mm at 100 mm from the middle
 
+    def to_world(self, point_mm: ArrayLike) -> NDArray[np.float64]:
+        """World coordinates of a point of the standard body."""
+        world = self.centre_mm
+        for _ in range(10):  # the warp is weak: each time the error falls to less than half
+            warp = [w.on_axes(*world[::-1, None]).item() for w in self.warp]
+            standard = np.asarray(point_mm) - self.warp_mm * np.array(warp)
+            world = self.centre_mm + self.rotation @ (self.scale * standard)
+        return world
+
 
 class Curve(NamedTuple):
     """Centre line of a tube in the standard body, mm: ``(n, 3)`` points, ``(n,)`` radii."""

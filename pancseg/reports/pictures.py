@@ -24,6 +24,7 @@ from pancseg.intake.contact_sheet import BACKGROUND, TEXT, WINDOW_HU, radiologic
 from pancseg.reports.charts import plot_curves
 
 REFERENCE, PREDICTED = "#3ddc84", "#ff5a4f"
+OUTLINES = (PREDICTED, "#4f9dff", "#ffc83c", "#b98bff", "#3ddc84", "#ffffff")  # of structures
 WIDTH_INCHES = 11.0
 CASE_MARGIN_MM, VIEW_MARGIN_MM = 50.0, 25.0  # around both masks
 SAMPLE_COLUMNS, SAMPLE_ROWS = 4, 4
@@ -46,7 +47,8 @@ def draw_case(
     aspect = spacing_mm[1] / spacing_mm[0]
     height = WIDTH_INCHES / 2 * aspect * (rows.stop - rows.start) / (columns.stop - columns.start)
     figure = Figure(figsize=(WIDTH_INCHES, height + 0.7), layout="constrained")
-    slices = {"middle": filled[len(filled) // 2], "worst": wrong.argmax()}
+    middle = filled[len(filled) // 2]
+    slices = {"middle": middle, "worst": wrong.argmax() if wrong.any() else middle}
     for axes, (name, k) in zip(figure.subplots(1, 2), slices.items(), strict=True):
         part = (columns, rows, k)
         masks = {REFERENCE: expected[part].T, PREDICTED: predicted[part].T}
@@ -55,21 +57,26 @@ def draw_case(
     save_png(figure, path, f"{title}   (green reference, red predicted)")
 
 
-def draw_scan(path: Path, image: nib.Nifti1Image, mask: Mask, title: str) -> None:
-    """Draw the axial, coronal and sagittal slice of largest area; middle ones for an empty mask."""
-    (hu, predicted), spacing_mm = upright(image, mask)
+def draw_scan(path: Path, image: nib.Nifti1Image, masks: Sequence[Mask], title: str) -> None:
+    """Draw the axial, coronal and sagittal slice of largest area of the last mask with any voxel.
+
+    Of an organ and its lesion that is the lesion; all masks are outlined. Without any voxel middle
+    slices are drawn.
+    """
+    (hu, *predicted), spacing_mm = upright(image, *masks)
     lengths = np.multiply(hu.shape, spacing_mm)
     widths = lengths[[0, 0, 1]]
     height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
-    box = bounding_box(predicted)  # counting all voxels of a scan takes seconds
+    shown = next((mask for mask in reversed(predicted) if mask.any()), predicted[0])
+    box = bounding_box(shown)  # counting all voxels of a scan takes seconds
     planes = figure.subplots(1, 3, width_ratios=widths.tolist())
     for axes, axis in zip(planes, (2, 1, 0), strict=True):
-        k = box[axis].start + largest_slice(predicted[box], axis)
+        k = box[axis].start + largest_slice(shown[box], axis)
         across, up = (spacing_mm[i] for i in range(3) if i != axis)
         # numpy's take would copy a scan that is not in C order, as most are not
-        scan, mask_slice = (np.moveaxis(values, axis, 0)[k].T for values in (hu, predicted))
-        show_slice(axes, scan, {PREDICTED: mask_slice}, up / across)
+        scan, *slices = (np.moveaxis(values, axis, 0)[k].T for values in (hu, *predicted))
+        show_slice(axes, scan, dict(zip(OUTLINES, slices, strict=False)), up / across)
     planes[2].invert_xaxis()  # the front on the left
     save_png(figure, path, title, TEXT)
 

@@ -12,8 +12,8 @@ from pancseg.reports.tables import Column, Row, Table, format_interval, format_v
 
 MAX_VIEWS = 100  # cases, the worst: a page with the slices of a thousand opens in no browser
 HIDDEN = (
-    "patient", "dice_plain", "recipe_metric", "expected_dice", "spacing_x_mm", "spacing_y_mm",
-    "manufacturer", "contrast",
+    "patient", "structure", "dice_plain", "recipe_metric", "expected_dice", "spacing_x_mm",
+    "spacing_y_mm", "manufacturer", "contrast",
 )  # fmt: skip
 QUOTED = ("dice", "hd95_mm", "volume_ml", "reference_ml")  # beside the slices
 
@@ -29,27 +29,54 @@ def write_run_report(run: Run, subset: str, by: str | None = None) -> Path:
     figures, rows = run.figures(subset), run.rows(subset)
     subset = subset if run.run_folders else EXTERNAL
     people, history, svg = tables.people_of(figures), run.history(), charts.as_svg
-    views = run.views(subset, [row["case"] for row in rows[:MAX_VIEWS]])
-    cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
-    title = f"{subset}: {len(rows)} cases of {figures['n']} {people}"
     is_standard = subset in ("test", EXTERNAL)
     names = ("loss", "dice") if history else ()
     return write_page(
         run.folder / ("report.html" if is_standard else f"report_{subset}.html"), "report.html",
         f"{figures.get('predictions') or run.name}: {subset}",
         banners=banners_of(figures["phantoms"], figures["held_out"]), figures=figures,
-        headline=tables.headline(figures), people=people, data=data_facts(run, figures),
+        people=people, data=data_facts(run, figures),
         curves={n: svg(f"{n} over epochs", charts.plot_curves, history, n) for n in names},
-        measures=measure_table(rows, figures), max_views=MAX_VIEWS,
-        cases=tables.score_table(cases, [name for name in cases[0] if name not in HIDDEN], title),
-        subgroups=tables.subgroup_table(rows, by) if by else None,
-        charts=score_charts(rows, figures) if figures["n"] else None,
-        views={row["case"]: view_of(row, views) for row in rows if row["case"] in views},
-        summary=next(iter(run.summaries), None),
+        sections=[
+            section(run, subset, by, *part) for part in tables.by_structure(rows, figures)
+        ],
+        max_views=MAX_VIEWS, summary=next(iter(run.summaries), None),
         command=run.command() if run.run_folders else "",
         checkpoint="SWEEP" if run.is_sweep else "RUN/checkpoints/best.ckpt",
         patients="data.root=..." if subset.startswith(EXTERNAL) else f"subset={subset}",
     )  # fmt: skip
+
+
+def section(
+    run: Run, subset: str, by: str | None, structure: str, rows: Sequence[Row], figures: Row
+) -> Row:
+    """Scores and slices of a structure; ``structure`` is empty if there is only one."""
+    # healthy patients have neither a lesion nor slices of it
+    shown = [r for r in rows if not structure or r["volume_ml"] or r["reference_ml"]][:MAX_VIEWS]
+    ending = f"_{structure}" if structure else ""
+    views = run.views(subset, [f"{row['case']}{ending}" for row in shown])
+    cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
+    people = f"{tables.patients_of(figures)} {tables.people_of(figures)}"
+    title, names = (
+        f"{subset}: {len(rows)} cases of {people}",
+        [n for n in cases[0] if n not in HIDDEN],
+    )
+    return {
+        "structure": structure,
+        "ending": ending,
+        "figures": figures,
+        "headline": tables.headline(figures),
+        "cases": tables.score_table(cases, names, title),
+        "measures": measure_table(rows, figures),
+        "lesions": tables.lesion_table(figures) if "lesion_figures" in figures else None,
+        "subgroups": tables.subgroup_table(rows, by) if by else None,
+        "charts": score_charts(rows, figures) if figures["n"] else None,
+        "views": {
+            row["case"]: view_of(row, views[name])
+            for row in shown
+            if (name := f"{row['case']}{ending}") in views
+        },
+    }
 
 
 def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
@@ -109,8 +136,8 @@ def score_charts(rows: Sequence[Row], figures: Row) -> dict[str, str]:
     }
 
 
-def view_of(row: Row, views: dict[str, Any]) -> dict[str, Any]:
+def view_of(row: Row, data: Any) -> dict[str, Any]:
     """Slices of a case, and its scores in a line."""
     scores = ((*heading(name), row[name]) for name in QUOTED if row[name] is not None)
     text = ", ".join(f"{title} {format_value(value, digits)}" for title, digits, value in scores)
-    return {"data": views[row["case"]], "scores": text}
+    return {"data": data, "scores": text}

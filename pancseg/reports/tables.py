@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pancseg.errors import PancsegError, printable
 from pancseg.metrics.case_scores import MEASURES
+from pancseg.metrics.lesions import LESION_COLUMNS, MIN_IOU
 from pancseg.metrics.statistics import describe
 from pancseg.metrics.tables import TEXT_COLUMNS, by_patient
 
@@ -21,12 +22,29 @@ HEADINGS = {  # heading and digits, where the heading is not the name of the col
     "dice_plain": ("Dice at 0.5", 3),
     "recipe_metric": ("recipe_metric", 3),
     "expected_dice": ("expected Dice", 3),
+    "lesions_found": ("found", 0),
+    "false_positives": ("false positives", 0),
+    "lesions_found_iou": (f"found, IoU > {MIN_IOU}", 0),
+    "false_positives_iou": (f"false positives, IoU > {MIN_IOU}", 0),
+    "max_probability": ("largest probability", 3),
     **{f"spacing_{axis}_mm": (f"{axis} mm", 2) for axis in "xyz"},
 }
 CONSOLE_COLUMNS = (
-    "case", "structure", "dice", "nsd_2mm", "hd95_mm", "assd_mm", "volume_ml", "reference_ml",
-    "components", "fold", "status",
+    "case", "dice", "nsd_2mm", "hd95_mm", "assd_mm", "volume_ml", "reference_ml", "components",
+    "lesions", "lesions_found", "false_positives", "fold", "status",
 )  # fmt: skip
+LESION_FIGURES = {  # heading and meaning
+    "sensitivity": ("sensitivity", "share of the lesions that a predicted one overlaps"),
+    "sensitivity_iou": (
+        f"sensitivity, IoU > {MIN_IOU}", "the same at an IoU above this value, one to one",
+    ),
+    "false_positives": ("false positives a patient", "predicted lesions without any overlap"),
+    "false_positives_iou": (
+        f"false positives a patient, IoU > {MIN_IOU}", "the same without an IoU above this value",
+    ),
+    "specificity": ("specificity", "share of those without a lesion in whom nothing is predicted"),
+    "auroc": ("AUROC", "of the largest predicted probability, with against without a lesion"),
+}  # fmt: skip
 PLAIN = {"threshold": 0.5, "largest_component": False}
 NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
 HELD_OUT = {True: "held out", False: NOT_HELD_OUT, None: "not known whether held out"}
@@ -56,10 +74,14 @@ def heading(name: str) -> tuple[str, int]:
 
     >>> heading("nsd_2mm"), heading("hd95_mm"), heading("fold")
     (('NSD 2 mm', 3), ('HD95 mm', 1), ('fold', 0))
+    >>> heading("dice tumour")  # of a structure
+    ('tumour Dice', 3)
     """
+    name, _, structure = name.partition(" ")
+    title, digits = HEADINGS.get(name, (name, 0))
     if name.startswith("nsd_"):
-        return f"NSD {name.removeprefix('nsd_').removesuffix('mm')} mm", 3
-    return HEADINGS.get(name, (name, 0))
+        title, digits = f"NSD {name.removeprefix('nsd_').removesuffix('mm')} mm", 3
+    return f"{structure} {title}".lstrip(), digits
 
 
 def direction(name: str) -> int:
@@ -68,6 +90,7 @@ def direction(name: str) -> int:
     >>> direction("nsd_2mm"), direction("hd95_mm"), direction("volume_ml")
     (1, -1, 0)
     """
+    name = name.partition(" ")[0]  # without the structure
     if name.startswith("nsd_") or name in ("dice_plain", "recipe_metric"):
         return 1
     return MEASURES[name].better if name in MEASURES else 0
@@ -90,9 +113,9 @@ def format_interval(ends: Sequence[float | None], digits: int, sign: str = "") -
 
 
 def score_table(rows: Sequence[Row], names: Sequence[str], title: str) -> Table:
-    """Columns of the scores table; without ``fold`` where no patient has any."""
-    if all(row["fold"] is None for row in rows):
-        names = [name for name in names if name != "fold"]
+    """Columns of the scores table; without ``fold`` and those of lesions where they are empty."""
+    full = {name for row in rows for name in row if row[name] is not None}
+    names = [name for name in names if name in full or name not in ("fold", *LESION_COLUMNS)]
     columns = [Column(*heading(name), name in (*TEXT_COLUMNS, "flags")) for name in names]
     return Table(title, columns, [[row[name] for name in names] for row in rows])
 
@@ -100,6 +123,17 @@ def score_table(rows: Sequence[Row], names: Sequence[str], title: str) -> Table:
 def worst_first(rows: Sequence[Row]) -> list[Row]:
     """Rows by ascending Dice, those without Dice last."""
     return sorted(rows, key=lambda row: (row["dice"] is None, row["dice"] or 0.0))
+
+
+def by_structure(rows: Sequence[Row], figures: Row) -> list[tuple[str, list[Row], Row]]:
+    """Name, rows and figures of each structure; the name is empty if there is only one.
+
+    Rows without a structure, which are masks without a case, are among those of the first.
+    """
+    parts = figures.get("structures") or {"": figures}
+    first = next(iter(parts))
+    rows_of = {name: [r for r in rows if (r.get("structure") or first) == name] for name in parts}
+    return [(name, rows_of[name], parts[name]) for name in parts if rows_of[name]]
 
 
 def print_table(table: Table, caption: str = "", width: int = 120) -> None:
@@ -116,13 +150,18 @@ def print_table(table: Table, caption: str = "", width: int = 120) -> None:
 
 
 def print_scores(rows: Sequence[Row], figures: Row, subset: str) -> None:
-    """Print ``scores/<subset>.csv``, worst Dice first, with the headline of its figures."""
+    """Print a table a structure, worst Dice first, with the headline of its figures."""
     wanted = {*CONSOLE_COLUMNS, quoted_nsd(rows[0])}
     if any(postprocess != PLAIN for postprocess in figures.get("postprocess", ())):
         wanted.add("dice_plain")
     names = [name for name in rows[0] if name in wanted]
-    table = score_table(worst_first(rows), names, console_title(subset, figures["n"], figures))
-    print_table(table, f"{headline(figures)}\n{figures['geometry']}")
+    for structure, part, own in by_structure(rows, figures):
+        title = console_title(subset, patients_of(own), own)
+        table = score_table(worst_first(part), names, f"{structure} {title}".lstrip())
+        lines = [headline(own), own["geometry"]]
+        if "lesion_figures" in own:
+            lines.insert(1, lesion_line(own))
+        print_table(table, "\n".join(lines))
 
 
 def console_title(subset: str, n: int, figures: Row) -> str:
@@ -134,6 +173,11 @@ def console_title(subset: str, n: int, figures: Row) -> str:
 def people_of(figures: Row) -> str:
     """``phantoms`` or ``patients``."""
     return "phantoms" if figures["phantoms"] else "patients"
+
+
+def patients_of(figures: Row) -> int:
+    """Number of scored patients, of a lesion also of those without any."""
+    return figures.get("lesion_figures", {}).get("patients", figures["n"])
 
 
 def quoted_nsd(row: Row) -> str:
@@ -155,7 +199,32 @@ def headline(figures: Row) -> str:
     )
 
 
-def subgroup_table(rows: Sequence[Row], name: str) -> Table:
+def lesion_table(figures: Row) -> Table:
+    """Figures of a lesion with intervals and meanings."""
+    lesions, people = figures["lesion_figures"], people_of(figures)
+    positive, missing = lesions["patients_with_lesion"], {"mean": None, "ci95": [None, None]}
+    rows = [
+        ["lesions", lesions["lesions"], "", "components of the reference, 26-connected"],
+        [f"{people} with a lesion", positive, "", "at least one in the reference"],
+        [f"{people} without a lesion", lesions["patients"] - positive, "", "none in the reference"],
+    ]
+    for name, (title, meaning) in LESION_FIGURES.items():
+        figure = lesions[name] or missing
+        rows.append([title, figure["mean"], format_interval(figure["ci95"], 3), meaning])
+    heads = Column("figure"), Column("value", 3), Column("95 % interval"), TextColumn("meaning")
+    return Table("Lesions", heads, rows)
+
+
+def lesion_line(figures: Row) -> str:
+    """The figures of a lesion in a line, without those of the IoU."""
+    rows = [row for row in lesion_table(figures).rows if "IoU" not in row[0]]
+    cells = [(title, format_value(value, 3), ends) for title, value, ends, _ in rows]
+    return ", ".join(
+        f"{t} {text}" + f" ({ends})" * (ends not in ("", "-")) for t, text, ends in cells
+    )
+
+
+def subgroup_table(rows: Sequence[Row], name: str, structure: str = "") -> Table:
     """Dice and NSD of subgroups of patients: tertiles of a column of numbers, or its texts."""
     if name not in rows[0]:
         raise PancsegError(f"by={name}: no such column; expected one of {', '.join(rows[0])}")
@@ -180,4 +249,4 @@ def subgroup_table(rows: Sequence[Row], name: str) -> Table:
     columns = [TextColumn(name), Column("n")]
     for measure in measures:
         columns += [Column(f"{heading(measure)[0]}, mean", 3), Column("95 % interval")]
-    return Table(f"Scores by {name}", columns, lines)
+    return Table(f"Scores by {name}" + f", {structure}" * bool(structure), columns, lines)

@@ -19,13 +19,14 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from pancseg import hardware
-from pancseg.config import is_sweep_job
+from pancseg.config import LAST, is_sweep_job, run_path
 from pancseg.data.datamodule import CTDataModule, is_first_process
 from pancseg.data.transforms import Plan
 from pancseg.errors import PancsegError
 from pancseg.models.factory import build_on_meta
+from pancseg.models.known_weights import TARGET as ADAPTED
 from pancseg.models.network_checks import check_spatial_size, count_multiply_adds
-from pancseg.models.pretrained import load_pretrained, open_weights
+from pancseg.models.pretrained import load_pretrained, network_arguments, open_weights
 from pancseg.models.segmenter import Segmenter
 from pancseg.reports.pictures import SAMPLE_COLUMNS, SAMPLE_ROWS, draw_samples
 from pancseg.signals import has_fixed_folder
@@ -111,6 +112,10 @@ def model_arguments(cfg: DictConfig, plan: Plan, structures: int = 1) -> dict[st
     """``_target_`` and arguments of the network; those taken from ``data`` are the planned ones."""
     planned: Any = OmegaConf.merge(cfg, {"data": asdict(plan)})
     model = dict(to_plain(planned.model))
+    if model.get("_target_") == ADAPTED:
+        source = cfg.init_from or (run_path(LAST) if cfg.ckpt_path == "last" else cfg.ckpt_path)
+        images = cfg.data.orientation, cfg.data.window_hu
+        model = network_arguments(Path(source) if source else None, model, *images)
     return model | ({"out_channels": structures + 1} if "out_channels" in model else {})
 
 
@@ -126,6 +131,11 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
     if cfg.init_from and not is_resumed:
         weights = open_weights(Path(cfg.init_from))
         log.info(load_pretrained(segmenter.network, weights))
+        if weights.record:
+            log.info("init_from: %s", weights.record)
+            images = cfg.data.orientation, data.plan.spacing_mm, cfg.data.window_hu
+            if settings := weights.record.differences(*images):
+                log.warning("init_from: these weights were trained at %s; not so here", settings)
         data.seen_before.update(weights.seen or ())
         if weights.seen is None:
             log.warning("init_from lists no training patients: held_out cannot account for them")

@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +49,7 @@ PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF
 """
 
 
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait for something to happen."""
+def until(holds, what):
     began = time.monotonic()
     while not holds():
         assert time.monotonic() - began < 120, f"did not happen: {what}"
@@ -64,26 +62,24 @@ class Slurm:
 
     environment: dict[str, str]
 
-    def __call__(self, *command: str, script: str | None = None) -> str:
-        """What a command printed."""
+    def __call__(self, *command, script=None):
         ended = subprocess.run(
             command, env=self.environment, input=script, capture_output=True, text=True, check=False
         )
         return ended.stdout.strip()
 
-    def submit(self, *options: str, script: str) -> str:
-        """Submit a batch script and return its number."""
+    def submit(self, *options, script):
         return self("sbatch", "--parsable", *options, script=f"#!/bin/bash\n{script}\n")
 
-    def state(self, job: str) -> str:
+    def state(self, job):
         """``RUNNING``, ``PENDING``, ...; empty once it has ended."""
         return self("squeue", "--noheader", "--format=%T", f"--jobs={job}")
 
-    def start_again(self, job: str, *changes: str) -> None:
+    def start_again(self, job, *changes):
         """Start a requeued job at once; Slurm would wait for two minutes."""
         title = f"slurmstepd: [{job}.".encode()
 
-        def is_attended() -> bool:  # by the daemon, which then does not start it again
+        def is_attended():  # by the daemon, which then does not start it again
             files = Path("/proc").glob("[0-9]*/cmdline")
             return any(path.read_bytes().startswith(title) for path in files if path.exists())
 
@@ -95,13 +91,13 @@ class Slurm:
         until(lambda: self.state(job) == "RUNNING", f"job {job} runs again")
 
 
-def find(name: str) -> str | None:
+def find(name):
     """A program; daemons lie where not every user looks."""
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm(tmp_path_factory):
     """A Slurm for these tests; they are skipped where it cannot be started."""
     if missing := [name for name in PROGRAMS if find(name) is None]:
         pytest.skip(f"{', '.join(missing)} not installed: make slurm")

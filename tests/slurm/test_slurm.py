@@ -3,12 +3,11 @@
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import SHALLOW, contents, run_command, smoke
-from tests.slurm.conftest import Slurm, until
+from tests.slurm.conftest import until
 from tests.test_resume import EVERYTHING, assert_same, curves
 from tests.test_train import without
 
@@ -17,22 +16,20 @@ SMALL = ["cpus_per_task=1", "mem_gb=1", "timeout_min=5"]
 LAUNCHER = ["-m", "hydra/launcher=submitit_slurm", *(f"hydra.launcher.{word}" for word in SMALL)]
 
 
-def command(name: str, *words: str) -> list[str]:
+def command(name, *words):
     return [sys.executable, "-m", f"pancseg.{name}", *words]
 
 
-def run(slurm: Slurm, words: list[str]) -> subprocess.CompletedProcess[str]:
+def run(slurm, words):
     return subprocess.run(words, env=slurm.environment, capture_output=True, text=True, check=False)
 
 
-def sweep_of(prepared: Path, sweep: Path, *words: str) -> list[str]:
+def sweep_of(prepared, sweep, *words):
     usual = without("hydra.run.dir", smoke(prepared, sweep))
     return command("train", *LAUNCHER, *usual, f"hydra.sweep.dir={sweep}", *words)
 
 
-def test_of_a_sweep_of_four_jobs_one_raises_and_the_others_are_done(
-    slurm: Slurm, prepared: Path, tmp_path: Path
-) -> None:
+def test_of_a_sweep_of_four_jobs_one_raises_and_the_others_are_done(slurm, prepared, tmp_path):
     sizes = "data.batch_size=1,2,0,3"
     ended = run(slurm, sweep_of(prepared, tmp_path, "trainer.max_epochs=1", sizes))
     assert ended.returncode == 1, ended.stderr
@@ -45,9 +42,7 @@ def test_of_a_sweep_of_four_jobs_one_raises_and_the_others_are_done(
     assert (tmp_path / "2" / "summary.json").is_file()
 
 
-def test_trials_run_beside_each_other_and_a_job_may_be_two_processes(
-    slurm: Slurm, prepared: Path, tmp_path: Path
-) -> None:
+def test_trials_run_beside_each_other_and_a_job_may_be_two_processes(slurm, prepared, tmp_path):
     search = ["trainer.max_epochs=1", "hydra/sweeper=optuna", "optimizer.lr=interval(1e-3,1e-1)"]
     search += ["hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=2"]
     ended = run(slurm, sweep_of(prepared, tmp_path, *search))
@@ -60,18 +55,18 @@ def test_trials_run_beside_each_other_and_a_job_may_be_two_processes(
 
 
 def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not(
-    slurm: Slurm, prepared: Path, tmp_path: Path
-) -> None:
+    slurm, prepared, tmp_path
+):
     longer, whole = [*EVERYTHING, "trainer.max_epochs=45"], tmp_path / "whole"
     folder, log = tmp_path / "preempted", tmp_path / "job.log"
     options = ["--requeue", "--open-mode=append", "--partition=grace", f"--output={log}"]
     script = "srun " + shlex.join(command("train", *smoke(prepared, folder, *longer)))
     job = slurm.submit(*options, script=script)
 
-    def epochs() -> int:
+    def epochs():
         return len(curves(folder)) if (folder / "metrics.csv").is_file() else 0
 
-    def preempt() -> None:
+    def preempt():
         wants = ["--partition=high", "--cpus-per-task=2", "--output=/dev/null"]
         other = slurm.submit(*wants, script="sleep 0.1")
         until(lambda: not slurm.state(other), "the other job is done")
@@ -95,9 +90,7 @@ def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not
     assert_same(folder, whole)
 
 
-def test_shards_of_prepare_and_predict_are_jobs_of_the_launcher(
-    slurm: Slurm, dicom: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_shards_of_prepare_and_predict_are_jobs_of_the_launcher(slurm, dicom, trained, tmp_path):
     source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
     source += [*SHALLOW, "privacy=none", "processes=1"]
     root, jobs, shards = tmp_path / "root", f"hydra.sweep.dir={tmp_path / 'jobs'}", "shard=0/2,1/2"

@@ -1,0 +1,201 @@
+"""Several structures, and ignored voxels: from sampling to the files of ``predict``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import torch
+
+from pancseg.data.sampling import PatchDataset, Sampling
+from pancseg.inference.predictor import load_segmenter
+from pancseg.metrics.lesions import auroc, lesion_counts, lesion_summary, share
+from pancseg.models.losses import DiceCELoss, IgnoringLoss
+from pancseg.models.metrics import PatientDice, count_voxels
+from pancseg.models.segmenter import structure_logits
+from pancseg.structures import IGNORED
+from tests.conftest import Command
+from tests.test_sampling import SIZE, BatchSampler, cache_of, volume
+from tests.tiny_root import write_root
+
+NESTED = [[1, 2], [2]]  # pancreas with tumour, tumour
+NET = ("model=tiny", "loss=dice_ce", "hardware=cpu", "data=volume", "sampling.steps_per_epoch=4")
+
+
+def test_the_probability_of_a_structure_is_the_sum_of_those_of_its_classes() -> None:
+    probabilities = torch.tensor([0.4, 0.35, 0.25]).view(1, 3, 1, 1, 1)
+    pancreas, tumour = structure_logits(probabilities.log(), NESTED, sigmoid=False).sigmoid()[0]
+    assert [round(float(p), 5) for p in (pancreas, tumour)] == [0.6, 0.25]
+    alone = structure_logits(torch.tensor([0.0, -1.0, 2.0]).view(1, 3, 1, 1, 1), NESTED, True)
+    assert alone.flatten().tolist() == [2.0, 2.0]  # the likeliest of its channels
+
+
+def test_ignored_voxels_have_no_gradient_and_do_not_change_the_loss() -> None:
+    logits = torch.randn(1, 3, 4, 4, 4, requires_grad=True)
+    label = torch.randint(0, 3, (1, 1, 4, 4, 4)).float()
+    label[..., :2] = IGNORED
+    loss = IgnoringLoss(DiceCELoss())
+    loss(logits, label).backward()
+    assert logits.grad is not None
+    assert logits.grad[..., :2].abs().max() == 0 < logits.grad[..., 2:].abs().min()
+    other = logits.detach().clone()
+    other[..., :2] = torch.randn(1, 3, 4, 4, 2)
+    assert loss(other, label) == loss(logits, label)
+
+
+def test_foreground_patches_take_turns_between_structures() -> None:
+    cache = cache_of(volume(SIZE, (1, 2, 3), 1), volume(SIZE, (7, 7, 7), 2), volume(SIZE))
+    sampling = Sampling("patches", 1, foreground_share=0.5)
+    patches = PatchDataset(cache, BatchSampler(1, 1), 0, (4, 4, 4), (0, 0, 0), sampling, NESTED)
+    found = [set(patches[n]["label"].unique().tolist()) - {0} for n in range(0, 40, 2)]
+    assert all(found) and all(2 in codes for codes in found[1::2])
+    assert {1} in found[::2]
+
+
+def test_dice_is_the_mean_over_structures_of_patients_that_have_them() -> None:
+    reference = torch.zeros(2, 2, 4, 4, 4, dtype=torch.bool)
+    reference[:, 0, :2] = True
+    reference[0, 1, 0] = True  # the second patient has no tumour
+    predicted = reference.clone()
+    predicted[0, 1] = False
+    predicted[1, 0, 0] = False
+    for structure, expected in ((None, (5 / 6 + 0) / 2), (0, 5 / 6), (1, 0.0)):
+        dice = PatientDice(structure)
+        dice.update(count_voxels(predicted, reference), torch.arange(2))
+        assert float(dice.compute()) == pytest.approx(expected)
+
+
+def blocks(*boxes: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros((40, 4, 4), bool)
+    for start, stop in boxes:
+        mask[start:stop] = True
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "expected"),
+    [
+        ([(0, 10)], [(0, 10)], (1, 1, 0, 1, 0)),
+        ([(0, 1)], [(0, 20)], (1, 1, 0, 0, 1)),  # IoU 0.05
+        ([(0, 2), (3, 5), (30, 32)], [(0, 5)], (1, 1, 1, 1, 1)),  # two parts of a lesion
+        ([(0, 20)], [(0, 5), (15, 20)], (2, 2, 0, 1, 0)),  # two lesions in a mask
+        ([], [(0, 5)], (1, 0, 0, 0, 0)),
+        ([(7, 9)], [], (0, 0, 1, 0, 1)),
+        ([], [], (0, 0, 0, 0, 0)),
+    ],
+)
+def test_lesions_are_found_by_overlap_and_by_iou(prediction, reference, expected) -> None:
+    assert tuple(lesion_counts(blocks(*prediction), blocks(*reference)).values()) == expected
+
+
+def test_lesion_figures_over_patients_are_those_counted_by_hand() -> None:
+    names = ("patient", "lesions", "lesions_found", "false_positives", "max_probability")
+    table = [("a", 2, 1, 0, 0.9), ("a", 0, 0, 1, 0.2), ("b", 0, 0, 0, 0.3), ("c", 1, 1, 0, 0.4),
+             ("d", 0, 0, 2, 0.8), ("e", None, None, None, None)]  # fmt: skip
+    rows: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in table]
+    for row in rows:
+        row |= {f"{name}_iou": row[name] for name in ("lesions_found", "false_positives")}
+    figures = lesion_summary(rows)
+    assert (figures["patients"], figures["patients_with_lesion"], figures["lesions"]) == (4, 2, 3)
+    assert figures["sensitivity"]["mean"] == pytest.approx(2 / 3)
+    assert figures["false_positives"]["mean"] == pytest.approx(3 / 4)
+    assert figures["specificity"]["mean"] == pytest.approx(1 / 2)  # b of b and d
+    assert figures["auroc"]["mean"] == pytest.approx(3 / 4)  # a > b, a > d, c > b
+    low, high = figures["sensitivity"]["ci95"]
+    assert (low, high) == (0.5, 1.0)
+    assert share([], []) == auroc([0.5], [True]) == {"mean": None, "ci95": [None, None]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of two structures; a quarter of each label is ignored."""
+    from tests.conftest import run_command
+
+    folder = tmp_path_factory.mktemp("structures")
+    manifest = write_root(folder / "root", groups=False, ignored=True)
+    assert [structure.name for structure in manifest.structures] == ["pancreas", "tumour"]
+    words = (f"data.root={folder / 'root'}", f"hydra.run.dir={folder / 'run'}", *NET)
+    size = ("data.spatial_size=[32,32,32]", "data.spacing_mm=[8,8,8]", "trainer.max_epochs=2")
+    assert run_command("train", *words, *size) == 0
+    return folder / "run"
+
+
+def test_training_logs_dice_of_each_structure(run: Path) -> None:
+    table = pd.read_csv(run / "metrics.csv")
+    means = table[["val/dice_pancreas", "val/dice_tumour"]].mean(axis=1)
+    assert np.allclose(means, table["val/dice"])
+    assert load_segmenter(run).structures[1].values == (2,)
+
+
+def test_evaluate_scores_each_structure_where_labels_are_not_ignored(
+    run: Path, command: Command
+) -> None:
+    ended = command("evaluate", f"checkpoint={run}", "postprocess.threshold=0.3")
+    assert ended.code == 0
+    table = pd.read_csv(run / "scores" / "test.csv")
+    cases = len(table) // 2
+    assert table["structure"].tolist() == ["pancreas", "tumour"] * cases
+    assert table["lesions"].notna().tolist() == [False, True] * cases
+    figures = json.loads((run / "scores" / "test.json").read_text())
+    assert figures["dice"] == figures["structures"]["pancreas"]["dice"]
+    case = table["case"][0]
+    mask, label = (
+        np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
+        for path in (
+            run / "scores" / "test" / f"{case}_prediction.nii.gz",
+            run.parent / "root" / "cases" / f"{case}_label.nii.gz",
+        )
+    )
+    counted = label != IGNORED
+    for row, codes in zip(table[:2].to_dict("records"), NESTED, strict=True):
+        own, reference = np.isin(mask, codes) & counted, np.isin(label, codes)
+        dice = 2 * (own & reference).sum() / (own.sum() + reference.sum())
+        assert row["dice"] == pytest.approx(dice, abs=1e-5)
+        assert row["reference_ml"] == pytest.approx(reference.sum() * 0.512)
+
+
+def test_the_same_scores_come_from_the_masks(run: Path, command: Command, tmp_path: Path) -> None:
+    """Label maps, and a file a structure."""
+    words = ("evaluate", f"data.root={run.parent / 'root'}", "output=scores")
+    assert command("predict", f"checkpoint={run}", f"input={run.parent / 'root' / 'cases'}",
+                   "output=masks", "postprocess.threshold=0.3").code == 0  # fmt: skip
+    for file in Path("masks").glob("*_image_labels.nii.gz"):
+        file.rename(str(file).replace("_image", ""))
+    assert command(*words, "predictions=masks").code == 0
+    first = pd.read_csv("scores/scores/external.csv")["dice"]
+    for file in Path("masks").glob("*_labels.nii.gz"):
+        image = nib.Nifti1Image.from_filename(file)
+        codes = np.asanyarray(image.dataobj)
+        folder = Path("separate") / file.name.removesuffix("_labels.nii.gz")
+        folder.mkdir(parents=True)
+        for name, values in zip(("pancreas", "tumour"), NESTED, strict=True):
+            mask = np.isin(codes, values).astype(np.uint8)
+            nib.save(nib.Nifti1Image(mask, image.affine), folder / f"{name}.nii.gz")
+    assert command(*words, "predictions=separate").code == 0
+    assert pd.read_csv("scores/scores/external.csv")["dice"].equals(first)
+
+
+def test_predict_writes_a_segment_and_an_roi_of_each_structure(
+    run: Path, dicom: Path, command: Command
+) -> None:
+    words = ("predict", f"checkpoint={run}", f"input={dicom / 'images'}", "output=out")
+    assert command(*words, "rtstruct=true", "postprocess.threshold=0.3").code == 0
+    row = pd.read_csv("out/predictions.csv").iloc[0]
+    codes = nib.Nifti1Image.from_filename(f"out/{row['case']}_labels.nii.gz")
+    ml = abs(np.linalg.det(codes.affine)) / 1000
+    shown = dict(part.split("=") for part in row["structures_ml"].split())
+    voxels = {n: np.isin(codes.dataobj, v).sum() for n, v in zip(shown, NESTED, strict=True)}
+    assert {n: float(text) for n, text in shown.items()} == pytest.approx(
+        {n: count * ml for n, count in voxels.items()}, abs=1e-3
+    )
+    seg = hd.seg.segread(f"out/{row['case']}_labels.dcm")
+    assert [seg.get_segment_description(n).segment_label for n in (1, 2)] == ["Pancreas", "Tumour"]
+    pixels = seg.get_volume(combine_segments=False).array
+    assert [int(pixels[..., n].sum()) for n in (0, 1)] == [*voxels.values()]
+    rois = pydicom.dcmread(f"out/{row['case']}_labels_rtstruct.dcm").StructureSetROISequence
+    assert [roi.ROIName for roi in rois] == ["Pancreas", "Tumour"]
