@@ -7,8 +7,7 @@ import resource
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -16,21 +15,20 @@ import pydicom
 import pytest
 from pydicom import uid
 
-from pancseg.dicom.labels import read_rtstruct, read_segmentation
-from pancseg.dicom.series import Repair, Scan, find_series, read_mask_series, read_series
+from pancseg.dicom.series import Repair
 from pancseg.errors import Refused
-from pancseg.intake.volume_files import ReadOptions, is_volume_file, read_label_file, read_scan_file
-from pancseg.structures import LabelMap
+from pancseg.intake.sources import find_dicom, find_nifti_pairs
+from tests.source_contents import options
 from tests.tiny_dicom import write_series
-from tests.tiny_labels import Frame, at, structures, write_contours, write_nrrd, write_segmentation
+from tests.tiny_labels import Frame, at, write_contours, write_nrrd, write_segmentation
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
-SEED, EXAMPLES = 20261123, 2500  # examples of each of the forms below
-SECONDS, BYTES = 10.0, 2 * 2**30
+SEED, EXAMPLES, SECONDS, BYTES = 20261123, 2500, 10.0, 2 * 2**30  # examples of each form
+OPTIONS = replace(options(), repair=Repair(gaps=True, tilt=True))
 PIXELS = np.random.default_rng(0).integers(-1000, 1000, (4, 64, 64))
 
 
-def mutated(content: bytes, random: np.random.Generator) -> bytes:
+def mutated(content, random):
     """A file with up to six places changed, removed, doubled or zeroed, one in five cut off."""
     data = bytearray(content)
     end = random.choice([1500, len(data)])  # half of all edits go to the first kilobytes
@@ -43,31 +41,7 @@ def mutated(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(data[: random.integers(len(data) + 1)] if random.random() < 0.2 else data)
 
 
-def read_scan(folder: Path) -> Scan:
-    """The scan in a folder, read as ``prepare`` reads it."""
-    files = sorted(folder.iterdir())
-    if is_volume_file(files[0]):
-        return read_scan_file(files[0])
-    series, _ = find_series(folder, files)
-    if not series or series[0].problem:
-        raise Refused("skipped", "by its header")
-    return read_series(series[0].files, Repair(gaps=True, tilt=True))
-
-
-def read_label(file: Path, scan: Scan) -> LabelMap:
-    """The label in a file."""
-    if is_volume_file(file):
-        return read_label_file(file, ReadOptions(structures()), scan)
-    series, _ = find_series(file.parent, [file])
-    if not series or scan.stack is None:
-        raise Refused("skipped", "by its header")
-    if series[0].format == "image":
-        return read_mask_series((file,), Repair(), structures())
-    read = read_segmentation if series[0].format == "seg" else read_rtstruct
-    return read(file, scan.stack, structures())
-
-
-def with_series(folder: Path, syntax: str = "") -> Path:
+def write_dicom(folder, syntax):
     files = sorted(write_series(folder / "images", pixels=PIXELS).iterdir())
     dataset = pydicom.dcmread(files[1])
     if syntax == uid.DeflatedExplicitVRLittleEndian:
@@ -78,8 +52,8 @@ def with_series(folder: Path, syntax: str = "") -> Path:
     return files[1]
 
 
-def with_label(folder: Path, name: str) -> Path:
-    with_series(folder)
+def write_label(folder, name):
+    write_dicom(folder, "")
     file = folder / "labels" / name
     file.parent.mkdir()
     if name.endswith("nrrd"):
@@ -88,40 +62,41 @@ def with_label(folder: Path, name: str) -> Path:
     if name == "seg.dcm":
         return write_segmentation(file, [Frame(PIXELS[k] > 0, at(k)) for k in range(4)])
     square = [at(1, 5, 5), at(1, 40, 5), at(1, 40, 40), at(1, 5, 40)]
-    triangle = [at(2, 1, 1), at(2, 9, 1), at(2, 9, 9)]
-    return write_contours(file, {"Pancreas": [square, triangle]})
+    return write_contours(file, {"Pancreas": [square, [at(2, 1, 1), at(2, 9, 1), at(2, 9, 9)]]})
 
 
-def with_nifti(folder: Path, ending: str) -> Path:
-    for role, values in (("images", PIXELS), ("labels", PIXELS > 0)):
+def write_nifti(folder, ending):
+    for role, values in (("labels", PIXELS > 0), ("images", PIXELS)):
         (folder / role).mkdir()
-        image = nib.Nifti1Image(values[:, :16, :16].astype(np.int16), np.eye(4))
-        nib.save(image, folder / role / f"p1{ending}")
-    return folder / "images" / f"p1{ending}"
+        image, file = values[:, :16, :16].astype(np.int16), folder / role / f"p1{ending}"
+        nib.save(nib.Nifti1Image(image, np.eye(4)), file)
+    return file
 
 
 SYNTAXES = ["", uid.DeflatedExplicitVRLittleEndian, uid.RLELossless, uid.JPEG2000Lossless]
-FORMS: list[tuple[Callable[[Path, str], Path], str]] = [
-    *((with_series, syntax) for syntax in [*SYNTAXES, uid.JPEGLSLossless]),
-    *((with_label, name) for name in ("seg.dcm", "rt.dcm", "p1.seg.nrrd")),
-    *((with_nifti, ending) for ending in (".nii", ".nii.gz")),
-]
+FORMS = [(write_dicom, syntax) for syntax in [*SYNTAXES, uid.JPEGLSLossless]]
+FORMS += [(write_label, name) for name in ("seg.dcm", "rt.dcm", "p1.seg.nrrd")]
+FORMS += [(write_nifti, ending) for ending in (".nii", ".nii.gz")]
 
 
 @pytest.mark.parametrize(("write", "form"), FORMS)
 def test_a_damaged_file_is_read_or_refused(tmp_path, write, form):
     victim, answers, random = write(tmp_path, form), Counter(), np.random.default_rng(SEED)
-    content = victim.read_bytes()
+    content, labels = victim.read_bytes(), tmp_path / "labels"
+    labels = labels if labels.is_dir() else None
+    find, words = (find_nifti_pairs, None) if write == write_nifti else (find_dicom, "CT")
     for _ in range(EXAMPLES):
         victim.write_bytes(mutated(content, random))  # left there after a crash
         begun = time.monotonic()
+        source = find(tmp_path / "images", labels, words, OPTIONS)
+        answers.update(row.reason.partition(":")[0] for row in source.skipped)
         try:
-            scan = read_scan(tmp_path / "images")
-            assert scan.image.ndim == 3
-            for file in sorted((tmp_path / "labels").glob("*")):
-                values = np.asanyarray(read_label(file, scan).image.dataobj)
+            for case in source.cases:
+                scan = case.read_image()
+                assert scan.image.ndim == 3
+                values = case.read_label(scan).image.dataobj if case.read_label else [0]
                 assert set(np.unique(values)) <= {0, 1}
-            answers["read"] += 1
+                answers["read"] += 1
         except Refused as refused:  # any other error fails
             answers[refused.code] += 1
         assert time.monotonic() - begun < SECONDS

@@ -2,44 +2,51 @@
 
 import builtins
 import copy
-import importlib
-import inspect
 import pickle
-import pkgutil
+import resource
 import shutil
 import struct
+import sys
 import zipfile
-from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import monai.losses
-import monai.networks
 import pytest
 import torch
 from torch import nn
 
 from pancseg.errors import PancsegError
 from pancseg.inference.checkpoint import open_checkpoint
-from pancseg.models.factory import check_loads_nothing, find_class
 from pancseg.models.pretrained import open_weights
 from pancseg.models.segmenter import Segmenter
 from pancseg.training.checkpoints import BestCheckpoint
 from pancseg.training.resume import check_optimizer_state
-from tests.bounded import within
-from tests.conftest import Command, smoke
+from tests.conftest import smoke
 
 FILE = Path("bad.ckpt")  # in the folder of each test
-Content = dict[str, Any]
+
+
+@contextmanager
+def within(megabytes):
+    """Bound the memory that this process may take in addition; on Linux alone."""
+    if sys.platform == "linux":
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 2**20, hard))
+    try:
+        yield
+    finally:
+        if sys.platform == "linux":
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.fixture(scope="module")
-def content(trained: Path) -> Any:
+def content(trained):
     return torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
 
 
-def put(content: Content, where: str, value: Any) -> Content:
+def put(content, where, value):
     """A copy of a checkpoint's content with one value changed."""
     node = changed = copy.deepcopy(content)
     *path, last = where.split("/")
@@ -49,7 +56,7 @@ def put(content: Content, where: str, value: Any) -> Content:
     return changed
 
 
-def refuses(read: Callable[[Path], Any] = open_checkpoint, match: str = r"^\w+=[^\n]+$") -> None:
+def refuses(read=open_checkpoint, match=r"^\w+=[^\n]+$"):
     with within(700), pytest.raises(PancsegError, match=match):
         read(FILE)
 
@@ -57,28 +64,25 @@ def refuses(read: Callable[[Path], Any] = open_checkpoint, match: str = r"^\w+=[
 class Unpickled:
     """Calls a function where it is unpickled."""
 
-    def __init__(self, function: Any, *args: Any) -> None:
+    def __init__(self, function, *args):
         self.call = function, args
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self):
         return self.call
 
 
-class Mark(Unpickled):
+def mark(path):
     """Makes a file where it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(builtins.open, str(path), "w")
+    return Unpickled(builtins.open, str(path), "w")
 
 
 @pytest.mark.parametrize("key", ["checkpoint", "ckpt_path", "init_from"])
-def test_a_pickle_is_not_run(key: str, content: Content, prepared: Path, command: Command) -> None:
-    mark = Mark(Path("hacked"))
-    FILE.write_bytes(pickle.dumps(mark))
+def test_a_pickle_is_not_run(key, content, prepared, command):
+    FILE.write_bytes(pickle.dumps(mark("hacked")))
     refuses()
-    torch.save(put(content, "state_dict/extra", mark), FILE)  # in the place of a tensor
+    torch.save(put(content, "state_dict/extra", mark("hacked")), FILE)  # in the place of a tensor
     refuses()
-    torch.save(put(content, "hyper_parameters/model", mark), FILE)
+    torch.save(put(content, "hyper_parameters/model", mark("hacked")), FILE)
     commands = {"evaluate": [], "predict": ["input=x", "output=out"], "export": ["output=out"]}
     if key != "checkpoint":
         commands = {"train": smoke(prepared, Path("run"))}
@@ -99,7 +103,7 @@ TARGETS = [
 ]  # fmt: skip
 
 
-def test_only_networks_are_built(content: Content) -> None:
+def test_only_networks_are_built(content):
     for target in TARGETS:
         node = {"_target_": target, "command": "touch hacked"}
         torch.save(put(content, "hyper_parameters/model", node), FILE)
@@ -109,72 +113,41 @@ def test_only_networks_are_built(content: Content) -> None:
     assert not Path("hacked").exists()
 
 
-def sounds_like_a_path(argument: str) -> bool:
-    words = ("path", "url", "dir", "file", "pretrained", "repo")
-    harmless = ("drop_path", "dropout_path", "direction", "bidir")
-    return any(word in argument for word in words) and not argument.startswith(harmless)
-
-
-def test_no_class_of_monai_is_built_that_has_a_file_or_an_address_set() -> None:
-    packages = (monai.networks, monai.losses)
-    modules = [
-        importlib.import_module(info.name)
-        for package in packages
-        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    ]
-    names = [f"{m.__name__}.{n}" for m in modules for n, v in vars(m).items() if type(v) is type]
-    classes = [c for c in map(find_class, names) if c and issubclass(c, nn.Module)]
-    assert len(classes) > 200
-    for built_class in classes:
-        for argument in filter(sounds_like_a_path, inspect.signature(built_class).parameters):
-            with pytest.raises(PancsegError):
-                check_loads_nothing(built_class, {argument: "/somewhere"})
-
-
-BAD: dict[str, Any] = {
-    "datamodule_hyper_parameters/spacing_mm": [1e-4, 1e-4, 1e-4],
-    "datamodule_hyper_parameters/sampling": "patches",
-    "hyper_parameters/view": {"size": [4096] * 3, "overlap": 0.25},
-    "hyper_parameters/model": [1],
-    "hyper_parameters": [],
-    "CTDataModule/seen_before": [{}],
-    "CTDataModule/profile": {"no": "profile"},
-    "CTDataModule/split": {"train": [{}]},
-    "CTDataModule": {},
-    "state_dict": {},
-    "epoch": "many",
-    "callbacks": [1],
-    "callbacks/Timer": 5,
-}
+OF_DATA, OF_MODEL = "datamodule_hyper_parameters", "hyper_parameters"
+BAD = {
+    f"{OF_DATA}/spacing_mm": [1e-4] * 3, f"{OF_DATA}/sampling": "patches", f"{OF_MODEL}/model": [1],
+    f"{OF_MODEL}/view": {"size": [4096] * 3, "overlap": 0.25}, "hyper_parameters": [],
+    "CTDataModule/seen_before": [{}], "CTDataModule/profile": {"no": "profile"},
+    "CTDataModule/split": {"train": [{}]}, "CTDataModule": {}, "state_dict": {}, "epoch": "many",
+    "callbacks": [1], "callbacks/Timer": 5,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("where", BAD)
-def test_a_value_that_training_never_writes_is_refused_in_one_line(
-    where: str, content: Content
-) -> None:
+def test_a_value_that_training_never_writes_is_refused_in_one_line(where, content):
     torch.save(put(content, where, BAD[where]), FILE)
     refuses()
     if where == "CTDataModule/split":  # whom the weights know
         refuses(open_weights)
 
 
-def huge_network(content: Content) -> None:
+def huge_network(content):
     torch.save(put(content, "hyper_parameters/model/channels", [2**16] * 5), FILE)
 
 
-def huge_bytes(content: Content) -> None:
+def huge_bytes(content):
     """Asks for memory where it is unpickled; torch's own reader lets it."""
     torch.save({**content, "more": Unpickled(bytearray, 10**11)}, FILE)
 
 
-def tensor_without_values(content: Content) -> None:
+def tensor_without_values(content):
     """A weight of the right shape that holds one number."""
     name = next(name for name in content["state_dict"] if name.startswith("network."))
     shape = content["state_dict"][name].shape
     torch.save(put(content, f"state_dict/{name}", torch.zeros(1).expand(shape)), FILE)
 
 
-def overlapping(content: Content) -> None:
+def overlapping(content):
     """Every entry of the table of contents names the same long bytes."""
     torch.save(content, FILE)
     data = bytearray(FILE.read_bytes())
@@ -185,29 +158,21 @@ def overlapping(content: Content) -> None:
     FILE.write_bytes(data)
 
 
-def packed(content: Content, old: bytes = b"", new: bytes = b"", more: int = 2**28) -> None:
+def packed(content):
     """256 MB of zeros packed into one more entry."""
     torch.save(content, "whole.ckpt")
     with zipfile.ZipFile("whole.ckpt") as plain, zipfile.ZipFile(FILE, "w", 8) as file:
         for entry in plain.infolist():
-            value = plain.read(entry)
-            file.writestr(entry, value.replace(old, new) if old else value)
-        file.writestr(f"{plain.infolist()[0].filename.partition('/')[0]}/data/9999", bytes(more))
-
-
-def storage_that_is_not_there(content: Content) -> None:
-    """A tensor whose size in the pickle is a million times that of its numbers."""
-    packed({"state_dict": {"w": torch.zeros(1000)}}, b"M\xe8\x03", b"J\x00\xca\x9a\x3b", 1)
+            file.writestr(entry, plain.read(entry))
+        file.writestr(f"{plain.infolist()[0].filename.partition('/')[0]}/data/9999", bytes(2**28))
 
 
 OF_THE_NETWORK = huge_network, tensor_without_values
-BOMBS = [*OF_THE_NETWORK, huge_bytes, packed, overlapping, storage_that_is_not_there]
+BOMBS = [*OF_THE_NETWORK, huge_bytes, packed, overlapping]
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_no_file_makes_its_reader_take_more_memory_than_it_holds(
-    bomb: Callable[[Content], None], content: Content
-) -> None:
+def test_no_file_makes_its_reader_take_more_memory_than_it_holds(bomb, content):
     bomb(content)
     assert FILE.stat().st_size < 4e6
     refuses()
@@ -216,7 +181,7 @@ def test_no_file_makes_its_reader_take_more_memory_than_it_holds(
 
 
 @pytest.mark.parametrize("name", ["..", "../../keep", "last.ckpt"])
-def test_a_resumed_run_removes_no_file_that_a_checkpoint_names(name: str, content: Content) -> None:
+def test_a_resumed_run_removes_no_file_that_a_checkpoint_names(name, content):
     best = Path("checkpoints/best.ckpt").resolve()
     best.parent.mkdir()
     best.touch()
@@ -229,7 +194,7 @@ def test_a_resumed_run_removes_no_file_that_a_checkpoint_names(name: str, conten
     assert callback.last_model_path in ("", str(best))
 
 
-DAMAGES: list[Callable[[Any], Any]] = [
+DAMAGES = [
     lambda state: state["state"][0].__setitem__("exp_avg", torch.zeros(1)),
     lambda state: state["state"][0].__setitem__("exp_avg", [1.0]),
     lambda state: state["state"][0].__setitem__("step", torch.zeros(3)),
@@ -238,10 +203,8 @@ DAMAGES: list[Callable[[Any], Any]] = [
 ]
 
 
-def test_an_optimizer_state_of_other_shapes_is_refused_before_a_step_writes_beyond_it(
-    prepared: Path, trained: Path, command: Command
-) -> None:
-    network: Any = nn.Linear(4, 3)
+def test_an_optimizer_state_of_other_shapes_is_refused(prepared, trained, command):
+    network = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.ones(4)).sum().backward()
     optimizer.step()
@@ -250,31 +213,22 @@ def test_an_optimizer_state_of_other_shapes_is_refused_before_a_step_writes_beyo
         damage(state := copy.deepcopy(optimizer.state_dict()))
         with pytest.raises(PancsegError, match="state of another optimizer"):
             check_optimizer_state([state], network)
+    # a state of the right shape without memory of its own is copied
+    forged = torch.ones(1).as_strided((3, 4), (0, 0))
+    optimizer.state[network.weight]["exp_avg"] = forged
+    Segmenter.on_train_start(SimpleNamespace(trainer=SimpleNamespace(optimizers=[optimizer])))
+    state = optimizer.state[network.weight]["exp_avg"]
+    assert (state.stride(), state.untyped_storage().nbytes()) == (network.weight.stride(), 4 * 12)
     last = shutil.copytree(trained, "run") / Path("checkpoints/last.ckpt")
     content = torch.load(last, weights_only=True)
     DAMAGES[0](content["optimizer_states"][0])
     torch.save(content, last)
-    words = smoke(prepared, Path("run"), "trainer.max_epochs=4", "ckpt_path=last")
-    ended = command("train", *words)
+    ended = command("train", *smoke(prepared, Path("run"), "ckpt_path=last"))
     assert (ended.code, "state of another optimizer" in ended.err) == (2, True)
 
 
-def test_a_forged_optimizer_state_is_copied_into_memory_of_its_own() -> None:
-    """A state of stride 0 has the right shape, and no memory behind most of its elements."""
-    network = nn.Linear(4, 3)
-    optimizer = torch.optim.AdamW(network.parameters())
-    forged = torch.ones(1).as_strided((3, 4), (0, 0))
-    optimizer.state[network.weight] = {"step": torch.tensor(1.0), "exp_avg": forged}
-    module: Any = SimpleNamespace(trainer=SimpleNamespace(optimizers=[optimizer]))
-    Segmenter.on_train_start(module)
-    state = optimizer.state[network.weight]["exp_avg"]
-    assert (state.stride(), state.untyped_storage().nbytes()) == (network.weight.stride(), 4 * 12)
-
-
 @pytest.mark.parametrize("name", ["train.log", "tensorboard", ".hydra/x.yaml"])
-def test_links_in_a_run_folder_are_not_followed(
-    prepared: Path, tmp_path: Path, command: Command, name: str
-) -> None:
+def test_links_in_a_run_folder_are_not_followed(prepared, tmp_path, command, name):
     victim, link = tmp_path / "victim", tmp_path / "run" / name
     victim.mkdir() if name == "tensorboard" else victim.write_text("mine")
     link.parent.mkdir(parents=True)

@@ -4,15 +4,12 @@ import gzip
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
-from io import BytesIO
-from pathlib import Path
+from itertools import product
 
 import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom import Dataset
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 
 from tests.conftest import PHANTOM, SHALLOW, run_command, smoke
@@ -27,7 +24,7 @@ PERSONAL = re.compile("Patient|Physician|Name|Institution|Address|Accession|Stud
 MAY = re.compile(r"(^|/)(intake|predictions)\.csv$|(^|/)\.hydra/|_pancreas(_rt)?\.dcm$")
 
 
-def plant(path: Path, number: int) -> None:
+def plant(path, number):
     """Name the patient in every personal element of text, known or private."""
     dataset = pydicom.dcmread(path)
     public = [tag for tag, entry in DicomDictionary.items() if entry[0] in TEXTS and tag >> 16 > 2]
@@ -38,15 +35,6 @@ def plant(path: Path, number: int) -> None:
     dataset.PatientID, dataset.PatientBirthDate = f"{MARK}ID{number}", DATE
     dataset.private_block(0x0011, f"{MARK}CREATOR", create=True).add_new(1, "LO", f"{MARK}private")
     dataset.save_as(path)
-
-
-def plant_nifti(source: Path, target: Path) -> None:
-    """Name the patient in every field of a NIfTI header, in an extension and in its file's name."""
-    image = nib.load(source)
-    for field in ("descrip", "aux_file", "intent_name", "db_name"):
-        image.header[field] = MARK
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"{MARK} {DATE}".encode()))
-    nib.save(image, target)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +51,11 @@ def site(tmp_path_factory):
                 plant(path.rename(named / f"{MARK}_{DATE}_{n}.dcm"), number)
     nifti = scans / "nifti" / f"{MARK}_9"
     nifti.mkdir(parents=True)
-    plant_nifti(min((base / "plain" / "truth").glob("*_image.nii.gz")), nifti / "ct.nii.gz")
+    image = nib.load(min((base / "plain" / "truth").glob("*_image.nii.gz")))
+    for field in ("descrip", "aux_file", "intent_name", "db_name"):
+        image.header[field] = MARK
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"{MARK} {DATE}".encode()))
+    nib.save(image, nifti / "ct.nii.gz")
     assert "nifti/Zuversicht_9/ct.nii.gz" in leaks(scans)
     source = [f"source.{role}={scans / role}" for role in ("images", "labels")]
     root, run = out / "root", out / "run"
@@ -79,30 +71,27 @@ def site(tmp_path_factory):
     return out
 
 
-def unpacked(content: bytes) -> Iterator[bytes]:
-    """Bytes, and the content that is packed in them."""
+def contents_of(path):
+    """Name and bytes of a file, and the content that is packed in them."""
+    yield path.name.encode()
+    content = path.read_bytes() if path.is_file() else b""
     yield content
     if content.startswith(b"\x1f\x8b"):
         yield gzip.decompress(content)
     elif content.startswith(b"PK"):
-        with zipfile.ZipFile(BytesIO(content)) as archive:
+        with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
                 yield entry.filename.encode() + archive.read(entry)
 
 
-def leaks(folder: Path) -> set[str]:
+def leaks(folder):
     """Files whose name or content names the patient, in any encoding of files."""
-    words = [
-        code
-        for word in (MARK, DATE)
-        for code in (word.encode(), word.upper().encode(), word.encode("utf-16-le"))
-    ]
-    names = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    texts = (MARK, MARK.upper(), DATE)
+    words = [text.encode(code) for text in texts for code in ("utf-8", "utf-16-le")]
     return {
-        name
-        for name, path in names.items()
-        for content in [name.encode(), *(unpacked(path.read_bytes()) if path.is_file() else [])]
-        if any(word in content for word in words)
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if any(word in content for content in contents_of(path) for word in words)
     }
 
 
@@ -121,52 +110,47 @@ def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(site
 # header fields shifted by a faulty export: names where other values are expected
 
 SHIFTED = {
-    "Modality": "CS", "ImageType": "CS", "SOPClassUID": "UI", "SeriesInstanceUID": "UI",
-    "StudyInstanceUID": "UI", "FrameOfReferenceUID": "UI", "Manufacturer": "LO",
-    "ContrastBolusAgent": "LO", "QualityControlImage": "CS", "ImagePositionPatient": "DS",
-    "ImageOrientationPatient": "DS", "PixelSpacing": "DS", "RescaleSlope": "DS",
-    "RescaleIntercept": "DS", "RescaleType": "LO", "AcquisitionNumber": "IS",
-    "AcquisitionDate": "DA", "AcquisitionTime": "TM", "NumberOfFrames": "IS", "Rows": "LO",
-    "BitsAllocated": "LO", "SamplesPerPixel": "LO", "SpecificCharacterSet": "CS",
-    "PhotometricInterpretation": "CS", "PixelRepresentation": "LO",
+    "CS": "Modality ImageType QualityControlImage SpecificCharacterSet PhotometricInterpretation",
+    "UI": "SOPClassUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID",
+    "LO": "Manufacturer ContrastBolusAgent RescaleType Rows BitsAllocated SamplesPerPixel "
+          "PixelRepresentation",
+    "DS": "ImagePositionPatient ImageOrientationPatient PixelSpacing RescaleSlope RescaleIntercept",
+    "IS": "AcquisitionNumber NumberOfFrames", "DA": "AcquisitionDate", "TM": "AcquisitionTime",
 }  # fmt: skip
 
 
-def write_shifted(folder: Path) -> None:
+def write_shifted(folder):
     """For each attribute a series that has a name there, in all slices or in the third."""
-    for number, (keyword, vr) in enumerate(SHIFTED.items()):
-        for which in (slice(None), slice(2, 3)):
+    pairs = [(vr, keyword) for vr, keywords in SHIFTED.items() for keyword in keywords.split()]
+    for number, ((vr, keyword), which) in enumerate(product(pairs, (slice(None), slice(2, 3)))):
 
-            def change(
-                slices: list[Dataset], keyword: str = keyword, vr: str = vr, which: slice = which
-            ) -> None:
-                for dataset in slices[which]:
-                    dataset.add_new(keyword, vr, "")
-                    dataset[keyword]._value = MARK  # past the checks of pydicom
-                    dataset["PixelData"].VR = "OW"  # else pydicom derives it from BitsAllocated
+        def change(slices, keyword=keyword, vr=vr, which=which):
+            for dataset in slices[which]:
+                dataset.add_new(keyword, vr, "")
+                dataset[keyword]._value = MARK  # past the checks of pydicom
+                dataset["PixelData"].VR = "OW"  # else pydicom derives it from BitsAllocated
 
-            path = folder / "images" / f"{number:02}-{which.start}"
-            write_series(path, patient_id=f"{MARK}{number}{which.start}", damage=change)
+        path = folder / "images" / f"{number:02}"
+        write_series(path, patient_id=f"{MARK}{number}", damage=change)
 
 
-def write_named_labels(folder: Path) -> None:
+def write_named_labels(folder):
     """Labels whose structures are named after a patient, each with its series."""
-    square = [at(1, *corner) for corner in ((0, 0), (0, 3), (2, 3), (2, 0))]
+    labels, square = folder / "labels", [at(1, *corner) for corner in ((0, 0), (0, 3), (2, 3))]
+    labels.mkdir(parents=True)
     for name in ("seg", "rtstruct", "nrrd"):
         write_series(folder / "images" / name, patient_id="" if name == "nrrd" else name)
-    labels = folder / "labels"
-    labels.mkdir()
     segments = {n: (f"{MARK} {n}", str(n), MARK) for n in (1, 2)}
     of_seg, of_rois = put(PatientID="seg"), put(PatientID="rtstruct")
     frames = [Frame(np.eye(4, 3, dtype=np.uint8), at(1))]
-    damage = lambda one: of_seg([one])  # noqa: E731
-    write_segmentation(labels / "seg.dcm", frames, segments=segments, damage=damage)
-    rois = {f"{MARK} {n}": [square] for n in (1, 2)}
-    write_contours(labels / "rtstruct.dcm", rois, damage=lambda one: of_rois([one]))
-    names = {f"Segment{n}_Name": f"{MARK} {n}" for n in (0, 1)} | {"Segment1_LabelValue": 2}
-    write_nrrd(
-        labels / "nrrd.seg.nrrd", np.eye(3, 4, dtype=np.uint8)[..., None] * [0, 1, 2], **names
+    write_segmentation(
+        labels / "seg.dcm", frames, segments=segments, damage=lambda seg: of_seg([seg])
     )
+    rois = {f"{MARK} {n}": [square] for n in (1, 2)}
+    write_contours(labels / "rtstruct.dcm", rois, damage=lambda rtstruct: of_rois([rtstruct]))
+    names = {f"Segment{n}_Name": f"{MARK} {n}" for n in (0, 1)} | {"Segment1_LabelValue": 2}
+    values = np.eye(3, 4, dtype=np.uint8)[..., None] * [0, 1, 2]
+    write_nrrd(labels / "nrrd.seg.nrrd", values, **names)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")

@@ -52,10 +52,10 @@ OTHERS = {
 
 def nnunet_weights() -> dict[str, Tensor]:
     """Weights by all names that nnU-Net gives them, made of sines."""
-    parts = {f"{name}.conv": shape for name, shape in CONVS.items()}
-    parts |= {f"{name}.norm": shape[:1] for name, shape in CONVS.items()} | OTHERS
+    parts: dict[str, tuple[int, ...]] = {f"{k}.conv": shape for k, shape in CONVS.items()}
+    parts |= {f"{name}.norm": shape[:1] for name, shape in CONVS.items()}
     tensors: dict[str, Tensor] = {}
-    for name, shape in parts.items():
+    for name, shape in (parts | OTHERS).items():
         for kind, size in (("weight", shape), ("bias", shape["transp" in name :][:1])):
             numbers = torch.arange(float(math.prod(size))) + len(tensors)
             tensors[f"{name}.{kind}"] = numbers.sin().reshape(size)
@@ -66,11 +66,13 @@ def nnunet_weights() -> dict[str, Tensor]:
 
 def save(path: Path, name: str = "Dataset1_Own", dataset: Any = DATASET, **change: Any) -> Path:
     """Save a checkpoint as nnU-Net does, with NumPy's numbers in it."""
-    full = {"patch_size": [8, 16, 16], "spacing": [3.0, 1.0, 2.0], "architecture": PLAIN}
-    full |= {"normalization_schemes": ["CTNormalization"], **change}
-    plans = {"dataset_name": name, "transpose_forward": [1, 0, 2]}
-    plans |= {"configurations": {"3d_fullres": full, "bs4": {"inherits_from": "3d_fullres"}}}
-    plans["foreground_intensity_properties_per_channel"] = {"0": HU}
+    change = {"architecture": PLAIN, "normalization_schemes": ["CTNormalization"]} | change
+    plans: dict[str, Any] = {
+        "dataset_name": name, "transpose_forward": [1, 0, 2], "configurations": {
+            "3d_fullres": {"patch_size": [8, 16, 16], "spacing": [3.0, 1.0, 2.0], **change},
+            "bs4": {"inherits_from": "3d_fullres"},
+        }, "foreground_intensity_properties_per_channel": {"0": HU},
+    }  # fmt: skip
     arguments = {"plans": plans, "configuration": "bs4", "dataset_json": dataset}
     content = {"network_weights": nnunet_weights(), "init_args": arguments}
     torch.save(content | {"logging": {"dice": [np.float64(0.5)]}, "_best": np.float32(1)}, path)

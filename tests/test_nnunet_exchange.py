@@ -60,8 +60,9 @@ def test_cases_of_a_patient_stay_together_and_keep_names_and_voxels(
     for written, own in (("imagesTs/d_0000", "d_image"), ("labelsTr/a2", "a_label")):
         path = root / "cases" / f"{own}.nii.gz"
         assert (OUT / f"{written}.nii.gz").read_bytes() == path.read_bytes()
-    cases = read_manifest(root).cases
-    assert set(find_masks(OUT / "labelsTs", cases, "pancreas", str)[0]) == {"d", "e"}
+    manifest = read_manifest(root)
+    masks, unknown = find_masks(OUT / "labelsTs", manifest.cases, manifest.structures, str)
+    assert set(masks) == {"d", "e"} and unknown == []
 
 
 def test_voxels_that_nobody_labelled_get_the_ignore_label_of_nnunet(

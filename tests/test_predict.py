@@ -162,7 +162,7 @@ def test_confidence_is_calibrated_on_validation_patients_without_hindering_a_bat
     assert float(rows_of()["a"]["confidence"]) == pytest.approx(expected, abs=2e-4)
     chosen = json.loads(fitted.with_suffix(".postprocess.json").read_text())
     assert predict(best, "output=new", "postprocess.threshold=null").code == 0
-    used = json.loads(Path("new/predictions.json").read_text())["postprocess"]
+    (used,) = json.loads(Path("new/predictions.json").read_text())["postprocess"]
     assert used == {key: chosen[key] for key in ("threshold", "largest_component")}
 
 
@@ -274,14 +274,17 @@ def test_shards_and_a_merge_give_the_table_of_one_call(predict):
 @pytest.mark.parametrize(("n", "given", "limit"), [(0, None, 0.7), (3, None, 0.88), (3, 0.2, 0.2)])
 def test_flags_and_files_follow_the_structure_and_the_confidence_of_validation(n, given, limit):
     models = [SimpleNamespace(preprocessing=SimpleNamespace(spacing_mm=(1, 1, 1)))]
-    predictor = SimpleNamespace(calibration=Calibration(1.0, n, 0.9), models=models)
     liver = replace(PANCREAS, name="liver", volume_ml=(800, 3000))
-    batch = ScanBatch(predictor, liver, Path(), ReviewThresholds(confidence=given))
+    predictor = SimpleNamespace(
+        calibration=[Calibration(1.0, n, 0.9)], models=models, structures=(liver,)
+    )
+    batch = ScanBatch(predictor, Path(), ReviewThresholds(confidence=given))
     mask = np.zeros((60, 60, 60), bool)
     scan = Scan(nib.Nifti1Image(np.zeros(mask.shape, np.int16), np.eye(4)))
 
     def flags(confidence):
-        return set(batch.flags(scan, SimpleNamespace(mask=mask, confidence=confidence), {}))
+        prediction = SimpleNamespace(mask=mask, confidence=confidence, structure=liver)
+        return set(batch.flags(scan, [prediction], {}))
 
     assert "no_liver" in flags(0.9)
     mask[3:33, 3:33, 3:33] = True  # 27 ml

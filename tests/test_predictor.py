@@ -17,10 +17,10 @@ from pancseg.errors import PancsegError
 from pancseg.inference import calibration, predictor, resampling
 from pancseg.inference import postprocessing as post
 from pancseg.inference.calibration import Calibration
-from pancseg.inference.checkpoint import TrainedModel
 from pancseg.inference.postprocessing import DEFAULT, Postprocess, PostprocessOptions, choose
 from pancseg.inference.predictor import DeviceSettings, Predictor
 from pancseg.inference.resampling import NetworkVolume, ScanProbability, network_inputs
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.structures import Structure
 
 GROUPS = Preprocessing("RAS", (1.5, 1.5, 1.5), (-200.0, 200.0), (64, 64, 32))
@@ -195,7 +195,7 @@ def test_mirrored_images_are_averaged_along_the_axes_that_training_mirrored():
         0, torch.ones(3, 2, 2)
     )
     sigmoid_of_2 = 1 / (1 + np.exp(-2))
-    np.testing.assert_allclose(found[:, 0, 0], [sigmoid_of_2, 0.5, sigmoid_of_2], atol=1e-6)
+    np.testing.assert_allclose(found[0, :, 0, 0], [sigmoid_of_2, 0.5, sigmoid_of_2], atol=1e-6)
     with pytest.raises(PancsegError, match="without mirrored images"):
         Predictor([model(Bright(), flips=(0, 0, 0))], mirror=True)
 
@@ -249,19 +249,26 @@ FIELD[15:17, 15:17, 15:17] = 0.9
 def test_the_candidate_of_the_highest_mean_dice_over_patients_nearest_to_the_default_is_chosen():
     candidates = PostprocessOptions("auto", "auto").candidates(DEFAULT)
     assert len(candidates) == 34
-    assert choose(candidates, [("p", FIELD, ORGAN)]) == (Postprocess(0.35, True), 1)
+
+    def chosen(*cases):
+        dice = [
+            (patient, *post.dice_of_each(candidates, p, reference))
+            for patient, p, reference in cases
+        ]
+        return choose(candidates, dice)
+
+    assert chosen(("p", FIELD, ORGAN)) == (Postprocess(0.35, True), 1)
     dices = dict(zip(candidates, post.dice_of_each(candidates, FIELD, ORGAN), strict=True))
     assert dices[Postprocess(0.35, True)] == 1
     assert dices[Postprocess(0.35, False)] == pytest.approx(2 * 216 / (224 + 216))
     assert dices[Postprocess(0.5, False)] == 0
-    assert choose(candidates, [("p", ORGAN.astype(np.float32), ORGAN)])[0] == DEFAULT
+    assert chosen(("p", ORGAN.astype(np.float32), ORGAN))[0] == DEFAULT
     # three cases of a are best at 0.5, one of b at 0.35: each patient has one vote
     high = ("a", np.where(ORGAN, 0.6, 0.4).astype(np.float32), ORGAN)
     low = ("b", np.where(ORGAN, 0.4, 0.0).astype(np.float32), ORGAN)
-    empty = ("c", FIELD, np.zeros_like(ORGAN))
     # at 0.5: a 1, b 0; at 0.35: a 2 * 216 / (8000 + 216) = 0.053, b 1
     candidates = [Postprocess(0.5), Postprocess(0.35)]
-    assert choose(candidates, [high, high, high, low, empty]) == (Postprocess(0.35), 2)
+    assert chosen(high, high, high, low) == (Postprocess(0.35), 2)
 
 
 def test_given_values_override_the_recorded_choice():

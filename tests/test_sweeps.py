@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import optuna
 import pytest
@@ -20,7 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from pancseg.config import changes_result
 from pancseg.errors import PancsegError
 from pancseg.training.sweeps import open_study, search_space
-from tests.conftest import Command, run_command, smoke
+from tests.conftest import run_command, smoke
 from tests.test_train import without
 
 GRID = "optimizer.weight_decay=0.0,-1.0,0.1"  # torch refuses the second
@@ -29,28 +27,26 @@ OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.sampler.startup_trials=4"]
 SEARCH = [LR, "optimizer.weight_decay=choice(0.0,-1.0)", *OPTUNA, "hydra.sweeper.n_trials=4"]
 
 
-def sweep_of(root: Path, sweep: Path, *more: str) -> list[str]:
+def sweep_of(root, sweep, *more):
     """Arguments of a sweep whose jobs take a second."""
     given = without("hydra.run.dir", smoke(root, root, "trainer.max_epochs=1"))
     return ["-m", *given, f'hydra.sweep.dir="{sweep}"', *more]
 
 
-def trials_of(sweep: Path) -> list[Any]:
+def trials_of(sweep):
     with open_study(f"sqlite:///{sweep / 'study.db'}", "smoke", None) as study:
         return list(study.trials)
 
 
 @pytest.fixture(scope="module")
-def grid(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grid(prepared, tmp_path_factory):
     """A grid of three jobs, of which the second failed."""
     sweep = tmp_path_factory.mktemp("grid") / "sweep"
     assert run_command("train", *sweep_of(prepared, sweep, GRID)) == 1
     return sweep
 
 
-def test_the_same_grid_again_skips_finished_jobs_and_tries_the_failed_one(
-    grid: Path, prepared: Path, command: Command
-) -> None:
+def test_the_same_grid_again_skips_finished_jobs_and_tries_the_failed_one(grid, prepared, command):
     before = [path.stat().st_mtime_ns for path in grid.glob("*/metrics.csv")]
     assert sorted(path.parent.name for path in grid.glob("*/summary.json")) == ["0", "2"]
     ended = command("train", *sweep_of(prepared, grid, GRID, "data.num_workers=0"))
@@ -61,26 +57,25 @@ def test_the_same_grid_again_skips_finished_jobs_and_tries_the_failed_one(
     assert ended.err.splitlines()[-1] == f"pancseg.train: {message}"
 
 
+DEVICES = "hardware=cpu hardware.devices=2 trainer.strategy=ddp seed=0"
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ("optimizer.weight_decay=0.0 seed=7", "0: holds a job with seed=0, this one has 7; give"),
-        ("hardware=cpu hardware.devices=2 trainer.strategy=ddp seed=0", "several devices need"),
+        (DEVICES, "several devices need"),
     ],
 )
-def test_a_job_that_cannot_run_there_is_refused(
-    grid: Path, prepared: Path, tmp_path: Path, command: Command, more: str, message: str
-) -> None:
-    sweep = grid if "weight_decay" in more else tmp_path
+def test_a_job_that_cannot_run_there_is_refused(grid, prepared, tmp_path, command, more, message):
     ran = {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()}
+    sweep = tmp_path if more == DEVICES else grid
     ended = command("train", *sweep_of(prepared, sweep, *more.split()))
     assert (ended.code, message in ended.err) == (1, True)
     assert {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()} == ran
 
 
-def test_the_report_of_a_grid_is_a_table_and_a_page(
-    grid: Path, tmp_path: Path, command: Command
-) -> None:
+def test_the_report_of_a_grid_is_a_table_and_a_page(grid, tmp_path, command):
     sweep = shutil.copytree(grid, tmp_path / "sweep")
     ended = command("report", f"sweep={sweep}")
     assert ended.code == 0 and "3 jobs: 2 done, 1 unfinished; best " in ended.out
@@ -93,10 +88,8 @@ def test_the_report_of_a_grid_is_a_table_and_a_page(
     assert "held out" in page and "PHANTOMS" in page
 
 
-def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
-    tmp_path: Path, command: Command
-) -> None:
-    def job(folder: Path, overrides: list[str], dice: float) -> None:
+def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(tmp_path, command):
+    def job(folder, overrides, dice):
         (folder / ".hydra").mkdir(parents=True)
         (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
         summary = {"ended": "trained", "best_dice": dice, "best_epoch": 1}
@@ -104,8 +97,8 @@ def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
 
     sweep, secret = tmp_path / "sweep", tmp_path / "other" / "0"
     for n in range(4):
-        name = f"{n} [x] $^$ \x1b[31m"
-        job(sweep / name, [f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"], 0.5 + n / 100)
+        overrides = [f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"]
+        job(sweep / f"{n} [x] $^$ \x1b[31m", overrides, 0.5 + n / 100)
     job(secret, ["name=secret"], 0.9)
     (sweep / "9").symlink_to(secret)
     ended = command("report", f"sweep={sweep}")
@@ -119,12 +112,7 @@ def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(
 # searches
 
 
-def test_a_callback_that_changes_the_weights_makes_another_job() -> None:
-    assert changes_result("callbacks.weight_averaging.decay=0.9")
-    assert not changes_result("callbacks.images.every_n_epochs=1")
-
-
-def test_intervals_ranges_and_choices_become_distributions() -> None:
+def test_intervals_ranges_and_choices_become_distributions():
     texts = [
         "a=int(interval(1,10))", "b=tag(log,interval(1e-4,1e-1))", "c=range(2,9,2)",
         "d=choice(x,3,0.5)", "e=1,2", "f=7", "g=1,2", "g=3", "h=4", "h=range(0,1,0.5)",
@@ -140,23 +128,22 @@ def test_intervals_ranges_and_choices_become_distributions() -> None:
         "h": CategoricalDistribution(["0.0", "0.5"]),
     }
     assert fixed == ["f=7", "g=3", "data.root='/a b/c'"]
-    for text, message in (
-        ("a=1", "nothing is searched"),
-        ("b=interval(2,1)", "cannot be searched"),
-    ):
+    for text, message in (("a=1", "nothing is search"), ("b=interval(2,1)", "cannot be searched")):
         with pytest.raises(PancsegError, match=message):
             search_space([text], OverridesParser.create())
+    assert changes_result("callbacks.weight_averaging.decay=0.9")  # which makes another job
+    assert not changes_result("callbacks.images.every_n_epochs=1")
 
 
 @pytest.fixture(scope="module")
-def searched(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(prepared, tmp_path_factory):
     """A search of four trials, of which some fail."""
     sweep = tmp_path_factory.mktemp("search") / "it's a sweep"
     assert run_command("train", *sweep_of(prepared, sweep, *SEARCH)) == 1
     return sweep
 
 
-def test_trials_have_their_scores_and_failed_ones_are_stored_as_failed(searched: Path) -> None:
+def test_trials_have_their_scores_or_failed_and_the_report_has_charts(searched, command):
     trials = trials_of(searched)
     assert len(trials) == 4 and {trial.state.name for trial in trials} == {"COMPLETE", "FAIL"}
     for trial in trials:
@@ -167,17 +154,12 @@ def test_trials_have_their_scores_and_failed_ones_are_stored_as_failed(searched:
             assert (trial.value, trial.intermediate_values) == (score, {0: score})
             ran = OmegaConf.load(folder / ".hydra" / "config.yaml")
             assert ran.optimizer.lr == trial.params["optimizer.lr"]
-
-
-def test_the_report_of_a_search_has_the_charts_of_optuna(searched: Path, command: Command) -> None:
     assert command("report", f'sweep="{searched}"').code == 0
     page = (searched / "sweep.html").read_text()
-    assert page.count("<img") == page.count("data:image/png;base64,iVBOR") == 2  # three trials done
+    assert page.count("<img") == page.count("data:image/png;base64,iVBOR") == 2  # of three trials
 
 
-def test_a_finished_search_does_nothing_more_and_another_one_is_refused(
-    searched: Path, prepared: Path, tmp_path: Path, command: Command, monkeypatch: Any
-) -> None:
+def test_a_finished_or_other_search_stops(searched, prepared, tmp_path, command, monkeypatch):
     again = command("train", *sweep_of(prepared, searched, *SEARCH))
     assert "of 4 trials failed: trial_000" in again.err and "epoch" not in again.out
     other = command("train", *sweep_of(prepared, searched, *SEARCH, "seed=1"))
@@ -189,9 +171,7 @@ def test_a_finished_search_does_nothing_more_and_another_one_is_refused(
     assert (ended.code, "pip install 'pancseg[sweep]'" in ended.err) == (2, True)
 
 
-def test_a_trial_that_is_worse_than_the_others_is_pruned(
-    prepared: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_trial_that_is_worse_than_the_others_is_pruned(prepared, tmp_path, command):
     with open_study(f"sqlite:///{tmp_path / 'study.db'}", "smoke", None) as study:
         good = dict.fromkeys(range(6), 0.99)
         study.add_trial(optuna.trial.create_trial(value=0.99, intermediate_values=good))
@@ -205,9 +185,7 @@ def test_a_trial_that_is_worse_than_the_others_is_pruned(
 
 
 @pytest.mark.slow
-def test_a_killed_search_resumes_its_trial_and_finishes_the_same_number(
-    prepared: Path, tmp_path: Path
-) -> None:
+def test_a_killed_search_resumes_its_trial_and_finishes_the_same_number(prepared, tmp_path):
     more = ["hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=null", "trainer.max_epochs=8"]
     words = sweep_of(prepared, tmp_path, LR, *OPTUNA, *more, "trainer.enable_progress_bar=false")
     call = [sys.executable, "-m", "pancseg.train", *words]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pancseg.errors import PancsegError
-from pancseg.inference.checkpoint import TrainedModel, checkpoint_paths, open_checkpoint
+from pancseg.inference.checkpoint import checkpoint_paths, open_checkpoint
 from pancseg.inference.postprocessing import DEFAULT, Postprocess, read_postprocess
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.factory import build
 from pancseg.models.resunet import ResUNet
 

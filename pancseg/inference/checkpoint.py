@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,65 +14,26 @@ from pancseg.data.scan_statistics import TrainingProfile
 from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
+from pancseg.inference.nnunet_model import open_nnunet
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.factory import build, build_on_meta, fix_short_axes
 from pancseg.models.pretrained import load_tensors
 from pancseg.structures import Structure, structures_from_manifest
 
 SPACING_LIMITS_MM = 0.1, 100.0
 MAX_INPUT_VOXELS = 2**28  # 640 along each axis
+NNUNET = "checkpoint_final.pth"
 NETWORK = "network."  # prefix of the network's weights in a checkpoint
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """Content of a checkpoint."""
-
-    path: Path
-    network: nn.Module  # in evaluation mode, on the CPU
-    hparams: dict[str, Any]  # of the LightningModule: ``model``, ``loss``, ``view`` and others
-    data: dict[str, Any]  # arguments of the data module, ``root`` absolute
-    preprocessing: Preprocessing
-    split: Split
-    structures: tuple[Structure, ...]
-    names: str  # how the prepared folder names patients, with an identifier of its key
-    epoch: int  # completed
-    step: int
-    fingerprint: str  # of the prepared data
-    has_average: bool  # whether the weights are a running mean
-    optimizer_states: Any  # as Lightning stores them
-    training_seconds: float  # that count towards ``trainer.max_time``
-    seen_before: frozenset[str]  # patients of train and validation of the initial weights
-    profile: TrainingProfile | None  # statistics of the training scans
-
-    @property
-    def seen(self) -> frozenset[str]:
-        """Patients whom the weights were trained on or chosen by, now or before."""
-        return self.seen_before | {*self.split.train, *self.split.val}
-
-    @property
-    def depth(self) -> int | None:
-        """Slices of the groups it was trained on; None for patches of whole scans."""
-        return None if self.preprocessing.spatial_size is None else self.data["depth"]
-
-    @property
-    def mirrored_axes(self) -> tuple[int, ...]:
-        """Axes along which training mirrored images."""
-        chances = (self.data["augment"] or {}).get("flip_probability") or ()
-        axes = tuple(axis for axis, chance in enumerate(chances) if chance > 0)
-        if not axes:
-            raise PancsegError(
-                f"tta=true: {self.path} was trained without mirrored images, which would mislead "
-                "it (augment.flip_probability is 0 on every axis); leave tta out"
-            )
-        return axes
-
-
 def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
-    """Open the checkpoint of an option ``key``; PancsegError if pancseg did not write it.
+    """Open the checkpoint of an option ``key``; PancsegError if pancseg or nnU-Net wrote none.
 
     No code of the file is run, and no more memory taken than it holds.
     """
     try:
+        if path.suffix == ".pth":
+            return open_nnunet(path)
         content = load_tensors(path)
         hparams, data = content["hyper_parameters"], dict(content["datamodule_hyper_parameters"])
         state = content["CTDataModule"]
@@ -149,9 +110,14 @@ def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Modul
 
 
 def checkpoint_paths(path: Path) -> list[Path]:
-    """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order."""
+    """The checkpoint, or ``best.ckpt`` of a run, or of each run of a sweep in its order.
+
+    Of nnU-Net ``checkpoint_final.pth`` of a fold, or of each fold of a model folder.
+    """
     if not path.is_dir():
         return [path]
+    if folds := [*path.glob(NNUNET)] or sorted(path.glob(f"fold_*/{NNUNET}")):
+        return folds
     jobs = ((int(p.name) if p.name.isdecimal() else 1 << 30, p) for p in path.iterdir())
     runs = [run for _, run in sorted(jobs)]
     paths = [run / BEST for run in (path, *runs) if (run / BEST).is_file()]

@@ -25,9 +25,10 @@ from pancseg.geometry import bounding_box, oriented_like, same_grid, spacing_of
 from pancseg.hardware import device_settings
 from pancseg.inference import postprocessing
 from pancseg.inference.calibration import calibration_path, fit_calibration, write_calibration
-from pancseg.inference.checkpoint import TrainedModel, open_checkpoints, run_folder_of
+from pancseg.inference.checkpoint import open_checkpoints, run_folder_of
 from pancseg.inference.postprocessing import AUTO, DEFAULT, PostprocessOptions
 from pancseg.inference.predictor import Prediction, Predictor
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.intake.checks import INFO_FLAGS
 from pancseg.intake.pseudonyms import make_pseudonyms
 from pancseg.metrics.case_scores import calibration_counts, no_scores, recipe_metric, score_case

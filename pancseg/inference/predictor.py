@@ -20,9 +20,11 @@ from pancseg.errors import PancsegError
 from pancseg.hardware import cpu_has_bf16, detect, is_out_of_memory
 from pancseg.inference import resampling
 from pancseg.inference.calibration import file_sha256, mean_calibration, read_calibration
-from pancseg.inference.checkpoint import TrainedModel, open_checkpoints
+from pancseg.inference.checkpoint import open_checkpoints
+from pancseg.inference.nnunet_model import whole_logits
 from pancseg.inference.postprocessing import PostprocessOptions, mean_postprocess, read_postprocess
 from pancseg.inference.resampling import Box, NetworkVolume, ScanProbability
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.factory import use_channels_last
 from pancseg.models.segmenter import finest, structure_logits
 from pancseg.structures import Structure, region_mask, region_masks
@@ -177,7 +179,7 @@ class Predictor:
         The image has slice 0 nearest the feet, and axes at right angles. Equal inputs are made
         once.
         """
-        keys = [(model.preprocessing, model.depth) for model in self.models]
+        keys = [(m.preprocessing, m.depth, "nnunet" not in m.hparams) for m in self.models]
         members: list[list[list[NetworkVolume]]] = [[[] for _ in self.structures] for _ in keys]
         for key in dict.fromkeys(keys):
             inputs = resampling.network_inputs(image, *key)
@@ -221,7 +223,13 @@ class Predictor:
         """
         network, half = model.network.to(settings.device), settings.half
         sigmoid = bool(model.hparams["loss"].get("sigmoid"))
-        channels = [structure.values for structure in self.structures]
+        nnunet: Any = model.hparams.get("nnunet")
+        channels = nnunet["channels"] if nnunet else [s.values for s in self.structures]
+        if nnunet:
+            batch = image[None, None].to(settings.device)
+            with torch.autocast(batch.device.type, half, enabled=half is not None):
+                whole = whole_logits(network, batch, nnunet["patch_size"])
+            return structure_logits(whole, channels, sigmoid)[0].cpu()
 
         def predictor(windows: Tensor) -> Tensor:  # (N, 1, h, w, d)
             has_body = (windows > 0).flatten(1).any(dim=1)

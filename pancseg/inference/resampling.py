@@ -44,14 +44,14 @@ class AxisPositions:
 
 
 def network_inputs(
-    image: nib.Nifti1Image, preprocessing: Preprocessing, depth: int | None
+    image: nib.Nifti1Image, preprocessing: Preprocessing, depth: int | None, is_cropped: bool = True
 ) -> list[NetworkVolume]:
     """A scan in HU as training sees it: groups of ``depth`` that cover all slices, or whole.
 
     Slice 0 is nearest the feet, and the axes are at right angles.
     """
     if depth is None:
-        return [whole_input(image, preprocessing)]
+        return [whole_input(image, preprocessing, is_cropped)]
     transform = Compose(preprocessing_transforms(preprocessing, keys=("image",), load=False))
     inputs = []
     for start in plan_cut(image.shape[2], depth, "shift")[0] or [0]:
@@ -64,7 +64,9 @@ def network_inputs(
     return inputs
 
 
-def whole_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> NetworkVolume:
+def whole_input(
+    image: nib.Nifti1Image, preprocessing: Preprocessing, is_cropped: bool = True
+) -> NetworkVolume:
     """A whole scan, reoriented, resampled, windowed, and cropped to the columns of the body."""
     scan = np.asanyarray(image.dataobj)
     if scan.dtype not in (np.int16, np.float32):  # these are not copied
@@ -80,6 +82,8 @@ def whole_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> Network
     for part in blocks(tuple(slice(0, size) for size in shape)):
         values[part] = interpolate(hu, (x, y, replace(z, positions=z.positions[part[2]])))
     values.sub_(low).div_(high - low).clamp_(0, 1)
+    if not is_cropped:
+        return NetworkVolume(values, affine, 0, image.shape[2])
     columns = bounding_box((values > 0).any(dim=-1).numpy())
     affine[:3, 3] += affine[:3, :2] @ np.array([part.start for part in columns], np.float64)
     return NetworkVolume(values[columns], affine, 0, image.shape[2])

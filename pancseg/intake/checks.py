@@ -33,7 +33,7 @@ FLAGS = {  # meaning and advice of each flag, in the order in which flags are wr
     "unlabelled": "There is no label: the case can be segmented, not trained on or scored.",
     "label_empty": "The label has no voxel; check the choice of labels.",
     "label_values": "Some values were neither chosen nor declared; choose with labels=[...].",
-    "ignore_label": "Some voxels have nnU-Net's ignore label; they count as background.",
+    "ignore_label": "Some voxels have nnU-Net's ignore label: they neither train nor count.",
     "label_placed_by_axes": "The scan's origin replaced the label's; check the label's outline.",
     "label_outside_body": "Part of the label lies in air: it is shifted, mirrored or another's.",
     # with several structures written as label_volume:<structure>

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pancseg.errors import PancsegError
 from pancseg.files import read_json
 from pancseg.models.factory import build
-from pancseg.models.nnunet import read_plan
+from pancseg.models.nnunet import NNUNetPlan, read_plan
 
 TARGET = "pancseg.models.known_weights.AdaptedNetwork"
 
@@ -116,11 +116,19 @@ class AdaptedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits ``(B, C, H, W, D)`` of an image ``(B, 1, H, W, D)``, a list if the network's."""
-        image = image.clamp(*self.clip) * self.scale + self.shift
-        logits = self.network(image.flip(self.flips).permute(self.axes))
+        logits = self.network(self.prepare(image))
         if isinstance(logits, Tensor):
-            return logits.permute(self.inverse).flip(self.flips)
-        return [each.permute(self.inverse).flip(self.flips) for each in logits]
+            return self.restore(logits)
+        return [self.restore(each) for each in logits]
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """The input of the network."""
+        image = image.clamp(*self.clip) * self.scale + self.shift
+        return image.flip(self.flips).permute(self.axes)
+
+    def restore(self, logits: Tensor) -> Tensor:
+        """Logits on the grid of the image."""
+        return logits.permute(self.inverse).flip(self.flips)
 
 
 NETS = "monai.networks.nets"
@@ -182,7 +190,7 @@ PUBLISHED = {
 def find_record(path: Path, content: Mapping[str, Any], weights: Any) -> KnownWeights | None:
     """The record of weights in the content of a file; None if they are not known."""
     if "network_weights" in content and "init_args" in content:
-        return nnunet_record(path, content["init_args"])
+        return nnunet_record(nnunet_plan(path, content["init_args"]))
     for record in RECORDS:
         shapes = {name: tuple(tensor.shape) for name, tensor in record.rename(weights).items()}
         is_wrapped = record.wrapper is None or record.wrapper in content
@@ -191,13 +199,17 @@ def find_record(path: Path, content: Mapping[str, Any], weights: Any) -> KnownWe
     return None
 
 
-def nnunet_record(path: Path, arguments: Mapping[str, Any]) -> KnownWeights:
-    """The record of a checkpoint of nnU-Net, by the arguments of its trainer or the files of it."""
+def nnunet_plan(path: Path, arguments: Mapping[str, Any]) -> NNUNetPlan:
+    """The plan of a checkpoint of nnU-Net, by the arguments of its trainer or the files of it."""
     plans, dataset = (
         arguments.get(key) or read_json(path.parent.parent / name, "plans of nnU-Net")
         for key, name in {"plans": "plans.json", "dataset_json": "dataset.json"}.items()
     )
-    plan = read_plan(plans, dataset, arguments["configuration"])
+    return read_plan(plans, dataset, arguments["configuration"])
+
+
+def nnunet_record(plan: NNUNetPlan) -> KnownWeights:
+    """The record of weights of nnU-Net."""
     origin = ("nnU-Net v2", plan.dataset, "Isensee et al. 2021, Nature Methods 18:203")
     rows = (row for pattern, row in PUBLISHED.items() if re.search(pattern, plan.dataset))
     (name, data, publication), licence = next(rows, (origin, "see the publisher of the weights"))

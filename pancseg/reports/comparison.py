@@ -29,7 +29,7 @@ class ScoredRun:
 
     run: Run
     figures: dict[str, Any]
-    values: pd.DataFrame  # a row a patient, a column a measure
+    values: pd.DataFrame  # a row a patient, a column a measure (and structure: ``dice liver``)
     seen: set[str]  # patients used in training
 
 
@@ -52,26 +52,29 @@ def report_comparison(
         tables.print_table(table, width=140)
     write_json(output / "comparison.json", compared)
     values = {run["name"]: run["values"] for run in compared["runs"]}
-    columns = {f"{m} {name}": values[name][m] for m in measures for name in values}
+    columns = {f"{m} {name}": values[name][m] for m in compared["measures"] for name in values}
     patients = compared["patients"]
     frame = pd.DataFrame(columns, pd.Index(patients, name="patient")).round(6)
     write_text(output / "comparison.csv", frame.to_csv(lineterminator="\n"))
-    (title, digits), sign = heading(measures[0]), tables.direction(measures[0])
-    first = {name: values[name][measures[0]] for name in values}
     plots: dict[str, Any] = {}
-    if sign == 1:
-        plots[f"{title} of each run, a point a patient."] = charts.plot_boxes, first
-    for baseline, candidate in combinations(first, 2):
-        text = f"{title}: {candidate} minus {baseline}, a bar a patient."
-        change = np.subtract(first[candidate], first[baseline])
-        plots[text] = charts.plot_differences, change, sign or 1
-    heads = [TextColumn("patient"), *(Column(f"{title}, {name}", digits) for name in first)]
+    heads, cells = [TextColumn("patient")], [patients]
+    for measure in (m for m in compared["measures"] if m.partition(" ")[0] == measures[0]):
+        (title, digits), sign = heading(measure), tables.direction(measure)
+        cells += [values[name][measure] for name in values]
+        heads += [Column(f"{title}, {name}", digits) for name in values]
+        first = {name: [v for v in values[name][measure] if v is not None] for name in values}
+        if sign == 1:
+            plots[f"{title} of each run, a point a patient."] = charts.plot_boxes, first
+        for baseline, candidate in combinations(first, 2):
+            text = f"{title}: {candidate} minus {baseline}, a bar a patient."
+            change = np.subtract(first[candidate], first[baseline])
+            plots[text] = charts.plot_differences, change, sign or 1
     return page.write_page(
         output / "comparison.html", "comparison.html", f"Comparison: {', '.join(first)}",
         banners=page.banners_of(compared["phantoms"], compared["held_out"]), compared=compared,
         people=tables.people_of(compared), runs=runs, differences=differences,
         charts=[(charts.as_svg(text, *plot), text) for text, plot in plots.items()],
-        patients=Table("Patients", heads, list(zip(patients, *first.values(), strict=True))),
+        patients=Table("Patients", heads, list(zip(*cells, strict=True))),
     )  # fmt: skip
 
 
@@ -80,14 +83,21 @@ def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -
     if len(folders) < 2 or not measures:
         raise PancsegError(f"runs={folders}: expected two folders or more, and a measure or more")
     runs = [read_scored(Path(folder), subset, measures) for folder in folders]
-    patients = common_patients(runs)
+    structures = [", ".join(sorted(r.figures.get("structures", ["a single one"]))) for r in runs]
+    if len(set(structures)) > 1:
+        named = printable("; ".join(map("{}: {}".format, folders, structures)))
+        raise PancsegError(f"runs: expected scores of the same structures ({named})")
+    patients_of = {m: p for m in runs[0].values if (p := common_patients(runs, m))}
+    patients = sorted(set().union(*patients_of.values()))
     names = [str(scored.figures.get("predictions") or scored.run.name) for scored in runs]
     names = [f"{s} ({i})" if names.count(s) > 1 else s for i, s in enumerate(names, start=1)]
-    values = [scored.values.loc[patients].to_dict("list") for scored in runs]
+    values = [
+        {m: scored.values.loc[patients_of[m], m].to_dict() for m in patients_of} for scored in runs
+    ]
     tests = [
-        compare(measure, names[i], names[j], values[i][measure], values[j][measure])
+        compare(m, names[i], names[j], [*values[i][m].values()], [*values[j][m].values()])
         for i, j in combinations(range(len(runs)), 2)
-        for measure in measures
+        for m in patients_of
     ]
     corrected = zip(tests, holm([test.p for test in tests]), strict=True)
     held_out = [scored.figures["held_out"] for scored in runs]
@@ -95,11 +105,12 @@ def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -
         "subset": subset,
         "phantoms": any(scored.figures["phantoms"] for scored in runs),
         "held_out": min(held_out, key=[False, None, True].index),
-        "measures": list(measures),
+        "measures": list(patients_of),
         "patients": patients,
         "runs": [
-            {"name": name, "folder": str(scored.run.folder), "held_out": known, "values": v,
-             **{measure: describe(v[measure]) for measure in v}}
+            {"name": name, "folder": str(scored.run.folder), "held_out": known,
+             "values": {measure: [*map(v[measure].get, patients)] for measure in v},
+             **{measure: describe([*v[measure].values()]) for measure in v}}
             for name, scored, known, v in zip(names, runs, held_out, values, strict=True)
         ],
         "comparisons": [asdict(replace(test, p_holm=p)) for test, p in corrected],
@@ -117,8 +128,13 @@ def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun
     run = open_run(folder, "runs")
     figures, rows = run.figures(subset), run.rows(subset)
     numbers = [name for name in measures if name in rows[0] and name not in TEXT_COLUMNS]
-    columns = {name: by_patient(rows, name) for name in numbers}
-    if missing := [name for name in measures if not columns.get(name)]:
+    columns = {
+        f"{name} {structure}".rstrip(): by_patient(part, name)
+        for structure, part, _ in tables.by_structure(rows, figures)
+        for name in numbers
+    }
+    scored = {column.partition(" ")[0] for column in columns if columns[column]}
+    if missing := [name for name in measures if name not in scored]:
         raise PancsegError(
             f"{folder}: its scores of {subset} have no {', '.join(missing)}; run pancseg.evaluate "
             "again, or give other measures=[...]"
@@ -129,12 +145,12 @@ def read_scored(folder: Path, subset: str, measures: Sequence[str]) -> ScoredRun
     return ScoredRun(run, figures, values, seen)
 
 
-def common_patients(runs: Sequence[ScoredRun]) -> list[str]:
+def common_patients(runs: Sequence[ScoredRun], measure: str) -> list[str]:
     """Patients of each run, which must be the same; masks of other tools may be of more."""
     first = next((scored for scored in runs if scored.run.run_folders), runs[0])
-    patients = set(first.values.index)
+    patients = set(first.values[measure].dropna().index)
     for other in runs:
-        others = set(other.values.index)
+        others = set(other.values[measure].dropna().index)
         may_have_more = first.run.run_folders and not other.run.run_folders
         if differing := patients - others if may_have_more else patients ^ others:
             leaked = (patients & other.seen) | (others & first.seen)

@@ -73,10 +73,10 @@ class Run:
         name = subset if self.run_folders else EXTERNAL
         return worst_first(read_scores(self.folder / "scores", name))
 
-    def views(self, subset: str, cases: Iterable[str]) -> dict[str, Any]:
-        """Slices for the report of those cases that have any, by case."""
+    def views(self, subset: str, cases: Iterable[str], ending: str = "") -> dict[str, Any]:
+        """Slices for the report of those cases that have any, by case: ``<case><ending>.json``."""
         folder = self.folder / "scores" / subset / "views"
-        paths = {case: folder / f"{case}.json" for case in cases}
+        paths = {case: folder / f"{case}{ending}.json" for case in cases}
         inside = {case: p for case, p in paths.items() if is_inside(p, folder) and self.has(p)}
         return {case: read_json(path, "slices of a case") for case, path in inside.items()}
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pancseg.metrics.lesions import LESION_COLUMNS
 from pancseg.metrics.tables import by_patient
 from pancseg.reports import charts, tables
 from pancseg.reports.page import banners_of, write_page
@@ -54,29 +55,20 @@ def section(
     # healthy patients have neither a lesion nor slices of it
     shown = [r for r in rows if not structure or r["volume_ml"] or r["reference_ml"]][:MAX_VIEWS]
     ending = f"_{structure}" if structure else ""
-    views = run.views(subset, [f"{row['case']}{ending}" for row in shown])
+    views = run.views(subset, [row["case"] for row in shown], ending)
     cases = [{**row, "flags": " ".join(figures["flags"].get(row["case"], ()))} for row in rows]
     people = f"{tables.patients_of(figures)} {tables.people_of(figures)}"
-    title, names = (
-        f"{subset}: {len(rows)} cases of {people}",
-        [n for n in cases[0] if n not in HIDDEN],
-    )
+    title = f"{subset}: {len(rows)} cases of {people}"
+    names = [name for name in cases[0] if name not in HIDDEN]
+    names.sort(key=lambda name: name not in ("case", "dice", *LESION_COLUMNS))
     return {
-        "structure": structure,
-        "ending": ending,
-        "figures": figures,
-        "headline": tables.headline(figures),
-        "cases": tables.score_table(cases, names, title),
-        "measures": measure_table(rows, figures),
-        "lesions": tables.lesion_table(figures) if "lesion_figures" in figures else None,
+        "structure": structure, "ending": ending, "figures": figures,
+        "headline": tables.headline(figures), "cases": tables.score_table(cases, names, title),
+        "measures": measure_table(rows, figures), "lesions": tables.lesion_facts(figures),
         "subgroups": tables.subgroup_table(rows, by) if by else None,
-        "charts": score_charts(rows, figures) if figures["n"] else None,
-        "views": {
-            row["case"]: view_of(row, views[name])
-            for row in shown
-            if (name := f"{row['case']}{ending}") in views
-        },
-    }
+        "charts": score_charts(rows, figures, structure) if figures["n"] else None,
+        "views": {row["case"]: view_of(row, views) for row in shown if row["case"] in views},
+    }  # fmt: skip
 
 
 def data_facts(run: Run, figures: Row) -> list[tuple[str, str]]:
@@ -121,23 +113,25 @@ def measure_table(rows: Sequence[Row], figures: Row) -> Table:
     return Table("Figures over patients", [*map(Column, heads)], lines)
 
 
-def score_charts(rows: Sequence[Row], figures: Row) -> dict[str, str]:
+def score_charts(rows: Sequence[Row], figures: Row, structure: str) -> dict[str, str]:
     """Charts of at least one scored patient."""
     shares = [n for n in rows[0] if n in ("dice", "precision", "recall") or n.startswith("nsd_")]
     boxes = {heading(name)[0]: [*by_patient(rows, name).values()] for name in shares}
     volumes = [[*by_patient(rows, name).values()] for name in ("reference_ml", "volume_ml")]
     agreement, bins = figures["volume_agreement_ml"], figures["calibration"]["bins"]
-    svg = charts.as_svg
+    svg, of = charts.as_svg, f" of {structure}" * bool(structure)
     return {
-        "boxes": svg("Box plots", charts.plot_boxes, boxes),
-        "volumes": svg("Predicted against reference volume", charts.plot_volumes, *volumes),
-        "bland_altman": svg("Bland-Altman plot", charts.plot_bland_altman, *volumes, agreement),
-        "calibration": svg("Calibration", charts.plot_calibration, bins) if bins else "",
+        "boxes": svg(f"Box plots{of}", charts.plot_boxes, boxes),
+        "volumes": svg(f"Predicted against reference volume{of}", charts.plot_volumes, *volumes),
+        "bland_altman": svg(
+            f"Bland-Altman plot{of}", charts.plot_bland_altman, *volumes, agreement
+        ),
+        "calibration": svg(f"Calibration{of}", charts.plot_calibration, bins) if bins else "",
     }
 
 
-def view_of(row: Row, data: Any) -> dict[str, Any]:
+def view_of(row: Row, views: dict[str, Any]) -> dict[str, Any]:
     """Slices of a case, and its scores in a line."""
     scores = ((*heading(name), row[name]) for name in QUOTED if row[name] is not None)
     text = ", ".join(f"{title} {format_value(value, digits)}" for title, digits, value in scores)
-    return {"data": data, "scores": text}
+    return {"data": views[row["case"]], "scores": text}

@@ -22,29 +22,22 @@ HEADINGS = {  # heading and digits, where the heading is not the name of the col
     "dice_plain": ("Dice at 0.5", 3),
     "recipe_metric": ("recipe_metric", 3),
     "expected_dice": ("expected Dice", 3),
-    "lesions_found": ("found", 0),
-    "false_positives": ("false positives", 0),
-    "lesions_found_iou": (f"found, IoU > {MIN_IOU}", 0),
-    "false_positives_iou": (f"false positives, IoU > {MIN_IOU}", 0),
-    "max_probability": ("largest probability", 3),
+    **{name: (name.removeprefix("lesions_").replace("_", " "), 0) for name in LESION_COLUMNS},
+    "max_probability": ("max probability", 3),
     **{f"spacing_{axis}_mm": (f"{axis} mm", 2) for axis in "xyz"},
 }
 CONSOLE_COLUMNS = (
     "case", "dice", "nsd_2mm", "hd95_mm", "assd_mm", "volume_ml", "reference_ml", "components",
     "lesions", "lesions_found", "false_positives", "fold", "status",
 )  # fmt: skip
-LESION_FIGURES = {  # heading and meaning
+LESION_FIGURES = {  # name and meaning
     "sensitivity": ("sensitivity", "share of the lesions that a predicted one overlaps"),
-    "sensitivity_iou": (
-        f"sensitivity, IoU > {MIN_IOU}", "the same at an IoU above this value, one to one",
-    ),
+    "sensitivity_iou": ("sensitivity, IoU", f"share found one to one, at an IoU above {MIN_IOU}"),
     "false_positives": ("false positives a patient", "predicted lesions without any overlap"),
-    "false_positives_iou": (
-        f"false positives a patient, IoU > {MIN_IOU}", "the same without an IoU above this value",
-    ),
+    "false_positives_iou": ("false positives, IoU", f"those without an IoU above {MIN_IOU}"),
     "specificity": ("specificity", "share of those without a lesion in whom nothing is predicted"),
-    "auroc": ("AUROC", "of the largest predicted probability, with against without a lesion"),
-}  # fmt: skip
+    "auroc": ("AUROC", "of the largest predicted probability, as a sign of a lesion"),
+}
 PLAIN = {"threshold": 0.5, "largest_component": False}
 NOT_HELD_OUT = "NOT HELD OUT: these patients were trained on or used to choose the checkpoint"
 HELD_OUT = {True: "held out", False: NOT_HELD_OUT, None: "not known whether held out"}
@@ -151,17 +144,17 @@ def print_table(table: Table, caption: str = "", width: int = 120) -> None:
 
 def print_scores(rows: Sequence[Row], figures: Row, subset: str) -> None:
     """Print a table a structure, worst Dice first, with the headline of its figures."""
-    wanted = {*CONSOLE_COLUMNS, quoted_nsd(rows[0])}
-    if any(postprocess != PLAIN for postprocess in figures.get("postprocess", ())):
-        wanted.add("dice_plain")
-    names = [name for name in rows[0] if name in wanted]
     for structure, part, own in by_structure(rows, figures):
-        title = console_title(subset, patients_of(own), own)
-        table = score_table(worst_first(part), names, f"{structure} {title}".lstrip())
-        lines = [headline(own), own["geometry"]]
-        if "lesion_figures" in own:
-            lines.insert(1, lesion_line(own))
-        print_table(table, "\n".join(lines))
+        wanted, lines = {*CONSOLE_COLUMNS, quoted_nsd(rows[0])}, [headline(own)]
+        if facts := lesion_facts(own):
+            wanted -= {"hd95_mm", "assd_mm", "components"}  # for the width
+            lines.append(", ".join(f"{n} {text}" for n, text, _ in facts if "IoU" not in n))
+        elif any(postprocess != PLAIN for postprocess in own.get("postprocess", ())):
+            wanted.add("dice_plain")
+        names = [name for name in rows[0] if name in wanted]
+        title = f"{structure} {console_title(subset, patients_of(own), own)}".lstrip()
+        table = score_table(worst_first(part), names, title)
+        print_table(table, "\n".join([*lines, own["geometry"]]))
 
 
 def console_title(subset: str, n: int, figures: Row) -> str:
@@ -199,29 +192,19 @@ def headline(figures: Row) -> str:
     )
 
 
-def lesion_table(figures: Row) -> Table:
-    """Figures of a lesion with intervals and meanings."""
-    lesions, people = figures["lesion_figures"], people_of(figures)
-    positive, missing = lesions["patients_with_lesion"], {"mean": None, "ci95": [None, None]}
-    rows = [
-        ["lesions", lesions["lesions"], "", "components of the reference, 26-connected"],
-        [f"{people} with a lesion", positive, "", "at least one in the reference"],
-        [f"{people} without a lesion", lesions["patients"] - positive, "", "none in the reference"],
-    ]
+def lesion_facts(figures: Row) -> list[tuple[str, str, str]]:
+    """Name, number with 95 % interval, and meaning of lesion figures; none for an organ."""
+    if not (lesions := figures.get("lesion_figures")):
+        return []
+    n, positive, people = lesions["patients"], lesions["patients_with_lesion"], people_of(figures)
+    counts = f"{lesions['lesions']} in {positive} {people}, none in {n - positive}"
+    facts = [("lesions", counts, "26-connected components of the reference")]
     for name, (title, meaning) in LESION_FIGURES.items():
-        figure = lesions[name] or missing
-        rows.append([title, figure["mean"], format_interval(figure["ci95"], 3), meaning])
-    heads = Column("figure"), Column("value", 3), Column("95 % interval"), TextColumn("meaning")
-    return Table("Lesions", heads, rows)
-
-
-def lesion_line(figures: Row) -> str:
-    """The figures of a lesion in a line, without those of the IoU."""
-    rows = [row for row in lesion_table(figures).rows if "IoU" not in row[0]]
-    cells = [(title, format_value(value, 3), ends) for title, value, ends, _ in rows]
-    return ", ".join(
-        f"{t} {text}" + f" ({ends})" * (ends not in ("", "-")) for t, text, ends in cells
-    )
+        figure = lesions[name] or {"mean": None, "ci95": [None]}  # AUROC of masks of other tools
+        ends = format_interval(figure["ci95"], 3)
+        interval = "" if ends == "-" else f" ({ends})"
+        facts.append((title, f"{format_value(figure['mean'], 3)}{interval}", meaning))
+    return facts
 
 
 def subgroup_table(rows: Sequence[Row], name: str, structure: str = "") -> Table:

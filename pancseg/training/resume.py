@@ -12,7 +12,7 @@ from pancseg.data.datamodule import CTDataModule
 from pancseg.data.splits import SUBSETS
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
-from pancseg.inference.checkpoint import TrainedModel
+from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.segmenter import Segmenter
 from pancseg.signals import has_fixed_folder, is_requeued
 from pancseg.training.callbacks import average_decay
