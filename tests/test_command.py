@@ -238,6 +238,8 @@ def test_every_option_composes_and_its_keys_are_parameters(option):
         assert set(cfg[group]) - OF_NO_MACHINE <= set(inspect.signature(filled).parameters)
     for node in nodes(OmegaConf.to_container(cfg, resolve=True)):
         target, keys = node["_target_"], set(node) - {"_target_"}
+        if option in ("model=pretrained", "experiment=finetune") and "freeze" in node:
+            continue  # the weights of init_from make its arguments
         parameters = parameters_of(target)
         assert keys <= set(parameters), target
         required = {name for name, p in parameters.items() if p.default is p.empty}

@@ -43,7 +43,7 @@ def scan():
 
 DRAW = {
     "case": lambda path: pictures.draw_case(path, *scan(), scan()[1], HOSTILE),
-    "scan": lambda path: pictures.draw_scan(path, *scan(), HOSTILE),
+    "scan": lambda path: pictures.draw_scan(path, scan()[0], [scan()[1]], HOSTILE),
     "history": lambda path: pictures.draw_history(path, [], HOSTILE),
     "samples": lambda path: draw_samples(path, [CUBE], [CUBE], [HOSTILE], HOSTILE),
 }

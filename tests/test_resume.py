@@ -364,5 +364,5 @@ def test_a_signal_to_the_process_group_ends_training_and_loaders(prepared, tmp_p
         _, err = training.communicate(timeout=120)
     finally:
         kill(training)
-    assert (training.returncode, err.count("\n")) == (128 + signum, 1)
+    assert (training.returncode, err.count("\n")) == (128 + signum, 1), err
     assert f"stopped by {signum.name}; give ckpt_path=last to go on" in err

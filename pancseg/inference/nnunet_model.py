@@ -7,15 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from pancseg import geometry
 from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
+from pancseg.inference.resampling import NetworkVolume
 from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.factory import build
 from pancseg.models.known_weights import nnunet_plan, nnunet_record
@@ -25,6 +29,7 @@ from pancseg.structures import Structure, parse_structures
 ORIENTATION = "RAS"
 OVERLAP = 0.5  # of windows
 SIGMA = 1 / 8  # of the weights of a window, share of its size
+ANISOTROPY = 3.0  # ratio of spacings
 LESION = re.compile("tumou?r|lesion|cancer|cyst|metast")
 CODES = {"pancreas": 15776009, "liver": 10200004, "tumour": 126859007}  # SNOMED CT
 BODY_STRUCTURE = 123037004
@@ -76,6 +81,39 @@ def open_nnunet(path: Path) -> TrainedModel:
     )
 
 
+def nnunet_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> NetworkVolume:
+    """A whole scan as nnU-Net resamples it: clipped first, then by cubic splines.
+
+    Both grids cover the same field. Along an axis three times as coarse as another the nearest
+    voxel counts. Splines are separable: slice by slice, then along columns, in little memory.
+    """
+    image = nib.as_closest_canonical(image)
+    hu, old_mm = np.asanyarray(image.dataobj), np.array(geometry.spacing_of(image.affine))
+    new_mm, (low, high) = np.array(preprocessing.spacing_mm), preprocessing.window_hu
+    shape = np.maximum(1, np.rint(old_mm / new_mm * hu.shape)).astype(int)
+    orders, coarsest = [3, 3, 3], max((old_mm, new_mm), key=lambda mm: mm.max() / mm.min())
+    if coarsest.max() > ANISOTROPY * coarsest.min():
+        orders[int(coarsest.argmax())] = 0
+    values = np.empty((*shape[:2], hu.shape[2]), np.float32)
+    for k in range(hu.shape[2]):
+        plane = ((hu[..., k].astype(np.float32) - low) / (high - low)).clip(0, 1)
+        values[..., k] = resized(resized(plane, 0, shape[0], orders[0]), 1, shape[1], orders[1])
+    parts = (resized(part, 1, shape[2], orders[2]).clip(0, 1) for part in values)
+    resampled = torch.from_numpy(np.stack(list(parts)))
+    affine = image.affine @ np.diag([*(hu.shape / shape), 1.0])
+    affine[:3, 3] += image.affine[:3, :3] @ ((hu.shape / shape - 1) / 2)
+    return NetworkVolume(resampled, affine, 0, image.shape[2])
+
+
+def resized(values: NDArray[np.float32], axis: int, size: int, order: int) -> NDArray[np.float32]:
+    """Two axes, of which one is interpolated to another size."""
+    if size == values.shape[axis]:
+        return values
+    factors = [size / n if i == axis else 1.0 for i, n in enumerate(values.shape)]
+    options: Any = {"order": order, "mode": "nearest", "grid_mode": True}
+    return ndimage.zoom(values, factors, **options)
+
+
 def whole_logits(network: Any, image: Tensor, patch_size: Sequence[int]) -> Tensor:
     """Logits ``(1, C, H, W, D)`` of an ``AdaptedNetwork``, by the windows of nnU-Net.
 
@@ -89,12 +127,12 @@ def whole_logits(network: Any, image: Tensor, patch_size: Sequence[int]) -> Tens
     volume = F.pad(volume, padding)
     delta = np.zeros(patch_size)
     delta[tuple(n // 2 for n in patch_size)] = 1
-    weight = gaussian_filter(delta, [n * SIGMA for n in patch_size], mode="constant")
+    weight = ndimage.gaussian_filter(delta, [n * SIGMA for n in patch_size], mode="constant")
     weights = torch.from_numpy(weight.clip(weight[weight > 0].min()) / weight.max()).float()
     weights, total = weights.to(volume.device), torch.tensor(0.0)
     count = torch.zeros(volume.shape[2:], device=volume.device)
     for start in itertools.product(*map(window_starts, volume.shape[2:], patch_size)):
-        box = tuple(slice(a, a + n) for a, n in zip(start, patch_size, strict=True))
+        box: Any = tuple(slice(a, a + n) for a, n in zip(start, patch_size, strict=True))
         logits = network.network(volume[(..., *box)])[0].float() * weights
         if not total.ndim:
             total = logits.new_zeros(len(logits), *volume.shape[2:])

@@ -21,7 +21,7 @@ from pancseg.hardware import cpu_has_bf16, detect, is_out_of_memory
 from pancseg.inference import resampling
 from pancseg.inference.calibration import file_sha256, mean_calibration, read_calibration
 from pancseg.inference.checkpoint import open_checkpoints
-from pancseg.inference.nnunet_model import whole_logits
+from pancseg.inference.nnunet_model import nnunet_input, whole_logits
 from pancseg.inference.postprocessing import PostprocessOptions, mean_postprocess, read_postprocess
 from pancseg.inference.resampling import Box, NetworkVolume, ScanProbability
 from pancseg.inference.trained_model import TrainedModel
@@ -179,16 +179,21 @@ class Predictor:
         The image has slice 0 nearest the feet, and axes at right angles. Equal inputs are made
         once.
         """
-        keys = [(m.preprocessing, m.depth, "nnunet" not in m.hparams) for m in self.models]
+        keys = [(m.preprocessing, m.depth, "nnunet" in m.hparams) for m in self.models]
         members: list[list[list[NetworkVolume]]] = [[[] for _ in self.structures] for _ in keys]
         for key in dict.fromkeys(keys):
-            inputs = resampling.network_inputs(image, *key)
+            preprocessing, depth, is_nnunet = key
+            inputs = (
+                resampling.network_inputs(image, preprocessing, depth)
+                if not is_nnunet
+                else [nnunet_input(image, preprocessing)]
+            )
             for n in (n for n in range(len(keys)) if keys[n] == key):
                 for volume in inputs:
                     for volumes, values in zip(
                         members[n], self.apply(n, volume.values), strict=True
                     ):
-                        volumes.append(replace(volume, values=values))
+                        volumes.append(replace(volume, values=values, are_logits=is_nnunet))
         return members
 
     def apply(self, number: int, image: Tensor) -> Tensor:
@@ -208,13 +213,14 @@ class Predictor:
 
     @torch.inference_mode()
     def mean_over_mirrors(self, number: int, image: Tensor, settings: DeviceSettings) -> Tensor:
-        """Probability of the mean logit over mirrored images."""
+        """Probability of the mean logit over mirrored images; of nnU-Net the logit itself."""
         model, mirrored = self.models[number], self.mirrored_axes[number]
         total = self.logits(model, image, settings)
         for axes in chain(*(combinations(mirrored, n) for n in range(1, len(mirrored) + 1))):
             back = [axis + 1 for axis in axes]
             total += self.logits(model, image.flip(axes), settings).flip(back)
-        return total.div_(2 ** len(mirrored)).sigmoid_()
+        mean = total.div_(2 ** len(mirrored))
+        return mean if "nnunet" in model.hparams else mean.sigmoid_()
 
     def logits(self, model: TrainedModel, image: Tensor, settings: DeviceSettings) -> Tensor:
         """Logit of each structure, ``(K, H, W, D)`` float32 on the CPU; windows of air are skipped.

@@ -33,6 +33,7 @@ class NetworkVolume:
     affine: Affine
     start: int
     stop: int
+    are_logits: bool = False  # values of a probability, which becomes one after interpolation
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class AxisPositions:
 
 
 def network_inputs(
-    image: nib.Nifti1Image, preprocessing: Preprocessing, depth: int | None, is_cropped: bool = True
+    image: nib.Nifti1Image, preprocessing: Preprocessing, depth: int | None
 ) -> list[NetworkVolume]:
     """A scan in HU as training sees it: groups of ``depth`` that cover all slices, or whole.
 
     Slice 0 is nearest the feet, and the axes are at right angles.
     """
     if depth is None:
-        return [whole_input(image, preprocessing, is_cropped)]
+        return [whole_input(image, preprocessing)]
     transform = Compose(preprocessing_transforms(preprocessing, keys=("image",), load=False))
     inputs = []
     for start in plan_cut(image.shape[2], depth, "shift")[0] or [0]:
@@ -64,9 +65,7 @@ def network_inputs(
     return inputs
 
 
-def whole_input(
-    image: nib.Nifti1Image, preprocessing: Preprocessing, is_cropped: bool = True
-) -> NetworkVolume:
+def whole_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> NetworkVolume:
     """A whole scan, reoriented, resampled, windowed, and cropped to the columns of the body."""
     scan = np.asanyarray(image.dataobj)
     if scan.dtype not in (np.int16, np.float32):  # these are not copied
@@ -82,8 +81,6 @@ def whole_input(
     for part in blocks(tuple(slice(0, size) for size in shape)):
         values[part] = interpolate(hu, (x, y, replace(z, positions=z.positions[part[2]])))
     values.sub_(low).div_(high - low).clamp_(0, 1)
-    if not is_cropped:
-        return NetworkVolume(values, affine, 0, image.shape[2])
     columns = bounding_box((values > 0).any(dim=-1).numpy())
     affine[:3, 3] += affine[:3, :2] @ np.array([part.start for part in columns], np.float64)
     return NetworkVolume(values[columns], affine, 0, image.shape[2])
@@ -174,6 +171,7 @@ class ScanProbability:
         pairs = zip(self.axes(volume), box, strict=True)
         axes = [replace(axis, positions=axis.positions[part]) for axis, part in pairs]
         values, shape = interpolate(volume.values, axes), volume.values.shape
+        values = values.sigmoid() if volume.are_logits else values
         # shares of the interpolation weights that fall on the network's grid
         beyond = [torch.maximum(-a.positions, a.positions - (shape[a.axis] - 1)) for a in axes]
         x, y, z = ((1 - distance).clamp(0, 1).float() for distance in beyond)
@@ -189,7 +187,8 @@ class ScanProbability:
         """A box that holds all voxels with more than a probability; may be empty."""
         boxes = []
         for volume in self.volumes:
-            above = (volume.values > probability).numpy()
+            level = torch.logit(torch.tensor(probability)) if volume.are_logits else probability
+            above = (volume.values > level).numpy()
             if above.any():
                 x, y, z = dependent_box(self.axes(volume), bounding_box(above), above.shape)
                 boxes.append((x, y, slice(max(z.start, volume.start), min(z.stop, volume.stop))))

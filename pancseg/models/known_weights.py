@@ -116,15 +116,14 @@ class AdaptedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits ``(B, C, H, W, D)`` of an image ``(B, 1, H, W, D)``, a list if the network's."""
-        logits = self.network(self.prepare(image))
+        logits = self.network(self.prepare(image.clamp(*self.clip)))
         if isinstance(logits, Tensor):
             return self.restore(logits)
         return [self.restore(each) for each in logits]
 
     def prepare(self, image: Tensor) -> Tensor:
-        """The input of the network."""
-        image = image.clamp(*self.clip) * self.scale + self.shift
-        return image.flip(self.flips).permute(self.axes)
+        """The input of the network, of a clipped image."""
+        return (image * self.scale + self.shift).flip(self.flips).permute(self.axes)
 
     def restore(self, logits: Tensor) -> Tensor:
         """Logits on the grid of the image."""
