@@ -52,6 +52,7 @@ def test_cases_of_a_patient_stay_together_and_keep_names_and_voxels(
     ]
     assert read_json(OUT / "dataset.json", "") == {
         "channel_names": {"0": "CT"},
+        "orientation": "LPS",
         "labels": {"background": 0, "pancreas": [1, 2], "tumour": 2},
         "regions_class_order": [1, 2],
         "numTraining": 4,

@@ -45,8 +45,12 @@ def write_nnunet(root: Path, options: dict[str, Any], output: Path) -> None:
     paths = (root / str(file) for _, case in cases for file in (case.image, case.label))
     if missing := next((path for path in paths if not path.is_file()), None):
         raise PancsegError(f"{missing}: no such file; run the same pancseg.prepare again")
+    images = (nib.Nifti1Image.from_filename(root / case.image) for _, case in cases)
+    orientations = {"".join(nib.aff2axcodes(image.affine)) for image in images}
     description = {
         "channel_names": {"0": "CT"},
+        # nnU-Net reads files in their own axes, and has no key for them
+        **({"orientation": orientations.pop()} if len(orientations) == 1 else {}),
         **labels_and_regions(manifest.structures, any(c.ignored_voxels for _, c in cases)),
         "numTraining": len(training),
         "file_ending": ENDING,

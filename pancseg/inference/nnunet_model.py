@@ -1,6 +1,7 @@
 """Trained folders of nnU-Net v2 as checkpoints of ``predict`` and ``evaluate``."""
 
 import itertools
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from pancseg.models.known_weights import nnunet_plan, nnunet_record
 from pancseg.models.pretrained import load_tensors, weights_in
 from pancseg.structures import Structure, parse_structures
 
+log = logging.getLogger(__name__)
 ORIENTATION = "RAS"
 OVERLAP = 0.5  # of windows
 SIGMA = 1 / 8  # of the weights of a window, share of its size
@@ -45,6 +47,9 @@ def open_nnunet(path: Path) -> TrainedModel:
     content = load_tensors(path)
     plan = nnunet_plan(path, content["init_args"])
     record = nnunet_record(plan)
+    if plan.orientation is None:
+        text = '%s: dataset.json has no "orientation" of its files, such as "LPS"; %s is taken'
+        log.warning(text, path, record.orientation)
     network = record.adapt(ORIENTATION, record.window_hu)
     network["out_channels"] = plan.model["out_channels"]
     built = build(network, nn.Module)

@@ -199,10 +199,13 @@ def find_record(path: Path, content: Mapping[str, Any], weights: Any) -> KnownWe
 
 
 def nnunet_plan(path: Path, arguments: Mapping[str, Any]) -> NNUNetPlan:
-    """The plan of a checkpoint of nnU-Net, by the arguments of its trainer or the files of it."""
+    """The plan of a checkpoint of nnU-Net, by the files of its folder, else by itself."""
+    files = {"plans": "plans.json", "dataset_json": "dataset.json"}
     plans, dataset = (
-        arguments.get(key) or read_json(path.parent.parent / name, "plans of nnU-Net")
-        for key, name in {"plans": "plans.json", "dataset_json": "dataset.json"}.items()
+        read_json(file, "plans of nnU-Net")
+        if (file := path.parent.parent / name).is_file()
+        else arguments[key]
+        for key, name in files.items()
     )
     return read_plan(plans, dataset, arguments["configuration"])
 
