@@ -1,4 +1,4 @@
-"""Results of time_to_dice.py and against_nnunet.py: the arms, their files, table and plot."""
+"""Results of time_to_dice.py: the arms, their files, table and plot."""
 
 import datetime
 import json
@@ -58,7 +58,6 @@ ARMS = {
     "b": Arm("plain script, lr 1e-3", "#d98c1f", lr=1e-3),
     "c": Arm("pancseg, recipe64", "#3b7dd8", overrides=RECIPE, tiny=TINY),
     "d": Arm("pancseg, strong", "#2a9d5c", overrides=("experiment=strong",), chooses=True),
-    "n": Arm("nnU-Net v2", "#b5338a"),  # its results come from against_nnunet.py
 }
 
 

@@ -47,7 +47,10 @@ def evaluate(cfg: DictConfig) -> float | None:
             changed.append(case.name)
         write_now_and_then()
     parts = [rows[n :: len(structures)] for n in range(len(structures))]
-    summaries = [summarise(*pair, about) for pair in zip(parts, calibrations, strict=True)]
+    facts = [about] * len(structures)
+    if len(structures) > 1 and "postprocess" in about:
+        facts = [{**about, "postprocess": own} for own in about["postprocess"]]
+    summaries = [summarise(*each) for each in zip(parts, calibrations, facts, strict=True)]
     figures = summaries[0]
     if len(structures) > 1:
         figures = {**figures, "structures": dict(zip(structures, summaries, strict=True))}

@@ -16,7 +16,7 @@ COMMANDS = {
     "evaluate": "scores whole cases on their own grid",
     "predict": "segments new scans",
     "report": "writes the report of a run or sweep, or compares runs",
-    "export": "writes a network for programs without pancseg",
+    "export": "writes a network for programs without pancseg, or data for nnU-Net",
     "phantom": "writes synthetic CT as DICOM",
 }
 OF_HYDRA = ("sweeper",)  # Hydra's own groups for which there are choices

@@ -236,7 +236,10 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
     read = postprocessing.read_postprocess
     is_chosen = any(read(model.path, key) for model in models for key in names)
     origin = "given" if options.is_given else "validation" if is_chosen else "plain"
-    postprocess = dict.fromkeys(p for each in predictors.values() for p in each.postprocess)
+    used_settings = [
+        [asdict(p) for p in dict.fromkeys(each.postprocess[n] for each in predictors.values())]
+        for n in range(len(names))
+    ]
     used = [models[n] for n in sorted(set().union(*patients.values()))]
     alone = {patient: models[ns[0]] for patient, ns in patients.items() if len(ns) == 1}
     about = {
@@ -251,7 +254,7 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
         "checkpoint_epoch": [model.epoch for model in used],
         "data_fingerprint": first.fingerprint,
         "arithmetic": device["precision"],
-        "postprocess": [asdict(values) for values in postprocess],
+        "postprocess": used_settings[0] if len(names) == 1 else used_settings,
         "postprocess_origin": origin,
         "missing_folds": absent,
         **facts_of(cases, root),

@@ -212,7 +212,13 @@ class ScanBatch:
         hu, box = np.asanyarray(image.dataobj), geometry.bounding_box(first.mask)
         inside = hu[box][first.mask[box]]
         volumes_ml = [np.count_nonzero(each.mask) * voxel_ml for each in predictions]
-        title = f"{row.case}: {volumes_ml[0]:.1f} ml, confidence {first.confidence:.2f}"
+        parts = [
+            f"{each.structure.name} {ml:.1f} ml, "
+            for each, ml in zip(predictions[1:], volumes_ml[1:], strict=True)
+        ]
+        title = (
+            f"{row.case}: {volumes_ml[0]:.1f} ml, {''.join(parts)}confidence {first.confidence:.2f}"
+        )
         title = "   ".join(filter(None, [title, ", ".join(flags), "not for clinical use"]))
         try:
             draw_scan(paths["preview"], image, [each.mask for each in predictions], title)
