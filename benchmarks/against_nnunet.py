@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from pancseg.inference.checkpoint import open_checkpoint
+from pancseg.models.resunet import plan_levels
 
 NUMBER, NAME, PLANS = "901", "Dataset901_Pancseg", "nnUNetPlansLikePancseg"
 TRAINER = '''"""Written by benchmarks/against_nnunet.py."""
@@ -108,9 +109,16 @@ def edit_plans(folder: Path, trained: Any) -> None:
     settings["spacing"] = [spacing_mm[axis] for axis in axes]
     settings["batch_size"] = trained.data["batch_size"]
     settings["data_identifier"] = f"{PLANS}_3d_fullres"
-    arguments = settings["architecture"]["arch_kwargs"]
-    width, stages = trained.hparams["model"].get("width", 32), len(arguments["features_per_stage"])
-    arguments["features_per_stage"] = [min(320, width * 2**stage) for stage in range(stages)]
+    strides, kernels = plan_levels(settings["patch_size"], settings["spacing"])  # nnU-Net's rule
+    width, stages = trained.hparams["model"].get("width", 32), len(strides)
+    settings["architecture"]["arch_kwargs"] |= {
+        "n_stages": stages,
+        "features_per_stage": [min(320, width * 2**stage) for stage in range(stages)],
+        "strides": strides,
+        "kernel_sizes": kernels,
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
     plans |= {"plans_name": PLANS, "configurations": {"3d_fullres": settings}}
     (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=2))
 

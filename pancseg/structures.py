@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pancseg.errors import PancsegError, Refused
 
 KINDS = ("organ", "lesion")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 IGNORED = 255
 WHOLE_NUMBER_TOLERANCE = 1e-3  # labels saved through a float with a slope differ by less
 MOST_REPORTED = 8  # values in a message
@@ -55,6 +56,8 @@ def parse_structures(
     """Parse ``conf/structures``; ``labels`` replace those of the only one. PancsegError by key."""
     if not node:
         raise PancsegError("structures: names no structure; give structures=pancreas")
+    if len(node) >= IGNORED:
+        raise PancsegError(f"structures: names {len(node)}, expected at most {IGNORED - 1}")
     if labels is not None and len(node) > 1:
         keys = " or ".join(f"structures.{name}.labels=" for name in node)
         raise PancsegError(f"labels={list(labels)}: there are {len(node)} structures; give {keys}")
@@ -65,7 +68,7 @@ def parse_structures(
     structures = []
     for number, (name, entry) in enumerate(node.items(), start=1):
         key, chosen, texts = f"structures.{name}", labels_of[name], texts_of[name]
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
+        if not NAME.fullmatch(name):
             raise PancsegError(f"{key}: expected a name of small letters, digits and _")
         if "0" in texts or (not texts and (chosen is not None or len(node) > 1)):
             raise PancsegError(f"{key}.labels: expected a list without 0, such as [1]")
@@ -95,7 +98,7 @@ def folded(labels: Iterable[Label]) -> set[str]:
 
 def structures_from_manifest(entries: Iterable[Mapping[str, Any]]) -> tuple[Structure, ...]:
     """Read what ``Structure.to_dict`` wrote; TypeError, KeyError or ValueError otherwise."""
-    return tuple(
+    structures = tuple(
         Structure(
             *(str(entry["name"]), None if entry["labels"] is None else tuple(entry["labels"])),
             *(str(entry["code"]), str(entry["kind"])),
@@ -104,6 +107,13 @@ def structures_from_manifest(entries: Iterable[Mapping[str, Any]]) -> tuple[Stru
         )
         for entry in entries
     )
+    codes, names = range(1, len(structures) + 1), {s.name for s in structures}
+    for s in structures:  # names become parts of paths
+        if not NAME.fullmatch(s.name) or s.kind not in KINDS or not {*s.values} <= {*codes}:
+            raise ValueError(f"structure {s.name[:40]!r}")
+    if not len(names) == len(structures) < IGNORED:
+        raise ValueError("structures of one name, or too many")
+    return structures
 
 
 def region_mask(codes: NDArray[Any], structure: Structure) -> NDArray[np.bool_]:

@@ -199,3 +199,12 @@ def test_predict_writes_a_segment_and_an_roi_of_each_structure(
     assert [int(pixels[..., n].sum()) for n in (0, 1)] == [*voxels.values()]
     rois = pydicom.dcmread(f"out/{row['case']}_labels_rtstruct.dcm").StructureSetROISequence
     assert [roi.ROIName for roi in rois] == ["Pancreas", "Tumour"]
+
+
+def test_a_folder_of_other_structures_is_refused(run: Path, command: Command) -> None:
+    manifest = write_root(Path("other"), groups=False)
+    manifest.structures = manifest.structures[:1]
+    manifest.write(Path("other"))
+    ended = command("evaluate", f"checkpoint={run}", "data.root=other")
+    assert ended.code == 2
+    assert "has labels of pancreas, none of tumour" in ended.err

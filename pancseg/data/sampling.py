@@ -135,7 +135,7 @@ class PatchDataset(VolumeDataset):
     size: Sequence[int]  # voxels
     margin: Sequence[int]  # additional voxels of both sides together, even numbers
     sampling: Sampling
-    structures: Sequence[Sequence[int]] = ((1,),)  # codes of each; they take turns
+    structures: Sequence[Sequence[int]] = ((1,),)  # codes of each; foreground patches alternate
 
     def __post_init__(self) -> None:
         # of each volume, the rows of ``foreground`` that belong to each structure

@@ -15,6 +15,7 @@ from pancseg.inference.checkpoint import checkpoint_paths, open_checkpoint
 from pancseg.inference.postprocessing import DEFAULT, Postprocess, read_postprocess
 from pancseg.inference.trained_model import TrainedModel
 from pancseg.models.factory import build
+from pancseg.models.known_weights import AdaptedNetwork
 from pancseg.models.resunet import ResUNet
 
 DYNUNET = (
@@ -55,8 +56,9 @@ def open_patch_network(given: Any) -> PatchNetwork:
             f"checkpoint={trained.path}: was trained on groups of {trained.depth} slices, which "
             "neither a bundle nor ONNX can represent; train on patches (data=volume) to export"
         )
-    if len(trained.structures) > 1:
-        raise PancsegError(f"checkpoint={trained.path}: of several structures, expected one")
+    if len(trained.structures) > 1 or isinstance(trained.network, AdaptedNetwork):
+        kind = "of several structures" if len(trained.structures) > 1 else "of model=pretrained"
+        raise PancsegError(f"checkpoint={trained.path}: a network {kind} cannot be exported")
     check_values(trained)
     hparams, structure = trained.hparams, trained.structures[0].name
     postprocess = read_postprocess(trained.path) or DEFAULT

@@ -1,13 +1,9 @@
 """Checkpoints: which there are, and what they hold. Their authors need not be trusted."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor, nn
 
 from pancseg.config import BEST
 from pancseg.data.scan_statistics import TrainingProfile
@@ -15,15 +11,11 @@ from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.inference.nnunet_model import open_nnunet
-from pancseg.inference.trained_model import TrainedModel
-from pancseg.models.factory import build, build_on_meta, fix_short_axes
+from pancseg.inference.trained_model import TrainedModel, check_sizes, rebuild_network
 from pancseg.models.pretrained import load_tensors
 from pancseg.structures import Structure, structures_from_manifest
 
-SPACING_LIMITS_MM = 0.1, 100.0
-MAX_INPUT_VOXELS = 2**28  # 640 along each axis
 NNUNET = "checkpoint_final.pth"
-NETWORK = "network."  # prefix of the network's weights in a checkpoint
 
 
 def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
@@ -66,9 +58,12 @@ def open_checkpoint(path: Path, key: str = "checkpoint") -> TrainedModel:
     except PancsegError as error:
         raise PancsegError(f"{key}={path}: {error}") from error
     except Exception as error:  # a damaged or forged file raises nearly any
+        is_nnunet = path.suffix == ".pth"
+        author = "nnU-Net v2" if is_nnunet else "pancseg.train"
+        expected = "MODEL/fold_0" if is_nnunet else "RUN/checkpoints/best.ckpt"
         raise PancsegError(
-            f"{key}={path}: is no checkpoint that pancseg.train wrote "
-            f"({type(error).__name__}); give RUN/checkpoints/best.ckpt"
+            f"{key}={path}: is no checkpoint that {author} wrote ({type(error).__name__}); "
+            f"give {expected}"
         ) from error
 
 
@@ -79,34 +74,6 @@ def trained_structures(entries: Any, by_name: dict[str, Any] | None) -> tuple[St
     if values != ([[1]] if by_name is None else [*by_name.values()]):
         raise PancsegError("its network and its data have different structures")
     return structures
-
-
-def check_sizes(spacing_mm: Sequence[float], size: Sequence[int] | None) -> None:
-    """Check the numbers that decide how much memory a scan takes; raise PancsegError."""
-    low, high = SPACING_LIMITS_MM
-    if len(spacing_mm) != 3 or not all(low <= mm <= high for mm in spacing_mm):
-        raise PancsegError(f"holds data.spacing_mm={list(spacing_mm)}; expected {low} to {high} mm")
-    if size is not None and not 1 <= math.prod(size) <= MAX_INPUT_VOXELS:
-        raise PancsegError(f"holds data.spatial_size={list(size)}, which no network takes")
-
-
-def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
-    """Build a network with the weights of a checkpoint, in evaluation mode.
-
-    It is built without memory and filled with the tensors of the file, so that a small file cannot
-    name a large network.
-    """
-    weights = {k.removeprefix(NETWORK): v for k, v in state.items() if k.startswith(NETWORK)}
-    for name, tensor in weights.items():
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise PancsegError(f"holds {name} of shape {tuple(tensor.shape)} without its values")
-    network = build_on_meta(model)
-    network.load_state_dict(weights, strict=True, assign=True)
-    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
-        network = build(model, nn.Module)  # it computes tensors that checkpoints do not hold
-        network.load_state_dict(weights, strict=True)
-    fix_short_axes(network)
-    return network.eval()
 
 
 def checkpoint_paths(path: Path) -> list[Path]:

@@ -56,7 +56,8 @@ class CaseScorer:
     root: Path  # prepared folder
     cases: list[Case]
     about: dict[str, Any]  # facts in ``scores/<subset>.json``; ``subset`` names the table
-    structures: tuple[Structure, ...]
+    structures: tuple[Structure, ...]  # of the masks
+    references: tuple[Structure, ...]  # of the labels
     tolerances_mm: list[float]  # of the normalised surface Dice
     segment: Callable[[Case, nib.Nifti1Image], tuple[NDArray[np.uint8], Sequence[Prediction]]]
     identity: Callable[[Case], Any]  # what decides a mask; a case is scored again where it changed
@@ -119,9 +120,9 @@ class CaseScorer:
         ignored = reference == IGNORED if case.ignored_voxels else None
         masks, rows, counts = region_masks(codes, self.structures), [], []
         for n, structure in enumerate(self.structures):
-            mask, own = masks[n], region_mask(reference, structure)
+            mask, own = masks[n], region_mask(reference, self.references[n])
             mask = mask if ignored is None else mask & ~ignored
-            prediction = predictions[n] if predictions else None
+            prediction = without_ignored(predictions[n], ignored) if predictions else None
             row, count = self.score_structure(case, image, structure, mask, own, prediction)
             rows.append(row)
             counts.append(count)
@@ -152,7 +153,7 @@ class CaseScorer:
         if structure.kind == "lesion":
             row |= lesion_counts(mask, reference)
             if prediction is not None:
-                row["max_probability"] = float(prediction.inside.max(initial=0.0))
+                row["max_probability"] = float(prediction.probability.max())
         if prediction is not None and reference.any():
             probability = prediction.probability
             (row["dice_plain"],) = postprocessing.dice_of_each([DEFAULT], probability, reference)
@@ -180,6 +181,13 @@ class CaseScorer:
         }
 
 
+def without_ignored(prediction: Prediction, ignored: Mask | None) -> Prediction:
+    """A prediction with a probability of 0 where nobody labelled."""
+    if ignored is not None:
+        prediction.probability[ignored] = 0
+    return prediction
+
+
 def read_volume(path: Path) -> tuple[nib.Nifti1Image, str]:
     """A prepared volume in memory, and the SHA-256 of the unpacked file."""
     from isal import igzip
@@ -196,8 +204,11 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
     device, models = device_settings(cfg.hardware), open_checkpoints(path)
     check_run_folder(models)
     first, trained_root = models[0], Path(models[0].data["root"])
+    if cfg.data.root is None and not models[0].data["root"]:
+        raise PancsegError(f"checkpoint={path}: is of nnU-Net; give data.root=PREPARED")
     root = Path(cfg.data.root or trained_root)
     manifest = read_manifest(root)
+    references = matching_structures(models, manifest, root)
     is_own = root.resolve() == trained_root or (
         first.fingerprint == data_fingerprint(manifest, first.preprocessing)
     )
@@ -215,7 +226,10 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
         name, patients = f"external_{root.resolve().name}", external_patients(models, manifest)
         held_out = True if manifest.settings.get("names") == first.names else None
         if held_out is None:
-            log.warning("data.root has another privacy key: patients may have been trained on")
+            reason = (
+                "data.root has another privacy key" if first.names else "nnU-Net keeps no names"
+            )
+            log.warning("%s: patients may have been trained on", reason)
     cases = manifest.cases_of(patients)
     if missing := sorted(set(patients) - {case.patient for case in cases}):
         raise PancsegError(
@@ -271,7 +285,7 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
 
     run = Run(run_folder_of(path), [run_folder_of(model.path) for model in models])
     folds = {patient: model.data["split"].get("fold") for patient, model in alone.items()}
-    scored = first.structures, list(cfg.nsd_tolerances_mm)
+    scored = first.structures, references, list(cfg.nsd_tolerances_mm)
     return CaseScorer(run, root, cases, about, *scored, segment, identity, folds)
 
 
@@ -308,8 +322,25 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
         "without_case": unknown,
         **facts_of(cases, root),
     }
-    run, scored = Run(Path(cfg.output), []), (structures, list(cfg.nsd_tolerances_mm))
+    scored = structures, structures, list(cfg.nsd_tolerances_mm)
+    run = Run(Path(cfg.output), [])
     return CaseScorer(run, root, cases, about, *scored, segment, identity, folds={})
+
+
+def matching_structures(
+    models: Sequence[TrainedModel], manifest: Manifest, root: Path
+) -> tuple[Structure, ...]:
+    """Structures of a folder with the names of those of the networks, in their order."""
+    names = [[structure.name for structure in model.structures] for model in models]
+    own = {structure.name: structure for structure in manifest.structures}
+    if other := next((each for each in names if each != names[0]), None):
+        raise PancsegError(f"checkpoint: networks of {names[0]} and of {other}; score them apart")
+    if missing := [name for name in names[0] if name not in own]:
+        raise PancsegError(
+            f"data.root={root}: has labels of {', '.join(own)}, and none of {missing[0]}, which the "
+            "checkpoint segments; prepare a folder with structures of these names"
+        )
+    return tuple(own[name] for name in names[0])
 
 
 def models_by_patient(models: Sequence[TrainedModel], subset: str) -> ModelNumbers:
@@ -385,7 +416,9 @@ def choose_postprocess(
     for case in progress(labelled, "choosing on val", "case"):
         image, label = (read_volume(root / str(n))[0] for n in (case.image, case.label))
         codes = np.asanyarray(label.dataobj)
+        ignored = codes == IGNORED if case.ignored_voxels else None
         for n, prediction in enumerate(predictor.predict_structures(image)):
+            without_ignored(prediction, ignored)
             if (reference := region_mask(codes, prediction.structure)).any():
                 tried = postprocessing.dice_of_each(
                     candidates[n], prediction.probability, reference

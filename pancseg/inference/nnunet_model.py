@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from pancseg import geometry
@@ -21,8 +21,13 @@ from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
 from pancseg.inference.resampling import NetworkVolume
-from pancseg.inference.trained_model import TrainedModel
-from pancseg.models.factory import build
+from pancseg.inference.trained_model import (
+    NETWORK,
+    TrainedModel,
+    check_sizes,
+    rebuild_network,
+)
+from pancseg.models.factory import build_on_meta
 from pancseg.models.known_weights import nnunet_plan, nnunet_record
 from pancseg.models.pretrained import load_tensors, weights_in
 from pancseg.structures import Structure, parse_structures
@@ -41,8 +46,8 @@ ANY_ML = (0.0, 20_000.0)  # no volume is implausible
 def open_nnunet(path: Path) -> TrainedModel:
     """Open ``fold_0/checkpoint_final.pth`` of a model folder with plans.json and dataset.json.
 
-    Scans are resampled linearly, where nnU-Net takes cubic splines, and a structure is where its
-    probability is above one half, where nnU-Net takes the likeliest label.
+    A structure is where its probability is above one half, where nnU-Net takes the likeliest
+    label.
     """
     content = load_tensors(path)
     plan = nnunet_plan(path, content["init_args"])
@@ -52,19 +57,19 @@ def open_nnunet(path: Path) -> TrainedModel:
         log.warning(text, path, record.orientation)
     network = record.adapt(ORIENTATION, record.window_hu)
     network["out_channels"] = plan.model["out_channels"]
-    built = build(network, nn.Module)
-    own, weights = built.state_dict(), record.rename(weights_in(content))
-    named = {f"network.{name}": tensor for name, tensor in weights.items()}
+    own = build_on_meta(network).state_dict()
+    weights = {f"network.{k}": v for k, v in record.rename(weights_in(content)).items()}
     heads = "network.decoder.seg_layers."  # without those of deep supervision
-    built.load_state_dict({k: v for k, v in named.items() if k in own or not k.startswith(heads)})
+    weights = {k: v for k, v in weights.items() if k in own or not k.startswith(heads)}
     order = record.transform_from(ORIENTATION)[:, 0].astype(int)  # axis of the weights' orientation
     mirrored = content.get("inference_allowed_mirroring_axes") or ()
     flips = [0.5 * (plan.axes.index(int(axis)) in mirrored) for axis in order]
     spacing_mm = tuple(record.spacing_mm[axis] for axis in order)
+    check_sizes(spacing_mm, plan.patch_size)
     structures, channels = structures_of(plan.labels, bool(plan.regions_order))
     return TrainedModel(
         path=path,
-        network=built.eval(),
+        network=rebuild_network(network, {f"{NETWORK}{k}": v for k, v in weights.items()}),
         hparams={
             "model": network,
             "loss": {"sigmoid": bool(plan.regions_order)},
@@ -103,11 +108,12 @@ def nnunet_input(image: nib.Nifti1Image, preprocessing: Preprocessing) -> Networ
     for k in range(hu.shape[2]):
         plane = ((hu[..., k].astype(np.float32) - low) / (high - low)).clip(0, 1)
         values[..., k] = resized(resized(plane, 0, shape[0], orders[0]), 1, shape[1], orders[1])
-    parts = (resized(part, 1, shape[2], orders[2]).clip(0, 1) for part in values)
-    resampled = torch.from_numpy(np.stack(list(parts)))
+    resampled = np.empty(shape, np.float32)
+    for part, target in zip(values, resampled, strict=True):
+        target[:] = resized(part, 1, shape[2], orders[2]).clip(0, 1)
     affine = image.affine @ np.diag([*(hu.shape / shape), 1.0])
     affine[:3, 3] += image.affine[:3, :3] @ ((hu.shape / shape - 1) / 2)
-    return NetworkVolume(resampled, affine, 0, image.shape[2])
+    return NetworkVolume(torch.from_numpy(resampled), affine, 0, image.shape[2])
 
 
 def resized(values: NDArray[np.float32], axis: int, size: int, order: int) -> NDArray[np.float32]:
@@ -119,11 +125,14 @@ def resized(values: NDArray[np.float32], axis: int, size: int, order: int) -> ND
     return ndimage.zoom(values, factors, **options)
 
 
-def whole_logits(network: Any, image: Tensor, patch_size: Sequence[int]) -> Tensor:
+def whole_logits(
+    network: Any, image: Tensor, patch_size: Sequence[int], device: torch.device | str
+) -> Tensor:
     """Logits ``(1, C, H, W, D)`` of an ``AdaptedNetwork``, by the windows of nnU-Net.
 
     They are evenly spaced, and weighted by a Gaussian around voxel ``n // 2``; smaller images are
     padded by the mean HU. MONAI's windows are others, which shifts a mask by several per cent.
+    Windows go to ``device``, sums stay where the image is.
     """
     volume = network.prepare(image)
     shape = volume.shape[2:]
@@ -138,13 +147,14 @@ def whole_logits(network: Any, image: Tensor, patch_size: Sequence[int]) -> Tens
     count = torch.zeros(volume.shape[2:], device=volume.device)
     for start in itertools.product(*map(window_starts, volume.shape[2:], patch_size)):
         box: Any = tuple(slice(a, a + n) for a, n in zip(start, patch_size, strict=True))
-        logits = network.network(volume[(..., *box)])[0].float() * weights
+        window = volume[(..., *box)].to(device)
+        logits = network.network(window)[0].float().to(volume.device) * weights
         if not total.ndim:
             total = logits.new_zeros(len(logits), *volume.shape[2:])
         total[(..., *box)] += logits
         count[box] += weights
     inside = (slice(n // 2, n // 2 + size) for n, size in zip(missing, shape, strict=True))
-    return network.restore((total / count)[(None, slice(None), *inside)])
+    return network.restore(total.div_(count)[(None, slice(None), *inside)])
 
 
 def window_starts(size: int, window: int) -> list[int]:
@@ -168,9 +178,9 @@ def structures_of(
     values = {name: v if isinstance(v, list) else [v] for name, v in foreground.items()}
     own = {name: [number] if are_regions else values[name] for number, name in enumerate(values)}
     ordered = sorted(values, key=lambda name: -len(values[name]))
-    names = {re.sub("[^a-z0-9]+", "_", name.lower()).strip("_"): name for name in ordered}
+    names = {plain_name(name): name for name in ordered}
     if len(names) < len(ordered):
-        raise PancsegError("dataset.json: two labels have names that differ in punctuation only")
+        raise PancsegError("dataset.json: names of labels differ by punctuation or endings only")
     node = {
         new: {
             "labels": values[name],
@@ -181,3 +191,13 @@ def structures_of(
         for new, name in names.items()
     }
     return parse_structures(node), [own[name] for name in ordered]
+
+
+def plain_name(label: str) -> str:
+    """A name that can be a part of file names.
+
+    >>> plain_name("Left Kidney"), plain_name("1st rib")
+    ('left_kidney', 'label_1st_rib')
+    """
+    name = re.sub("[^a-z0-9]+", "_", label.lower()).strip("_")
+    return (name if name[:1].isalpha() else f"label_{name}")[:31]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pancseg import geometry
+from pancseg.data.datamodule import json_hash
 from pancseg.errors import PancsegError
 from pancseg.hardware import cpu_has_bf16, detect, is_out_of_memory
 from pancseg.inference import resampling
@@ -108,7 +109,7 @@ class Predictor:
         options: PostprocessOptions | None = None,
     ) -> None:
         self.models = list(models)
-        if len({tuple(s.name for s in model.structures) for model in self.models}) > 1:
+        if len({tuple((s.name, s.values) for s in m.structures) for m in self.models}) > 1:
             raise PancsegError("checkpoint: the networks segment different structures")
         self.fallbacks = device_fallbacks(device, precision)
         self.precision = precision
@@ -127,7 +128,9 @@ class Predictor:
 
     def identity(self) -> dict[str, Any]:
         """What decides the mask of a scan, as plain values."""
+        nnunet = [(m.hparams, vars(m.preprocessing)) for m in self.models if "nnunet" in m.hparams]
         return {
+            **({"nnunet_sha256": json_hash(nnunet)} if nnunet else {}),  # plans and orientation
             "checkpoints_sha256": [file_sha256(model.path) for model in self.models],
             "postprocess": [asdict(postprocess) for postprocess in self.postprocess],
             "precision": self.precision,
@@ -232,9 +235,9 @@ class Predictor:
         nnunet: Any = model.hparams.get("nnunet")
         channels = nnunet["channels"] if nnunet else [s.values for s in self.structures]
         if nnunet:
-            batch = image[None, None].to(settings.device)
-            with torch.autocast(batch.device.type, half, enabled=half is not None):
-                whole = whole_logits(network, batch, nnunet["patch_size"])
+            batch = image[None, None].to(settings.sum_device)
+            with torch.autocast(settings.device.partition(":")[0], half, enabled=half is not None):
+                whole = whole_logits(network, batch, nnunet["patch_size"], settings.device)
             return structure_logits(whole, channels, sigmoid)[0].cpu()
 
         def predictor(windows: Tensor) -> Tensor:  # (N, 1, h, w, d)

@@ -1,16 +1,24 @@
 """A trained network with the settings that it is applied with."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pancseg.data.scan_statistics import TrainingProfile
 from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
+from pancseg.models.factory import build, build_on_meta, fix_short_axes
 from pancseg.structures import Structure
+
+SPACING_LIMITS_MM = 0.1, 100.0
+MAX_INPUT_VOXELS = 2**28  # 640 along each axis
+NETWORK = "network."  # prefix of the network's weights in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -55,3 +63,31 @@ class TrainedModel:
                 "it (augment.flip_probability is 0 on every axis); leave tta out"
             )
         return axes
+
+
+def check_sizes(spacing_mm: Sequence[float], size: Sequence[int] | None) -> None:
+    """Check the numbers that decide how much memory a scan takes; raise PancsegError."""
+    low, high = SPACING_LIMITS_MM
+    if len(spacing_mm) != 3 or not all(low <= mm <= high for mm in spacing_mm):
+        raise PancsegError(f"holds data.spacing_mm={list(spacing_mm)}; expected {low} to {high} mm")
+    if size is not None and not 1 <= math.prod(size) <= MAX_INPUT_VOXELS:
+        raise PancsegError(f"holds data.spatial_size={list(size)}, which no network takes")
+
+
+def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Module:
+    """Build a network with the weights of a checkpoint, in evaluation mode.
+
+    It is built without memory and filled with the tensors of the file, so that a small file cannot
+    name a large network.
+    """
+    weights = {k.removeprefix(NETWORK): v for k, v in state.items() if k.startswith(NETWORK)}
+    for name, tensor in weights.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise PancsegError(f"holds {name} of shape {tuple(tensor.shape)} without its values")
+    network = build_on_meta(model)
+    network.load_state_dict(weights, strict=True, assign=True)
+    if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
+        network = build(model, nn.Module)  # it computes tensors that checkpoints do not hold
+        network.load_state_dict(weights, strict=True)
+    fix_short_axes(network)
+    return network.eval()

@@ -12,7 +12,7 @@ from pancseg.geometry import CONNECTIVITY_26, bounding_box
 from pancseg.metrics.statistics import interval
 
 MIN_IOU = 0.1  # of a lesion that counts as found, as in the PI-CAI challenge (Saha et al. 2024)
-RESAMPLES = 9_999
+RESAMPLES, MAX_VALUES = 9_999, 10**7  # of the bootstrap: fewer for thousands of patients
 LESION_COLUMNS = (
     "lesions", "lesions_found", "false_positives", "lesions_found_iou", "false_positives_iou",
     "max_probability",
@@ -24,8 +24,9 @@ Row = dict[str, Any]
 def lesion_counts(prediction: Mask, reference: Mask) -> dict[str, int]:
     """Lesions of a case, which are 26-connected components of ``(X, Y, Z)``, as columns.
 
-    A lesion is found at any overlap, and predicted ones without overlap are false positives; or,
-    columns ``*_iou``, at an IoU above 0.1, one to one, and those that reach it nowhere are false.
+    A lesion is found at any overlap, and predicted lesions without overlap are false positives. In
+    the columns ``*_iou`` lesions are matched one to one at an IoU above 0.1, and predicted lesions
+    without such an IoU are false positives.
 
     >>> reference = np.zeros((20, 4, 4), bool)
     >>> reference[:4], reference[10:14] = True, True
@@ -34,10 +35,13 @@ def lesion_counts(prediction: Mask, reference: Mask) -> dict[str, int]:
     >>> list(lesion_counts(prediction, reference).values())
     [2, 1, 1, 1, 1]
     """
-    box = bounding_box(prediction | reference)
+    either = prediction | reference
+    if not either.any():
+        return dict.fromkeys(LESION_COLUMNS[:-1], 0)
+    box = bounding_box(either)
     found, n_found = ndimage.label(prediction[box], CONNECTIVITY_26)
     lesions, n_lesions = ndimage.label(reference[box], CONNECTIVITY_26)
-    pairs = lesions.astype(np.int64).ravel() * (n_found + 1) + found.ravel()
+    pairs = lesions[either[box]].astype(np.int64) * (n_found + 1) + found[either[box]]
     table = np.bincount(pairs, minlength=(n_lesions + 1) * (n_found + 1))
     voxels = table.reshape(n_lesions + 1, n_found + 1)
     common = voxels[1:, 1:]
@@ -90,14 +94,17 @@ def share(counts: ArrayLike, totals: ArrayLike) -> dict[str, Any]:
     pairs = pairs[:, pairs[1] > 0]
     if not pairs.size:
         return {"mean": None, "ci95": [None, None]}
-    part, total = pairs @ resample_weights(pairs.shape[1]).T
-    ends = np.percentile(part / total, [2.5, 97.5]).tolist()
-    return {"mean": float(pairs[0].sum() / pairs[1].sum()), "ci95": ends}
+    mean, ends = float(pairs[0].sum() / pairs[1].sum()), [None, None]
+    if pairs.shape[1] > 1:
+        part, total = pairs @ resample_weights(pairs.shape[1]).T
+        ends = np.percentile(part / total, [2.5, 97.5]).tolist()
+    return {"mean": mean, "ci95": ends}
 
 
 def resample_weights(n: int) -> NDArray[np.int64]:
     """How often each of ``n`` patients is drawn in each bootstrap resample, ``(resamples, n)``."""
-    return np.random.default_rng(n).multinomial(n, [1 / n] * n, RESAMPLES)
+    resamples = min(RESAMPLES, max(999, MAX_VALUES // n))
+    return np.random.default_rng(n).multinomial(n, [1 / n] * n, resamples)
 
 
 def auroc(scores: Sequence[float], is_positive: ArrayLike) -> dict[str, Any]:
@@ -111,6 +118,8 @@ def auroc(scores: Sequence[float], is_positive: ArrayLike) -> dict[str, Any]:
     if not (len(high) and len(low)):
         return {"mean": None, "ci95": [None, None]}
     ranked = (high > low) + 0.5 * (high == low)
+    if min(ranked.shape) < 2:
+        return {"mean": float(ranked.mean()), "ci95": [None, None]}
     rows, columns = (resample_weights(n) / n for n in ranked.shape)
     resampled = ((rows @ ranked) * columns).sum(axis=1)
     return {"mean": float(ranked.mean()), "ci95": np.percentile(resampled, [2.5, 97.5]).tolist()}

@@ -203,7 +203,7 @@ def nnunet_plan(path: Path, arguments: Mapping[str, Any]) -> NNUNetPlan:
     files = {"plans": "plans.json", "dataset_json": "dataset.json"}
     plans, dataset = (
         read_json(file, "plans of nnU-Net")
-        if (file := path.parent.parent / name).is_file()
+        if (file := path.resolve().parent.parent / name).is_file()
         else arguments[key]
         for key, name in files.items()
     )

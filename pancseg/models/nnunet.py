@@ -1,4 +1,4 @@
-"""nnU-Net v2 (Isensee et al. 2021): its U-Nets, and what its ``plans.json`` says.
+"""nnU-Net v2 (Isensee et al. 2021): its U-Nets, and the content of its ``plans.json``.
 
 The networks are PlainConvUNet and ResidualEncoderUNet of dynamic-network-architectures 0.4. Their
 weights have the names of that library, without those that it stores twice.
@@ -12,9 +12,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pancseg.errors import PancsegError
+from pancseg.errors import PancsegError, printable
 from pancseg.models.resunet import LeakyReLU
 
+MOST_STAGES, MOST_FEATURES = 16, 2048  # also convolutions or blocks of a stage
 # arguments of nnU-Net's networks with those of NNUNet
 NAMES = {
     "n_stages": "",
@@ -163,7 +164,7 @@ def read_plan(plans: dict[str, Any], dataset: dict[str, Any], configuration: str
     try:
         settings: dict[str, Any] = {}
         names = [configuration]
-        for name in names:  # which grows
+        for name in names:  # a configuration and those it inherits from
             settings = plans["configurations"][name] | settings
             parent = plans["configurations"][name].get("inherits_from")
             names += [parent] if parent and parent not in names else []
@@ -178,7 +179,7 @@ def read_plan(plans: dict[str, Any], dataset: dict[str, Any], configuration: str
         labels = {key: value for key, value in dataset["labels"].items() if key != "ignore"}
         has_regions = any(isinstance(value, list) and len(value) > 1 for value in labels.values())
         return NNUNetPlan(
-            dataset=str(plans["dataset_name"]),
+            dataset=printable(str(plans["dataset_name"]))[:60],
             model=architecture_of(settings) | {"out_channels": len(labels) - has_regions},
             axes=tuple((2, 1, 0)[axis] for axis in plans["transpose_forward"]),
             spacing_mm=tuple(map(float, settings["spacing"])),
@@ -216,7 +217,13 @@ def architecture_of(settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in given.items():
         value = value.rpartition(".")[2] if isinstance(value, str) else value
         if value != FIXED.get(key, value) or key not in {*FIXED, *NAMES, DEPTHS[name]}:
-            raise PancsegError(f"{name} of nnU-Net with {key}={value} is not supported")
+            given_value = printable(f"{key}={value}")[:60]
+            raise PancsegError(f"{name} of nnU-Net with {given_value} is not supported")
+    depth = max(map(int, [*given[DEPTHS[name]], *given["n_conv_per_stage_decoder"]]))
+    if len(given["strides"]) > MOST_STAGES or max(given["features_per_stage"]) > MOST_FEATURES:
+        depth = MOST_STAGES + 1
+    if depth > MOST_STAGES:  # a few bytes could name a network larger than any memory
+        raise PancsegError(f"{name} of nnU-Net is larger than any that it plans")
     arguments = {new: given[old] for old, new in NAMES.items() if new}
     target = f"{NNUNet.__module__}.{NNUNet.__qualname__}"
     depths = {"encoder_depths": given[DEPTHS[name]], "residual": name == "ResidualEncoderUNet"}

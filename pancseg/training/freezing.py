@@ -37,6 +37,11 @@ class FreezeEncoder(pl.Callback):
         for parameter in encoder:
             parameter.requires_grad_(not is_frozen or trainer.world_size > 1)
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Release, so that all parameters count as trainable."""
+        for parameter in encoder_of(pl_module.network) if self.epochs else []:
+            parameter.requires_grad_()
+
     def on_before_optimizer_step(self, *args: Any) -> None:
         """Drop gradients, before they are clipped."""
         for parameter in self.frozen:

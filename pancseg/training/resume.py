@@ -88,7 +88,8 @@ def fixed_settings(hparams: Any, data: Any, preprocessing: Preprocessing) -> dic
     transforms = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(preprocessing).items()}
     parts = {name: hparams[name] for name in ("seed", "model", "loss", "optimizer", "scheduler")}
     parts |= {"sampling": data["sampling"], "data": {**transforms, "spatial_size": size}}
-    parts |= {"augment": data["augment"] or {}}
+    structures = hparams.get("structures") or {"": [1]}  # a single one before 0.2
+    parts |= {"augment": data["augment"] or {}, "structures": [*structures.values()]}
     return {key: value for key, value in flatten(parts) if not key.endswith(FREE_KEYS)}
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.utils import instantiate
@@ -30,6 +31,7 @@ from pancseg.models.pretrained import load_pretrained, network_arguments, open_w
 from pancseg.models.segmenter import Segmenter
 from pancseg.reports.pictures import SAMPLE_COLUMNS, SAMPLE_ROWS, draw_samples
 from pancseg.signals import has_fixed_folder
+from pancseg.structures import IGNORED
 from pancseg.training.resume import seconds_of
 
 log = logging.getLogger(__name__)
@@ -95,12 +97,8 @@ def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataM
     data: CTDataModule = instantiate(cfg.data, **parts)
     if not (cfg.data.spatial_size and cfg.data.spacing_mm):  # else it is checked before any work
         data.prepare_data()
-    model, size, batch_size = (
-        model_arguments(cfg, data.plan),
-        data.plan.spatial_size,
-        cfg.data.batch_size,
-    )
-    check_spatial_size(model, size, batch_size)
+    size, batch_size = data.plan.spatial_size, cfg.data.batch_size
+    check_spatial_size(model_arguments(cfg, data.plan), size, batch_size)
     data.prepare_data()
     if (count := len(data.structures)) > 1:
         check_spatial_size(model_arguments(cfg, data.plan, count), size, batch_size, count + 1)
@@ -135,7 +133,7 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
             log.info("init_from: %s", weights.record)
             images = cfg.data.orientation, data.plan.spacing_mm, cfg.data.window_hu
             if settings := weights.record.differences(*images):
-                log.warning("init_from: these weights were trained at %s; not so here", settings)
+                log.warning("init_from: for voxels and window of these weights give %s", settings)
         data.seen_before.update(weights.seen or ())
         if weights.seen is None:
             log.warning("init_from lists no training patients: held_out cannot account for them")
@@ -216,6 +214,7 @@ def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
             break
     *volumes, names = zip(*samples, strict=True)
     images, labels = ([volume[0].cpu().numpy() for volume in each] for each in volumes)
+    labels = [np.where(label == IGNORED, 0, label) for label in labels]
     draw_samples(path, images, labels, names, title, spacing_mm=data.plan.spacing_mm)
 
 
