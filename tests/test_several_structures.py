@@ -1,6 +1,7 @@
 """Several structures, and ignored voxels: from sampling to the files of ``predict``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_predict_writes_a_segment_and_an_roi_of_each_structure(
 
 def test_a_folder_of_other_structures_is_refused(run: Path, command: Command) -> None:
     manifest = write_root(Path("other"), groups=False)
-    manifest.structures = manifest.structures[:1]
+    manifest.structures = (replace(manifest.structures[0], values=(1,)),)
     manifest.write(Path("other"))
     ended = command("evaluate", f"checkpoint={run}", "data.root=other")
     assert ended.code == 2

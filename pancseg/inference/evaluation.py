@@ -337,7 +337,7 @@ def matching_structures(
         raise PancsegError(f"checkpoint: networks of {names[0]} and of {other}; score them apart")
     if missing := [name for name in names[0] if name not in own]:
         raise PancsegError(
-            f"data.root={root}: has labels of {', '.join(own)}, and none of {missing[0]}, which the "
+            f"data.root={root}: has labels of {', '.join(own)}, none of {missing[0]}, which the "
             "checkpoint segments; prepare a folder with structures of these names"
         )
     return tuple(own[name] for name in names[0])
