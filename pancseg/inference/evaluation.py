@@ -492,7 +492,7 @@ def find_masks(
     if not masks:
         raise PancsegError(
             f"predictions={folder}: no mask belongs to a case of data.root; expected names such as "
-            f"{cases[0].name}{MASK_SUFFIX}, see docs/scores.md"
+            f"{cases[0].name}{MASK_SUFFIX}, see docs/howto/external_validation.md"
         )
     return masks, unknown
 

@@ -158,15 +158,9 @@ class ResUNet(DynUNet):
             elif type(module) is nn.LeakyReLU:
                 module.__class__ = LeakyReLU
         last: list[Any] = [head.conv.conv for head in self.deep_supervision_heads] if heads else []
-        self.is_coarse = is_coarse
         if is_coarse:
-            self.output_block = nn.ConvTranspose3d(filters[0], width, strides[0], strides[0])
-            self.refine = nn.Sequential(
-                nn.Conv3d(in_channels + width, width, 3, padding=1),
-                LeakyReLU(0.01),
-                nn.Conv3d(width, out_channels, 1),
-            )
-        last.append(self.refine[-1] if is_coarse else self.output_block.conv.conv)
+            self.output_block = nn.ConvTranspose3d(filters[0], out_channels, strides[0], strides[0])
+        last.append(self.output_block if is_coarse else self.output_block.conv.conv)
         for layer in last:
             nn.init.constant_(layer.bias[1:], math.log(prior / (1 - prior)))
         self.use_checkpoint = use_checkpoint
@@ -182,8 +176,6 @@ class ResUNet(DynUNet):
             features = self.run_block(upsample, features, skip)
             decoded.insert(0, features)
         logits = self.output_block(decoded[0])
-        if self.is_coarse:
-            logits = self.refine(torch.cat([image, logits], dim=1))
         if not (self.training and self.deep_supervision):
             return logits
         heads = zip(self.deep_supervision_heads, decoded[1:], strict=False)

@@ -126,7 +126,8 @@ def open_run(folder: Path, key: str = "run") -> Run:
         raise PancsegError(f"{key}={folder}: there is no such folder")
     if (folder / BEST).is_file() or (folder / SUMMARY).is_file():
         return Run(folder, [folder])
-    run_folders = sorted(run for run in folder.iterdir() if (run / BEST).is_file())
+    jobs = [run for run in folder.iterdir() if (run / BEST).is_file()]
+    run_folders = sorted(jobs, key=lambda run: (len(run.name) * run.name.isdecimal(), run.name))
     if not run_folders and not (folder / "scores" / f"{EXTERNAL}.json").is_file():
         raise PancsegError(
             f"{key}={folder}: is not the folder of a run; it holds neither {BEST} nor "
