@@ -114,6 +114,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def json_hash(value: Any) -> str:
+    """SHA-256 of plain values, hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def read_json(
     path: Path, description: str, check: Callable[[Any], bool] = lambda v: isinstance(v, dict)
 ) -> Any:

@@ -1,13 +1,11 @@
 """The data module: subsets of a prepared folder as batches."""
 
-import json
 import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cached_property, partialmethod
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from pancseg.data.scan_statistics import training_profile
 from pancseg.data.splits import SUBSETS, Split, make_split, persons_of
 from pancseg.data.transforms import Plan, Preprocessing, make_plan
 from pancseg.errors import PancsegError
-from pancseg.files import check_writable
+from pancseg.files import check_writable, json_hash
 from pancseg.models.augmentation import Augmentation, Augmenter, step_seed
 from pancseg.parallel import ignore_signals
 
@@ -303,8 +301,3 @@ def data_fingerprint(manifest: Manifest, preprocessing: Preprocessing) -> str:
     orientation, *settings = vars(preprocessing).values()
     numbers = [[float(n) for n in values or ()] for values in settings]
     return json_hash([stored, orientation, numbers, manifest.settings])
-
-
-def json_hash(value: Any) -> str:
-    """SHA-256 of plain values, hexadecimal."""
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

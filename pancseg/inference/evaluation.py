@@ -16,11 +16,11 @@ from omegaconf import DictConfig
 
 from pancseg import __version__
 from pancseg.config import BEST
-from pancseg.data.datamodule import data_fingerprint, json_hash
+from pancseg.data.datamodule import data_fingerprint
 from pancseg.data.manifest import Case, Manifest, read_manifest, read_rows
 from pancseg.data.splits import SUBSETS
 from pancseg.errors import Incomplete, PancsegError, brief, lacks_room
-from pancseg.files import read_json, write_json, write_nifti
+from pancseg.files import json_hash, read_json, write_json, write_nifti
 from pancseg.geometry import bounding_box, oriented_like, same_grid, spacing_of
 from pancseg.hardware import device_settings
 from pancseg.inference import postprocessing

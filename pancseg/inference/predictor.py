@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pancseg import geometry
-from pancseg.data.datamodule import json_hash
 from pancseg.errors import PancsegError
+from pancseg.files import json_hash
 from pancseg.hardware import cpu_has_bf16, detect, is_out_of_memory
 from pancseg.inference import resampling
 from pancseg.inference.calibration import file_sha256, mean_calibration, read_calibration
