@@ -15,6 +15,7 @@ import torch
 
 from pancseg.data.sampling import PatchDataset, Sampling
 from pancseg.inference.predictor import load_segmenter
+from pancseg.metrics.case_scores import recipe_metric
 from pancseg.metrics.lesions import auroc, lesion_counts, lesion_summary, share
 from pancseg.models.losses import DiceCELoss, IgnoringLoss
 from pancseg.models.metrics import PatientDice, count_voxels
@@ -153,11 +154,16 @@ def test_evaluate_scores_each_structure_where_labels_are_not_ignored(
         )
     )
     counted = label != IGNORED
-    for row, codes in zip(table[:2].to_dict("records"), NESTED, strict=True):
+    image = nib.Nifti1Image.from_filename(run.parent / "root" / "cases" / f"{case}_image.nii.gz")
+    predictions = load_segmenter(run).predict_structures(image, min_probability=0.0)
+    rows = zip(table[:2].to_dict("records"), NESTED, predictions, strict=True)
+    for row, codes, prediction in rows:
         own, reference = np.isin(mask, codes) & counted, np.isin(label, codes)
         dice = 2 * (own & reference).sum() / (own.sum() + reference.sum())
         assert row["dice"] == pytest.approx(dice, abs=1e-5)
         assert row["reference_ml"] == pytest.approx(reference.sum() * 0.512)
+        soft = recipe_metric(prediction.probability * counted, reference)
+        assert row["recipe_metric"] == pytest.approx(soft, abs=1e-5)
 
 
 def test_the_same_scores_come_from_the_masks(run: Path, command: Command, tmp_path: Path) -> None:
