@@ -172,8 +172,8 @@ def main() -> None:
     masks = work / "masks"
     words = ("-i", raw / NAME / "imagesTs", "-o", masks, "-d", NUMBER, "-c", "3d_fullres", "-f", 0)
     nnunet("nnUNetv2_predict", *words, *model, "-npp", 1, "-nps", 1)
-    data = f"data.root={trained.data['root']}"
-    pancseg("evaluate", f"predictions={masks}", data, f"output={work / 'scores'}")
+    checkpoint = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
+    pancseg("evaluate", f"predictions={masks}", checkpoint, f"output={work / 'scores'}")
     pancseg("report", f"runs=[{run},{work / 'scores'}]", f"output={work / 'comparison'}")
     steps = json.loads((work / "steps.json").read_text())
     cpu = torch.backends.cpu.get_cpu_capability()

@@ -73,7 +73,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 def check_request(cfg: DictConfig) -> None:
     """Check the options before anything is opened."""
-    if (cfg.checkpoint is None) == (cfg.predictions is None):
+    if cfg.checkpoint is None and cfg.predictions is None:
         raise PancsegError(
             "give checkpoint=RUN/checkpoints/best.ckpt, or predictions=FOLDER of masks to score"
         )
@@ -81,8 +81,11 @@ def check_request(cfg: DictConfig) -> None:
         raise PancsegError(f"checkpoint={cfg.checkpoint}: expected one, or the folder of a sweep")
     if cfg.subset not in (None, *SUBSETS):
         raise PancsegError(f"subset={cfg.subset}: expected one of {', '.join(SUBSETS)}")
-    if cfg.predictions and (cfg.subset or cfg.data.root is None):
-        raise PancsegError("predictions: needs data.root=PREPARED, and scores all of its cases")
+    if cfg.predictions and cfg.checkpoint is None and (cfg.subset or cfg.data.root is None):
+        raise PancsegError(
+            "predictions: give data.root=PREPARED for all of its cases, or checkpoint=RUN for the "
+            "patients of a subset of its split"
+        )
     tolerances = list(cfg.nsd_tolerances_mm)
     if not tolerances or not all(mm > 0 for mm in tolerances):
         raise PancsegError(f"nsd_tolerances_mm={tolerances}: expected lengths above 0 mm")

@@ -290,10 +290,17 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
 
 
 def mask_scorer(cfg: DictConfig) -> CaseScorer:
-    """Score masks of other tools on all labelled cases of a prepared folder."""
-    root, folder = Path(cfg.data.root), Path(cfg.predictions)
-    manifest = read_manifest(root)
-    cases = manifest.cases_of(manifest.labelled_patients())
+    """Score masks of other tools on the labelled cases of a prepared folder.
+
+    With ``checkpoint`` on the patients of a subset of its split alone.
+    """
+    models = open_checkpoints(Path(cfg.checkpoint)) if cfg.checkpoint else []
+    root = Path(cfg.data.root or models[0].data["root"])
+    folder, manifest = Path(cfg.predictions), read_manifest(root)
+    patients = manifest.labelled_patients()
+    labelled = manifest.cases_of(patients)
+    chosen = models_by_patient(models, cfg.subset or "test") if models else patients
+    cases = manifest.cases_of(chosen)
     if not cases:
         raise PancsegError(f"data.root={root}: holds no labelled case to score against")
     key_file = Path(cfg.privacy.key_file or root.parent / "privacy.key")
@@ -301,7 +308,7 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
     has_key = names == "none" or key_file.is_file()
     series_hash = make_pseudonyms(names, key_file).hash if has_key else (lambda uid: "unknown")
     structures = manifest.structures
-    masks, unknown = find_masks(folder, cases, structures, series_hash)
+    masks, unknown = find_masks(folder, labelled, structures, series_hash)
     if without := [case.name for case in cases if case.name not in masks]:
         text = "%d cases have no mask and count as missed: %s"
         log.warning(text, len(without), ", ".join(without))
