@@ -35,11 +35,11 @@ def by_simpleitk(path: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(values, affine, dtype=values.dtype)
 
 
-def assert_same(ours: nib.Nifti1Image, theirs: nib.Nifti1Image, atol: float = 1e-3) -> None:
+def assert_same(ours: nib.Nifti1Image, theirs: nib.Nifti1Image) -> None:
     """Voxel for voxel, in value and position, whichever way the axes run."""
     ours, theirs = nib.as_closest_canonical(ours), nib.as_closest_canonical(theirs)
     np.testing.assert_array_equal(ours.dataobj, theirs.dataobj)
-    np.testing.assert_allclose(ours.affine, theirs.affine, atol=atol)
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
 
 
 def on_grid(truth: nib.Nifti1Image, positions_ras: np.ndarray) -> np.ndarray:

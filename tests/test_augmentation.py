@@ -1,7 +1,6 @@
 """Augmentation: image and label move together in mm, values change in HU, one seed."""
 
 import math
-import random
 from dataclasses import replace
 
 import numpy as np
@@ -26,9 +25,8 @@ def only(*names, **numbers):
     return Augmentation(**{**chances, **numbers})
 
 
-def augmenter(settings, **changes):
-    view = {"spacing_mm": SPACING_MM, "window_hu": WINDOW_HU, "size": SIZE}
-    return Augmenter(settings, **view | changes)
+def augmenter(settings):
+    return Augmenter(settings, spacing_mm=SPACING_MM, window_hu=WINDOW_HU, size=SIZE)
 
 
 def batch(box, count=2):
@@ -67,10 +65,9 @@ def test_a_quarter_turn_is_rot90(axis, plane):
     torch.testing.assert_close(scan, expected, atol=1e-4, rtol=0)
 
 
-def test_a_shear_is_that_by_hand_and_keeps_volumes():
+def test_a_shear_is_that_by_hand():
     sheared = aug.affine_matrix(SampleParameters(shears=(0.3, 0, 0))) @ [0, 10, 5]
     assert sheared == pytest.approx([3, 10, 5])
-    assert np.linalg.det(aug.affine_matrix(replace(AFFINE, scale=2.0))) == pytest.approx(2**3)
 
 
 def test_a_deformation_is_bounded_and_never_folds():
@@ -98,11 +95,7 @@ def test_a_deformation_is_scipys_cubic_spline_under_the_affine_map():
     np.testing.assert_allclose(source_mm(ELASTIC, SPACING_MM, SIZE), expected, atol=1e-3)
 
 
-def test_without_changes_the_middle_of_the_box_stays_bit_for_bit():
-    image, label = batch((30, 32, 18), 1)
-    scan, mask = aug.resample(image, label, SampleParameters(), SPACING_MM, SIZE)
-    part = np.s_[..., 3:27, :, 1:17]
-    assert torch.equal(scan, image[part]) and torch.equal(mask, label[part])
+def test_without_changes_a_batch_stays_bit_for_bit_and_a_flip_only_reverses_it():
     none, (image, label) = augmenter(Augmentation()), batch(SIZE)
     assert none.box == SIZE and torch.equal(none(image, label, 5)[0], image)
     flipped = augmenter(Augmentation(flip_probability=(0.0, 1.0, 0.0)))(image, label, 0)
@@ -110,30 +103,17 @@ def test_without_changes_the_middle_of_the_box_stays_bit_for_bit():
 
 
 @pytest.mark.parametrize("name", GEOMETRY + VALUES)
-def test_each_change_alone_changes_what_it_should(name):
+def test_a_change_of_geometry_moves_the_label_and_a_change_of_values_does_not(name):
     change = augmenter(only(name))
     image, label = batch(change.box)
     scan, mask = change(image, label, 1)
-    assert (change.box == SIZE) == (name not in GEOMETRY[1:])
-    assert scan.shape == mask.shape == (2, 1, *SIZE)
-    assert (scan.dtype, mask.dtype) == (torch.float32, torch.uint8)
+    assert (scan.shape, scan.dtype, mask.dtype) == ((2, 1, *SIZE), torch.float32, torch.uint8)
     assert not torch.equal(scan, aug.center_crop(image, SIZE))
     assert torch.equal(mask, aug.center_crop(label, SIZE)) == (name in VALUES)
     assert set(mask.unique().tolist()) <= {0, 1, 2} and 0 <= scan.min() <= scan.max() <= 1
-    flat, _ = change(torch.full_like(image, 0.6), label, 1)
-    shift = flat[..., 8:-8, 8:-8, 4:-4] - 0.6
-    assert (shift.abs().max() < 1e-5) == (name in [*GEOMETRY, "low_resolution", "blur"])
     image[..., :8], image[..., 8:] = 0.0, 0.9999999  # what the window clipped stays clipped
     if name in VALUES[2:]:
         assert torch.equal(change(image, label, 0)[0], image)
-
-
-@pytest.mark.parametrize("name", GEOMETRY + VALUES)
-def test_a_change_leaves_the_draws_of_the_others_as_they_were(name):
-    names = GEOMETRY + VALUES
-    whole, without = (draw(only(*(n for n in names if n != out)), 1, 0) for out in ("", name))
-    changed = [key for key, value in vars(whole).items() if value != vars(without)[key]]
-    assert len(changed) == 1
 
 
 def test_probabilities_and_ranges_are_those_that_are_drawn():
@@ -143,86 +123,57 @@ def test_probabilities_and_ranges_are_those_that_are_drawn():
     assert np.mean([d.flips for d in drawn], axis=0) == pytest.approx([0, 0.3, 0], abs=0.03)
     angles = np.degrees([d.angles for d in drawn if any(d.angles)])
     assert len(angles) / 2000 == pytest.approx(0.3, abs=0.03)
-    np.testing.assert_allclose([angles.min(0), angles.max(0)], [[0, -5, -20], [0, 5, 20]], atol=0.6)
+    assert np.abs(angles).max(0) == pytest.approx([0, 5, 20], abs=0.6)
     assert np.mean([d.scale > 1 for d in drawn]) == pytest.approx(0.5, abs=0.03)
 
 
-def test_the_result_is_a_function_of_seed_and_index_alone(monkeypatch):
+def test_the_result_is_a_function_of_seed_and_index_alone():
     every = augmenter(only(*GEOMETRY, *VALUES))
     image, label = batch(every.box, 4)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    before = torch.get_rng_state()
     scan, mask = every(image, label, 3)
     assert not torch.equal(scan, every(image, label, 4)[0])
     parts = [every(image[i : i + 2], label[i : i + 2], 3, first=i) for i in (0, 2)]  # two processes
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    for again in (every(image, label, 3), map(torch.cat, zip(*parts, strict=True))):
-        assert [torch.equal(*pair) for pair in zip(again, (scan, mask), strict=True)] == [True] * 2
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+    for again in (every(image, label, 3), [torch.cat(pair) for pair in zip(*parts, strict=True)]):
+        assert torch.equal(again[0], scan) and torch.equal(again[1], mask)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_box_keeps_rotated_corners_out_of_air_and_is_bounded():
+def test_the_box_keeps_rotated_corners_out_of_air():
     change = augmenter(only("rotation", rotation_degrees=(12.0,) * 3, margin_share=1.0))
     image = torch.full((40, 1, *change.box), 0.6)
     scan, _ = change(image, image > 0, 0)
     assert (scan.amin(dim=(1, 2, 3, 4)) > 0.59).float().mean() >= 0.9
-    for share in (0.0, 0.3):
-        box = augmenter(only("rotation", rotation_degrees=(90,) * 3, margin_share=share)).box
-        for have, want in zip(box, SIZE, strict=True):
-            assert want <= have <= want * (1 + share) and (have - want) % 2 == 0
 
 
 CHANGES = [
     ([0.5, 0.99], {"brightness_hu": 20}, [0.55, 1.0]),
     ([0.3, 0.5, 0.6], {"contrast": 1.5}, [0.2, 0.5, 0.65]),
     ([0.25, 0.5], {"gamma": 2}, [0.0625, 0.25]),
-    ([0.9], {"contrast": 0.5, "brightness_hu": -40, "gamma": 2}, [0.36]),  # 0.7, 0.6, 0.36
 ]
 
 
-@pytest.mark.parametrize(("values", "change", "expected"), CHANGES)
-def test_values_change_by_the_hu_that_were_drawn(values, change, expected):
-    image = torch.tensor(values).view(1, 1, 1, 1, -1)
-    changed = aug.change_values(image, SampleParameters(**change), SPACING_MM, WINDOW_HU)
-    assert changed.flatten().tolist() == pytest.approx(expected)
+def test_values_change_by_the_hu_that_were_drawn():
+    for values, change, expected in CHANGES:
+        image = torch.tensor(values).view(1, 1, 1, 1, -1)
+        changed = aug.change_values(image, SampleParameters(**change), SPACING_MM, WINDOW_HU)
+        assert changed.flatten().tolist() == pytest.approx(expected)
     image, noise = torch.full((1, 1, 40, 40, 40), 0.5), SampleParameters(noise_hu=20)
     noisy = aug.change_values(image, noise, SPACING_MM, WINDOW_HU)
     assert ((noisy - image) * 400).std().item() == pytest.approx(20, rel=0.02)
 
 
-def test_blur_is_scipys_in_mm_and_a_coarser_scan_loses_detail_in_place():
+def test_blur_is_scipys_in_mm_and_a_coarser_scan_loses_detail():
     image, _ = batch((20, 18, 14), 1)
     expected = ndimage.gaussian_filter(image[0, 0].numpy(), [1, 2, 0.5], truncate=3, mode="nearest")
     blurred = aug.change_values(image, SampleParameters(blur_mm=1.5), (1.5, 0.75, 3.0), WINDOW_HU)
     np.testing.assert_allclose(blurred[0, 0].numpy(), expected, atol=1e-5)
     stripes = (torch.arange(16) % 2).float().expand(1, 1, 16, 16, 16)
     torch.testing.assert_close(aug.reduce_resolution(stripes, 0.5), torch.full_like(stripes, 0.5))
-    spot = torch.zeros(1, 1, 24, 24, 24)
-    spot[..., 9:12, 8:11, 12:15] = 1
-    centre = ndimage.center_of_mass(aug.reduce_resolution(spot, 0.6)[0, 0].numpy())
-    assert centre == pytest.approx((10, 9, 13), abs=0.1)
 
 
-IMPOSSIBLE = [
-    ("noise_probability", 1.1), ("noise_probability", True), ("noise_probability", "0.5"),
-    ("blur_probability", [0.5]), ("flip_probability", 0.5), ("flip_probability", [0, 0, 2]),
-    ("rotation_degrees", [10]), ("rotation_degrees", "abc"), ("scale_range", [0.0, 1.0]),
-    ("scale_range", [1.1, 0.9]), ("elastic_mm", [0, 17]), ("noise_hu", [0, math.nan]),
-    ("blur_mm", [0, math.inf]), ("low_resolution_range", [0, 0.5]), ("margin_share", 1.5),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE)
-def test_impossible_numbers_are_refused(key, value):
-    with pytest.raises(PancsegError, match=rf"^augment\.{key}=.*: .*expected"):
-        Augmentation(**{key: value})
-
-
-def test_shapes_spacing_and_windows_that_cannot_be_are_refused():
-    image, label = batch(SIZE)
-    for wrong in ((image[:, 0], label), (image, label[:1]), (image[..., 1:], label[..., 1:])):
-        with pytest.raises(PancsegError, match="of shape"):
-            augmenter(Augmentation())(*wrong, 0)
-    for bad in ({"spacing_mm": [1, 0, 1]}, {"window_hu": [200, -200]}, {"size": [8, 8]}):
-        with pytest.raises(PancsegError, match="expected"):
-            augmenter(Augmentation(), **bad)
+def test_impossible_numbers_are_refused():
+    impossible = {"noise_probability": 1.1, "flip_probability": 0.5, "scale_range": [1.1, 0.9]}
+    for key, value in impossible.items():
+        with pytest.raises(PancsegError, match=rf"^augment\.{key}=.*: .*expected"):
+            Augmentation(**{key: value})

@@ -4,10 +4,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pancseg.errors import PancsegError, Refused
+from pancseg.errors import Refused
 from pancseg.geometry import oriented_like
 from pancseg.intake.checks import Checks, check_grid, check_image, cross_case_flags, voxel_flags
-from pancseg.intake.volume_files import uncropped
 from pancseg.structures import Structure
 from tests.tiny_root import case_of
 
@@ -42,13 +41,9 @@ def flags(hu, codes=None, structures=(PANCREAS,), **checks):
 
 
 @pytest.mark.parametrize(("flag", "change"), [
-    ("hu_not_applied", lambda hu: hu + 1024),  # no intercept
     ("hu_not_applied", lambda hu: (hu + 1000).clip(0)),  # half of the air at exactly 0
-    ("hu_not_applied", lambda hu: np.abs(hu) + 1),  # like MR
     ("hu_windowed", lambda hu: hu.clip(-1000, 300)),
     ("hu_windowed", lambda hu: hu.clip(-160, None)),
-    ("hu_windowed", lambda hu: ((hu.clip(-160, 240) + 160) * 0.6375).astype(np.uint8)),
-    ("hu_implausible", lambda hu: hu - 1024),  # intercept applied twice
     ("hu_implausible", lambda hu: hu * 2),
     ("hu_implausible", lambda hu: np.where(hu > 1000, 60000, hu.astype(np.int32))),
     ("hu_implausible", lambda hu: hu / 4.0 - 1000),  # nothing but air
@@ -57,11 +52,10 @@ def test_values_that_are_not_hu_are_flagged(flag, change):
     assert flags(change(body())) == [flag]
 
 
-@pytest.mark.parametrize("padding", [-2000, -32768])
 @pytest.mark.parametrize("radius", [18, 19])  # without and with a rim of air
-def test_constant_padding_is_not_flagged_whatever_its_value(padding, radius):
+def test_constant_padding_is_not_flagged(radius):
     x, y, _ = np.indices(SHAPE)
-    padded = np.where(np.hypot(x - 19.5, y - 19.5) > radius, padding, body()).astype(np.int16)
+    padded = np.where(np.hypot(x - 19.5, y - 19.5) > radius, -32768, body()).astype(np.int16)
     assert flags(padded) == []
     padded[20, 20, 5] = -8000  # a voxel out of range that is not padding
     assert flags(padded) == ["hu_implausible"]
@@ -70,9 +64,7 @@ def test_constant_padding_is_not_flagged_whatever_its_value(padding, radius):
 def test_usual_scans_are_not_flagged():
     metal = body()
     metal[20, 20, 5:7] = 30000
-    for hu in (metal, body().clip(-1024, 3071), body()[4:36, 4:36], body().astype(np.float32)):
-        assert flags(hu) == []
-    assert flags(np.zeros((4, 3, 5), np.int16)) == flags(body(), organ()) == []
+    assert flags(metal) == flags(np.zeros((4, 3, 5), np.int16)) == flags(body(), organ()) == []
     noise = np.random.default_rng(1).normal(0, 60, SHAPE)
     for k in range(SHAPE[2]):  # a slice that is unlike the others
         unusual = body()
@@ -80,8 +72,7 @@ def test_usual_scans_are_not_flagged():
         assert flags(unusual) == []
     alternating = body()
     alternating[..., ::2] += (noise[..., :1] / 2).astype(np.int16)
-    for hu in (alternating, (body() + noise).astype(np.int16), body().repeat(2, axis=2)):
-        assert flags(hu) == []
+    assert flags(alternating) == flags((body() + noise).astype(np.int16)) == []
 
 
 @pytest.mark.parametrize("first", [0, 1, 5, 10])
@@ -91,14 +82,12 @@ def test_swapped_neighbours_are_flagged_at_every_position(first):
     assert flags(body()[..., order]) == ["slice_order"]
 
 
-@pytest.mark.parametrize("values", [(0, 255), (-1024, 0), (0.0, 1.0)])
-def test_an_image_of_two_values_is_refused_as_a_mask(values):
-    mask = np.array(values)[np.indices((256, 256, 4))[0] % 2]
-    with pytest.raises(Refused, match=f"looks_like_mask: two values only, {values[0]:g} and "):
+def test_an_image_of_exactly_two_values_is_refused_as_a_mask():
+    mask = np.indices((256, 256, 4))[0] % 2 * 255
+    with pytest.raises(Refused, match="looks_like_mask: two values only, 0 and 255"):
         check_image(mask)
     mask[17, 13, 3] += 1  # one voxel, not among the sampled
     check_image(mask)
-    check_image(np.zeros(SHAPE, np.int16))
 
 
 def test_a_label_in_air_is_flagged_from_a_tenth_of_its_voxels():
@@ -142,14 +131,6 @@ def test_a_second_large_component_is_flagged():
     assert flags(body(), codes) == []
 
 
-def test_checks_refuse_unknown_flags_and_reversed_ranges():
-    with pytest.raises(PancsegError, match=r"names label_emty; flags are hu_not_applied, "):
-        Checks(refuse=("label_cut", "label_emty"))
-    for limits in ([300, 15], 3 * [1]):
-        with pytest.raises(PancsegError, match=r"checks.volume_ml=\[.*\]: expected two, the lower"):
-            Checks(volume_ml=limits)
-
-
 def test_a_spacing_far_from_the_median_of_five_cases_is_flagged():
     cases = [case_of(name) for name in "abcd"] + [case_of("thick", spacing_mm=[8, 8, 24])]
     assert cross_case_flags(cases, 2.5)[1] == {"thick": ["spacing_outlier"]}
@@ -164,40 +145,20 @@ def moved(*mm):
     return nib.affines.from_matvec(GRID[:3, :3], GRID[:3, 3] + mm)
 
 
-COS, SIN = np.cos(np.radians(12)), np.sin(np.radians(12))
-TURNED = np.array([[COS, -SIN, 0, 0], [SIN, COS, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ GRID
-ENDS, MIRRORED = "label begins where the image ends, ", "label is mirrored at the scanner's"
+ENDS = "label begins where the image ends, "
 SHIFTED = "label lies (1.60, 0.00, -5.00) mm to the right, front and head of the image, "
 
 
 @pytest.mark.parametrize(("label", "reason"), [
     (on(GRID, (50, 40, 31)), "label_size: label has 50 x 40 x 31 voxels of 0.8"),
     (on(GRID @ np.diag([1, 1, 2, 1])), "label_spacing: label has voxels of 0.8 x 0.8 x 5 mm,"),
-    (on(TURNED), "label_direction: label's axes are 12.00 degrees off the image's"),
-    (on(moved(49 * 0.8, 0, 0)), f"label_flipped: {ENDS}left-right: its affine"),
     (on(moved(49 * 0.8, 31.2, 0)), f"label_flipped: {ENDS}left-right and back-front: "),
     (on(moved(0, 0, -29 * 2.5)), f"label_flipped: {ENDS}feet-head: "),
-    (on(np.diag([-1, -1, 1, 1]) @ GRID), f"label_flipped: {MIRRORED} origin, left-right and"),
     (on(moved(1.6, 0, -5)), f"label_shifted: {SHIFTED}(-2.00, 0.00, -2.00) voxels"),
-    (on(moved(49 * 0.8, 3, 0)), "label_shifted: "), (on(moved(16, 0, 0)), "label_shifted: "),
+    (on(moved(49 * 0.8, 3, 0)), "label_shifted: "),
 ])  # fmt: skip
 def test_each_difference_of_grids_is_refused(label, reason):
     with pytest.raises(Refused) as refused:
         check_grid(on(GRID), oriented_like(label, on(GRID)))
     assert str(refused.value).startswith(reason)
-
-
-@pytest.mark.parametrize("codes", ["LPS", "SLA"])
-def test_a_crop_in_any_orientation_is_placed_on_its_voxels_if_it_lies_on_them(codes):
-    whole = on(GRID)
-    whole.dataobj[10:14, 20:22, 29] = 2
-    crop = whole.slicer[9:15, 20:23, 28:30]
-    axes = nib.orientations.axcodes2ornt(tuple(codes))
-    turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(GRID), axes)
-    padded = uncropped(crop.as_reoriented(turn), whole)
-    np.testing.assert_array_equal(padded.dataobj, whole.dataobj)
-    for affine in (moved(0.4, 0, 0), moved(-80, 0, 0)):  # between voxels, and outside
-        crop = on(affine, (20, 20, 20))
-        assert uncropped(crop, whole) is crop
-    for affine in (moved(0.07, 0, 0), GRID @ np.diag([1, 1, 1.0005, 1])):
-        check_grid(whole, on(affine))  # less than a tenth of a voxel off
+    check_grid(on(GRID), on(moved(0.07, 0, 0)))  # less than a tenth of a voxel off

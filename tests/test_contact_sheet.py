@@ -8,7 +8,7 @@ from PIL import Image
 
 from pancseg.data.manifest import Row
 from pancseg.intake import contact_sheet as sheet
-from pancseg.intake.contact_sheet import COLOURS, FRAME, GAP, HEADER, SIDE, thumbnail
+from pancseg.intake.contact_sheet import COLOURS, GAP, HEADER, SIDE, thumbnail
 
 
 def scan(code="RAS", codes=None):
@@ -26,14 +26,10 @@ def scan(code="RAS", codes=None):
 @pytest.mark.parametrize("code", ["RAS", "LPS", "SAR", "IPL"])
 def test_the_patients_right_is_on_the_left_and_the_front_above(code):
     pixels = thumbnail(*scan(code))
-    assert pixels.shape == (SIDE, SIDE, 3)
     assert pixels[SIDE // 2, 10].tolist() == [255, 255, 255]
     assert pixels[SIDE // 2, SIDE - 10].tolist() == [0, 0, 0]
     assert pixels[65, SIDE // 2].tolist() == [127, 127, 127]  # 40 HU, middle of the window
     assert not pixels[:60].any() and not pixels[180:].any()  # 20 mm high in a square of 40 mm
-    image = nib.Nifti1Image(np.full((10, 20, 3), 40, np.int16), np.diag([4.0, 1, 2, 1]))
-    shown = thumbnail(image, None)[..., 0] > 0  # of 40 x 20 mm
-    assert np.argwhere(shown)[[0, -1]].tolist() == [[60, 0], [179, SIDE - 1]]
 
 
 @pytest.mark.parametrize("code", ["RAS", "PIR"])
@@ -48,42 +44,16 @@ def test_each_structure_is_outlined_in_its_colour_on_the_fullest_slice(code):
         assert columns[[0, -1]].tolist() == [12 * left - 2, 12 * right + 1]
     first = (pixels == COLOURS[0]).all(axis=2)
     assert not first[60 + 24 : 60 + 96, 12 * 11 : 12 * 18].any()  # nothing inside, round the lesion
-    small = np.zeros((600, 500, 2), np.uint8)  # a voxel of less than a pixel
-    small[301, 251, 1] = 1
-    image = nib.Nifti1Image(np.zeros(small.shape, np.int16), np.diag([0.6, 0.6, 1, 1]))
-    assert (thumbnail(image, small) == COLOURS[0]).all(axis=2).sum() >= 8
-
-
-def rows(count, flags=""):
-    names = [(f"patient-{n}", f"case-{n}") for n in range(count)]
-    return [Row(*name, "", "image", "kept", flags=flags, label_ml=20.5) for name in names]
 
 
 def test_pages_hold_forty_cases_and_those_of_a_longer_sheet_go(tmp_path):
     (tmp_path / "intake_notes.png").touch()
-    sheet.write_thumbnail(tmp_path / sheet.picture_path("case-0"), *scan())
-    pages = sheet.draw_contact_sheet(tmp_path, rows(81))
+    rows = [Row("p7", f"case-{n:02}", "", "image", "kept", flags="label_cut") for n in range(81)]
+    sheet.write_thumbnail(tmp_path / sheet.picture_path("case-00"), *scan())
+    pages = sheet.draw_contact_sheet(tmp_path, rows)
     assert [page.name for page in pages] == ["intake.png", "intake_2.png", "intake_3.png"]
     shown = np.asarray(Image.open(pages[0]))[HEADER : HEADER + SIDE, GAP : GAP + SIDE]
     np.testing.assert_array_equal(shown, thumbnail(*scan()))
-    sheet.draw_contact_sheet(tmp_path, rows(40))
-    left = [path.name for path in tmp_path.glob("*.png")]
-    assert sorted(left) == ["intake.png", "intake_notes.png"]
-
-
-def test_a_frame_marks_cases_to_check(tmp_path):
-    for flags in ("", "unlabelled phantom", "phantom label_cut"):
-        (page,) = sheet.draw_contact_sheet(tmp_path, rows(1, flags=flags))
-        left = np.asarray(Image.open(page))[HEADER + SIDE // 2, GAP - FRAME // 2 + 1]
-        assert (left.tolist() == [255, 179, 71]) == ("cut" in flags)
-
-
-def test_strange_names_and_many_flags_stay_inside_their_tile(tmp_path):
-    strange = "漢字$x_1$\n\udcff" + 50 * "long-"
-    row = Row(strange, strange, "", "image", "kept", flags=" ".join(["label_outside_body"] * 9))
-    row.structures_ml = 50 * "organ=20.5 "
-    assert [line for line, _ in sheet.text_lines(row)][1] == "organ:20.5ml organ:20.5ml"
-    (page,) = sheet.draw_contact_sheet(tmp_path, [row, row])
-    pixels = np.asarray(Image.open(page)).astype(int)
-    between = pixels[HEADER + SIDE + FRAME :, GAP + SIDE + 1 : 2 * GAP + SIDE - 1]
-    assert np.abs(between - pixels[-1, -1]).max() == 0
+    sheet.draw_contact_sheet(tmp_path, rows[:40])
+    left = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert left == ["intake.png", "intake_notes.png"]

@@ -1,7 +1,5 @@
 """SEG and RTSTRUCT of label maps, as other software reads them."""
 
-import logging
-
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -60,8 +58,8 @@ def write(kind, path, scan, values=None, parts=STRUCTURES[:1]):
     return WRITERS[kind](path, labels, parts, scan.stack)
 
 
-def read_back(kind, path, scan, name="pancreas"):
-    label = READERS[kind](path, scan.stack, structures([name]))
+def read_back(kind, path, scan):
+    label = READERS[kind](path, scan.stack, structures(["pancreas"]))
     return np.asarray(label.image.dataobj) > 0
 
 
@@ -78,7 +76,7 @@ def written(request, tmp_path_factory):
     codes = blobs((6, 20, 24))  # slices, rows, columns
     scan = series(folder / "ct", pixels=codes, orientation=orientation, pixel_spacing=spacing)
     for kind in WRITERS:
-        write(kind, folder / f"{kind}.dcm", scan, scan.image.dataobj, STRUCTURES)
+        write(kind, folder / kind, scan, scan.image.dataobj, STRUCTURES)
     row, column = np.reshape(orientation, (2, 3))
     axes = [row * spacing[1], column * spacing[0], np.cross(row, column) * GAP_MM]
     affine = nib.affines.from_matvec(np.transpose(axes), FIRST)  # by DICOM PS3.3 C.7.6.2.1.1
@@ -86,32 +84,27 @@ def written(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-@pytest.mark.parametrize("reader", ["simpleitk", "dcmqi", "matplotlib", "plastimatch", "pancseg"])
+@pytest.mark.parametrize("reader", ["simpleitk", "dcmqi", "matplotlib", "plastimatch"])
 def test_each_structure_is_the_same_mask_for_other_software(written, reader, number, tmp_path):
-    folder, scan, truth = written
-    seg, rtstruct, ct = folder / "seg.dcm", folder / "rtstruct.dcm", folder / "ct"
-    structure, name = STRUCTURES[number - 1], NAMES[number - 1]
-    if reader == "pancseg":
-        for kind in WRITERS:
-            mask = read_back(kind, folder / f"{kind}.dcm", scan, name)
-            np.testing.assert_array_equal(mask, region_mask(scan.image.get_fdata(), structure))
-        return
+    folder, _, truth = written
+    seg, rtstruct, ct, name = folder / "seg", folder / "rtstruct", folder / "ct", NAMES[number - 1]
     mask = {
         "simpleitk": lambda: other.seg_by_simpleitk(seg, truth, number),
         "dcmqi": lambda: other.seg_by_dcmqi(seg, truth, tmp_path, number),
         "matplotlib": lambda: other.rtstruct_by_matplotlib(rtstruct, ct, truth, number),
         "plastimatch": lambda: other.rtstruct_by_plastimatch(rtstruct, ct, truth, tmp_path, name),
     }[reader]()
-    np.testing.assert_array_equal(mask, region_mask(np.asarray(truth.dataobj), structure))
+    expected = region_mask(np.asarray(truth.dataobj), STRUCTURES[number - 1])
+    np.testing.assert_array_equal(mask, expected)
 
 
 def test_dciodvfy_finds_no_error(written, tmp_path):
     folder, scan, _ = written
     for kind in WRITERS:
-        assert other.errors_of(folder / f"{kind}.dcm") == []
         write(kind, tmp_path / kind, scan, np.zeros(scan.image.shape))  # nothing was segmented
-        assert other.errors_of(tmp_path / kind) == []
         assert not read_back(kind, tmp_path / kind, scan).any()
+    for file in (root / kind for root in (folder, tmp_path) for kind in WRITERS):
+        assert other.errors_of(file) == []
 
 
 def coded(sequence):
@@ -122,30 +115,27 @@ def test_segments_and_rois_are_named_after_their_structures(tmp_path):
     scan = series(tmp_path / "ct")
     for kind in WRITERS:
         write(kind, tmp_path / kind, scan, parts=STRUCTURES)
-        write(kind, tmp_path / f"liver_{kind}", scan, parts=STRUCTURES[2:])
-        text = str(pydicom.dcmread(tmp_path / f"liver_{kind}"))
-        assert "ancrea" not in text and "Liver, not for clinical use" in text
     segments = pydicom.dcmread(tmp_path / "seg").SegmentSequence
-    rtstruct = pydicom.dcmread(tmp_path / "rtstruct")
-    observations = rtstruct.RTROIObservationsSequence
+    observations = pydicom.dcmread(tmp_path / "rtstruct").RTROIObservationsSequence
     expected = list(zip(("15776009", "126859007", "10200004"), NAMES, strict=True))
     assert coded(s.SegmentedPropertyTypeCodeSequence for s in segments) == expected
     assert coded(o.RTROIIdentificationCodeSequence for o in observations) == expected
     assert [o.RTROIInterpretedType for o in observations] == ["ORGAN", "", "ORGAN"]
-    assert [s.SegmentLabel for s in segments] == list(NAMES)
-    assert [roi.ROIName for roi in rtstruct.StructureSetROISequence] == list(NAMES)
     categories = coded(s.SegmentedPropertyCategoryCodeSequence for s in segments)
-    anatomical, abnormal = "91723000", "49755003"
-    assert [value for value, _ in categories] == [anatomical, abnormal, anatomical]
+    assert [value for value, _ in categories] == ["91723000", "49755003", "91723000"]
 
 
-KNOWN = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Ann", "StudyID": "S-7"}
-KNOWN |= {"PatientSex": "F", "AccessionNumber": "A-9", "PatientBirthDate": "19501112"}
+KNOWN = {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"}
+KNOWN |= {"PatientBirthDate": "19501112", "PatientSex": "F", "AccessionNumber": "A-9"}
 
 
 @BOTH
 def test_patient_study_and_images_are_those_of_the_series(tmp_path, kind):
-    scan = series(tmp_path / "ct", put(**KNOWN))
+    def wobble(slices):  # orientations that differ in their last digits
+        for n, dataset in enumerate(slices):
+            dataset.ImageOrientationPatient = [1, f"{n * 1e-7:.7f}", 0, 0, 1, 0]
+
+    scan = series(tmp_path / "ct", put(**KNOWN), wobble)
     headers = [pydicom.dcmread(file) for file in (tmp_path / "ct").iterdir()]
     write(kind, tmp_path / "out", scan)
     out = pydicom.dcmread(tmp_path / "out")
@@ -165,70 +155,41 @@ def test_patient_study_and_images_are_those_of_the_series(tmp_path, kind):
 
 @BOTH
 @pytest.mark.parametrize(("keyword", "value"), [
-    ("PatientBirthDate", "11/12/1950"), ("PatientBirthDate", "ANON"), ("StudyTime", "99:99"),
-    ("StudyDate", "20200101-20210101"), ("PatientSex", "WEIBLICH"),
+    ("PatientBirthDate", "11/12/1950"), ("StudyDate", "20200101-20210101"),
     ("PatientName", ["DOE^JOHN", "ANON^"]),
 ])  # fmt: skip
 def test_an_invalid_attribute_is_left_empty_and_named_but_never_quoted(
     kind, keyword, value, tmp_path, caplog, capfd
 ):
     scan = series(tmp_path / "ct", put(StudyID="S-7"), unchecked(keyword, value))
-    values, path = blobs(scan.image.shape) == 1, tmp_path / "out.dcm"
-    with caplog.at_level(logging.WARNING):
-        assert write(kind, path, scan, values) == [keyword]
-    out = pydicom.dcmread(path)
-    assert (out[keyword].value, out.StudyID, out.PatientID) == ("", "S-7", "P-1")
-    assert other.errors_of(path) == []
-    np.testing.assert_array_equal(read_back(kind, path, scan), values)
-    assert caplog.text + "".join(capfd.readouterr()) == ""
-
-
-@BOTH
-@pytest.mark.parametrize(("names", "patient", "written_as"), [
-    (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎", ["", "ISO 2022 IR 87"]),
-    ("", "Doe^John", None),  # as anonymisers leave it
-    ("ISO_IR 999", "Müller^Ann", "ISO_IR 192"),  # unknown, read as Latin-1, written as UTF-8
-])  # fmt: skip
-def test_names_keep_their_characters(kind, names, patient, written_as, tmp_path):
-    known = "ISO_IR 100" if names == "ISO_IR 999" else names
-    scan = series(tmp_path / "ct", put(SpecificCharacterSet=known, PatientName=patient))
-    for file in (tmp_path / "ct").iterdir() if known != names else ():
-        file.write_bytes(file.read_bytes().replace(b"ISO_IR 100", names.encode()))
-    assert write(kind, tmp_path / "out", scan) == ["SpecificCharacterSet"] * (known != names)
+    assert write(kind, tmp_path / "out", scan) == [keyword]
     out = pydicom.dcmread(tmp_path / "out")
-    assert (str(out.PatientName), out.get("SpecificCharacterSet")) == (patient, written_as)
+    assert (out[keyword].value, out.StudyID, out.PatientID) == ("", "S-7", "P-1")
+    assert caplog.text + "".join(capfd.readouterr()) == ""
+    assert other.errors_of(tmp_path / "out") == []
 
 
 @BOTH
 def test_a_series_that_nothing_can_refer_to_is_refused(kind, tmp_path):
     places = [(0, 0, 2.5 * k) for k in (0, 1, 2, 4)]
-    for scan, reason in (
-        (series(tmp_path / "a", positions=places, repair=Repair(gaps=True)), f"{kind}_repaired"),
-        (series(tmp_path / "b", put(StudyInstanceUID="")), f"{kind}_no_uid.* no StudyInstanceUID"),
-    ):
-        with pytest.raises(Refused, match=reason):
+    repaired = series(tmp_path / "a", positions=places, repair=Repair(gaps=True))
+    nameless = series(tmp_path / "b", put(StudyInstanceUID=""))
+    for scan, reason in ((repaired, "repaired"), (nameless, "no_uid.* no StudyInstanceUID")):
+        with pytest.raises(Refused, match=f"{kind}_{reason}"):
             write(kind, tmp_path / "out", scan)
     assert not (tmp_path / "out").exists()
 
 
 @BOTH
-@pytest.mark.parametrize("is_multi_frame", [True, False])
-def test_orientations_may_differ_in_the_last_digits_and_frames_lie_in_any_order(
-    kind, is_multi_frame, tmp_path
-):
-    def wobble(slices):
-        for n, dataset in enumerate(slices):
-            dataset.ImageOrientationPatient = [1, f"{n * 1e-7:.7f}", 0, 0, 1, 0]
-
+def test_frames_of_a_multi_frame_series_lie_in_any_order(kind, tmp_path):
     empty = dict.fromkeys(("PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
                            "StudyDate", "StudyTime", "ReferringPhysicianName"), "")  # fmt: skip
     thick = put(SliceThickness=2.5, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], **empty)
-    scan = series(tmp_path / "ct", thick, *[wobble] * (not is_multi_frame))
-    if is_multi_frame:
-        slices = [pydicom.dcmread(file) for file in (tmp_path / "ct").iterdir()]
-        slices.sort(key=lambda one: -one.ImagePositionPatient[2])  # against the stack
-        LegacyConvertedEnhancedCTImage(slices, UID(), 2, UID(), 1).save_as(tmp_path / "x.dcm")
-        scan = read_series((tmp_path / "x.dcm",), Repair())
+    series(tmp_path / "ct", thick)
+    slices = [pydicom.dcmread(file) for file in (tmp_path / "ct").iterdir()]
+    slices.sort(key=lambda one: -one.ImagePositionPatient[2])  # against the stack
+    LegacyConvertedEnhancedCTImage(slices, UID(), 2, UID(), 1).save_as(tmp_path / "x.dcm")
+    scan = read_series((tmp_path / "x.dcm",), Repair())
     values, out = np.zeros(scan.image.shape), tmp_path / "out"
     values[1, 1, 3] = values[2, 2, 0] = 1  # on frames 2 and 5
     write(kind, out, scan, values)
@@ -240,27 +201,9 @@ def test_orientations_may_differ_in_the_last_digits_and_frames_lie_in_any_order(
     else:
         contours = label.ROIContourSequence[0].ContourSequence
         images = [contour.ContourImageSequence[0] for contour in contours]
-    frames = sorted(image.get("ReferencedFrameNumber", 0) for image in images)
-    assert frames == ([2, 5] if is_multi_frame else [0, 0])
+    assert sorted(image.ReferencedFrameNumber for image in images) == [2, 5]
 
 
-def test_numbers_of_contours_have_at_most_16_characters_and_contours_any_length(tmp_path):
-    first = (-99_999.123456, 99_999.654321, -99_999.111111)
-    scan = series(tmp_path / "a", first=first, orientation=OBLIQUE, count=3, size=(120, 120))
-    values = np.zeros(scan.image.shape)
-    values[..., 1] = np.random.default_rng(0).random((120, 120)) < 0.7
-    write("rtstruct", tmp_path / "rt", scan, values)
-    contours = pydicom.dcmread(tmp_path / "rt").ROIContourSequence[0].ContourSequence
-    assert max(len(v.original_string) for c in contours for v in c.ContourData) <= 16
-    assert max(len(c.ContourData) for c in contours) * 4 > 2**16  # more than an explicit length
-    np.testing.assert_array_equal(read_back("rtstruct", tmp_path / "rt", scan), values)
-
-
-@pytest.mark.parametrize(("rows", "components"), [
-    ("...", 0), ("## ## ##", 1), ("#. .#", 2),  # touch at a corner
-    ("##### #.#.# ##.## #####", 1),  # holes side by side and at a corner
-    ("####### #.....# #.###.# #.#.#.# #.###.# #.....# #######", 2),
-])  # fmt: skip
-def test_each_component_is_an_outline(rows, components):
-    mask = np.array([[mark == "#" for mark in row] for row in rows.split()]).T
-    assert len(trace_borders(mask)) == components
+def test_each_component_is_an_outline():
+    for mask in blobs((6, 20, 24)) > 0:
+        assert len(trace_borders(mask)) == ndimage.label(mask)[1] > 1

@@ -1,59 +1,22 @@
-"""Documentation: the site builds offline, keys are explained, notebook and tutorial run."""
+"""Documentation: the notebook runs, and the tutorial does what it says."""
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
-from docs.site_parts import conf_pages
-from pancseg.config import conf_folder
 from tests import notebook
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-BUILD = """
-import socket, sys
-socket.socket.connect = socket.getaddrinfo = None
-from mkdocs.__main__ import cli
-cli(["build", "--strict", "--quiet", "--site-dir", sys.argv[1]])
-"""
 REFUSED = {("prepare", "data=volume"), ("predict", "input=new/images")}  # some of the input
 
 
 @pytest.mark.slow
-def test_the_site_builds_strictly_without_a_network_and_loads_nothing_from_outside(tmp_path):
-    words = [sys.executable, "-c", BUILD, str(tmp_path)]
-    built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    loaded = re.compile(r'<(?:link|script|img)[^>]*(?:href|src)="(?:https?:)?//|@import|url\(http')
-    pages = [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.css")]
-    assert len(pages) > 20
-    assert [path for path in pages if loaded.search(path.read_text())] == []
-
-
-def test_the_reference_explains_every_key_of_the_configuration():
-    pages = conf_pages.commands_page(conf_folder()) + conf_pages.choices_page(conf_folder())
-    rows = re.findall(r"^\| `([^`]+)` \| (?:`[^`]*`)? ?\| (.*) \|$", pages, re.MULTILINE)
-    assert len(rows) > 200
-    assert [key for key, meaning in rows if not meaning] == []
-
-
-@pytest.mark.slow
-def test_the_notebook_runs_from_phantoms_to_a_new_scan_and_is_stored_with_its_pictures(tmp_path):
+def test_the_notebook_runs_from_phantoms_to_a_new_scan(tmp_path):
     quick = {"PANCSEG_NOTEBOOK_MINUTES": "0.1", "PANCSEG_NOTEBOOK_PATIENTS": "6"}
-    stored = nbformat.read(notebook.NOTEBOOK, as_version=4)
-    nbformat.validate(stored)
-    assert notebook.NOTEBOOK.stat().st_size < 1_500_000
-    for book in (stored, notebook.executed(tmp_path, **quick)):
-        outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
-        kinds = [kind for output in outputs for kind in output.get("data", {})]
-        assert sum(kind.startswith("image/") for kind in kinds) == 6
-        text = "".join(output.get("text", "") for output in outputs)
-        assert book is not stored or not re.search(r"(?<![\w.])/\w+/", text)  # a path
+    notebook.executed(tmp_path, **quick)
     assert (tmp_path / "first_model" / "run" / "report.html").is_file()
     assert len(list((tmp_path / "first_model" / "masks").glob("*_pancreas.dcm"))) == 1
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import pydicom
 import pytest
 
 from pancseg.data.manifest import read_manifest
-from pancseg.errors import PancsegError
-from pancseg.inference import evaluation
+from pancseg.inference.postprocessing import Postprocess
+from pancseg.inference.predictor import load_segmenter
 from tests.conftest import prepare, scored_copy, smoke
-from tests.tiny_scores import score_row
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +54,6 @@ def voxels(path):
 def test_every_test_patient_has_a_row_a_picture_and_a_mask_on_the_grid_of_the_case(
     scored, prepared
 ):
-    table = (scored / "scores" / "test.csv").read_text()
-    assert table.splitlines()[0].split(",") == list(score_row("a", 0.5))
     rows = rows_of(scored)
     patients = json.loads((scored / "splits.json").read_text())["test"]
     assert [row["patient"] for row in rows.values()] == patients
@@ -69,12 +65,10 @@ def test_every_test_patient_has_a_row_a_picture_and_a_mask_on_the_grid_of_the_ca
         assert (mask.shape, mask.dtype) == (image.shape, np.uint8)
         dice = 2 * np.sum(mask * label) / (mask.sum() + label.sum())
         assert float(row["dice"]) == pytest.approx(dice, abs=1e-6)
-        assert (scored / "scores" / "test" / f"{case}.png").read_bytes()[:4] == b"\x89PNG"
+        assert path.with_name(f"{case}.png").is_file()
     figures, dices = figures_of(scored), [float(row["dice"]) for row in rows.values()]
     assert (figures["n"], figures["held_out"]) == (2, True)
     assert figures["dice"]["mean"] == pytest.approx(np.mean(dices), abs=1e-6)
-    assert figures["dice"].keys() == {"mean", "median", "sd", "min", "q1", "q3", "max", "ci95"}
-    assert "checkpoint" not in (scored / ".hydra" / "overrides.yaml").read_text()
 
 
 def test_a_second_call_scores_only_what_is_missing_or_changed(run, evaluate):
@@ -83,65 +77,43 @@ def test_a_second_call_scores_only_what_is_missing_or_changed(run, evaluate):
 
     def scored_again(*words):
         times = [path.stat().st_mtime_ns if path.exists() else 0 for path in masks]
-        line = r"Dice \d\.\d{3} \(95 % CI .*\), n = 2 held-out phantoms, HD95 \d+\.\d mm, NSD@2mm"
-        assert re.search(line, " ".join(evaluate(*words).split()))
+        evaluate(*words)
         return [path.stat().st_mtime_ns > time for path, time in zip(masks, times, strict=True)]
 
     masks[1].unlink()
     assert scored_again() == [False, True]
     assert table.read_text() == text
-    name = masks[0].name.replace("_prediction.nii.gz", ".json")
-    (scores / name).write_text("{")  # a damaged record
-    assert scored_again() == [True, False]
     assert scored_again("postprocess.threshold=0.4") == [True, True]
 
 
 def test_the_page_says_who_chose_the_threshold(run, evaluate):
-    page, table = run / "report.html", run / "scores" / "test.csv"
+    page = run / "report.html"
     assert "Nothing was chosen" in page.read_text()
-    assert "Dice at 0.5" in evaluate("postprocess.threshold=0.4")
+    evaluate("postprocess.threshold=0.4")
     assert "given by hand" in page.read_text()
     auto = ["postprocess.threshold=auto", "postprocess.largest_component=auto"]
     assert "chosen on 1 validation patients: threshold" in evaluate(*auto)
     assert "chosen on validation patients, never on a patient" in page.read_text()
     chosen = json.loads((run / "checkpoints" / "best.postprocess.json").read_text())
-    assert (chosen["chosen_on"], chosen["n"]) == ("val", 1)
     keys = ("threshold", "largest_component")
-    assert figures_of(run)["postprocess"] == [{key: chosen[key] for key in keys}]
-    text = table.read_text()
-    evaluate()
-    assert table.read_text() == text
+    used = {key: chosen[key] for key in keys}
+    assert figures_of(run)["postprocess"] == [used]
+    assert load_segmenter(run).postprocess == [Postprocess(**used)]  # so does predict
     assert "NOT HELD OUT" in evaluate("subset=val")
     assert figures_of(run, "val")["held_out"] is False
-    assert "chosen on these very patients" in (run / "report_val.html").read_text()
-    with pytest.raises(PancsegError, match="chooses on validation patients"):
-        evaluation.choose_postprocess(None, None, [], Path())
 
 
-def test_a_moved_folder_can_be_named_bad_cases_are_rows_and_scores_stand_without_a_picture(
-    run, prepared, evaluate, monkeypatch
-):
-    def fail(*args):
-        raise ValueError("no font")
-
+def test_a_moved_folder_can_be_named_and_bad_cases_are_rows(run, prepared, evaluate):
     shutil.rmtree(run / "scores")
-    monkeypatch.setattr(evaluation, "draw_case", fail)
     moved = f"data.root={shutil.copytree(prepared, 'moved')}"
     bad, good = json.loads((run / "splits.json").read_text())["test"]
     Path(f"moved/cases/{bad}_image.nii.gz").write_bytes(b"not an image")
-    printed = evaluate(moved, code=1)
-    assert "1 of 2 cases failed" in printed and "no picture (no font)" in printed
+    assert "1 of 2 cases failed" in evaluate(moved, code=1)
     rows = rows_of(run)
     assert rows[bad]["status"].startswith("failed: ")
     assert rows[good]["status"] in ("scored", "missed")
     assert figures_of(run)["failed"] == [bad]
-    names = {path.name for path in (run / "scores" / "test").rglob("*") if path.is_file()}
-    assert f"{good}_prediction.nii.gz" in names
-    assert not [name for name in names if name.startswith(bad)]
-    Path(f"moved/cases/{good}_image.nii.gz").write_bytes(b"not an image")
-    evaluate(moved, code=1)
-    assert figures_of(run)["n"] == 0
-    assert "no case has a reference to score against" in (run / "report.html").read_text()
+    assert not list((run / "scores").rglob(f"{bad}*"))
 
 
 def test_patients_whom_the_first_weights_were_trained_on_are_not_held_out(
@@ -172,8 +144,6 @@ def test_another_prepared_folder_is_scored_without_the_patients_that_were_seen(
     rows = rows_of(run, "external_other")
     assert [row["patient"] for row in rows.values()] == split["test"]
     assert figures_of(run, "external_other")["held_out"] is True  # both keep the patients' names
-    assert (run / "report_external_other.html").is_file()
-    assert "leave subset out" in evaluate("data.root=other", "subset=test", code=2)
     manifest = json.loads(Path("other/manifest.json").read_text())
     manifest["settings"]["names"] = "pseudonym-of-another-key"
     Path("other/manifest.json").write_text(json.dumps(manifest))
@@ -181,7 +151,7 @@ def test_another_prepared_folder_is_scored_without_the_patients_that_were_seen(
     assert figures_of(run, "external_other")["held_out"] is None
 
 
-def test_masks_of_other_tools_are_scored_and_compared_with_a_run(run, prepared, dicom, command):
+def test_masks_of_other_tools_are_scored(prepared, dicom, command):
     """Masks as nnU-Net, TotalSegmentator and pancseg name them, one shifted by a voxel."""
     cases, masks = read_manifest(prepared).cases, Path("masks")
     labels = {case.name: nib.load(prepared / str(case.label)) for case in cases}
@@ -198,19 +168,11 @@ def test_masks_of_other_tools_are_scored_and_compared_with_a_run(run, prepared, 
     nib.save(nib.Nifti1Image(moved, off), masks / f"{names[4]}.nii.gz")
     nib.save(labels[names[0]], masks / "unknown.nii.gz")
     words = ["predictions=masks", f"data.root={prepared}", "output=scores"]
-    ended = command("evaluate", *words)
-    assert (ended.code, "1 cases have no mask and count as missed" in ended.out) == (1, True)
+    assert command("evaluate", *words).code == 1  # a case failed
     rows = rows_of(Path("scores"), "external")
     assert [rows[name]["dice"] for name in names[:3]] == ["1.0"] * 3
     assert 0.5 < float(rows[names[3]]["dice"]) < 1
     assert "on another grid" in rows[names[4]]["status"]
     assert (rows[names[5]]["dice"], rows[names[5]]["status"]) == ("0.0", "missed")
     assert (rows["unknown"]["dice"], rows["unknown"]["status"]) == ("", "no_case")
-    figures = figures_of(Path("scores"), "external")
-    assert (figures["n"], figures["held_out"]) == (5, None)
-    for name in names[4:]:
-        nib.save(labels[name], masks / f"{name}.nii.gz")
-    (masks / "unknown.nii.gz").unlink()
-    assert command("evaluate", *words).code == 0
-    assert command("report", f"runs=[{run},scores]").code == 0
-    assert len(json.loads(Path("comparison/comparison.json").read_text())["patients"]) == 2
+    assert figures_of(Path("scores"), "external")["held_out"] is None

@@ -12,9 +12,10 @@ import pydicom
 import pytest
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 
-from tests.conftest import PHANTOM, SHALLOW, run_command, smoke
-from tests.tiny_dicom import put, write_series
-from tests.tiny_labels import Frame, at, write_contours, write_nrrd, write_segmentation
+from tests.conftest import run_command
+from tests.test_no_network import run_all
+from tests.tiny_dicom import write_series
+from tests.tiny_labels import Frame, at, write_segmentation
 
 MARK, DATE = "Zuversicht", "19231117"  # used as a name, and as a date of birth
 TEXTS = {"LO", "SH", "PN", "LT", "ST", "UT", "UC", "AE"}
@@ -35,40 +36,6 @@ def plant(path, number):
     dataset.PatientID, dataset.PatientBirthDate = f"{MARK}ID{number}", DATE
     dataset.private_block(0x0011, f"{MARK}CREATOR", create=True).add_new(1, "LO", f"{MARK}private")
     dataset.save_as(path)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """Output of the commands for scans that name their patients."""
-    base = tmp_path_factory.mktemp("site")
-    scans, out = base / "scans", base / "out"
-    assert run_command("phantom", f"out={base / 'plain'}", "patients=4", *PHANTOM) == 0
-    for role in ("images", "labels"):
-        for number, folder in enumerate(sorted((base / "plain" / role).iterdir())):
-            named = scans / role / f"{MARK}_{number}"
-            shutil.copytree(folder, named)
-            for n, path in enumerate(sorted(named.iterdir())):
-                plant(path.rename(named / f"{MARK}_{DATE}_{n}.dcm"), number)
-    nifti = scans / "nifti" / f"{MARK}_9"
-    nifti.mkdir(parents=True)
-    image = nib.load(min((base / "plain" / "truth").glob("*_image.nii.gz")))
-    for field in ("descrip", "aux_file", "intent_name", "db_name"):
-        image.header[field] = MARK
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", f"{MARK} {DATE}".encode()))
-    nib.save(image, nifti / "ct.nii.gz")
-    assert "nifti/Zuversicht_9/ct.nii.gz" in leaks(scans)
-    source = [f"source.{role}={scans / role}" for role in ("images", "labels")]
-    root, run = out / "root", out / "run"
-    best = f"checkpoint={run / 'checkpoints' / 'best.ckpt'}"
-    assert run_command("prepare", *source, f"data.root={root}", *SHALLOW) == 0
-    words = ["split.val=1", "split.test=1", "sampling=patches", "sampling.steps_per_epoch=2"]
-    assert run_command("train", *smoke(root, run, *words)) == 0
-    assert run_command("evaluate", best, "subset=test") == 0
-    for name, given in (("dicom", scans / "images" / f"{MARK}_0"), ("nifti", scans / "nifti")):
-        assert run_command("predict", best, f"input={given}", f"output={out / name}") == 0
-    assert run_command("report", f"run={run}") == 0
-    assert run_command("export", best, f"output={out / 'bundle'}") == 0
-    return out
 
 
 def contents_of(path):
@@ -96,26 +63,37 @@ def leaks(folder):
 
 
 @pytest.mark.slow
-def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(site):
-    written = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
-    for ending in (".ckpt", ".csv", ".json", ".html", ".png", ".nii.gz", ".npy", ".pt"):
-        assert [name for name in written if name.endswith(ending)], ending
-    assert [name for name in written if "tfevents" in name]
-    found = leaks(site)
+def test_patients_are_named_only_in_the_tables_of_paths_and_in_dicom_output(tmp_path, dicom):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for role in ("images", "labels"):
+        for number, folder in enumerate(sorted((dicom / role).iterdir())):
+            named = scans / role / f"{MARK}_{number}"
+            shutil.copytree(folder, named)
+            for n, path in enumerate(sorted(named.iterdir())):
+                plant(path.rename(named / f"{MARK}_{DATE}_{n}.dcm"), number)
+    image = nib.load(min((dicom / "truth").glob("*_image.nii.gz")))
+    image.header["descrip"] = MARK
+    nib.save(image, scans / "ct.nii.gz")
+    assert "ct.nii.gz" in leaks(scans)
+    run_all(scans, out)
+    best = f"checkpoint={out / 'run' / 'checkpoints' / 'best.ckpt'}"
+    nifti = [f"input={scans / 'ct.nii.gz'}", f"output={out / 'nifti'}"]
+    assert run_command("predict", best, *nifti) == 0
+    written = {path.suffix for path in out.rglob("*")}
+    assert written >= {".ckpt", ".csv", ".json", ".html", ".png", ".gz", ".npy", ".pt"}
+    found = leaks(out)
     assert {name for name in found if not MAY.search(name)} == {"privacy.key.names.csv"}
-    assert {"root/intake.csv", "dicom/predictions.csv", "nifti/predictions.csv"} <= found
+    assert {"root/intake.csv", "masks/predictions.csv"} <= found
     assert [name for name in found if name.endswith("_pancreas.dcm")]
 
 
 # header fields shifted by a faulty export: names where other values are expected
-
 SHIFTED = {
-    "CS": "Modality ImageType QualityControlImage SpecificCharacterSet PhotometricInterpretation",
-    "UI": "SOPClassUID SeriesInstanceUID StudyInstanceUID FrameOfReferenceUID",
-    "LO": "Manufacturer ContrastBolusAgent RescaleType Rows BitsAllocated SamplesPerPixel "
-          "PixelRepresentation",
-    "DS": "ImagePositionPatient ImageOrientationPatient PixelSpacing RescaleSlope RescaleIntercept",
-    "IS": "AcquisitionNumber NumberOfFrames", "DA": "AcquisitionDate", "TM": "AcquisitionTime",
+    "CS": "Modality ImageType PhotometricInterpretation SpecificCharacterSet",
+    "UI": "SOPClassUID SeriesInstanceUID FrameOfReferenceUID",
+    "LO": "Manufacturer ContrastBolusAgent RescaleType Rows BitsAllocated",
+    "DS": "ImagePositionPatient ImageOrientationPatient PixelSpacing RescaleSlope",
+    "IS": "AcquisitionNumber NumberOfFrames", "DA": "AcquisitionDate",
 }  # fmt: skip
 
 
@@ -134,39 +112,28 @@ def write_shifted(folder):
         write_series(path, patient_id=f"{MARK}{number}", damage=change)
 
 
-def write_named_labels(folder):
-    """Labels whose structures are named after a patient, each with its series."""
-    labels, square = folder / "labels", [at(1, *corner) for corner in ((0, 0), (0, 3), (2, 3))]
-    labels.mkdir(parents=True)
-    for name in ("seg", "rtstruct", "nrrd"):
-        write_series(folder / "images" / name, patient_id="" if name == "nrrd" else name)
+def write_named_segments(folder):
+    """A SEG whose segments are named after a patient, and its series."""
+    write_series(folder / "images")
+    (folder / "labels").mkdir()
     segments = {n: (f"{MARK} {n}", str(n), MARK) for n in (1, 2)}
-    of_seg, of_rois = put(PatientID="seg"), put(PatientID="rtstruct")
     frames = [Frame(np.eye(4, 3, dtype=np.uint8), at(1))]
-    write_segmentation(
-        labels / "seg.dcm", frames, segments=segments, damage=lambda seg: of_seg([seg])
-    )
-    rois = {f"{MARK} {n}": [square] for n in (1, 2)}
-    write_contours(labels / "rtstruct.dcm", rois, damage=lambda rtstruct: of_rois([rtstruct]))
-    names = {f"Segment{n}_Name": f"{MARK} {n}" for n in (0, 1)} | {"Segment1_LabelValue": 2}
-    values = np.eye(3, 4, dtype=np.uint8)[..., None] * [0, 1, 2]
-    write_nrrd(labels / "nrrd.seg.nrrd", values, **names)
+    write_segmentation(folder / "labels" / "seg.dcm", frames, segments=segments)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
-@pytest.mark.parametrize("is_labelled", [False, True])
-def test_no_text_of_a_header_is_quoted(tmp_path, command, is_labelled):
-    (write_named_labels if is_labelled else write_shifted)(tmp_path / "in")
-    labels = tmp_path / "in" / "labels" if is_labelled else "null"
+@pytest.mark.parametrize("write", [write_shifted, write_named_segments])
+def test_no_text_of_a_header_is_quoted(tmp_path, command, write):
+    write(tmp_path / "in")
+    is_labelled = (tmp_path / "in" / "labels").is_dir()
     root = tmp_path / "site" / "root"
-    words = [f"source.images={tmp_path / 'in' / 'images'}", f"source.labels={labels}"]
-    words += [f"data.root={root}", "data.depth=null", "labels=[spleen]"]
-    for shard in (["shard=0/1"], []):
-        ended = command("prepare", *words, *shard)
-        assert ended.code == 1, ended.err
-        assert MARK.casefold() not in (ended.out + ended.err).casefold()
-        assert leaks(root) == set()
-    assert (root / "intake.csv").read_text().count("refused") > (2 if is_labelled else 20)
-    named = command("prepare", *words, "show_names=true")
+    words = [f"source.images={tmp_path / 'in' / 'images'}", f"data.root={root}", "data.depth=null"]
+    words += [f"source.labels={tmp_path / 'in' / 'labels' if is_labelled else 'null'}"]
+    ended = command("prepare", *words, "labels=[spleen]")
+    assert ended.code == 1, ended.err
+    assert MARK.casefold() not in (ended.out + ended.err).casefold()
+    assert leaks(root) == set()
+    assert (root / "intake.csv").read_text().count("refused") >= (1 if is_labelled else 20)
+    named = command("prepare", *words, "labels=[spleen]", "show_names=true")
     assert (f"1 {MARK} 1" in named.out) == is_labelled  # asked for, and on the console alone
     assert leaks(root) == set()

@@ -96,9 +96,7 @@ def test_nnunet_gives_its_logits_for_the_same_patient_in_other_axes(tmp_path: Pa
         assert logits[(0, slice(None), *voxel)].tolist() == pytest.approx(expected, abs=1e-4)
     turned, _ = load(path, 2, "LPI", orientation="LPI")
     torch.testing.assert_close(turned(image.flip([2, 3, 4])).flip([2, 3, 4]), network(image))
-    deep, more = load(path, network={"deep_supervision": 1})
-    assert [list(each.shape[2:]) for each in deep.train()(image)] == [[16, 8, 16], [8, 8, 8]]
-    assert (line, more) == tuple(f"init_from: {n} of {n} weights taken" for n in (26, 28))
+    assert line == "init_from: 26 of 26 weights taken"
     assert architecture_of({"architecture": PLAIN}) == architecture_of(EARLY)
 
 
@@ -109,8 +107,6 @@ def test_a_head_of_other_classes_is_new_and_unknown_weights_are_named(tmp_path: 
     labels = {"background": 0, "organ": [1, 2], "tumour": 2}
     regions = DATASET | {"labels": labels, "regions_class_order": [1, 2]}
     assert "new: " in load(save(path, dataset=regions))[1]
-    with pytest.raises(PancsegError, match="these are of nnU-Net v2: give model=pretrained"):
-        load_pretrained(nn.Linear(2, 2), open_weights(path))
     with pytest.raises(PancsegError, match=r"no nnU-Net v2: unknown, .*0\.0\.convs\.0\."):
         load(save(path, architecture=RESIDUAL))
     names = build_on_meta(architecture_of({"architecture": RESIDUAL})).state_dict()
@@ -118,29 +114,20 @@ def test_a_head_of_other_classes_is_new_and_unknown_weights_are_named(tmp_path: 
     assert {f"encoder.{part}.weight" for part in parts} <= set(names)
 
 
-BATCH_NORM = PLAIN | {"arch_kwargs": PLAIN_KEYS | {"norm_op": "torch.nn.BatchNorm3d"}}
-REFUSED: dict[str, dict[str, Any]] = {
-    "nnU-Net with ZScore of 1 channels: expected CTN": {"normalization_schemes": ["ZScore"]},
-    "nnU-Net with Mamba: expected": {"architecture": PLAIN | {"network_class_name": "x.Mamba"}},
-    "nnU-Net with norm_op=BatchNorm3d is not supported": {"architecture": BATCH_NORM},
-    "holds no plans of nnU-Net v2 for bs4 .TypeError": {"spacing": None},
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_other_plans_are_refused(tmp_path: Path, message: str) -> None:
-    with pytest.raises(PancsegError, match=message):
-        open_weights(save(tmp_path / "x.pth", **REFUSED[message]))
+def test_other_plans_are_refused(tmp_path: Path) -> None:
+    batch_norm = PLAIN | {"arch_kwargs": PLAIN_KEYS | {"norm_op": "torch.nn.BatchNorm3d"}}
+    with pytest.raises(PancsegError, match="nnU-Net with norm_op=BatchNorm3d is not supported"):
+        open_weights(save(tmp_path / "x.pth", architecture=batch_norm))
+    with pytest.raises(PancsegError, match="nnU-Net with ZScore of 1 channels: expected CTN"):
+        open_weights(save(tmp_path / "x.pth", normalization_schemes=["ZScore"]))
 
 
 def test_a_record_gives_licence_and_settings(tmp_path: Path) -> None:
-    names = "Dataset291_TotalSegmentator_part1", "Dataset551_Totalseg251", "Dataset7_Own"
-    for name, licence in zip(names, ("Apache-2.0", "CC BY 4.0", "see the pub"), strict=True):
-        record: Any = open_weights(save(tmp_path / "x.pth", name)).record
-        assert f"; licence: {licence}" in str(record)
-        assert record.differences("RAS", (2.0, 3.0, 1.0), (-50, 200)) == ""
-        settings = "data.spacing_mm=[1.0,3.0,2.0] data.window_hu=[-50,200]"
-        assert record.differences("SAR", (1.0, 1.0, 1.0), (0, 200)) == settings
+    record: Any = open_weights(save(tmp_path / "x.pth", "Dataset551_Totalseg251")).record
+    assert "; licence: CC BY 4.0" in str(record)
+    assert record.differences("RAS", (2.0, 3.0, 1.0), (-50, 200)) == ""
+    settings = "data.spacing_mm=[1.0,3.0,2.0] data.window_hu=[-50,200]"
+    assert record.differences("SAR", (1.0, 1.0, 1.0), (0, 200)) == settings
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
@@ -164,7 +151,6 @@ def test_weights_in_the_form_of_their_publisher_give_equal_logits(
     expected = theirs((hu.clamp(low, high) - low) / (high - low) * (last - first) + first)
     logits = load(path, 4)[0]((hu - WINDOW[0]) / (WINDOW[1] - WINDOW[0]))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    assert re.search("new: .*weight$", load(path, 2)[1])
 
 
 def test_a_frozen_encoder_is_released(prepared: Path, tmp_path: Path, command: Command) -> None:

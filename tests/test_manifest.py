@@ -4,17 +4,13 @@ import json
 
 import pytest
 
-from pancseg.data.manifest import Manifest, read_manifest, same_person
+from pancseg.data.manifest import read_manifest, same_person
 from pancseg.errors import PancsegError
 from tests.tiny_root import case_of, write_root
 
-SCHEMA = '{"schema": 99}'
 BAD = [
-    ("cases", "name", "../../escaped"), ("cases", "patient", ".."),
-    ("cases", "image", "/secret.nii.gz"), ("groups", "label", "groups/../../secret.nii.gz"),
-    ("cases", "image_sha256", 3), ("cases", "shape", [8, 8]),
-    ("cases", "spacing_mm", [1.0, 1.0, 1e9]), ("cases", "label_voxels", -1),
-    ("cases", "structure_voxels", {"pancreas": "many"}), ("cases", "unknown", 1),
+    ("cases", "name", "../../escaped"), ("cases", "image", "/secret.nii.gz"),
+    ("cases", "spacing_mm", [1.0, 1.0, 1e9]), ("groups", "label", "../secret.nii.gz"),
     ("groups", "case", "nobody"),
 ]  # fmt: skip
 
@@ -22,22 +18,16 @@ BAD = [
 def test_a_manifest_is_read_back_or_refused_by_the_name_of_the_damaged_entry(tmp_path):
     path, manifest = tmp_path / "manifest.json", write_root(tmp_path, "abc")
     assert read_manifest(tmp_path) == manifest
+    good = path.read_text()
     for entries, key, value in BAD:
-        content = json.loads(path.read_text())
+        content = json.loads(good)
         content[entries][0][key] = value
-        damaged = tmp_path / key / "manifest.json"
-        damaged.parent.mkdir(exist_ok=True)
-        damaged.write_text(json.dumps(content))
-        with pytest.raises(
-            PancsegError, match=rf"\.json: not a manifest.*{entries}\[0\].*put a copy"
-        ):
-            read_manifest(damaged.parent)
-    for text, message in (("{", "cannot be read"), ("[]", "not a manifest"), (SCHEMA, "schema 99")):
-        path.write_text(text)
-        with pytest.raises(PancsegError, match=message):
+        path.write_text(json.dumps(content))
+        with pytest.raises(PancsegError, match=rf"\.json: not a manifest.*{entries}\[0\]"):
             read_manifest(tmp_path)
-    Manifest({}).write(tmp_path)
-    assert read_manifest(tmp_path) == Manifest({})
+    path.write_text('{"schema": 99}')
+    with pytest.raises(PancsegError, match="schema 99"):
+        read_manifest(tmp_path)
 
 
 def test_patients_linked_by_others_are_one_person_named_after_one_prepared_before():

@@ -1,8 +1,9 @@
-"""Folders of nnU-Net v2 as checkpoints: resampling, windows, structures, files of ``predict``.
+"""Folders of nnU-Net v2 as checkpoints: resampling, windows, structures, masks and scores.
 
 That masks equal those of nnU-Net's own predictor is in benchmarks/RESULTS.md.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,10 @@ from pancseg.inference import nnunet_model
 from pancseg.inference.checkpoint import open_checkpoints
 from tests.conftest import Command
 from tests.test_known_weights import DATASET, save
+from tests.tiny_root import write_root
 
-LABELS = {"background": 0, "Pancreas": [1, 2], "1st cyst": 2}
-REGIONS = DATASET | {"labels": LABELS, "regions_class_order": [1, 2], "orientation": "LPS"}
+LABELS = {"background": 0, "Tumour": 2, "Pancreas": [1, 2]}
+REGIONS = DATASET | {"labels": LABELS, "regions_class_order": [2, 1], "orientation": "LPS"}
 
 
 @pytest.fixture
@@ -30,6 +32,10 @@ def fold(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     save(folder / "checkpoint_final.pth", dataset=REGIONS)
     return folder
+
+
+def codes_of(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
 @pytest.mark.parametrize("spacing_mm", [(2.0, 3.0, 1.5), (2.7, 1.9, 2.2), (6.0, 6.0, 1.4)])
@@ -68,45 +74,50 @@ def test_windows_cover_every_voxel_once_in_the_mean(shape) -> None:
 def test_structures_are_the_labels_and_regions_of_dataset_json(fold: Path) -> None:
     (model,) = open_checkpoints(fold)
     assert [(s.name, s.values, s.kind) for s in model.structures] == [
-        ("pancreas", (1, 2), "organ"), ("label_1st_cyst", (2,), "lesion"),
+        ("pancreas", (1, 2), "organ"), ("tumour", (2,), "lesion"),
     ]  # fmt: skip
-    assert model.hparams["nnunet"]["channels"] == [[0], [1]]
+    assert model.hparams["nnunet"]["channels"] == [[1], [0]]
     labels = {"background": 0, "vein": 2, "pancreas": 1}
     structures, channels = nnunet_model.structures_of(labels, are_regions=False)
     assert ([s.values for s in structures], channels) == ([(1,), (2,)], [[2], [1]])
-    with pytest.raises(PancsegError, match="names of labels differ by punctuation"):
-        nnunet_model.structures_of({"a b": 1, "a_b": 2}, are_regions=False)
 
 
 def test_predict_writes_the_structures_of_a_model_folder(fold: Path, command: Command) -> None:
     hu = np.random.default_rng(0).integers(-100, 200, (20, 16, 12)).astype(np.int16)
-    Path("scans").mkdir()
-    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 3.0, 1.5, 1.0])), "scans/p1.nii.gz")
-    words = ("predict", "input=scans", "output=out", "hardware=cpu")
-    assert command(*words, f"checkpoint={fold.parent}").code == 0
-    codes = np.asanyarray(nib.Nifti1Image.from_filename("out/p1_labels.nii.gz").dataobj)
+    nib.save(nib.Nifti1Image(hu, np.diag([2.0, 3.0, 1.5, 1.0])), "p1.nii.gz")
+    words = (f"checkpoint={fold.parent}", "input=p1.nii.gz", "output=out", "hardware=cpu")
+    assert command("predict", *words).code == 0
+    codes = codes_of(Path("out/p1_labels.nii.gz"))
     assert codes.shape == hu.shape
     row = pd.read_csv("out/predictions.csv").iloc[0]
-    ml = {name: float(text) for name, text in
-          (part.split("=") for part in row["structures_ml"].split())}  # fmt: skip
-    assert ml == pytest.approx(
-        {"pancreas": (codes > 0).sum() * 0.009, "label_1st_cyst": (codes == 2).sum() * 0.009},
-        abs=1e-3,
-    )
-    (fold / "checkpoint_final.pth").write_bytes(b"nothing")
-    ended = command(*words, f"checkpoint={fold}")
-    assert ended.code == 2
-    assert "is no checkpoint that nnU-Net v2 wrote" in ended.err
+    ml = [(codes > 0).sum() * 0.009, (codes == 2).sum() * 0.009]
+    assert row["structures_ml"] == f"pancreas={ml[0]:.3f} tumour={ml[1]:.3f}"
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"spacing": [1e-3, 1.0, 1.0]}, "expected 0.1 to 100.0 mm"),
-        ({"patch_size": [4000, 4000, 4000]}, "which no network takes"),
-    ],
-)
-def test_plans_that_would_fill_the_memory_are_refused(fold: Path, change, message) -> None:
-    save(fold / "checkpoint_final.pth", dataset=REGIONS, **change)
-    with pytest.raises(PancsegError, match=message):
+def test_evaluate_scores_the_labelled_patients_of_a_prepared_folder(
+    fold: Path, command: Command
+) -> None:
+    save(fold / "checkpoint_final.pth", dataset=REGIONS, spacing=[8.0, 8.0, 8.0])
+    manifest = write_root(root := Path("root"), "abc", groups=False)
+    manifest.cases[1] = replace(manifest.cases[1], label=None)
+    manifest.write(root)
+    words = ("evaluate", f"checkpoint={fold}", "hardware=cpu")
+    assert command(*words, "data.root=root").code == 0
+    table = pd.read_csv(fold / "scores" / "external_root.csv")
+    assert table["patient"].tolist() == ["a", "a", "c", "c"]
+    for case, structure, dice in table[["case", "structure", "dice"]].itertuples(index=False):
+        values = (1, 2) if structure == "pancreas" else (2,)
+        label = np.isin(codes_of(root / "cases" / f"{case}_label.nii.gz"), values)
+        path = fold / "scores" / "external_root" / f"{case}_prediction.nii.gz"
+        mask = np.isin(codes_of(path), values)
+        expected = 2 * (mask & label).sum() / (mask.sum() + label.sum())
+        assert dice == pytest.approx(expected, abs=1e-6)
+    ended = command(*words)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "is of nnU-Net; give data.root=PREPARED" in ended.err
+
+
+def test_plans_that_would_fill_the_memory_are_refused(fold: Path) -> None:
+    save(fold / "checkpoint_final.pth", dataset=REGIONS, patch_size=[4000, 4000, 4000])
+    with pytest.raises(PancsegError, match="which no network takes"):
         open_checkpoints(fold)

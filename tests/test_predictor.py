@@ -1,6 +1,5 @@
 """The predictor: from a scan to the network's grid and back, ensembles, memory, threshold."""
 
-import json
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from monai.transforms import Compose, SpatialResample
 from torch import nn
 
 from pancseg.data.transforms import Preprocessing, preprocessing_transforms
-from pancseg.errors import PancsegError
-from pancseg.inference import calibration, predictor, resampling
+from pancseg.inference import calibration, resampling
 from pancseg.inference import postprocessing as post
 from pancseg.inference.calibration import Calibration
 from pancseg.inference.postprocessing import DEFAULT, Postprocess, PostprocessOptions, choose
@@ -40,13 +38,10 @@ each_affine = pytest.mark.parametrize("affine", list(AFFINES.values())[:4], ids=
 class Bright(nn.Module):
     """Certain of whatever is brighter than 100 HU; counts its windows."""
 
-    def __init__(self):
-        super().__init__()
-        self.windows, self.dtypes = 0, []
+    windows = 0
 
     def forward(self, image):
         self.windows += len(image)
-        self.dtypes.append((image.flatten(2) @ torch.ones(image[0, 0].numel(), 1)).dtype)
         logit = torch.where(image > 0.75, 20.0, -20.0)
         return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
@@ -126,13 +121,9 @@ def test_the_input_made_in_blocks_equals_the_transforms_of_training(affine, monk
     steps = Compose(preprocessing_transforms(PATCHES, keys=("image",), load=False))
     values = MetaTensor(torch.as_tensor(hu.astype(np.float32))[None], affine=torch.tensor(affine))
     expected = steps({"image": values})["image"]
-    flips = np.array([[0, -1], [1, 1], [2, -1]])
-    for dtype in ("int16", "float64", ">i2"):  # in another order in memory
-        flipped = nib.Nifti1Image(hu[::-1, :, ::-1].astype(dtype), affine).as_reoriented(flips)
-        image = nib.Nifti1Image(np.asanyarray(flipped.dataobj), affine)
-        (volume,) = network_inputs(image, PATCHES, None)
-        np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-9)
-        np.testing.assert_allclose(volume.values, expected[0], atol=2e-4)
+    (volume,) = network_inputs(nib.Nifti1Image(hu, affine), PATCHES, None)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(volume.values, expected[0], atol=2e-4)
 
 
 @each_affine
@@ -168,55 +159,32 @@ def test_expected_dice_and_components_by_hand_whatever_the_size_of_blocks(voxels
     assert prediction.expected_dice == pytest.approx(2 * 1.6 / (2.4 + 2), abs=1e-5)
 
 
-def test_an_ensemble_averages_shares_its_input_and_disagreement_lowers_the_expected_dice(
-    monkeypatch,
-):
+def test_an_ensemble_averages_and_disagreement_lowers_the_expected_dice():
     a, b = torch.full((4, 4, 4), 1e-7), torch.full((4, 4, 4), 1e-7)
     a[1, 1, 1:3], b[1, 1, 2], b[2, 1, 2] = 1 - 1e-7, 1 - 1e-7, 1 - 1e-7
     prediction = predict_volumes(a, b)
     np.testing.assert_allclose(prediction.probability[1, 1], [0, 0.5, 1, 0], atol=1e-5)
     assert prediction.expected_dice == pytest.approx(0.5, abs=1e-5)  # Dice of the two masks
-    liver = replace(model(Bright()), structures=(replace(PANCREAS, name="liver"),))
-    with pytest.raises(PancsegError, match="different structures"):
-        Predictor([model(Bright()), liver])
-    calls = []
-    count = lambda *args: calls.append(args) or network_inputs(*args)  # noqa: E731
-    monkeypatch.setattr(resampling, "network_inputs", count)
-    image, organ = scan((30, 30, 20), AFFINES["LPS"])
-    ensemble = Predictor([model(Bright()), model(Bright(), GROUPS), model(Bright())])
-    assert dice(ensemble.predict(image).mask, organ) > 0.85
-    assert len(calls) == 2  # equal preprocessing is done once
 
 
 def test_mirrored_images_are_averaged_along_the_axes_that_training_mirrored():
     p = torch.full((3, 2, 2), 0.5)
     p[0] = torch.sigmoid(torch.tensor(4.0))
-    found = Predictor([model(Volume(p), flips=(0.5, 0.5, 0))], mirror=True).apply(
-        0, torch.ones(3, 2, 2)
-    )
+    mirrored = Predictor([model(Volume(p), flips=(0.5, 0.5, 0))], mirror=True)
+    found = mirrored.apply(0, torch.ones(3, 2, 2))
     sigmoid_of_2 = 1 / (1 + np.exp(-2))
     np.testing.assert_allclose(found[0, :, 0, 0], [sigmoid_of_2, 0.5, sigmoid_of_2], atol=1e-6)
-    with pytest.raises(PancsegError, match="without mirrored images"):
-        Predictor([model(Bright(), flips=(0, 0, 0))], mirror=True)
 
 
-def test_the_network_runs_in_the_given_precision_where_the_device_is_fast_in_it(monkeypatch):
-    network = Bright()
+def test_the_network_runs_in_the_given_precision():
+    network, dtypes = nn.Conv3d(1, 2, 1), []
+    network.register_forward_hook(lambda *given: dtypes.append(given[2].dtype))
     for precision in ("32-true", "bf16-mixed", "16-mixed"):
-        p = Predictor([model(network)], precision=precision).apply(0, torch.ones(4, 4, 4))
-        assert p.dtype == torch.float32
-    # no CPU is faster in float16
-    assert network.dtypes == [torch.float32, torch.bfloat16, torch.float32]
-    for has_units, half in ((True, torch.bfloat16), (False, None)):  # where a GPU's memory ran out
-        monkeypatch.setattr(predictor, "cpu_has_bf16", has_units.__bool__)
-        *_, last = predictor.device_fallbacks("cuda", "bf16-mixed")
-        assert (last.device, last.half) == ("cpu", half)
-    for device in ("mps", "xpu:0"):
-        with pytest.raises(PancsegError, match="expected auto, cpu, cuda"):
-            predictor.check_device(device)
+        Predictor([model(network)], precision=precision).apply(0, torch.ones(4, 4, 4))
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32]  # no CPU is faster in float16
 
 
-def test_out_of_memory_falls_back_for_this_scan_only(monkeypatch, caplog):
+def test_out_of_memory_falls_back_for_this_scan_only(monkeypatch):
     windows = []
 
     def mean(number, image, settings):
@@ -227,15 +195,10 @@ def test_out_of_memory_falls_back_for_this_scan_only(monkeypatch, caplog):
 
     bright = Predictor([model(Bright())])
     monkeypatch.setattr(bright, "mean_over_mirrors", mean)
-    steps = [DeviceSettings("cpu", "cpu", 4, None), DeviceSettings("cpu", "cpu", 1, None, "singly")]
-    bright.fallbacks = steps
+    bright.fallbacks = [DeviceSettings("cpu", "cpu", n, None) for n in (4, 1)]
     for _ in range(2):
         bright.apply(0, torch.ones(1, 1, 1))
     assert windows == [4, 1, 4, 1]  # the next scan begins with the fastest settings again
-    assert "memory ran out: trying singly" in caplog.text
-    bright.fallbacks = steps[:1]
-    with pytest.raises(torch.OutOfMemoryError):
-        bright.apply(0, torch.ones(1, 1, 1))
 
 
 # threshold and components: given, chosen on validation patients, kept beside a checkpoint
@@ -248,20 +211,12 @@ FIELD[15:17, 15:17, 15:17] = 0.9
 
 def test_the_candidate_of_the_highest_mean_dice_over_patients_nearest_to_the_default_is_chosen():
     candidates = PostprocessOptions("auto", "auto").candidates(DEFAULT)
-    assert len(candidates) == 34
 
     def chosen(*cases):
-        dice = [
-            (patient, *post.dice_of_each(candidates, p, reference))
-            for patient, p, reference in cases
-        ]
+        dice = [(name, *post.dice_of_each(candidates, p, mask)) for name, p, mask in cases]
         return choose(candidates, dice)
 
     assert chosen(("p", FIELD, ORGAN)) == (Postprocess(0.35, True), 1)
-    dices = dict(zip(candidates, post.dice_of_each(candidates, FIELD, ORGAN), strict=True))
-    assert dices[Postprocess(0.35, True)] == 1
-    assert dices[Postprocess(0.35, False)] == pytest.approx(2 * 216 / (224 + 216))
-    assert dices[Postprocess(0.5, False)] == 0
     assert chosen(("p", ORGAN.astype(np.float32), ORGAN))[0] == DEFAULT
     # three cases of a are best at 0.5, one of b at 0.35: each patient has one vote
     high = ("a", np.where(ORGAN, 0.6, 0.4).astype(np.float32), ORGAN)
@@ -271,37 +226,13 @@ def test_the_candidate_of_the_highest_mean_dice_over_patients_nearest_to_the_def
     assert chosen(high, high, high, low) == (Postprocess(0.35), 2)
 
 
-def test_given_values_override_the_recorded_choice():
-    recorded = Postprocess(0.45, True)
-    assert PostprocessOptions().override(recorded) == recorded
-    assert PostprocessOptions(threshold=0.6).override(recorded) == Postprocess(0.6, True)
-    assert {c.largest_component for c in PostprocessOptions("auto").candidates(recorded)} == {True}
-    for given in ((1.5, None), ("best", None), (True, None), (None, "yes")):
-        with pytest.raises(PancsegError, match="expected"):
-            PostprocessOptions(*given)
-
-
-def test_a_sidecar_holds_for_the_weights_that_it_was_written_for_and_a_corrupt_one_is_refused():
+def test_a_sidecar_holds_for_the_weights_that_it_was_written_for():
     checkpoint = Path("best.ckpt")
     checkpoint.write_bytes(b"weights")
     post.write_postprocess(checkpoint, Postprocess(0.35, True), chosen_on="val", n=3)
     calibration.write_calibration(checkpoint, Calibration(0.9, 3, 0.7))
     assert post.read_postprocess(checkpoint) == Postprocess(0.35, True)
     assert calibration.read_calibration(checkpoint) == Calibration(0.9, 3, 0.7)
-    assert json.loads(post.postprocess_path(checkpoint).read_text())["chosen_on"] == "val"
     checkpoint.write_bytes(b"other weights")
     assert post.read_postprocess(checkpoint) is None
     assert calibration.read_calibration(checkpoint) == Calibration()
-    for path, read, content in (
-        (post.postprocess_path, post.read_postprocess, '"largest_component": true, "threshold"'),
-        (
-            calibration.calibration_path,
-            calibration.read_calibration,
-            '"scale": 1, "n": 1, "lowest"',
-        ),
-    ):
-        for number in ("NaN", "2", "1" + "0" * 60, "true", '"0.5"', "null"):
-            text = f'{{"checkpoint_sha256": "a", {content}: {number}}}'
-            path(checkpoint).write_text(text)
-            with pytest.raises(PancsegError, match=path(checkpoint).name):
-                read(checkpoint)

@@ -14,7 +14,6 @@ import pytest
 
 from pancseg.data.manifest import read_manifest
 from pancseg.intake import convert as conversion
-from pancseg.parallel import Shard
 from tests.conftest import contents, unpacked
 from tests.other_software import assert_same
 from tests.tiny_dicom import put, write_series
@@ -28,9 +27,10 @@ MASK[1:4, 1:3, 1] = 1
 PATIENTS = ["p0", "p1", "p2"]
 
 
-def rows_of(root, kind="image"):
-    with (root / "intake.csv").open(newline="", errors="replace") as file:
-        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+def rows_of(root):
+    """Rows of images."""
+    with (root / "intake.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == "image"]
 
 
 def times_of(root):
@@ -73,21 +73,17 @@ def test_cases_and_groups_equal_the_phantoms_truth(dicom, prepared):
     truths = sorted((dicom / "truth").glob("*.nii.gz"))
     assert len(truths) == 12
     for path in truths:
-        assert_same(nib.load(prepared / "cases" / path.name), nib.load(path), 1e-4)
+        assert_same(nib.load(prepared / "cases" / path.name), nib.load(path))
     manifest = read_manifest(prepared)
     for group in manifest.groups:
         case = nib.load(prepared / "cases" / f"{group.case}_image.nii.gz")
         cut, first = nib.load(prepared / group.image), group.first_slice
-        assert_same(cut, case.slicer[..., first : first + 32], 1e-4)
+        assert_same(cut, case.slicer[..., first : first + 32])
         assert cut.shape[2] == 32
-    for entry in manifest.cases + manifest.groups:  # not of the packed file: packers differ
-        content = unpacked(prepared / entry.image)
-        assert entry.image_sha256 == hashlib.sha256(content).hexdigest()
+        content = unpacked(prepared / group.image)  # not of the packed file: packers differ
+        assert group.image_sha256 == hashlib.sha256(content).hexdigest()
     for image in map(nib.load, prepared.rglob("*.nii.gz")):
         assert nib.aff2axcodes(image.affine)[2] == "S"
-        assert image.header.get_xyzt_units() == ("mm", "unknown")
-        assert (image.header["qform_code"], image.header["sform_code"]) == (1, 1)
-        assert image.header.get_slope_inter() in ((1, 0), (None, None))
 
 
 def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared):
@@ -100,49 +96,34 @@ def test_the_table_has_the_columns_of_the_contract_and_adds_up(prepared):
         voxels = int(row["label_voxels"])
         assert voxels == np.count_nonzero(label.dataobj)
         assert float(row["label_ml"]) == pytest.approx(voxels * 0.512, abs=0.001)
-    assert {row["label_voxels"] for row in rows_of(prepared, "label")} == {""}
 
 
-@pytest.mark.parametrize(("tail", "starts", "tails", "empty"), [
-    ("drop", [0, 2], 1, 0), ("shift", [0, 2, 3], 0, 0), ("pad", [0, 2, 4], 0, 1)
+@pytest.mark.parametrize(("words", "starts", "tails", "empty"), [
+    ("data.tail=drop", [0, 2], "1", "0"), ("data.tail=pad", [0, 2], "0", "1"),
+    ("data.tail=pad data.keep_empty=true", [0, 2, 4], "0", "1"),
 ])  # fmt: skip
-def test_tails_are_cut_and_empty_groups_counted(prepare, tail, starts, tails, empty):
-    prepare(f"data.tail={tail}", "data.keep_empty=true")
+def test_tails_are_cut_and_empty_groups_counted(prepare, words, starts, tails, empty):
+    prepare(*words.split())
     assert [group.first_slice for group in prepare.groups()] == starts
-    other = prepare.root.with_name("without_empty")
-    prepare(f"data.tail={tail}", root=other)
-    counts = {(row["groups_tail"], row["groups_empty"]) for row in rows_of(other)}
-    assert counts == {(str(tails), str(empty))}
-    assert len(read_manifest(other).groups) == 3 * (len(starts) - empty)
+    counts = {(row["groups_tail"], row["groups_empty"]) for row in rows_of(prepare.root)}
+    assert counts == {(tails, empty)}
 
 
 def test_without_depth_there_are_no_groups_and_without_labels_no_labels(prepare):
-    images, words = prepare.source / "images", ("data.depth=null", "source.labels=null")
-    (images / "p0").rename(images / os.fsdecode(b"p\xfc"))  # not UTF-8
-    prepare.root = images / "root"  # a prepared folder is no source
-    ended = prepare(*words)
+    ended = prepare("data.depth=null", "source.labels=null")
     assert "kept 3 of 3 cases (3 new, 3 unlabelled, 0 flagged), no groups; refused 0" in ended.out
-    assert prepare(*words).code == 0
     manifest, rows = read_manifest(prepare.root), rows_of(prepare.root)
-    assert (manifest.groups, manifest.settings["depth"], manifest.complete) == ([], None, True)
-    assert not (prepare.root / "groups").exists()
-    assert [row["flags"].split()[0] for row in rows] == ["unlabelled"] * 3
-    assert len(rows_of(prepare.root, "other")) == 1  # of the prepared folder
-    assert not list(prepare.root.rglob("*_label.nii.gz"))
-    assert {case.label for case in manifest.cases} == {None}
+    assert (manifest.groups, {case.label for case in manifest.cases}) == ([], {None})
+    assert [row["flags"] for row in rows] == ["unlabelled"] * 3
+    assert len(list(prepare.root.rglob("*.nii.gz"))) == 3
 
 
-def test_running_again_makes_only_missing_and_new_files_and_leaves_foreign_ones(prepare, tmp_path):
+def test_running_again_makes_only_missing_and_new_files_and_leaves_foreign_ones(prepare):
     assert prepare().code == 0
     before, times = contents(prepare.root), times_of(prepare.root)
-    (tmp_path / "link").symlink_to(prepare.source)
-    prepare.source = tmp_path / "link"
     assert prepare().code == 0
-    assert (contents(prepare.root), times_of(prepare.root)) == (before, times)
     for changed, named in (
-        ("data.depth=3", "depth (there 2, now 3)"),
-        ("data.keep_empty=true", "keep_empty (there False, now True)"),
-        ("source.labels=null", "source.labels"), ("privacy=pseudonym", "names"),
+        ("data.depth=3", "depth (there 2, now 3)"), ("privacy=pseudonym", "names"),
         ("labels=[1]", "structures.pancreas.labels (there None, now [1])"),
     ):  # fmt: skip
         ended = prepare(changed)
@@ -160,7 +141,6 @@ def test_running_again_makes_only_missing_and_new_files_and_leaves_foreign_ones(
     assert prepare().code == 0
     before = {path: text for path, text in before.items() if path.endswith(".gz")}
     assert before.items() < contents(prepare.root).items()
-    assert len(list((prepare.root / "cases").glob("a_*.nii.gz"))) == 2
 
 
 def test_changes_of_the_source_are_followed_and_a_case_without_source_stays(prepare):
@@ -179,17 +159,13 @@ def test_changes_of_the_source_are_followed_and_a_case_without_source_stays(prep
     named = {entry[role] for entry in entries for role in ("image", "label")}
     assert {str(p.relative_to(prepare.root)) for p in prepare.root.rglob("*.nii.gz")} == named
     assert [case["shape"][2] for case in manifest["cases"]] == [4, 5]
-    (prepare.root / "intake.csv").unlink()
-    prepare()
-    assert sorted(row["case"] for row in rows_of(prepare.root)) == ["", "", "p0", "p3"]
 
 
 def test_checks_that_changed_and_new_duplicates_are_applied_to_earlier_cases(prepare):
     wide = "checks.volume_ml=[0.001,300]"
     prepare(wide)
     before = contents(prepare.root)
-    lines = prepare().out.splitlines()
-    assert any(line.startswith("flagged label_volume, 3 cases: The volume is") for line in lines)
+    assert "flagged label_volume, 3 cases: The volume is" in prepare().out
     assert all("label_volume" in row["flags"] for row in rows_of(prepare.root))
     assert prepare("checks.refuse=[label_volume]").code == 1
     assert {row["reason"].split(":")[0] for row in rows_of(prepare.root)} == {"label_volume"}
@@ -201,8 +177,7 @@ def test_checks_that_changed_and_new_duplicates_are_applied_to_earlier_cases(pre
     manifest = read_manifest(prepare.root)
     copies = {case.name: case.duplicate_of for case in manifest.cases}
     assert copies == {"a": "p2", "p0": None, "p1": None, "p2": None}
-    flagged = [row["case"] for row in rows_of(prepare.root) if "duplicate_pixels" in row["flags"]]
-    assert sorted(flagged) == ["a", "p2"] and "a" not in manifest.labelled_patients()
+    assert "a" not in manifest.labelled_patients()
     assert prepare(wide, "checks.refuse=[duplicate_pixels]").code == 1
     assert [case.name for case in read_manifest(prepare.root).cases] == PATIENTS
 
@@ -248,23 +223,14 @@ def test_a_scan_that_ends_its_process_is_a_row(prepare, tmp_path, monkeypatch):
     assert prepare("processes=2").code == 1
     assert prepare.statuses() == {"p0": "kept", "p1": "refused", "p2": "kept"}
     assert rows_of(prepare.root)[1]["reason"].startswith("reader_died: ")
-    for role in ("images", "labels"):
-        shutil.rmtree(prepare.source / role / "p1")
-    assert prepare(root=tmp_path / "alone").code == 0  # in this process
-    assert contents(prepare.root / "cases") == contents(tmp_path / "alone" / "cases")
 
 
 @pytest.mark.parametrize(("word", "sentence"), [
     ("repair.gaps=yes", "repair.gaps=yes: expected refuse or resample"),
-    ("labels=pancreas", "labels=pancreas: expected null or a list"),
-    ("processes=-1", "processes=-1: expected null, 0 or a number"), ("shard=3/3", "expected i/n"),
-    ("checks.refuse=[typo]", "typo"), ("data.depth=0", "data.depth=0: expected 1 or more"),
-    ("data.tail=fold", "data.tail=fold: expected drop, shift or pad"),
-    ("source.images=nowhere", "source.images=nowhere: no such file or folder"),
-    ("source.images='a/*/CT'", "source.images=a/*/CT: no such file or folder"),
+    ("checks.refuse=[label_emty]", "names label_emty; flags are hu_not_applied, "),
+    ("checks.volume_ml=[300,15]", "checks.volume_ml=[300, 15]: expected two, the lower first"),
     ("source.labels=''", "source.labels is not given; give a folder, or source.labels=null"),
-    ("data.root=in/images", "give another data.root"), ("data.root=in", "give another data.root"),
-    ("data.root=mine", "mine"),  # holds files of others
+    ("data.root=in", "give another data.root"), ("data.root=mine", "mine"),  # files of others
 ])  # fmt: skip
 def test_a_wrong_setting_is_reported_in_one_line(prepare, word, sentence):
     Path("mine/cases").mkdir(parents=True)
@@ -284,7 +250,6 @@ def test_shards_leave_the_folder_that_one_run_leaves(prepare, tmp_path, command)
     for path in prepare.root.rglob("*"):  # no path of the input
         assert path.is_dir() or b"Mueller" not in path.read_bytes()
     ended = command("train", f"data.root={prepare.root}", "data.depth=2", "data.tail=shift")
-    assert ended.code == 2
     assert "is not complete; run the same pancseg.prepare again" in ended.err
     times = times_of(prepare.root)
     (prepare.root / "groups" / ".partial-0-x_image.nii.gz").write_bytes(b"half")
@@ -293,78 +258,57 @@ def test_shards_leave_the_folder_that_one_run_leaves(prepare, tmp_path, command)
     assert contents(prepare.root) == contents(tmp_path / "alone")
 
 
-def test_the_same_shard_or_merge_twice_stops_with_one_line(prepare):
-    for word, sentence in (("shard=null", "a preparation"), ("shard=0/2", "shard 0/2")):
-        with conversion.lock(prepare.root, None if "null" in word else Shard(0, 2)):
-            ended = prepare(word)
-        assert ended.code == 2 and f"{sentence} is already" in ended.err
-        assert len(ended.err.strip().splitlines()) == 1
-    with conversion.lock(prepare.root, Shard(1, 2)):
-        assert prepare().code == 0
+def test_a_second_merge_stops_with_one_line(prepare):
+    with conversion.lock(prepare.root, None):
+        ended = prepare()
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert "a preparation is already running here" in ended.err
 
 
-def correct(label, values=None):
-    """Remove a part of a label by hand, as an editor does; return the voxels that are left."""
-    image = nib.load(label)
-    values = (np.asanyarray(image.dataobj) if values is None else values).copy()
-    values[..., :2] = 0
-    nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), label)
-    return int(values.sum())
+def correct(label, values):
+    """Store another label by hand, as floats, as some editors do."""
+    nib.save(nib.Nifti1Image(values.astype(np.float32), nib.load(label).affine), label)
 
 
 def test_a_corrected_label_is_kept_when_its_source_changes(prepare):
     prepare()
-    label = prepare.root / "cases" / "p1_label.nii.gz"
-    voxels, stored = correct(label), label.read_bytes()
-    slice_ = next((prepare.source / "images" / "p1").iterdir())
+    label, values = prepare.root / "cases" / "p1_label.nii.gz", MASK.T.copy()
+    values[..., :2] = 0
+    correct(label, values)
+    stored, slice_ = label.read_bytes(), next((prepare.source / "images" / "p1").iterdir())
     os.utime(slice_, (1, 1))
     assert "the correction is kept" in prepare().out
     ended = prepare()
     assert (ended.code, "taken over" in ended.out) == (0, False)
     case = read_manifest(prepare.root).cases[1]
-    assert (case.label_voxels, case.label_corrected) == (voxels, True)
-    assert int(rows_of(prepare.root)[1]["label_voxels"]) == voxels < int(MASK.sum())
-    whole = np.asanyarray(nib.load(label).dataobj)
+    assert (case.label_voxels, case.label_corrected) == (values.sum(), True)
+    assert int(rows_of(prepare.root)[1]["label_voxels"]) == values.sum()
     assert [group.first_slice for group in prepare.groups()] == [2, 3]  # the first is empty now
     for group in prepare.groups():
-        cut = np.asanyarray(nib.load(prepare.root / str(group.label)).dataobj)
-        np.testing.assert_array_equal(cut, whole[..., group.first_slice : group.first_slice + 2])
-    os.utime(slice_, (2, 2))
-    assert "the correction is kept" in prepare().out
+        cut = nib.load(prepare.root / str(group.label)).dataobj
+        np.testing.assert_array_equal(cut, values[..., group.first_slice : group.first_slice + 2])
     assert label.read_bytes() == stored
 
 
-@pytest.mark.parametrize("values", [MASK.T * 7, MASK.T[..., :-1], None])
+@pytest.mark.parametrize("values", [MASK.T * 7, MASK.T[..., :-1]])
 def test_a_corrected_label_of_another_grid_or_content_is_refused(prepare, values):
     prepare()
     label, before = prepare.root / "cases" / "p1_label.nii.gz", read_manifest(prepare.root)
-    if values is None:
-        label.write_bytes(b"no NIfTI")
-    else:
-        correct(label, values)
-    for _ in range(2):
-        ended = prepare()
-        assert ended.code == 1
-        assert f"{label}: was changed; " in ended.out
-        assert read_manifest(prepare.root).cases == before.cases
+    correct(label, values)
+    ended = prepare()
+    assert ended.code == 1 and f"{label}: was changed; " in ended.out
+    assert read_manifest(prepare.root).cases == before.cases
 
 
 def test_several_structures_are_stored_as_codes_and_named(prepare):
     codes = MASK * np.array([1, 1, 2, 2, 2])[:, None, None]
-    for n in (1, 2):
-        prepare.add(f"p{n}", n, codes)
+    prepare.add("p1", 1, codes)
     more = ["structures=pancreas_tumour", "structures.tumour.volume_ml=[0,0.001]"]
-    ended = prepare(*more)
-    assert ended.code == 0, ended.err
+    assert prepare(*more).code == 0
     manifest, row = read_manifest(prepare.root), rows_of(prepare.root)[1]
-    assert [s.values for s in manifest.structures] == [(1, 2), (2,)]
     counts = [case.structure_voxels for case in manifest.cases]
-    assert counts == [{"pancreas": 6, "tumour": tumour} for tumour in (0, 4, 4)]
+    assert counts == [{"pancreas": 6, "tumour": tumour} for tumour in (0, 4, 0)]
     stored = nib.load(prepare.root / str(manifest.cases[1].label)).dataobj
     np.testing.assert_array_equal(stored, codes.T)
     assert row["structures_ml"] == "pancreas=0.006 tumour=0.004"
     assert "label_volume:tumour" in row["flags"].split()
-    other = prepare(*more, "structures.tumour.labels=[3]")
-    assert "structures.tumour.labels (there [2], now [3])" in other.err
-    refused = prepare(*more, "labels=[1]")
-    assert "structures.pancreas.labels= or structures.tumour.labels=" in refused.err

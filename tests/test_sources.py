@@ -1,19 +1,18 @@
-"""Sources: which files make cases, their labels and patients; ``test_defects.py`` has the rows."""
+"""Sources: cases, their labels and patients; ``test_defects.py`` has the rows."""
 
-import codecs
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from pydicom.uid import generate_uid
 
-from pancseg.dicom.series import Scan
-from pancseg.errors import PancsegError, Refused
+from pancseg.errors import PancsegError
 from pancseg.geometry import oriented_like
-from pancseg.intake.match_labels import read_label
+from pancseg.intake.match_labels import SourceItem, match_labels
 from pancseg.intake.sources import find_dicom, find_ircadb, find_nifti_pairs, find_nih, find_nnunet
 from tests.source_contents import codes_of, label_of, options, pairs, patients, skipped
 from tests.tiny_dicom import put, read, write_series
@@ -27,11 +26,61 @@ def write_files(root, *names):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".nrrd":
             write_nrrd(path, VALUES)
-        elif path.suffix == ".mha":
-            path.touch()
         else:
             nib.save(nib.Nifti1Image(VALUES, np.eye(4)), path)
     return root
+
+
+# matching of labels with images, by UIDs, PatientID, grid and path
+
+
+def ct(key, patient_id="", **fields):
+    """A series without grid; the key is its path and, unless given, its UID."""
+    path = Path("/nowhere") / key
+    own = {"format": "image", "uid": key, "names_patient": False, "key": key} | fields
+    return SourceItem(folder=path, path=path, files=(path / "0.dcm",), patient_id=patient_id, **own)
+
+
+def seg(key, patient_id="", **fields):
+    return ct(key, patient_id, format="seg", **fields)
+
+
+def named(key):
+    return ct(key, "same", names_patient=True)
+
+
+F8, F9 = ({"frame_of_reference_uid": uid} for uid in ("1.2.8", "1.2.9"))
+A = {"refers_to": ("a",)}
+MATCHES = [  # images, labels, and for each label the key of its image or a reason code
+    # equal paths, alone and below
+    ([ct("p1"), ct("s/p2")], [ct("p1"), ct("s/p2")], ["p1", "s/p2"]),
+    ([ct("p1"), ct("p2")], [ct("p1/liver"), ct("p3")], ["p1", "no_image"]),
+    ([ct(".")], [ct("liver")], ["."]),
+    ([ct("."), ct("p2")], [ct("liver")], ["no_image"]),
+    # PatientID goes before the path, frame of reference before both, reference before all
+    ([ct("a", "A"), ct("b", "B")], [ct("b", "A")], ["a"]),
+    ([ct("a", **F8), ct("b", **F8)], [seg("b", **F8, **A)], ["a"]),
+    ([ct("a", "A", **F8), ct("b", "B", **F8)], [ct("x", "B", **F8)], ["b"]),
+    # attributes of a SEG rule out other images, those of mask slices do not
+    ([ct("a", **F9)], [seg("a", **F8)], ["no_image"]),
+    ([ct("a", **F9)], [ct("a", **F8)], ["a"]),
+    ([ct("a", **F9)], [seg("a", refers_to=("z",))], ["no_image"]),
+    # several
+    ([ct("a", "A"), ct("b", "A")], [ct("x", "A")], ["ambiguous_label"]),
+    ([ct("a", "A")], [ct("x", "A"), ct("y", "A")], 2 * ["ambiguous_label"]),
+    ([ct("a", "A")], [ct("a", "A"), ct("y", "A")], ["a", "no_image"]),
+    ([ct("a", "A")], [seg("x", "A", **A), seg("y", "B", **A)], ["a", "other_patient"]),
+    # patterns
+    ([named("a"), named("b")], [named("b"), named("a/x")], ["b", "a"]),
+    ([named("a")], [named("b")], ["no_image"]),
+]
+
+
+@pytest.mark.parametrize(("images", "labels", "expected"), MATCHES)
+def test_the_strongest_link_decides_and_never_a_guess(images, labels, expected):
+    matches = match_labels(labels, images)
+    found = [m.problem.partition(":")[0] or (m.image.key if m.image else "") for m in matches]
+    assert found == expected
 
 
 # nifti
@@ -48,11 +97,10 @@ def test_files_of_a_relative_path_and_stem_or_two_files_match(images, labels):
     }  # fmt: skip
     write_files(images, *names)
     write_files(labels, *names.values())
-    contents = pickle.loads(pickle.dumps(find(images, labels)))
+    contents = find(images, labels)
     assert sorted(pairs(contents, images, labels)) == sorted(names.items())
     assert (contents.skipped, contents.warnings) == ([], [])
     for case in contents.cases:
-        assert case.read_image().stack is None
         assert np.argwhere(codes_of(case)).tolist() == [[1, 1, 0], [1, 1, 1]]
     contents = find(images / "p1.nii.gz", labels / "p4.seg.nrrd")  # whatever their names
     assert pairs(contents, images, labels) == [("p1.nii.gz", "p4.seg.nrrd")]
@@ -63,9 +111,7 @@ def test_files_of_a_relative_path_and_stem_or_two_files_match(images, labels):
     ("p7 p7.nii.gz p8", "p8", "p8", "p7:image:ambiguous_image p7.nii.gz:image:ambiguous_image"),
     ("p7", "p7_label p7_seg", "", "p7:image:ambiguous_label p7_label:label:ambiguous_label "
      "p7_seg:label:ambiguous_label"),
-    ("p2", "p2 p1.mha", "p2", "p1.mha:label:unread_format"),
     ("1_01_0000 a/2_0000 a/2_0001", "1_01 a/2", "1_01 a/2", ""),  # channels of nnU-Net
-    ("c_0000 c_0001", "c_0000 c_0001 c", "c_0000 c_0001", "c:label:no_image"),
     ("p7 p7_0000", "p7", "p7", "p7_0000:image:no_label"),
 ])  # fmt: skip
 def test_files_without_partner_are_refused(images, labels, images_, labels_, cases, refused):
@@ -76,30 +122,22 @@ def test_files_without_partner_are_refused(images, labels, images_, labels_, cas
     assert (sorted(patients(contents)), rows) == (cases.split(), refused.split())
 
 
-def test_patients_are_named_by_keys_wildcards_or_a_regular_expression(tmp_path):
-    names = [f"{a}/{b}/p1.nii" for a in ("s1", "s2") for b in ("ct", "mask")]
-    write_files(tmp_path, *names, "s3/ct/p1.nii", "s1/ct/p2.seg.nrrd", "liver_3_0.nii")
-    for images, labels, patient, expected in (
-        (
-            ".",
-            None,
-            None,
-            ["liver_3_0", "s1/ct/p1", "s1/mask/p1", "s2/ct/p1", "s2/mask/p1", "s3/ct/p1"],
-        ),
-        ("s1", "s1/mask", None, []),
-        ("*/ct", "*/mask", None, ["s1/p1", "s2/p1"]),
-        ("s?/ct/p1.nii*", "s?/mask/p*", None, ["1", "2"]),
-        ("s?", None, "^(?P<patient>[^/]+)/", ["1", "1", "2", "2", "3"]),
-        ("liver*", None, r"(?P<patient>\d+)_", ["3"]),
-    ):
-        contents = find(tmp_path / images, labels and tmp_path / labels, patient)
-        assert sorted(patients(contents)) == expected
-        assert {case.read_label is None for case in contents.cases} <= {labels is None}
+@pytest.mark.parametrize(("images_", "labels_", "patient", "expected"), [
+    (".", None, None, ["s1/ct/p1", "s1/mask/p1", "s2/ct/p1", "s2/mask/p1"]),
+    ("*/ct", "*/mask", None, ["s1/p1", "s2/p1"]),
+    ("s?/ct/p1.nii*", "s?/mask/p*", None, ["1", "2"]),
+    ("s?", None, "^(?P<patient>[^/]+)/", ["1", "1", "2", "2"]),
+])  # fmt: skip
+def test_patients_are_named_by_keys_wildcards_or_a_regular_expression(
+    tmp_path, images_, labels_, patient, expected
+):
+    write_files(tmp_path, *(f"{a}/{b}/p1.nii" for a in ("s1", "s2") for b in ("ct", "mask")))
+    contents = find(tmp_path / images_, labels_ and tmp_path / labels_, patient)
+    assert sorted(patients(contents)) == expected
     with pytest.raises(PancsegError, match=r"is also source\.labels"):
         find(tmp_path, tmp_path)
-    for wrong in (r"scan_(?P<patient>\d+)", "ct(?P<patient>x*)", r"s(\d+)", "(?P<patient>"):
-        with pytest.raises(PancsegError, match=r"source.patient=.*finds none in .*a group named"):
-            find(tmp_path, None, wrong)
+    with pytest.raises(PancsegError, match=r"source.patient=.*finds none in .*a group named"):
+        find(tmp_path, None, r"scan_(?P<patient>\d+)")
 
 
 @pytest.mark.parametrize(("names", "is_warned"), [
@@ -120,29 +158,23 @@ def series(images, labels=None, modality="CT"):
     return find_dicom(images, labels, modality, options())
 
 
-def test_labels_match_the_folder_of_their_name_in_other_processes(images, labels):
+def test_labels_match_the_folder_of_their_name_or_a_single_scan_in_other_processes(images, labels):
     drawn = np.zeros((3, 4, 5), np.uint8)
     drawn[1, 2, 3] = 1
     (labels / "p2").mkdir(parents=True)
-    values = {"Manufacturer": "GE MEDICAL SYSTEMS", "ContrastBolusAgent": "agent"}
     for n in (1, 2, 3, 4):
-        damage = put(**values, StudyInstanceUID=f"1.2.{n}")
-        write_series(images / f"p{n}", patient_id=f"P-{n}", series_uid=f"1.3.{n}", damage=damage)
+        write_series(images / f"p{n}", patient_id=f"P-{n}")
     affine = read(images / "p1").image.affine
     for name in ("p1.nii.gz", "p2/pancreas.nii"):
         nib.save(nib.Nifti1Image(drawn, affine), labels / name)
     write_nrrd(labels / "p3_ct.nrrd", drawn)
     write_series(labels / "p4", pixels=drawn.T, modality="OT", patient_id="P-4")
-    (labels / "p4" / "x.dcm").write_bytes(b"text")
     contents = pickle.loads(pickle.dumps(series(images, labels)))
     expected = [("p1", "p1.nii.gz"), ("p2", "p2/pancreas.nii"), ("p3", "p3_ct.nrrd"), ("p4", "p4")]
     assert pairs(contents, images, labels) == expected
     for case in contents.cases:
         np.testing.assert_array_equal(codes_of(case), drawn)
         assert case.read_image().image.get_fdata().max() == 432
-    assert (len(case.files), case.flags) == (10, ("damaged_file",))
-    assert (case.uid, case.study_uid, case.patient_id) == ("1.3.4", "1.2.4", "P-4")
-    assert (case.manufacturer, case.contrast) == ("ge", "yes")
     [alone] = series(images / "p1", labels / "p2" / "pancreas.nii").cases
     assert alone.label_path == labels / "p2" / "pancreas.nii"
 
@@ -156,19 +188,6 @@ def test_a_seg_among_the_images_is_their_label(images):
     contents = series(images, images)
     assert pairs(contents, images, images) == [("p1", "p1/x.dcm")]
     assert np.count_nonzero(codes_of(contents.cases[0])) == 12
-    scan = Scan(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)))
-    with pytest.raises(Refused, match="label_needs_dicom"):
-        read_label("seg", (images / "p1" / "x.dcm",), options(), scan)
-
-
-def test_files_of_two_folders_belong_to_the_inner(tmp_path):
-    for images, labels in (("a", "a/masks"), ("b/scans", "b")):
-        write_series(tmp_path / images[0] / "scans" / "p1")
-        write_series(tmp_path / images[0] / "masks" / "p1")
-        contents = series(tmp_path / images, tmp_path / labels)
-        assert (len(contents.cases), contents.skipped) == (1, [])
-    write_series(tmp_path / "plain" / "p1")
-    assert series(tmp_path / "plain" / "*", tmp_path / "plain").cases == []
 
 
 @pytest.mark.parametrize(("written", "expected"), [
@@ -203,12 +222,12 @@ def test_the_identity_stays_where_a_series_moves_or_a_second_copy_appears(images
         assert len(set(identities(images / f"uid{uid}"))) == 2
 
 
-def test_another_modality_is_dropped_beside_a_scan_and_read_if_wanted(images):
-    write_series(images / "p1", modality="MR", names="abcde")
-    assert skipped(series(images)) == [("p1", "image", "not_ct")]
-    write_series(images / "p1", names="vwxyz")
-    assert skipped(series(images), "dropped") == [("a", "other", "not_ct")]
-    assert len(series(images, modality="any").cases) == 2
+def test_of_several_images_that_of_the_labels_grid_is_chosen(images, labels):
+    for path, gap_mm in ((images / "thin", 1.0), (images / "thick", 2.5), (labels / "drawn", 2.5)):
+        write_series(path, gap_mm=gap_mm, damage=put(FrameOfReferenceUID="1.2"))
+    contents = series(images, labels)
+    assert pairs(contents, images, labels) == [("thick", "drawn")]
+    assert skipped(contents, "dropped") == [("thin", "image", "other_series")]
 
 
 # nnunet and msd
@@ -248,53 +267,28 @@ def test_names_of_several_structures_become_their_codes(tmp_path):
         find_nnunet(tmp_path, options(pancreas=["liver"]))
 
 
-CT = {"modality": {"0": "CT"}}
-
-
 @pytest.mark.parametrize(("description", "sentence"), [
     ({"modality": {"0": "T2", "1": "CT"}, "labels": {}}, "channel 0 is 'T2'"),
-    ({"labels": {"background": 0}}, 'expected "channel_names"'),
-    ({"modality": ["CT"]}, 'expected "channel_names"'), (CT, 'expected "labels"'),
-    ({**CT, "labels": {"pancreas": [[1]]}}, 'expected "labels"'),
-    ({**CT, "labels": {"pancreas": 1e999}}, 'expected "labels"'),
+    ({**NEW, "labels": {"pancreas": [[1]]}}, 'expected "labels"'),
     ({**NEW, "file_ending": ".mha"}, "file_ending '.mha' is not read; convert to .nii.gz"),
-    ({**NEW, "dataset": ["p7"]}, 'expected "dataset"'),
-    ({**NEW, "dataset": {"p7": {"images": [], "label": "x"}}}, 'expected "dataset"'),
+    ({**NEW, "dataset": ["p7"]}, 'expected "dataset"'), (None, "a description of a data set"),
     ({**NEW, "dataset": {"p7": {"images": ["../a"], "label": "x"}}}, "outside of its folder"),
-    *((text, "a description of a") for text in (b"", b"\xff\xfe\0", b"null", b"[" * 10**5, b"[]")),
 ])  # fmt: skip
 def test_a_damaged_description_or_none_is_an_error_of_a_line(tmp_path, description, sentence):
     file = write_nnunet(tmp_path / "Task07") / "dataset.json"
-    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())  # as Windows writes it
-    assert len(find_nnunet(tmp_path / "Task07", options()).cases) == 1
     with pytest.raises(PancsegError, match=r"no dataset\.json; give one of its folders: Task07"):
         find_nnunet(tmp_path, options())
-    is_text = isinstance(description, dict)
-    file.write_bytes(json.dumps(description).encode() if is_text else description)
+    file.write_text(json.dumps(description))
     with pytest.raises(PancsegError, match=rf"^[^\n]*{sentence}[^\n]*$"):
         find_nnunet(tmp_path / "Task07", options())
-
-
-def test_files_that_the_description_lists_are_read_where_they_lie(tmp_path):
-    listed = {"p7": {"images": ["ct/a.nii.gz", "pet/a.nii.gz"], "label": "./b/x.nii.gz"}}
-    write_files(tmp_path, "ct/a.nii.gz", "pet/a.nii.gz", "b/x.nii.gz", "ct/unlisted.nii.gz")
-    (tmp_path / "dataset.json").write_text(json.dumps({**NEW, "dataset": listed}))
-    [case] = find_nnunet(tmp_path, options(pancreas=["pancreas"])).cases
-    assert (case.path, case.label_path) == (tmp_path / "ct/a.nii.gz", tmp_path / "b/x.nii.gz")
-    assert case.patient == "p7"
 
 
 # 3D-IRCADb
 
 
 def anonymous(slices):
-    """A study for each series, no frame of reference; masks of 8 bits, 0 and 255."""
+    """A study for each series, and no frame of reference."""
     put(StudyInstanceUID=generate_uid(), FrameOfReferenceUID=None)(slices)
-    if slices[0].Modality == "OT":
-        bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0}
-        put(**bits, RescaleSlope=None, RescaleIntercept=None)(slices)
-        for dataset in slices:
-            dataset.PixelData = dataset.PixelData[::2]
 
 
 def test_every_patient_of_ircadb_has_its_own_mask_of_the_organ(tmp_path):
@@ -312,15 +306,11 @@ def test_every_patient_of_ircadb_has_its_own_mask_of_the_organ(tmp_path):
     for n, case in enumerate(contents.cases):
         assert case.read_image().image.get_fdata().min() == n
         np.testing.assert_array_equal(codes_of(case), masks[n].T > 0)
-    contents = find_ircadb(tmp_path, "liver", options())
-    assert patients(contents) == ["3Dircadb1.2"]
-    assert skipped(contents) == [("PATIENT_DICOM", "image", "no_label")]
-    for folder, organ, sentence in (
-        (tmp_path, "spleen", r"source.organ=spleen: .* liver, pancreas"),
-        (tmp_path / "3Dircadb1.1", "liver", r"give the folder of 3Dircadb1\.1.*unpacked"),
-    ):
-        with pytest.raises(PancsegError, match=sentence):
-            find_ircadb(folder, organ, options())
+    assert patients(find_ircadb(tmp_path, "liver", options())) == ["3Dircadb1.2"]
+    with pytest.raises(PancsegError, match=r"source.organ=spleen: .* liver, pancreas"):
+        find_ircadb(tmp_path, "spleen", options())
+    with pytest.raises(PancsegError, match=r"give the folder of 3Dircadb1\.1.*unpacked"):
+        find_ircadb(tmp_path / "3Dircadb1.1", "liver", options())
 
 
 # TCIA Pancreas-CT
@@ -329,16 +319,15 @@ SPACING_MM = (0.5, 0.8, 2.5)  # as tiny_dicom writes them
 TRUTH = np.random.default_rng(5).integers(0, 2, (3, 4, 5))  # columns, rows, slices of the DICOM
 
 
-def write_nih(root, number=1, patient_id=None):
+def write_nih(root, number=1, patient_id=""):
     """A scan whose HU are 100 in the organ and 0 around it, without its label."""
     (root / "labels").mkdir(exist_ok=True)
-    name = f"PANCREAS_{number:04}"
-    own = {"pixels": 100 * TRUTH.T, "patient_id": name if patient_id is None else patient_id}
-    write_series(root / "images" / name / "study" / "Pancreas-63502", **own)
+    folder = root / "images" / f"PANCREAS_{number:04}" / "study" / "Pancreas-63502"
+    write_series(folder, pixels=100 * TRUTH.T, patient_id=patient_id)
     return root / "images", root / "labels"
 
 
-def write_label(
+def write_nih_label(
     labels, signs=(-1, 1, 1), scale=1, origin=(0, 0, 0), number=1, voxels=TRUTH[:, ::-1]
 ):
     """A label whose rows run against those of the DICOM, as in these files."""
@@ -348,14 +337,13 @@ def write_label(
 
 @pytest.mark.parametrize(("options_", "flipped", "is_placed"), [
     ({}, (), True), ({"signs": (1, 1, 1)}, 0, True), ({"signs": (-1, -1, 1)}, 1, True),
-    ({"signs": (-1, 1, -1)}, 2, True), ({"scale": 1.009}, (), True),
-    ({"scale": (1, 1, 1.02)}, (), False), ({"scale": 0.98}, (), False),
+    ({"signs": (-1, 1, -1)}, 2, True), ({"scale": 1.009}, (), True), ({"scale": 0.98}, (), False),
     ({"voxels": TRUTH[:, 2::-1]}, None, False), ({"origin": (10, 20 - 3 * 0.8, 30)}, (), False),
 ])  # fmt: skip
 def test_a_label_without_origin_lands_by_its_directions(tmp_path, options_, flipped, is_placed):
     images, labels = write_nih(tmp_path)
-    write_label(labels, **options_)
-    [case] = pickle.loads(pickle.dumps(find_nih(images, labels, options()).cases))
+    write_nih_label(labels, **options_)
+    [case] = find_nih(images, labels, options()).cases
     image, label = case.read_image().image, label_of(case)
     assert label.flags == ("label_placed_by_axes",) * is_placed
     if flipped is not None:
@@ -366,19 +354,13 @@ def test_a_label_without_origin_lands_by_its_directions(tmp_path, options_, flip
 
 
 def test_scans_and_labels_of_nih_match_by_number(tmp_path):
-    for number, patient_id in ((3, None), (7, ""), (12, "PANCREAS_0012")):
+    for number, patient_id in ((3, "PANCREAS_0003"), (7, "")):
         images, labels = write_nih(tmp_path, number, patient_id)
     write_series(images / "other", patient_id="X")
-    for number in (5, 7, 12):
-        write_label(labels, number=number)
-    for name in ("label12", "average"):
-        shutil.copy(labels / "label0012.nii.gz", labels / f"{name}.nii.gz")
+    for number in (5, 7):
+        write_nih_label(labels, number=number)
     contents = find_nih(images, labels, options())
     expected = [("PANCREAS_0007/study/Pancreas-63502", "label0007.nii.gz")]
     assert pairs(contents, images, labels) == expected
-    rows = [f"{kind} {code}" for _, kind, code in skipped(contents)]
-    assert sorted(rows) == [
-        "image ambiguous_label", "image no_label", "image no_number", "label ambiguous_label",
-        "label ambiguous_label", "label no_image", "label no_number",
-    ]  # fmt: skip
-    assert len(find_nih(images, None, options()).cases) == 3
+    rows = sorted(f"{kind} {code}" for _, kind, code in skipped(contents))
+    assert rows == ["image no_label", "image no_number", "label no_image"]

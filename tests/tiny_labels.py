@@ -82,7 +82,6 @@ def write_segmentation(
     kind: str = "BINARY",
     orientation: Sequence[float] = AXIAL,
     pixel_spacing: tuple[float, float] = SPACING,  # mm from row to row, from column to column
-    shared: bool = True,  # orientation and spacing stand once, else in every frame
     damage: Callable[[Dataset], None] | None = None,
 ) -> Path:  # fmt: skip
     """Write a SEG by hand, of frames in the order they are stored."""
@@ -96,7 +95,7 @@ def write_segmentation(
     groups = []
     for frame in frames:
         place = [item(ImagePositionPatient=decimals(frame.position))]
-        group = item(PlanePositionSequence=place, **({} if shared else grid))
+        group = item(PlanePositionSequence=place)
         if kind != "LABELMAP":
             group.SegmentIdentificationSequence = [item(ReferencedSegmentNumber=frame.segment)]
         groups.append(group)
@@ -107,7 +106,7 @@ def write_segmentation(
         BitsAllocated=bits, BitsStored=bits, HighBit=bits - 1, SegmentationType=kind,
         SegmentSequence=[segment(n, *words) for n, words in (segments or {1: PANCREAS}).items()],
         PerFrameFunctionalGroupsSequence=groups,
-        SharedFunctionalGroupsSequence=[item(**(grid if shared else {}))],
+        SharedFunctionalGroupsSequence=[item(**grid)],
         PixelData=content.tobytes() + b"\0" * (content.size % 2),
     )  # fmt: skip
     if kind == "FRACTIONAL":
