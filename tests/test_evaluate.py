@@ -151,7 +151,7 @@ def test_another_prepared_folder_is_scored_without_the_patients_that_were_seen(
     assert figures_of(run, "external_other")["held_out"] is None
 
 
-def test_masks_of_other_tools_are_scored(prepared, dicom, command):
+def test_masks_of_other_tools_are_scored(prepared, trained, dicom, command):
     """Masks as nnU-Net, TotalSegmentator and pancseg name them, one shifted by a voxel."""
     cases, masks = read_manifest(prepared).cases, Path("masks")
     labels = {case.name: nib.load(prepared / str(case.label)) for case in cases}
@@ -176,3 +176,8 @@ def test_masks_of_other_tools_are_scored(prepared, dicom, command):
     assert (rows[names[5]]["dice"], rows[names[5]]["status"]) == ("0.0", "missed")
     assert (rows["unknown"]["dice"], rows["unknown"]["status"]) == ("", "no_case")
     assert figures_of(Path("scores"), "external")["held_out"] is None
+    of_a_run = ["predictions=masks", f"checkpoint={trained}", "output=test_patients"]
+    command("evaluate", *of_a_run)
+    patients = {row["patient"] for row in rows_of(Path("test_patients"), "external").values()}
+    split = json.loads((trained / "splits.json").read_text())
+    assert patients == {*split["test"], ""}  # "": the mask of no case
