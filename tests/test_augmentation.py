@@ -139,6 +139,18 @@ def test_the_result_is_a_function_of_seed_and_index_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_each_sample_has_its_own_voxel_size():
+    settings, spacings_mm = (
+        only("rotation", "blur", margin_share=0.0),
+        [SPACING_MM, (3.0, 1.0, 2.0)],
+    )
+    image, label = batch(SIZE)
+    together, _ = augmenter(settings)(image, label, 0, spacings_mm=spacings_mm)
+    for n, spacing_mm in enumerate(spacings_mm):
+        alone = Augmenter(settings, spacing_mm=spacing_mm, window_hu=WINDOW_HU, size=SIZE)
+        assert torch.equal(together[n], alone(image[n : n + 1], label[n : n + 1], 0, first=n)[0][0])
+
+
 def test_the_box_keeps_rotated_corners_out_of_air():
     change = augmenter(only("rotation", rotation_degrees=(12.0,) * 3, margin_share=1.0))
     image = torch.full((40, 1, *change.box), 0.6)

@@ -94,7 +94,7 @@ def other_folder(cache, letter, used_s=100):
 def test_volumes_of_other_settings_are_removed_longest_unused_first(cache):
     for letter, used_s in (("a", 200), ("b", 100), ("c", 300)):
         other_folder(cache, letter, used_s)
-    for gigabytes, expected in ((1, "abcf"), (110_000 / 1e9, "acf"), (0, "f")):
+    for gigabytes, expected in ((1, "abcf"), (140_000 / 1e9, "acf"), (0, "f")):
         evict(cache.folder, gigabytes)
         assert sorted(path.name[0] for path in cache.folder.parent.glob("*/")) == [*expected]
     assert cache.missing() == []

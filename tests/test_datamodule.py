@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,8 @@ def test_batches_have_the_documented_content(root, sampling):
         assert (batch["image"].dtype, batch["label"].dtype) == (torch.float16, torch.uint8)
         assert set(batch["label"].unique().tolist()) == {0, 1, 2}
         assert batch["patient"].shape == shape[:1]
+        voxel_mm = (10.0, 10.0, 4.0) if sampling == WHOLE else (8.0, 8.0, 8.0)  # groups are resized
+        np.testing.assert_allclose(batch["spacing_mm"], [voxel_mm] * shape[0])
 
 
 def test_setup_caches_the_subsets_of_a_stage_and_evicts_volumes_of_other_settings(root, tmp_path):
@@ -133,6 +136,9 @@ REFUSED = [
     ({"groups": lambda _: []}, {}, r"3 training patients have no labelled group.*data\.tail=shift"),
     ({"complete": False}, {}, "run the same pancseg.prepare again"),
     ({}, {"orientation": "SAR"}, r"data\.orientation=SAR: expected"),
+    ({}, {"window_hu": [200, -200]}, r"data\.window_hu=\[200, -200\]: expected"),
+    ({}, {"spatial_size": None}, r"data\.spatial_size=null plans patches"),
+    ({}, {"augment": {"noise_probability": 2}}, r"augment\.noise_probability=2"),
 ]
 
 

@@ -34,7 +34,7 @@ def volume(shape, voxel=None, code=1):
     label = np.zeros(shape, np.uint8)
     if voxel:
         label[voxel] = code
-    return Volume(image, label, np.argwhere(label).astype(np.int32))
+    return Volume(image, (1.0, 1.0, 1.0), label, np.argwhere(label).astype(np.int32))
 
 
 def cache_of(*volumes):

@@ -77,6 +77,8 @@ def test_ignored_voxels_have_no_gradient_and_do_not_change_the_loss() -> None:
     other = logits.detach().clone()
     other[..., :2] = torch.randn(1, 3, 4, 4, 2)
     assert loss(other, label) == loss(logits, label)
+    labelled = DiceCELoss()(logits[..., 2:], label[..., 2:])
+    torch.testing.assert_close(loss(logits, label), labelled, atol=1e-4, rtol=0)
 
 
 def test_dice_is_the_mean_over_structures_of_patients_that_have_them() -> None:

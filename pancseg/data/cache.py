@@ -22,6 +22,7 @@ from pancseg.data.manifest import Case, Group
 from pancseg.data.transforms import Preprocessing, preprocessing_transforms
 from pancseg.errors import PancsegError
 from pancseg.files import replaced, unpacked_sha256
+from pancseg.geometry import spacing_of
 from pancseg.hardware import VOLUME_SHARE
 from pancseg.parallel import cores, process_map, progress
 from pancseg.structures import IGNORED
@@ -29,9 +30,9 @@ from pancseg.structures import IGNORED
 log = logging.getLogger(__name__)
 Entry = Case | Group
 STORAGES = ("disk", "ram", "gpu")
-ARRAYS = ("image", "label", "foreground")
+ARRAYS = ("image", "spacing_mm", "label", "foreground")
 CACHE_FOLDER = re.compile("[0-9a-f]{16}")
-CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|label|foreground)\.npy")
+CACHE_FILE = re.compile(r".+-[0-9a-f]{16}_(image|spacing_mm|label|foreground)\.npy")
 TIME_TOLERANCE_S = 1e-5  # not every file system keeps nanoseconds
 MIN_POOL_BYTES = 10**8  # of images; less is read faster than processes start
 USE_LOCKS: dict[Path, FileLock] = {}  # of folders that this process uses
@@ -41,6 +42,7 @@ class Volume(NamedTuple):
     """A preprocessed volume, memory maps or tensors."""
 
     image: Any  # (H, W, D) float16, 0..1, within 0.0003 of the value: 0.1 HU of 400
+    spacing_mm: Any  # (3,) float32, of the voxels of ``image``
     label: Any = None  # (H, W, D) uint8, structure codes
     foreground: Any = None  # (N, 3), indices of the voxels with a label
 
@@ -140,7 +142,7 @@ def files_of(root: Path, entry: Entry) -> dict[str, Path]:
 def arrays_of(entry: Entry) -> dict[str, str]:
     """Names of the cached arrays of a case or group."""
     key = sha256((entry.image_sha256 + entry.label_sha256).encode()).hexdigest()[:16]
-    arrays = ARRAYS if entry.label else ("image",)
+    arrays = ARRAYS if entry.label else ARRAYS[:2]
     return {array: f"{entry.name}-{key}_{array}.npy" for array in arrays}
 
 
@@ -163,6 +165,7 @@ def make_volume(
             "it and its label, and run the same pancseg.prepare again"
         ) from error
     values = {"image": item["image"][0].numpy().astype(np.float16)}
+    values["spacing_mm"] = np.array(spacing_of(item["image"].affine.numpy()), np.float32)
     if entry.label:
         values["label"] = item["label"][0].numpy().astype(np.uint8)
         labelled = (values["label"] > 0) & (values["label"] != IGNORED)

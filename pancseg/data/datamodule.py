@@ -41,9 +41,9 @@ class CTDataModule(pl.LightningDataModule):
     """Groups or patches of the CTs of a prepared folder; ``conf/data`` explains the arguments.
 
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
-    float32 codes of structures, "patient": (B,) int64, "name": list}``; in training it is
-    augmented, and has its number ``step`` and ``batch_index`` of its first sample in the batch of
-    all processes.
+    float32 codes of structures, "patient": (B,) int64, "name": list, "spacing_mm": list of (x, y,
+    z)}``; in training it is augmented, and has its number ``step`` and ``batch_index`` of its first
+    sample in the batch of all processes.
     """
 
     def __init__(
@@ -85,6 +85,15 @@ class CTDataModule(pl.LightningDataModule):
             raise PancsegError(f"hardware.cache={cache}: expected one of {', '.join(STORAGES)}")
         if depth is None and not self.sampling.uses_patches:
             raise PancsegError("data.depth=null has no groups to take whole; give sampling=patches")
+        if spatial_size is None and not self.sampling.uses_patches:
+            raise PancsegError("data.spatial_size=null plans patches; groups are resized: give it")
+        for key, numbers in (("spacing_mm", spacing_mm), ("spatial_size", spatial_size)):
+            if numbers and (len(numbers) != 3 or min(numbers) <= 0):
+                raise PancsegError(f"data.{key}={list(numbers)}: expected three above 0")
+        if len(window_hu) != 2 or window_hu[0] >= window_hu[1]:
+            raise PancsegError(f"data.window_hu={list(window_hu)}: expected two, the lower first")
+        margin = {} if self.sampling.uses_patches else {"margin_share": 0.0}  # around a group: air
+        self.augmentation = Augmentation(**{**(augment or {}), **margin})
         self.seen_before: set[str] = set()  # patients that initial weights were trained on
         self.caches: dict[str, VolumeCache] = {}
 
@@ -157,11 +166,9 @@ class CTDataModule(pl.LightningDataModule):
 
     @cached_property
     def augmenter(self) -> Augmenter:
-        """Augmentation of training batches; nothing lies around a group."""
-        margin = {} if self.sampling.uses_patches else {"margin_share": 0.0}
-        numbers = Augmentation(**{**(self.hparams["augment"] or {}), **margin})
+        """Augmentation of training batches."""
         units = {"window_hu": self.hparams["window_hu"], "spacing_mm": self.plan.spacing_mm}
-        return Augmenter(numbers, **units, size=self.plan.spatial_size)
+        return Augmenter(self.augmentation, **units, size=self.plan.spatial_size)
 
     @property
     def structures(self) -> dict[str, list[int]]:
@@ -286,7 +293,8 @@ class CTDataModule(pl.LightningDataModule):
         """A training batch, augmented as a function of the seed and its step; float32."""
         seed = step_seed(self.hparams["seed"], batch["step"])
         volumes = batch["image"].float(), batch["label"].float()
-        image, label = self.augmenter(*volumes, seed, first=batch["batch_index"])
+        numbers = {"first": batch["batch_index"], "spacings_mm": batch["spacing_mm"]}
+        image, label = self.augmenter(*volumes, seed, **numbers)
         return {**batch, "image": image, "label": label}
 
 
@@ -298,6 +306,6 @@ def is_first_process() -> bool:
 def data_fingerprint(manifest: Manifest, preprocessing: Preprocessing) -> str:
     """Hash of all cases of a prepared folder and of their preprocessing."""
     stored = sorted(case.image_sha256 + case.label_sha256 for case in manifest.cases)
-    orientation, *settings = vars(preprocessing).values()
+    settings = preprocessing.spacing_mm, preprocessing.window_hu, preprocessing.spatial_size
     numbers = [[float(n) for n in values or ()] for values in settings]
-    return json_hash([stored, orientation, numbers, manifest.settings])
+    return json_hash([stored, preprocessing.orientation, numbers, manifest.settings])

@@ -121,7 +121,8 @@ def read_manifest(root: Path) -> Manifest:
     if not has_manifest(root):
         raise PancsegError(
             f"{root} holds no {MANIFEST}; prepare it first: python -m pancseg.prepare "
-            f"data.root={root} source=dicom source.images=FOLDER source.labels=FOLDER"
+            f"data.root={root} source=dicom source.images=FOLDER source.labels=FOLDER, or give "
+            "data.root=PREPARED of a folder that is prepared"
         )
     value = read_json(path, "a manifest", lambda v: isinstance(v, dict) and "schema" in v)
     if value["schema"] != SCHEMA:
@@ -181,11 +182,12 @@ def is_allowed(key: str, value: Any) -> bool:
     return value.isprintable() and all(map(FILE_NAME.fullmatch, parts))
 
 
-def same_person(cases: Iterable[Case]) -> dict[str, str]:
+def same_person(cases: Iterable[Case], *, by_scan: bool = False) -> dict[str, str]:
     """Map each patient name to one name per person.
 
-    Names that share a study or PatientID are one person; a value that all share, three or more, is
-    an anonymiser's and ignored. Names prepared before are preferred: adding cases renames nobody.
+    Names that share a study or PatientID are one person, with ``by_scan`` also those that share a
+    scan. An identifier that all names share, three or more, is an anonymiser's and ignored. Names
+    prepared before are preferred: adding cases renames nobody.
     """
     prepared_before: dict[str, bool] = defaultdict(bool)
     sharing: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -193,9 +195,12 @@ def same_person(cases: Iterable[Case]) -> dict[str, str]:
         prepared_before[case.patient] |= case.prepared_before
         sharing["study", case.study_hash].add(case.patient)
         sharing["patient", case.patient_id_hash].add(case.patient)
+        if by_scan:
+            sharing["scan", case.voxel_hash].add(case.patient)
     names_of = {patient: {patient} for patient in prepared_before}  # of its person
-    for (_, value), patients in sharing.items():
-        if value and not len(patients) == len(names_of) > 2:
+    for (kind, value), patients in sharing.items():
+        is_of_anonymiser = kind != "scan" and len(patients) == len(names_of) > 2
+        if value and not is_of_anonymiser:
             names = set().union(*(names_of[patient] for patient in patients))
             names_of |= dict.fromkeys(names, names)
     ranked = sorted(names_of, key=lambda name: (not prepared_before[name], name))

@@ -99,6 +99,7 @@ class VolumeDataset(Dataset[Item]):
             "image": crop(volume.image, start, size)[None],
             "patient": int.from_bytes(sha256(entry.patient.encode()).digest()[:7], "big"),
             "name": entry.name,
+            "spacing_mm": tuple(map(float, volume.spacing_mm)),
         }
         if volume.label is not None:
             item["label"] = crop(volume.label, start, size)[None]
@@ -180,10 +181,11 @@ def structure_rows(volume: Volume, structures: Sequence[Sequence[int]]) -> list[
 
 
 def collate(items: list[Item]) -> Item:
-    """A batch; numbers of step and sample stay on the CPU, where seeds are made of them."""
+    """A batch; numbers of step and sample, and voxel sizes, stay numbers of the CPU."""
     numbers = {key: items[0][key] for key in ("step", "batch_index") if key in items[0]}
-    rest = [{k: v for k, v in item.items() if k not in numbers} for item in items]
-    return {**default_collate(rest), **numbers}
+    rest = [{k: v for k, v in i.items() if k not in (*numbers, "spacing_mm")} for i in items]
+    spacings_mm = [item["spacing_mm"] for item in items]
+    return {**default_collate(rest), **numbers, "spacing_mm": spacings_mm}
 
 
 def crop(array: Any, start: Sequence[int], size: Sequence[int]) -> Tensor:

@@ -92,8 +92,8 @@ class TrainingProfile:
         for name, (flag, min_sd) in STATISTICS.items():
             if self.n < MIN_SCANS or not (name in self.mean and name in statistics):
                 continue
-            value, mean, sd = statistics[name], self.mean[name], self.sd[name]
-            distance = abs(value - mean) / max(sd, min_sd) / math.sqrt(1 + 1 / self.n)
+            value, mean, sd = statistics[name], self.mean[name], max(self.sd[name], min_sd)
+            distance = abs(value - mean) / sd / math.sqrt(1 + 1 / self.n)
             is_longer = name == "length_mm" and value > mean  # windows slide along it
             if distance > largest.get(flag, limit) and not is_longer:
                 largest[flag] = distance

@@ -5,7 +5,7 @@ influence. Adding k patients moves at most k others across each border between t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,9 +34,7 @@ class Split:
 
 def persons_of(cases: Iterable[Case]) -> dict[str, str]:
     """For each patient the name of the person; patients who share a scan are one person."""
-    cases = list(cases)
-    by_scan = (replace(case, study_hash=case.voxel_hash, patient_id_hash="") for case in cases)
-    return same_person([*cases, *by_scan])
+    return same_person(cases, by_scan=True)
 
 
 def make_split(
@@ -133,4 +131,5 @@ def read_split(path: str | None, person_of: Mapping[str, str]) -> Split:
         if earlier != subset:
             same = "" if name == other else f" ({other} is the same person or has the same scan)"
             raise PancsegError(f"{path}: in both {earlier} and {subset}: {name}{same}")
-    return Split(sorted(lists["train"]), sorted(lists["val"]), sorted(lists["test"]), "file", None)
+    train, val, test = (sorted(set(lists[subset])) for subset in SUBSETS)
+    return Split(train, val, test, "file", None)

@@ -186,17 +186,18 @@ class Augmenter:
     def __init__(
         self, settings: Augmentation, *, spacing_mm: Floats, window_hu: Floats, size: Ints
     ) -> None:
-        if len(spacing_mm) != 3 or min(spacing_mm) <= 0 or len(size) != 3 or min(size) <= 0:
-            given = f"spacing_mm={list(spacing_mm)}, spatial_size={list(size)}"
-            raise PancsegError(f"{given}: expected three above 0 of each")
-        if len(window_hu) != 2 or window_hu[0] >= window_hu[1]:
-            raise PancsegError(f"window_hu={list(window_hu)}: expected two, the lower first")
         self.settings, self.spacing_mm, self.window_hu = settings, spacing_mm, window_hu
         self.size = tuple(size)
         self.box = self._find_box()
 
     def __call__(
-        self, image: Tensor, label: Tensor, seed: int, *, first: int = 0
+        self,
+        image: Tensor,
+        label: Tensor,
+        seed: int,
+        *,
+        first: int = 0,
+        spacings_mm: Sequence[Floats] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Augment a batch without using or changing the global random state.
 
@@ -205,6 +206,7 @@ class Augmenter:
             label: ``(B, 1, *box)`` of any type, integer values.
             seed: Of the whole batch.
             first: Index of the first sample in the whole batch, where processes share it.
+            spacings_mm: Voxel sizes of each sample, where volumes were resized.
 
         Returns:
             Image float32 and label of its type, ``(B, 1, *size)``, centred in the box.
@@ -214,12 +216,13 @@ class Augmenter:
             shapes = f"image and label of shape {tuple(image.shape)} and {tuple(label.shape)}"
             raise PancsegError(f"{shapes}: expected {expected}")
         images, labels = [], []
-        samples = zip(image.float().split(1), label.split(1), strict=True)
+        spacings_mm = spacings_mm or [self.spacing_mm] * len(image)
+        samples = zip(image.float().split(1), label.split(1), spacings_mm, strict=True)
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            for i, (scan, mask) in enumerate(samples):
+            for i, (scan, mask, spacing_mm) in enumerate(samples):
                 parameters = draw(self.settings, seed, first + i)
-                scan, mask = resample(scan, mask, parameters, self.spacing_mm, self.size)
-                images.append(change_values(scan, parameters, self.spacing_mm, self.window_hu))
+                scan, mask = resample(scan, mask, parameters, spacing_mm, self.size)
+                images.append(change_values(scan, parameters, spacing_mm, self.window_hu))
                 labels.append(mask)
             return torch.cat(images), torch.cat(labels)
 

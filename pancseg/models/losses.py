@@ -28,9 +28,12 @@ class DiceCELoss(nn.Module):
         super().__init__()
         self.dice = DiceLoss(include_background, to_onehot_y=True, softmax=True, batch=batch)
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Loss of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``."""
-        return self.dice(logits, label) + self.voxel_loss(logits, label)
+    def forward(self, logits: Tensor, label: Tensor, labelled: Tensor | float = 1.0) -> Tensor:
+        """Loss of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``.
+
+        ``labelled`` is the share of voxels that count in the mean of the cross-entropy.
+        """
+        return self.dice(logits, label) + self.voxel_loss(logits, label) / labelled
 
     def voxel_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Mean cross-entropy, deterministic on CUDA, where torch's own is not."""
@@ -56,7 +59,10 @@ class DiceFocalLoss(DiceCELoss):
 
 
 class IgnoringLoss(nn.Module):
-    """A loss that leaves out ignored voxels."""
+    """A loss without ignored voxels: they have no gradient, and count as right background.
+
+    The mean of cross-entropy and focal loss is over the other voxels, as in nnU-Net.
+    """
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -64,7 +70,10 @@ class IgnoringLoss(nn.Module):
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         """Loss of logits ``(B, C, H, W, D)`` and labels ``(B, 1, H, W, D)``."""
-        return self.loss(*without_ignored(logits, label))
+        given: tuple[Tensor, ...] = without_ignored(logits, label)
+        if isinstance(self.loss, DiceCELoss):
+            given += ((label != IGNORED).float().mean().clamp(min=1e-6),)
+        return self.loss(*given)
 
 
 def without_ignored(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def network_arguments(
     return origin | model["network"]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=1)  # ``changed_at`` is a part of its key: a replaced file is read again
 def origin_of(path: Path, changed_at: float) -> KnownWeights | dict[str, Any]:
     """The record of a file's weights, or the network of a checkpoint of pancseg."""
     initial = open_weights(path)

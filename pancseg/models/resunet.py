@@ -118,7 +118,7 @@ class ResUNet(DynUNet):
         full_resolution: bool = True,
         max_width: int = 320,
         max_levels: int = 6,
-        deep_supervision: int = 2,
+        deep_supervision: int = 0,
         dropout: float = 0.0,
         prior: float = 0.01,
         use_checkpoint: bool = False,
@@ -166,7 +166,7 @@ class ResUNet(DynUNet):
         self.use_checkpoint = use_checkpoint
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """Logits ``(B, 2, H, W, D)``; in training with deep supervision a list, fine to coarse."""
+        """Logits ``(B, out_channels, H, W, D)``; with deep supervision in training a list."""
         skips = [self.run_block(self.input_block, image)]
         for downsample in self.downsamples:
             skips.append(self.run_block(downsample, skips[-1]))

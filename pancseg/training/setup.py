@@ -87,7 +87,7 @@ def set_up_process(seed: int) -> None:
     if advice := hardware.detect().advice:
         log.warning(advice)
     torch.set_float32_matmul_precision("high")
-    pl.seed_everything(seed, workers=True, verbose=False)
+    pl.seed_everything(seed, verbose=False)
 
 
 def build_data(cfg: DictConfig, prepare: Callable[[], object] | None) -> CTDataModule:
@@ -215,7 +215,7 @@ def draw_preview(path: Path, data: CTDataModule, title: str) -> None:
     *volumes, names = zip(*samples, strict=True)
     images, labels = ([volume[0].cpu().numpy() for volume in each] for each in volumes)
     labels = [np.where(label == IGNORED, 0, label) for label in labels]
-    draw_samples(path, images, labels, names, title, spacing_mm=data.plan.spacing_mm)
+    draw_samples(path, images, labels, names, title, spacing_mm=batch["spacing_mm"][0])
 
 
 def to_plain(node: Any) -> Any:
