@@ -133,19 +133,9 @@ def rtstruct(contours, **options):
     )
 
 
-# their arguments
-
-
 def heights(*values):
     """Positions of slices at these heights above the first."""
     return np.array([(*FIRST[:2], FIRST[2] + value) for value in values])
-
-
-def without_4(values=None):
-    """Options of a series that lacks slice 4."""
-    kept = [0, 1, 2, 3, 5, 6, 7]
-    pixels = lambda hu: hu.T[kept] + 1024 if values is None else values.T[kept]  # noqa: E731
-    return {"positions": heights(*GAP_MM * np.array(kept)), "pixels": pixels}
 
 
 def phases(slices):
@@ -175,6 +165,9 @@ IMAGE, SECOND, SLICE, TEXT = "images/{}", "images/{}2", "images/{}/3.dcm", "imag
 ALONE, THIRD = "images/{}/0.dcm", "labels/{}3"  # the first of files that make no volume
 PDF = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Rows": None, "PixelData": None}
 LOCALIZER = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+GAP = series(
+    positions=heights(0, 5, 10, 15, 25, 30, 35), pixels=lambda hu: np.delete(UP(hu.T), 4, 0)
+)
 TILTED = np.array(FIRST) + np.arange(SHAPE[2])[:, None] * [0, 3, GAP_MM]
 SWAP, WINDOW = (lambda hu: hu[..., SWAPPED]), (lambda hu: hu.clip(-160, 240))
 UP, DOWN, OTHER = (lambda hu: hu + 1024), (lambda hu: hu - 1024), (lambda _: body(99).T + 1024)
@@ -203,7 +196,7 @@ IMAGES = {
     "no position": ("no_geometry", series(put(3, ImagePositionPatient=None))),
     "two sizes": ("mixed_size", series(put(3, Rows=35, PixelData=bytes(35 * 30 * 2)))),
     "two phases": ("mixed_acquisitions", series(phases)),
-    "gap": ("missing_slice", series(**without_4())),
+    "gap": ("missing_slice", GAP),
     "uneven": ("uneven_gaps", series(positions=heights(0, 5, 10, 16, 20, 25, 30, 35))),
     "rounded": ("kept", series(positions=heights(*np.arange(8) * 5 + [0, 0.2] * 4))),
     "tilt": ("gantry_tilt", series(positions=TILTED)),
@@ -219,7 +212,7 @@ IMAGES = {
 }
 
 REPAIRED = {
-    "gap": ("kept repaired", series(**without_4())),
+    "gap": ("kept repaired", GAP),
     "tilt": ("kept repaired", series(positions=TILTED)),
     "wide": ("missing_slice", series(positions=heights(0, 5, 10, 35, 40, 45, 50, 55))),
 }
@@ -230,7 +223,6 @@ LABELLED = {
     "LPS": ("label_flipped", label(nifti(lambda _: ORGAN, LPS, "labels/{}.nii.gz"))),
     "direction": ("label_direction", label(mask(orientation=TURNED))),
     "intercept": ("no_background", label(mask(intercept=-1024.0))),
-    "slice": ("missing_slice", label(mask(**without_4(ORGAN)))),
     "patient": ("other_patient", label(mask(patient_id="Q-2"))),
     "NaN": ("not_finite", label(nifti(lambda _: ORGAN * np.nan, at="labels/{}.nii.gz"))),
     "none": ("no_label", series()),

@@ -60,21 +60,22 @@ def refuses(read=open_checkpoint, match=r"^\w+=[^\n]+$"):
         read(FILE)
 
 
-class Mark:
-    """Makes a file where it is unpickled."""
+class Call:
+    """Calls a function where it is unpickled."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return builtins.open, (str(self.path), "w")
+        return self.call
 
 
 def test_a_pickle_is_not_run(content, prepared, command):
-    FILE.write_bytes(pickle.dumps(Mark("hacked")))
+    FILE.write_bytes(pickle.dumps(Call(builtins.open, "hacked", "w")))
     refuses()
     refuses(open_weights)
-    torch.save(put(content, "state_dict/extra", Mark("hacked")), FILE)  # in the place of a tensor
+    in_place_of_a_tensor = Call(builtins.open, "hacked", "w")
+    torch.save(put(content, "state_dict/extra", in_place_of_a_tensor), FILE)
     refuses()
     refuses(open_weights)
     ended = command("train", *smoke(prepared, Path("run"), f"ckpt_path={FILE}"))
@@ -118,6 +119,11 @@ def huge_network(content):
     torch.save(put(content, "hyper_parameters/model/channels", [2**16] * 5), FILE)
 
 
+def huge_bytes(content):
+    """Asks for memory where it is unpickled; torch's own reader lets it."""
+    torch.save({**content, "more": Call(bytearray, 2 * 10**8)}, FILE)
+
+
 def tensor_without_values(content):
     """A weight of the right shape that holds one number."""
     name = next(name for name in content["state_dict"] if name.startswith("network."))
@@ -136,7 +142,12 @@ def packed(content):
 
 @pytest.mark.parametrize(
     ("bomb", "reason"),
-    [(huge_network, "size mismatch"), (tensor_without_values, "without its"), (packed, "compress")],
+    [
+        (huge_network, "size mismatch"),
+        (huge_bytes, "asks for memory"),
+        (tensor_without_values, "without its"),
+        (packed, "compress"),
+    ],
 )
 def test_no_file_makes_its_reader_take_more_memory_than_it_holds(bomb, reason, content):
     bomb(content)

@@ -16,8 +16,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pancseg.data.manifest import read_manifest
 from pancseg.data.splits import make_split
 from pancseg.dicom.labels import read_rtstruct
-from pancseg.errors import REASON_LENGTH, PancsegError
-from pancseg.inference.postprocessing import postprocess_path, read_postprocess
+from pancseg.errors import REASON_LENGTH, PancsegError, Refused
 from pancseg.models.pretrained import load_tensors
 from pancseg.reports.run_folder import open_run
 from tests.test_hostile_checkpoints import within
@@ -55,11 +54,9 @@ def one_line(ended, *words):
 
 
 def test_json_that_is_nested_too_deeply_is_refused_in_one_line(tmp_path):
-    checkpoint, split = tmp_path / "best.ckpt", tmp_path / "split.json"
-    checkpoint.touch()
+    split = tmp_path / "split.json"
     readers = {
         tmp_path / "manifest.json": lambda: read_manifest(tmp_path),
-        postprocess_path(checkpoint): lambda: read_postprocess(checkpoint),
         split: lambda: make_split(["p"], "file", path=str(split)),
     }
     for path, read in readers.items():
@@ -104,12 +101,13 @@ def test_long_texts_stop_no_later_run_and_no_other_folder(tmp_path, command):
     segments = dict.fromkeys(range(1, 1001), ("Liver " * 40, *LIVER[1:]))
     frames = [Frame(np.ones((4, 3), np.uint8), at(1))]
     write_segmentation(images / "seg.dcm", frames, segments=segments)
-    for root in ("a", "a", "b"):
-        ended = prepare(command, images, site / root, labels=images)
+    assert len(str(Refused("code", "sentence " * 100))) == REASON_LENGTH
+    for root, labels in (("a", "null"), ("a", "null"), ("b", images)):
+        ended = prepare(command, images, site / root, labels=labels)
         assert ended.code == 1, ended.err
         rows = rows_of(site / root)
         assert max(len(value) for row in rows for value in row.values()) <= REASON_LENGTH
-        assert {row["code"] for row in rows} >= {"ambiguous_segment", "not_ct"}
+    assert {row["code"] for row in rows} >= {"ambiguous_segment", "not_ct"}
 
 
 def test_dicom_that_unpacks_to_much_is_refused(tmp_path, command):

@@ -71,6 +71,9 @@ def load_tensors(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise PancsegError("is compressed, which torch.save never does; get the original file")
+        pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
+        if any(b"bytearray" in archive.read(name) for name in pickles):  # of any length, to torch
+            raise PancsegError("asks for memory, which no checkpoint does; get the original file")
         if damaged := archive.testzip():  # torch does not compare the checksums
             raise PancsegError(f"is damaged in {damaged}; use another checkpoint or a copy")
     numbers: Any = [(Skipped, name) for name in NUMBERS]

@@ -54,9 +54,14 @@ def result_of(command, folder):
     return {k: v for k, v in files.items() if Path(k).suffix in (".csv", ".json", ".gz")}
 
 
-@pytest.mark.slow
+LONG = pytest.mark.storm
+
+
+@pytest.mark.parametrize(
+    "folders", [pytest.param(1, marks=pytest.mark.slow), pytest.param(15, marks=LONG)]
+)
 @pytest.mark.parametrize("command", ["prepare", "predict"])
-def test_killed_at_any_moment_it_leaves_the_result_of_one_run(command, words_of, tmp_path):
+def test_killed_at_any_moment_it_leaves_the_result_of_one_run(command, words_of, tmp_path, folders):
     groups, chance = [], random.Random(command)
 
     def start(folder):
@@ -65,35 +70,38 @@ def test_killed_at_any_moment_it_leaves_the_result_of_one_run(command, words_of,
         groups.append(process.pid)
         return process
 
-    began, alone, killed = time.monotonic(), tmp_path / "alone", tmp_path / "killed"
+    began, alone = time.monotonic(), tmp_path / "alone"
     assert start(alone).wait() == 0
     seconds = time.monotonic() - began
     try:
-        for is_group in (True, False):
-            process = start(killed)
-            time.sleep(chance.uniform(0.4, 1.0) * seconds)
-            os.killpg(process.pid, signal.SIGKILL) if is_group else process.kill()
-            process.wait()
-            result_of(command, killed)
-        assert start(killed).wait() == 0
-        assert same(result_of(command, killed), result_of(command, alone))
+        for killed in (tmp_path / f"killed{number}" for number in range(folders)):
+            for is_group in (True, False):
+                process = start(killed)
+                time.sleep(chance.uniform(0.4, 1.0) * seconds)
+                os.killpg(process.pid, signal.SIGKILL) if is_group else process.kill()
+                process.wait()
+                result_of(command, killed)
+            assert start(killed).wait() == 0
+            assert same(result_of(command, killed), result_of(command, alone))
     finally:
         for group in groups:  # workers that outlive their parent
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.7, marks=pytest.mark.slow), pytest.param(0.2, marks=LONG)]
+)
 @pytest.mark.parametrize("command", ["prepare", "train"])
 def test_a_full_disk_is_one_line_and_costs_no_finished_work(
-    command, words_of, tmp_path, monkeypatch
+    command, words_of, tmp_path, share, monkeypatch
 ):
     alone, disk = tmp_path / "alone", tmp_path / "disk"
     assert run_command(command, *words_of(command, alone)) == 0
     size = sum(path.stat().st_size for path in alone.rglob("*") if path.is_file())
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(0.7 * size)}", "none", disk]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(share * size)}", "none", disk]
     if subprocess.run(mount, check=False, stderr=QUIET).returncode:
         pytest.skip("no file system can be mounted")
     try:
