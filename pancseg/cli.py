@@ -30,6 +30,7 @@ from pancseg.errors import NO_ROOM, Incomplete, PancsegError, lacks_room
 from pancseg.signals import Stopped, has_fixed_folder, requeue, stop_on_signals
 
 ON_WINDOWS = os.name == "nt"
+READER_GONE = 141  # exit code of a program that SIGPIPE ends
 RESOLVER_ERROR = "PancsegError raised while resolving interpolation: "
 Task = Callable[[DictConfig], Any]
 
@@ -48,7 +49,9 @@ def command(task: Task, set_up: Callable[[], None] | None = None) -> Callable[[]
 
     def main() -> None:
         register()
-        sys.exit(run(task, name))
+        code = run(task, name)
+        is_reader_gone()
+        sys.exit(code)
 
     main.register = register  # type: ignore[attr-defined] # for api, which runs the task otherwise
     return main
@@ -79,6 +82,8 @@ def run(task: Task, name: str) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as raised:
+        if isinstance(raised, BrokenPipeError) and is_reader_gone("\n"):
+            return READER_GONE
         if show_traceback:
             raise
         error = own_error(raised)
@@ -135,6 +140,18 @@ def print_thread_error(ended: Any) -> None:
     """Print what ended a thread, unless the disk is full: the main thread reports that."""
     if not lacks_room(ended.exc_value):
         threading.__excepthook__(ended)
+
+
+def is_reader_gone(text: str = "") -> bool:
+    """Whether nobody reads stdout to its end, as in ``| head -1``; it is then discarded."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    except OSError:  # a full disk
+        return False
+    return False
 
 
 def close_progress_bars() -> None:
@@ -215,7 +232,7 @@ def quoted_value(text: str) -> str:
     """A value in quotes if Hydra refuses it without; backslashes before a quote are doubled."""
     if not needs_quotes(f"x={text}", is_sweep=False):
         return text
-    mark = "'" if ON_WINDOWS else '"'  # the shell flatten it alone within its own quotes
+    mark = "'" if ON_WINDOWS else '"'  # the mark that the shell leaves alone within its own quotes
     escaped = re.sub(rf"(\\*)({mark}|$)", lambda m: 2 * m[1] + "\\" * len(m[2]) + m[2], text)
     return mark + escaped + mark
 

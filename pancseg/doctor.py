@@ -24,8 +24,7 @@ SMALL_DISK_GB, SCAN_GB = 20.0, 0.4  # case, groups and cache of 300 slices of 51
 
 
 def doctor(cfg: DictConfig) -> None:
-    """Print the report of ``torch.utils.collect_env`` and findings; raise if one is an error."""
-    print(f"{environment()}\n")
+    """Print findings and the report of ``torch.utils.collect_env``; raise if one is an error."""
     checks = check_packages(), check_gpus(), check_decoders(), check_disk(Path(cfg.data.root))
     failed: list[str] = []
     for name, check in zip(("packages", "gpu", "decoders", "disk"), checks, strict=True):
@@ -37,6 +36,7 @@ def doctor(cfg: DictConfig) -> None:
         for status, text in findings:
             print(f"{status:8} {name:9} {text}")
             failed += [name] * (status == ERROR)
+    print(f"\n{environment()}")
     if failed:
         raise Incomplete(f"errors: {', '.join(dict.fromkeys(failed))}; the lines give advice")
 

@@ -67,7 +67,8 @@ def predict(cfg: DictConfig) -> None:
     failed = print_rows(table())
     log.info("%s", path)
     if failed:
-        raise Incomplete(f"{failed} scans were refused or failed; see {path}")
+        count = "1 scan was" if failed == 1 else f"{failed} scans were"
+        raise Incomplete(f"{count} refused or failed; see {path}")
 
 
 def check_request(cfg: DictConfig) -> tuple[Path, Path]:

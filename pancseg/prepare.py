@@ -137,6 +137,8 @@ def check_root(root: Path, paths: Paths) -> None:
 
 def check_contents(contents: "SourceContents", paths: Paths) -> list[str]:
     """A warning where no image has a label; PancsegError where there is no image at all."""
+    from pancseg.intake.match_labels import UNMATCHED
+
     if contents.cases:
         return []
     refused = [skipped for skipped in contents.skipped if skipped.status == "refused"]
@@ -145,7 +147,7 @@ def check_contents(contents: "SourceContents", paths: Paths) -> list[str]:
     if reason is None:
         detail = f" ({refused[0].path}: {refused[0].reason})" if refused else ""
         raise PancsegError(f"{images}: holds no image that this source reads{detail}")
-    if not paths.get("labels") or not reason.startswith(("no_label", "ambiguous_label", "other_p")):
+    if not paths.get("labels") or not reason.startswith(UNMATCHED):
         return []
     return [
         f"source.labels={paths['labels']}: no label there belongs to an image ({reason}); labels "

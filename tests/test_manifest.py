@@ -18,6 +18,8 @@ BAD = [
 def test_a_manifest_is_read_back_or_refused_by_the_name_of_the_damaged_entry(tmp_path):
     path, manifest = tmp_path / "manifest.json", write_root(tmp_path, "abc")
     assert read_manifest(tmp_path) == manifest
+    with pytest.raises(PancsegError, match=r"prepare it first: .*, or give data\.root=PREPARED"):
+        read_manifest(tmp_path / "gone")
     good = path.read_text()
     for entries, key, value in BAD:
         content = json.loads(good)

@@ -133,7 +133,7 @@ SIZE, SPACING_MM = (32, 32, 16), (1.5, 1.5, 1.0)
 
 def tiny_resunet(**changes):
     torch.manual_seed(0)
-    return ResUNet(SIZE, SPACING_MM, width=4, **{"deep_supervision": 0, **changes})
+    return ResUNet(SIZE, SPACING_MM, width=4, **changes)
 
 
 def loss_of(network, image):

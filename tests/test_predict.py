@@ -21,6 +21,7 @@ from pancseg.inference import find_scans, scan_batch
 from pancseg.inference.calibration import Calibration
 from pancseg.inference.predictor import load_segmenter
 from pancseg.inference.scan_batch import LABEL_MAP, ReviewThresholds, ScanBatch, locked_output
+from pancseg.reports.pictures import TITLE_CHARACTERS
 from tests.conftest import SHALLOW, run_command
 from tests.other_software import by_simpleitk, rtstruct_by_matplotlib, seg_by_simpleitk, voxels_of
 from tests.test_predictor import PANCREAS
@@ -121,7 +122,7 @@ def test_the_same_command_keeps_what_is_done_and_segments_the_rest(predict):
     assert [new > old for new, old in zip(again, before, strict=True)] == [True, True, False]
     Path("scans/c.nii.gz").write_bytes(b"damaged since")
     ended = predict()
-    assert (ended.code, "1 scans were refused or failed" in ended.err) == (1, True)
+    assert (ended.code, "1 scan was refused or failed" in ended.err) == (1, True)
     assert [rows_of()[case]["status"] for case in "ace"] == ["done", "refused", "done"]
     assert not list(OUT.glob("c_*"))
     ended = predict("postprocess.threshold=0.4")
@@ -158,6 +159,16 @@ def test_label_maps_are_dropped_formats_refused_and_unlike_scans_flagged_each_wi
     assert [rows[n]["status"] for n in "abce"] == ["done", "done", "dropped", "dropped"]
     assert (rows[""]["status"], Path(rows[""]["path"]).name) == ("refused", "f.mha")
     assert ["noise_unlike" in rows[n]["flags"].split() for n in "ab"] == [False, True]
+
+
+def test_only_the_name_is_shortened_over_a_preview():
+    flags = [f"{kind}_unlike" for kind in ("hu", "noise", "field", "sides", "spacing")]
+    flags += ["several_pieces", "touches_end", "not_confident", "volume_range:tumour"]
+    title = scan_batch.preview_title("x" * 300, "27.4 ml, confidence 0.46", flags).split("\n")
+    assert "…" in title[0]
+    assert title[0].endswith("x: 27.4 ml, confidence 0.46   not for clinical use")
+    assert " ".join(title[1:]).split(", ") == flags
+    assert max(map(len, title)) <= TITLE_CHARACTERS
 
 
 def test_a_mask_stands_without_its_seg_and_goes_where_its_scan_failed(predict, dicom, monkeypatch):

@@ -150,6 +150,9 @@ def test_scores_of_other_patients_are_not_compared(command, other, message):
     write_run(Path("leak"), [*FOUR[1:], score_row("p7", 0.8)], train=("p0",))
     ended = command("report", f"runs=[run,{other}]")
     assert ended.code == 2 and message in ended.err
+    for words, expected in (("runs=[run]", "two folders or more\n"), ("measures=[]", "columns")):
+        ended = command("report", "runs=[run,few]", words)
+        assert ended.code == 2 and f"expected {expected}" in ended.err
 
 
 def write_structures(folder, change=0.0):

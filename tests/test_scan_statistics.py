@@ -49,6 +49,8 @@ SCAN = body(15, 12)
 def test_an_unlike_scan_is_flagged_and_similar_or_longer_ones_are_not(hu, slices_mm, flag):
     profile = training_profile([scan_statistics(image(body(15, seed) + seed)) for seed in range(6)])
     assert "trained on" in profile.unlike(scan_statistics(image(hu, slices_mm)), limit=4.0)[flag]
+    short = profile.unlike({"length_mm": 10.0}, limit=4.0)  # of scans of one length
+    assert short == {"field_unlike": "length_mm 10, trained on 120 +- 20"}
     for like in (body(16, 11), np.concatenate([body(15)] * 5, axis=2)):
         assert profile.unlike(scan_statistics(image(like)), limit=4.0) == {}
     few = training_profile([scan_statistics(image(body(15, seed))) for seed in range(2)])

@@ -86,6 +86,8 @@ def test_all_names_of_a_person_are_in_one_subset_and_count_once():
     cases = [case_of("c", patient_id_hash="P"), case_of("d", patient_id_hash="P")]
     cases += [case_of("e"), case_of("f", voxel_hash="pixels e", duplicate_of="e")]
     assert persons_of(cases) == {"c": "c", "d": "c", "e": "e", "f": "e"}
+    shared = [case_of(f"{name}-2", patient=name, voxel_hash="shared") for name in "abc"]
+    assert persons_of([case_of(name) for name in "abc"] + shared) == dict.fromkeys("abc", "a")
 
 
 FILES = [
@@ -100,6 +102,8 @@ def test_a_split_is_read_from_the_file_of_a_run_and_refused_for_other_persons(tm
     path.write_text(json.dumps(vars(split)))
     again = make_split([*FEW, "added"], "file", path=str(path))
     assert [getattr(again, s) for s in SUBSETS] == [getattr(split, s) for s in SUBSETS]
+    path.write_text('{"train": ["p001", "p000", "p001"], "val": [], "test": []}')
+    assert make_split(FEW, "file", path=str(path)).train == ["p000", "p001"]
     for subsets, message in FILES:
         path.write_text(json.dumps({"train": ["p001"], "val": [], "test": [], **subsets}))
         with pytest.raises(PancsegError, match=message):

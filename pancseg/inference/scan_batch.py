@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import nibabel as nib
@@ -25,8 +26,9 @@ from pancseg.errors import Incomplete, PancsegError, Refused, brief, lacks_room
 from pancseg.files import PARTIAL, read_csv, read_json, write_csv, write_json, write_nifti
 from pancseg.inference.predictor import FAINT, Prediction, Predictor
 from pancseg.intake.checks import Checks, sort_flags, voxel_flags
+from pancseg.intake.contact_sheet import shortened
 from pancseg.intake.match_labels import CaseSource
-from pancseg.reports.pictures import draw_scan
+from pancseg.reports.pictures import TITLE_CHARACTERS, draw_scan
 
 log = logging.getLogger(__name__)
 TABLE, IDENTITY = "predictions.csv", "predictions.json"
@@ -37,6 +39,7 @@ CONFIDENCE_MARGIN = 0.02  # below Calibration.lowest, optimistic: few patients c
 LABEL_MAP = "label_map: holds only whole numbers from 0 to 255, as masks do"
 LOCK_TIMEOUT_S = 2.0
 MIN_CONFIDENCE = 0.7  # without a calibration
+NAME_CHARACTERS = 60  # over a preview
 
 
 @dataclass(frozen=True)
@@ -216,10 +219,8 @@ class ScanBatch:
             f"{each.structure.name} {ml:.1f} ml, "
             for each, ml in zip(predictions[1:], volumes_ml[1:], strict=True)
         ]
-        title = (
-            f"{row.case}: {volumes_ml[0]:.1f} ml, {''.join(parts)}confidence {first.confidence:.2f}"
-        )
-        title = "   ".join(filter(None, [title, ", ".join(flags), "not for clinical use"]))
+        result = f"{volumes_ml[0]:.1f} ml, {''.join(parts)}confidence {first.confidence:.2f}"
+        title = preview_title(row.case, result, flags)
         try:
             draw_scan(paths["preview"], image, [each.mask for each in predictions], title)
         except Exception as error:  # the mask stands
@@ -305,6 +306,14 @@ def by_structure(predictions: Sequence[Prediction], values: Sequence[str]) -> st
     """``pancreas=81.2 tumour=4.1`` of several structures; empty for the only one."""
     pairs = zip(predictions, values, strict=True)
     return " ".join(f"{each.structure.name}={v}" for each, v in pairs if len(predictions) > 1)
+
+
+def preview_title(case: str, result: str, flags: Sequence[str]) -> str:
+    """Lines over a preview: name and result, then flags; only the name is shortened."""
+    first = f"{shortened(case, NAME_CHARACTERS)}: {result}   not for clinical use"
+    texts = first, ", ".join(flags)
+    wrapped = ("\n".join(wrap(t, TITLE_CHARACTERS, break_on_hyphens=False)) for t in texts)
+    return "\n".join(filter(None, wrapped))
 
 
 def files_mb(source: CaseSource) -> float:

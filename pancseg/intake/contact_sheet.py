@@ -115,11 +115,11 @@ def font(*, bold: bool = False) -> ImageFont.FreeTypeFont:
 def shortened(text: str, length: int) -> str:
     """Text without its middle where it is too long; characters the font may lack become ``?``.
 
-    >>> shortened("patient-0001-of-the-study", 15), shortened("Müller-漢", 15)
-    ('patient…e-study', 'Müller-?')
+    >>> shortened("patient-0001-of-the-study", 15), shortened("Müller-漢…", 15)
+    ('patient…e-study', 'Müller-?…')
     """
-    plain = text.encode("latin-1", "replace").decode("latin-1")
-    plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
+    kept = (letter.isprintable() and (letter < "\u0100" or letter == "…") for letter in text)
+    plain = "".join(letter if keep else "?" for letter, keep in zip(text, kept, strict=True))
     if len(plain) <= length:
         return plain
     tail = (length - 1) // 2

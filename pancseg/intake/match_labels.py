@@ -25,6 +25,7 @@ REFERRING = ("seg", "rtstruct")  # kinds of labels that may name their series an
 IMAGE_REFUSED = "image_refused: see the image's row"  # of the label of an image that is refused
 MOST_NAMES = 20  # labels in a warning
 NO_LABEL = "no_label: no label belongs to this image"
+UNMATCHED = ("no_label", "ambiguous_label", "other_patient")  # reasons why an image has no label
 OTHER_SERIES = "other_series: the label belongs to another series of this patient"
 
 

@@ -64,9 +64,9 @@ def report_comparison(
         heads += [Column(f"{title}, {name}", digits) for name in values]
         first = {name: [v for v in values[name][measure] if v is not None] for name in values}
         if sign == 1:
-            plots[f"{title} of each run, a point a patient."] = charts.plot_boxes, first
+            plots[f"{title} of each run, one point per patient."] = charts.plot_boxes, first
         for baseline, candidate in combinations(first, 2):
-            text = f"{title}: {candidate} minus {baseline}, a bar a patient."
+            text = f"{title}: {candidate} minus {baseline}, one bar per patient."
             change = np.subtract(first[candidate], first[baseline])
             plots[text] = charts.plot_differences, change, sign or 1
     return page.write_page(
@@ -80,8 +80,10 @@ def report_comparison(
 
 def compare_runs(folders: Sequence[str], subset: str, measures: Sequence[str]) -> Comparison:
     """Compare runs, paired by patient; return plain values."""
-    if len(folders) < 2 or not measures:
-        raise PancsegError(f"runs={folders}: expected two folders or more, and a measure or more")
+    if len(folders) < 2:
+        raise PancsegError(f"runs={folders}: expected two folders or more")
+    if not measures:
+        raise PancsegError("measures=[]: expected columns of the scores, such as measures=[dice]")
     runs = [read_scored(Path(folder), subset, measures) for folder in folders]
     structures = [", ".join(sorted(r.figures.get("structures", ["a single one"]))) for r in runs]
     if len(set(structures)) > 1:

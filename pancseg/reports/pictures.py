@@ -28,7 +28,7 @@ OUTLINES = (PREDICTED, "#4f9dff", "#ffc83c", "#b98bff", "#3ddc84", "#ffffff")  #
 WIDTH_INCHES = 11.0
 CASE_MARGIN_MM, VIEW_MARGIN_MM = 50.0, 25.0  # around both masks
 SAMPLE_COLUMNS, SAMPLE_ROWS = 4, 4
-TITLE_CHARACTERS, SAMPLE_CHARACTERS = 110, 38  # of a whole picture, and of a sample
+TITLE_CHARACTERS, SAMPLE_CHARACTERS = 110, 38  # of a line over a picture, and of a sample
 VIEW_SIDE = 96  # voxels of a view along an axis, at most
 GREY_STEP = 85  # between the four values of a mask in a view
 Array = NDArray[Any]
@@ -61,12 +61,12 @@ def draw_scan(path: Path, image: nib.Nifti1Image, masks: Sequence[Mask], title: 
     """Draw the axial, coronal and sagittal slice of largest area of the last mask with any voxel.
 
     Of an organ and its lesion that is the lesion; all masks are outlined. Without any voxel middle
-    slices are drawn.
+    slices are drawn. The title may have several lines.
     """
     (hu, *predicted), spacing_mm = upright(image, *masks)
     lengths = np.multiply(hu.shape, spacing_mm)
     widths = lengths[[0, 0, 1]]
-    height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5
+    height = WIDTH_INCHES * max(lengths[1:]) / widths.sum() + 0.5 + 0.2 * title.count("\n")
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor=BACKGROUND)
     shown = next((mask for mask in reversed(predicted) if mask.any()), predicted[0])
     box = bounding_box(shown)  # counting all voxels of a scan takes seconds
@@ -117,7 +117,7 @@ def draw_history(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> N
 
 def save_png(figure: Figure, path: Path, title: str, colour: str = "black") -> None:
     """Write a figure with a title; equal figures give equal bytes."""
-    title = shortened(title, TITLE_CHARACTERS)
+    title = "\n".join(shortened(line, TITLE_CHARACTERS) for line in title.split("\n"))
     figure.suptitle(title, fontsize=11, color=colour, parse_math=False)
     with replaced(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png", metadata={"Software": None})

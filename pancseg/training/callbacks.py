@@ -96,8 +96,12 @@ class EpochReport(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's row and print its line."""
         # Lightning ends the last epoch again where a run goes on to max_steps
-        is_again = self.rows and self.rows[-1]["step"] == trainer.global_step
-        if is_again or is_discarded(trainer):
+        if self.rows and self.rows[-1]["step"] == trainer.global_step:
+            return
+        if is_discarded(trainer):
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            counts = trainer.current_epoch + 1, done, trainer.num_training_batches
+            log.info("epoch %s ended after %s of %s batches, and is discarded", *counts)
             return
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         for name in self.metrics:  # Lightning keeps those of an earlier validation

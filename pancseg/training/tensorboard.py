@@ -141,7 +141,8 @@ class TensorBoardCurves(TensorBoardCallback):
 
 def count_by_probability(probability: Tensor, labelled: Tensor) -> Tensor:
     """Voxels in each bin of probability, ``(2, bins)``: not labelled, labelled."""
-    bins = (probability.float().nan_to_num() * THRESHOLDS).long().clamp(max=THRESHOLDS - 1)
+    last = THRESHOLDS - 1  # of thresholds i / 100, as TensorBoard labels them
+    bins = (probability.float().nan_to_num() * last).long().clamp(max=last)
     # torch.histc has no deterministic form on CUDA
     counts = torch.bincount((bins + THRESHOLDS * labelled).flatten(), minlength=2 * THRESHOLDS)
     return counts.view(2, THRESHOLDS).double()
