@@ -50,7 +50,7 @@ def command(task: Task, set_up: Callable[[], None] | None = None) -> Callable[[]
     def main() -> None:
         register()
         code = run(task, name)
-        is_reader_gone()
+        flush_stdout()
         sys.exit(code)
 
     main.register = register  # type: ignore[attr-defined] # for api, which runs the task otherwise
@@ -82,7 +82,7 @@ def run(task: Task, name: str) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as raised:
-        if isinstance(raised, BrokenPipeError) and is_reader_gone("\n"):
+        if isinstance(raised, BrokenPipeError) and not flush_stdout("\n"):
             return READER_GONE
         if show_traceback:
             raise
@@ -142,16 +142,16 @@ def print_thread_error(ended: Any) -> None:
         threading.__excepthook__(ended)
 
 
-def is_reader_gone(text: str = "") -> bool:
-    """Whether nobody reads stdout to its end, as in ``| head -1``; it is then discarded."""
+def flush_stdout(text: str = "") -> bool:
+    """Write what stdout holds; False if nobody reads it, as in ``| head -1``: it is discarded."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    except OSError:  # a full disk
         return False
-    return False
+    except OSError:
+        pass  # a full disk
+    return True
 
 
 def close_progress_bars() -> None:
