@@ -70,7 +70,7 @@ def fit(cfg: DictConfig, data: Any, segmenter: Any, checkpoint: Path | None) -> 
     model = setup.model_arguments(cfg, data.plan, len(data.structures))
     cost = describe_cost(model, data.plan.spatial_size)
     log.info("network  %s", cost)
-    with setup.fit_errors(data):
+    with setup.fit_errors(trainer, data):
         trainer.fit(segmenter, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if cfg.trainer.fast_dev_run:
         return None

@@ -21,8 +21,6 @@ from pancseg.config import conf_folder, register_resolvers
 
 PHANTOM = ["shape=[48,48,40]", "spacing_mm=[8,8,8]", "seed=3"]
 SHALLOW = ["data.depth=32", "data.tail=shift"]
-# for processes that are timed: coverage's tracer takes longer than what it watches
-UNMEASURED = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
 OUTSIDE: list[str] = []  # addresses of other machines that this process asked for
 # before torch is loaded: more threads gain nothing in small tests, and wait long for busy cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -54,18 +54,11 @@ def test_processes_end_with_their_parent_however_it_ends():
                 os.killpg(parent.pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    ("cgroup", "name"),
-    [
-        ("0::/slurm/job_7/step_0/task_0", "slurm/job_7/memory.max"),
-        ("4:cpu:/docker\n3:memory:/docker", "memory/docker/memory.limit_in_bytes"),
-    ],
-)
-def test_memory_limits_of_cgroups_above_count(cgroup, name, tmp_path, monkeypatch):
-    (tmp_path / name).parent.mkdir(parents=True)
-    (tmp_path / name).write_text("50000000\n")
+def test_memory_limits_of_cgroups_above_count(tmp_path, monkeypatch):
+    (tmp_path / "slurm" / "job_7").mkdir(parents=True)
+    (tmp_path / "slurm" / "job_7" / "memory.max").write_text("50000000\n")
     (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "own").write_text(f"{cgroup}\n")
+    (tmp_path / "own").write_text("0::/slurm/job_7/step_0/task_0\n")
     monkeypatch.setattr(parallel, "CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(parallel, "OWN_CGROUP", tmp_path / "own")
     assert parallel.main_memory() == 50_000_000

@@ -1,24 +1,18 @@
 """Sweeps: grids that go on after a failed job, searches with Optuna, their reports."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 
 import optuna
 import pytest
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from pancseg.config import changes_result
-from pancseg.errors import PancsegError
 from pancseg.training.sweeps import open_study, search_space
 from tests.conftest import run_command, smoke
+from tests.test_resume import epochs_of, train_until
 from tests.test_train import without
 
 GRID = "optimizer.weight_decay=0.0,-1.0,0.1"  # torch refuses the second
@@ -57,26 +51,16 @@ def test_the_same_grid_again_skips_finished_jobs_and_tries_the_failed_one(grid, 
     assert ended.err.splitlines()[-1] == f"pancseg.train: {message}"
 
 
-DEVICES = "hardware=cpu hardware.devices=2 trainer.strategy=ddp seed=0"
+def test_a_job_whose_folder_holds_another_configuration_is_refused(grid, prepared, command):
+    ended = command("train", *sweep_of(prepared, grid, "optimizer.weight_decay=0.0", "seed=7"))
+    assert ended.code == 1 and "0: holds a job with seed=0, this one has 7; give" in ended.err
+    assert "seed: 0" in (grid / "0" / ".hydra" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ("optimizer.weight_decay=0.0 seed=7", "0: holds a job with seed=0, this one has 7; give"),
-        (DEVICES, "several devices need"),
-    ],
-)
-def test_a_job_that_cannot_run_there_is_refused(grid, prepared, tmp_path, command, more, message):
-    ran = {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()}
-    sweep = tmp_path if more == DEVICES else grid
-    ended = command("train", *sweep_of(prepared, sweep, *more.split()))
-    assert (ended.code, message in ended.err) == (1, True)
-    assert {path: path.read_text() for path in (grid / "0" / ".hydra").iterdir()} == ran
-
-
-def test_the_report_of_a_grid_is_a_table_and_a_page(grid, tmp_path, command):
+def test_the_report_of_a_grid_is_a_table_and_a_page_and_follows_no_link(grid, tmp_path, command):
     sweep = shutil.copytree(grid, tmp_path / "sweep")
+    (sweep / "2").rename(sweep / "2 $^$<b>\x1b[31m")
+    (sweep / "9").symlink_to(sweep / "0")
     ended = command("report", f"sweep={sweep}")
     assert ended.code == 0 and "3 jobs: 2 done, 1 unfinished; best " in ended.out
     done, failed, _ = json.loads((sweep / "sweep.json").read_text())["jobs"]
@@ -85,28 +69,8 @@ def test_the_report_of_a_grid_is_a_table_and_a_page(grid, tmp_path, command):
     assert [done[key] for key in keys] == ["done", 0, score]
     assert [failed[key] for key in keys] == ["unfinished", -1, None]
     page = (sweep / "sweep.html").read_text()
-    assert "held out" in page and "PHANTOMS" in page
-
-
-def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(tmp_path, command):
-    def job(folder, overrides, dice):
-        (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(overrides))
-        summary = {"ended": "trained", "best_dice": dice, "best_epoch": 1}
-        (folder / "summary.json").write_text(json.dumps(summary))
-
-    sweep, secret = tmp_path / "sweep", tmp_path / "other" / "0"
-    for n in range(4):
-        overrides = [f"optimizer.lr={10**-n}", f"name='$^$ {n % 2}'"]
-        job(sweep / f"{n} [x] $^$ \x1b[31m", overrides, 0.5 + n / 100)
-    job(secret, ["name=secret"], 0.9)
-    (sweep / "9").symlink_to(secret)
-    ended = command("report", f"sweep={sweep}")
-    assert ended.code == 0 and "\x1b[31m" not in ended.out
-    shutil.rmtree(secret.parent)
-    assert "no folder in it holds a job" in command("report", f"sweep={tmp_path}").err
-    assert len(json.loads((sweep / "sweep.json").read_text())["jobs"]) == 4
-    assert "secret" not in (sweep / "sweep.html").read_text()
+    assert "held out" in page and "PHANTOMS" in page and "$^$&lt;b&gt;" in page
+    assert "\x1b[31m" not in ended.out + page
 
 
 # searches
@@ -115,8 +79,7 @@ def test_a_table_of_hostile_jobs_is_plain_text_and_links_are_not_followed(tmp_pa
 def test_intervals_ranges_and_choices_become_distributions():
     texts = [
         "a=int(interval(1,10))", "b=tag(log,interval(1e-4,1e-1))", "c=range(2,9,2)",
-        "d=choice(x,3,0.5)", "e=1,2", "f=7", "g=1,2", "g=3", "h=4", "h=range(0,1,0.5)",
-        "data.root='/a b/c'",
+        "d=choice(x,3,0.5)", "f=7", "h=range(0,1,0.5)", "data.root='/a b/c'",
     ]  # fmt: skip
     space, fixed = search_space(texts, OverridesParser.create())
     assert space == {
@@ -124,15 +87,9 @@ def test_intervals_ranges_and_choices_become_distributions():
         "b": FloatDistribution(1e-4, 1e-1, log=True),
         "c": IntDistribution(2, 8, step=2),
         "d": CategoricalDistribution(["x", "3", "0.5"]),
-        "e": CategoricalDistribution(["1", "2"]),
         "h": CategoricalDistribution(["0.0", "0.5"]),
     }
-    assert fixed == ["f=7", "g=3", "data.root='/a b/c'"]
-    for text, message in (("a=1", "nothing is search"), ("b=interval(2,1)", "cannot be searched")):
-        with pytest.raises(PancsegError, match=message):
-            search_space([text], OverridesParser.create())
-    assert changes_result("callbacks.weight_averaging.decay=0.9")  # which makes another job
-    assert not changes_result("callbacks.images.every_n_epochs=1")
+    assert fixed == ["f=7", "data.root='/a b/c'"]
 
 
 @pytest.fixture(scope="module")
@@ -159,16 +116,13 @@ def test_trials_have_their_scores_or_failed_and_the_report_has_charts(searched, 
     assert page.count("<img") == page.count("data:image/png;base64,iVBOR") == 2  # of three trials
 
 
-def test_a_finished_or_other_search_stops(searched, prepared, tmp_path, command, monkeypatch):
+def test_a_finished_or_other_search_stops(searched, prepared, tmp_path, command):
     again = command("train", *sweep_of(prepared, searched, *SEARCH))
     assert "of 4 trials failed: trial_000" in again.err and "epoch" not in again.out
     other = command("train", *sweep_of(prepared, searched, *SEARCH, "seed=1"))
     assert "of another search, which differs in seed=1; give another" in other.err
     unknown = command("train", *sweep_of(prepared, tmp_path, LR, *OPTUNA, "loss=dice,nosuch"))
     assert "loss=nosuch: no such choice" in unknown.err and trials_of(tmp_path) == []
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    ended = command("train", *sweep_of(prepared, tmp_path, *SEARCH))
-    assert (ended.code, "pip install 'pancseg[sweep]'" in ended.err) == (2, True)
 
 
 def test_a_trial_that_is_worse_than_the_others_is_pruned(prepared, tmp_path, command):
@@ -185,24 +139,16 @@ def test_a_trial_that_is_worse_than_the_others_is_pruned(prepared, tmp_path, com
 
 
 @pytest.mark.slow
-def test_a_killed_search_resumes_its_trial_and_finishes_the_same_number(prepared, tmp_path):
+def test_a_killed_search_resumes_its_trial_and_finishes_the_same_number(
+    prepared, tmp_path, command
+):
     more = ["hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=null", "trainer.max_epochs=8"]
-    words = sweep_of(prepared, tmp_path, LR, *OPTUNA, *more, "trainer.enable_progress_bar=false")
-    call = [sys.executable, "-m", "pancseg.train", *words]
-    table = tmp_path / "trial_0000" / "metrics.csv"
-    first = subprocess.Popen(call, start_new_session=True, stdout=subprocess.DEVNULL)
-    try:
-        while not table.is_file() or len(table.read_text().splitlines()) < 4:
-            assert first.poll() is None
-            time.sleep(0.05)
-    finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    words = sweep_of(prepared, tmp_path, LR, *OPTUNA, *more)
+    train_until(words, lambda: epochs_of(tmp_path / "trial_0000") >= 3, signal.SIGKILL)
     (killed,) = trials_of(tmp_path)
-    ended = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ended = command("train", *words)
+    assert (ended.code, "trial_0000: resumes from its last checkpoint" in ended.out) == (0, True)
     trials = trials_of(tmp_path)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
     assert (killed.state.name, killed.params) == ("RUNNING", trials[0].params)
     assert [len(trial.intermediate_values) for trial in trials] == [8, 8]
-    assert "trial_0000: resumes from its last checkpoint" in ended.stdout

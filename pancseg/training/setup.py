@@ -189,7 +189,7 @@ def build_trainer(cfg: DictConfig, callbacks: list[pl.Callback], is_validated: b
 
 
 @contextmanager
-def fit_errors(data: CTDataModule) -> Iterator[None]:
+def fit_errors(trainer: pl.Trainer, data: CTDataModule) -> Iterator[None]:
     """Raise PancsegError with advice if memory runs out, and Ctrl-C where Lightning exits."""
     try:
         with logging_redirect_tqdm():
@@ -202,6 +202,8 @@ def fit_errors(data: CTDataModule) -> Iterator[None]:
         size, n = list(data.plan.spatial_size), data.hparams["batch_size"]
         given = f"memory ran out with data.batch_size={n} and data.spatial_size={size}"
         raise PancsegError(f"{given}; give less of either, or hardware.cache=ram") from error
+    finally:  # stopped in a validation, Lightning ends the workers of that loader alone
+        trainer.fit_loop.teardown()
 
 
 def draw_preview(path: Path, data: CTDataModule, title: str) -> None:

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from tests.conftest import SHALLOW, contents, run_command, smoke
+from tests.conftest import smoke
 from tests.slurm.conftest import until
-from tests.test_resume import EVERYTHING, assert_same, curves
+from tests.test_resume import EVERYTHING, assert_same, epochs_of
 from tests.test_train import without
 
 pytestmark = pytest.mark.slurm
@@ -63,9 +63,6 @@ def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not
     script = "srun " + shlex.join(command("train", *smoke(prepared, folder, *longer)))
     job = slurm.submit(*options, script=script)
 
-    def epochs():
-        return len(curves(folder)) if (folder / "metrics.csv").is_file() else 0
-
     def preempt():
         wants = ["--partition=high", "--cpus-per-task=2", "--output=/dev/null"]
         other = slurm.submit(*wants, script="sleep 0.1")
@@ -76,8 +73,8 @@ def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not
         (preempt, ["Partition=low"]),  # with time to save before it
         (preempt, []),  # without
     ):
-        rows = epochs()
-        until(lambda rows=rows: epochs() > rows + 2, "epochs")
+        rows = epochs_of(folder)
+        until(lambda rows=rows: epochs_of(folder) > rows + 2, "epochs")
         stop()
         slurm.start_again(job, *changes)
     until(lambda: not slurm.state(job), "the job is done")
@@ -88,20 +85,3 @@ def test_a_job_that_was_preempted_thrice_ends_with_the_curve_of_one_that_was_not
     assert not list(tmp_path.rglob("hpc_ckpt*"))
     assert run(slurm, command("train", *smoke(prepared, whole, *longer))).returncode == 0
     assert_same(folder, whole)
-
-
-def test_shards_of_prepare_and_predict_are_jobs_of_the_launcher(slurm, dicom, trained, tmp_path):
-    source = [f"source.images={dicom / 'images'}", f"source.labels={dicom / 'labels'}"]
-    source += [*SHALLOW, "privacy=none", "processes=1"]
-    root, jobs, shards = tmp_path / "root", f"hydra.sweep.dir={tmp_path / 'jobs'}", "shard=0/2,1/2"
-    words = [*LAUNCHER, *source, jobs, f"data.root={root}", shards]
-    assert run(slurm, command("prepare", *words)).returncode == 0
-    for folder in (root, tmp_path / "alone"):
-        assert run_command("prepare", *source, f"data.root={folder}") == 0
-    assert contents(root) == contents(tmp_path / "alone")
-    words = [f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", f"input={dicom / 'images'}"]
-    words.append(f"output={tmp_path / 'masks'}")
-    assert run(slurm, command("predict", *LAUNCHER, *words, jobs, shards)).returncode == 0
-    assert run_command("predict", *words) == 0
-    assert len((tmp_path / "masks" / "predictions.csv").read_text().splitlines()) == 1 + 6
-    assert len(list((tmp_path / "masks").glob("*_pancreas.nii.gz"))) == 6
