@@ -1,7 +1,5 @@
 """``pancseg.doctor``: findings of this machine, and of machines that it is not."""
 
-import os
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -33,22 +31,6 @@ def test_a_check_that_raises_is_an_error_and_the_others_run(command, monkeypatch
     _, gpu, decoders, *_ = ended.out.splitlines()
     assert "gpu       ImportError: libcudart.so.12: cannot open; pip install" in gpu
     assert [line.split()[0] for line in (gpu, decoders)] == [ERROR, OK]
-
-
-def test_missing_and_other_packages_and_a_small_disk_are_findings(monkeypatch, tmp_path):
-    required = ["numpy>=99", "nothing-such>=1", "pydicom>=3", 'no-onnx>=1; extra == "export"']
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: required)
-    numpy, nothing, rest = doctor.check_packages()
-    assert numpy[0] == WARNING and ", expected >=99; pip install" in numpy[1]
-    assert nothing == (ERROR, f"nothing-such is missing; {doctor.INSTALL}")
-    assert rest[0] == OK and "no-onnx" not in rest[1]
-    file = tmp_path / "group64" / "cache" / ("0" * 16) / "case_image.npy"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    os.truncate(file, 3 * 10**9)  # a sparse file
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4e9))
-    ((status, text),) = doctor.check_disk(tmp_path)
-    assert status == WARNING and "volumes 3.0 GB; room for 10 scans" in text
 
 
 @pytest.mark.parametrize(

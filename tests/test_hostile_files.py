@@ -4,7 +4,6 @@ import csv
 import gzip
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +14,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from pancseg.data.manifest import read_manifest
 from pancseg.data.splits import make_split
-from pancseg.dicom.labels import read_rtstruct
 from pancseg.errors import REASON_LENGTH, PancsegError, Refused
 from pancseg.models.pretrained import load_tensors
 from pancseg.reports.run_folder import open_run
@@ -25,9 +23,6 @@ from tests.tiny_labels import (
     LIVER,
     Frame,
     at,
-    scan_of,
-    structures,
-    write_contours,
     write_segmentation,
 )
 
@@ -139,25 +134,6 @@ def test_a_small_nifti_takes_at_most_ten_times_its_voxels(tmp_path, command):
     with within(10 * size // 2**20):
         ended = prepare(command, *folders, "source=nifti", labels=tmp_path / "labels")
     assert ended.code == 0, ended.err
-
-
-def test_the_work_of_reading_an_rtstruct_grows_linearly(tmp_path):
-    stack, file = scan_of(tmp_path / "scan").stack, tmp_path / "rtstruct.dcm"
-
-    def calls(count):
-        """Function calls that reading an RTSTRUCT of so many ROIs takes."""
-        names, counted = [f"R{n}" for n in range(count)], []
-        contour = [at(1, *corner) for corner in ((0, 0), (0, 3), (2, 3), (2, 0))]
-        codes = dict.fromkeys(names, ("15776009", "Pancreas"))
-        write_contours(file, {name: [contour] for name in names}, codes=codes)
-        sys.setprofile(lambda *_: counted.append(1))
-        try:
-            read_rtstruct(file, stack, structures(["R7"]))
-        finally:
-            sys.setprofile(None)
-        return len(counted)
-
-    assert calls(200) < 2.2 * calls(100)
 
 
 # files that were damaged, swapped or changed since they were written

@@ -13,14 +13,12 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from filelock import FileLock
 
 from pancseg.dicom.series import Scan
-from pancseg.errors import PancsegError
 from pancseg.inference import find_scans, scan_batch
 from pancseg.inference.calibration import Calibration
 from pancseg.inference.predictor import load_segmenter
-from pancseg.inference.scan_batch import LABEL_MAP, ReviewThresholds, ScanBatch, locked_output
+from pancseg.inference.scan_batch import LABEL_MAP, ReviewThresholds, ScanBatch
 from pancseg.reports.pictures import TITLE_CHARACTERS
 from tests.conftest import SHALLOW, run_command
 from tests.other_software import by_simpleitk, rtstruct_by_matplotlib, seg_by_simpleitk, voxels_of
@@ -202,18 +200,6 @@ def test_a_full_disk_ends_a_batch_in_one_line_and_what_is_done_stays(predict, mo
     assert (ended.code, "Traceback" in ended.err) == (1, False)
     assert "cannot be written (No space left on device); make room" in ended.err
     assert len(rows_of()) == 1 and written[0].is_file()
-
-
-def test_an_output_that_another_process_writes_to_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan_batch, "LOCK_TIMEOUT_S", 0.05)
-    predictor = SimpleNamespace(identity=dict)
-    for held, shard in (("", ""), ("1", ""), ("1", "1"), ("", "1")):  # "" is a merge
-        with (
-            FileLock(tmp_path / f".predicting{held}.lock"),
-            pytest.raises(PancsegError, match="is writing to it"),
-            locked_output(tmp_path, predictor, shard),
-        ):
-            pass
 
 
 def test_a_path_that_a_spreadsheet_would_compute_gets_an_apostrophe():

@@ -109,15 +109,6 @@ def test_tails_are_cut_and_empty_groups_counted(prepare, words, starts, tails, e
     assert counts == {(tails, empty)}
 
 
-def test_without_depth_there_are_no_groups_and_without_labels_no_labels(prepare):
-    ended = prepare("data.depth=null", "source.labels=null")
-    assert "kept 3 of 3 cases (3 new, 3 unlabelled, 0 flagged), no groups; refused 0" in ended.out
-    manifest, rows = read_manifest(prepare.root), rows_of(prepare.root)
-    assert (manifest.groups, {case.label for case in manifest.cases}) == ([], {None})
-    assert [row["flags"] for row in rows] == ["unlabelled"] * 3
-    assert len(list(prepare.root.rglob("*.nii.gz"))) == 3
-
-
 def test_running_again_makes_only_missing_and_new_files_and_leaves_foreign_ones(prepare):
     assert prepare().code == 0
     before, times = contents(prepare.root), times_of(prepare.root)
@@ -226,7 +217,6 @@ def test_a_scan_that_ends_its_process_is_a_row(prepare, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("word", "sentence"), [
-    ("repair.gaps=yes", "repair.gaps=yes: expected refuse or resample"),
     ("checks.refuse=[label_emty]", "names label_emty; flags are hu_not_applied, "),
     ("checks.volume_ml=[300,15]", "checks.volume_ml=[300, 15]: expected two, the lower first"),
     ("source.labels=''", "source.labels is not given; give a folder, or source.labels=null"),
@@ -256,13 +246,6 @@ def test_shards_leave_the_folder_that_one_run_leaves(prepare, tmp_path, command)
     assert prepare().code == prepare(root=tmp_path / "alone").code == 1
     assert times_of(prepare.root) == times
     assert contents(prepare.root) == contents(tmp_path / "alone")
-
-
-def test_a_second_merge_stops_with_one_line(prepare):
-    with conversion.lock(prepare.root, None):
-        ended = prepare()
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "a preparation is already running here" in ended.err
 
 
 def correct(label, values):

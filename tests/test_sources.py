@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -204,30 +203,6 @@ def test_the_patient_is_that_of_the_study_or_a_folder(images, written, expected)
     contents = series(images)
     assert patients(contents) == expected
     assert any("same PatientID" in text for text in contents.warnings) == (expected == ["X"] * 3)
-
-
-def test_the_identity_stays_where_a_series_moves_or_a_second_copy_appears(images):
-    def identities(folder):
-        return [case.input_key for case in series(folder).cases]
-
-    before = identities(write_series(images / "DIR1").parent)
-    shutil.copytree(images / "DIR1", images / "DIR2")
-    assert identities(images) == before
-    shutil.rmtree(images / "DIR1")
-    assert identities(images) == before
-    for uid in ("1.2.3", ""):  # of an anonymiser, or none
-        for n in (0, 1):
-            damage = put(SeriesInstanceUID=uid, StudyInstanceUID="1.2")
-            write_series(images / f"uid{uid}" / f"p{n}", first=(0, 0, n), damage=damage)
-        assert len(set(identities(images / f"uid{uid}"))) == 2
-
-
-def test_of_several_images_that_of_the_labels_grid_is_chosen(images, labels):
-    for path, gap_mm in ((images / "thin", 1.0), (images / "thick", 2.5), (labels / "drawn", 2.5)):
-        write_series(path, gap_mm=gap_mm, damage=put(FrameOfReferenceUID="1.2"))
-    contents = series(images, labels)
-    assert pairs(contents, images, labels) == [("thick", "drawn")]
-    assert skipped(contents, "dropped") == [("thin", "image", "other_series")]
 
 
 # nnunet and msd
