@@ -52,7 +52,7 @@ def test_a_step_of_full_size_stays_on_its_device(monkeypatch, experiment, augmen
     image, label = augmenter(box, box, seed=0)
     assert (image.shape, image.device.type) == ((count, 1, *size), "meta")
     patient = torch.zeros(count, dtype=torch.int64, device="meta")
-    batch = {"image": image, "label": label, "patient": patient, "step": 1, "name": []}
+    batch = {"image": image, "label": label, "patient": patient, "batch_number": 1, "name": []}
     assert segmenter.training_step(batch, 0).device.type == "meta"
     whole = [2 * n if experiment == "strong" else n for n in size]
     image = torch.zeros(1, 1, *whole, device="meta")

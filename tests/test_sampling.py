@@ -92,4 +92,4 @@ def test_each_volume_is_drawn_once_an_epoch_in_an_order_of_its_own():
     names = [dataset[n]["name"] for n in range(40)]
     assert sorted(names[:20]) == sorted(names[20:]) == sorted(case.name for case in cache.entries)
     assert names[:20] != names[20:]
-    assert (dataset[3]["step"], dataset[3]["batch_index"]) == (1, 1)
+    assert (dataset[3]["batch_number"], dataset[3]["sample_index"]) == (1, 1)

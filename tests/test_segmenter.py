@@ -33,8 +33,8 @@ def segmenter_at(step, model=NET, loss=LOSS):
 
 
 def batch_of(label):
-    image, patients = torch.rand_like(label), torch.arange(len(label))
-    return {"image": image, "label": label, "patient": patients, "name": ["a", "b"], "step": 1}
+    own = {"image": torch.rand_like(label), "patient": torch.arange(len(label))}
+    return {**own, "label": label, "name": ["a", "b"], "batch_number": 1}
 
 
 def test_the_recipes_metric_reads_half_for_an_empty_prediction_and_dice_reads_0():

@@ -42,8 +42,8 @@ class CTDataModule(pl.LightningDataModule):
 
     A batch on its device is ``{"image": (B, 1, H, W, D) float32 0..1, "label": (B, 1, H, W, D)
     float32 codes of structures, "patient": (B,) int64, "name": list, "spacing_mm": list of (x, y,
-    z)}``; in training it is augmented, and has its number ``step`` and ``batch_index`` of its first
-    sample in the batch of all processes.
+    z)}``; in training it is augmented, and has its ``batch_number`` since the beginning, and
+    ``sample_index``, that of its first sample in the batch of all processes.
     """
 
     def __init__(
@@ -291,9 +291,9 @@ class CTDataModule(pl.LightningDataModule):
 
     def augment_batch(self, batch: Batch) -> Batch:
         """A training batch, augmented as a function of the seed and its step; float32."""
-        seed = step_seed(self.hparams["seed"], batch["step"])
+        seed = step_seed(self.hparams["seed"], batch["batch_number"])
         volumes = batch["image"].float(), batch["label"].float()
-        numbers = {"first": batch["batch_index"], "spacings_mm": batch["spacing_mm"]}
+        numbers = {"first": batch["sample_index"], "spacings_mm": batch["spacing_mm"]}
         image, label = self.augmenter(*volumes, seed, **numbers)
         return {**batch, "image": image, "label": label}
 

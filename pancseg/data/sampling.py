@@ -114,11 +114,12 @@ class ShuffledDataset(VolumeDataset):
     seed: int
 
     def __getitem__(self, sample: int) -> Item:
-        step, batch_index = divmod(sample, self.batches.global_batch_size)
-        epoch, batch = divmod(step, len(self.batches))
+        number, index_in_batch = divmod(sample, self.batches.global_batch_size)
+        epoch, batch = divmod(number, len(self.batches))
         order = epoch_order(self.seed, epoch, len(self.volumes))
-        index = int(order[batch * self.batches.global_batch_size + batch_index])
-        return {**super().__getitem__(index), "step": step, "batch_index": batch_index}
+        index = int(order[batch * self.batches.global_batch_size + index_in_batch])
+        item = super().__getitem__(index)
+        return {**item, "batch_number": number, "sample_index": index_in_batch}
 
 
 @lru_cache(2)  # drawn for each sample, 20,000 volumes would take longer than loading
@@ -167,8 +168,8 @@ class PatchDataset(VolumeDataset):
         # inside the volume, and centred on axes where the volume is smaller
         start = np.where(room >= 0, start.clip(0, room.clip(0)), -(-room // 2))
         item = self.item(index, start - margin // 2, size + margin)
-        step, batch_index = divmod(sample, self.batches.global_batch_size)
-        return {**item, "step": step, "batch_index": batch_index}
+        number, index_in_batch = divmod(sample, self.batches.global_batch_size)
+        return {**item, "batch_number": number, "sample_index": index_in_batch}
 
 
 def structure_rows(volume: Volume, structures: Sequence[Sequence[int]]) -> list[Any]:
@@ -181,8 +182,8 @@ def structure_rows(volume: Volume, structures: Sequence[Sequence[int]]) -> list[
 
 
 def collate(items: list[Item]) -> Item:
-    """A batch; numbers of step and sample, and voxel sizes, stay numbers of the CPU."""
-    numbers = {key: items[0][key] for key in ("step", "batch_index") if key in items[0]}
+    """A batch; its numbers and the voxel sizes stay plain numbers on the CPU."""
+    numbers = {key: items[0][key] for key in ("batch_number", "sample_index") if key in items[0]}
     rest = [{k: v for k, v in i.items() if k not in (*numbers, "spacing_mm")} for i in items]
     spacings_mm = [item["spacing_mm"] for item in items]
     return {**default_collate(rest), **numbers, "spacing_mm": spacings_mm}

@@ -137,11 +137,11 @@ class Segmenter(pl.LightningModule):
         codes = [label.new_tensor(values) for values in self.structures.values()]
         return torch.cat([torch.isin(label, own) for own in codes], dim=1)
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         # of dropout, for example: a step is a function of the seed, its number and its process
-        seed = step_seed(self.hparams["seed"], batch["step"]) + RANK_STRIDE * self.global_rank
-        torch.manual_seed(seed)
+        seed = step_seed(self.hparams["seed"], batch["batch_number"])
+        torch.manual_seed(seed + RANK_STRIDE * self.global_rank)
         image = batch["image"].contiguous(memory_format=self.memory_format)
         logits = self.network(image)
         loss = deep_supervision_loss(self.loss_function, logits, batch["label"])
@@ -167,7 +167,7 @@ class Segmenter(pl.LightningModule):
                 "gradients by trainer.gradient_clip_val=1"
             )
 
-    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Loss and logits of a batch."""
         logits = self(batch["image"].contiguous(memory_format=self.memory_format)).float()
         label = batch["label"].to(logits.device)
