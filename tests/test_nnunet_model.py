@@ -108,13 +108,13 @@ def test_evaluate_scores_the_labelled_patients_of_a_prepared_folder(
     for case, structure, dice in table[["case", "structure", "dice"]].itertuples(index=False):
         values = (1, 2) if structure == "pancreas" else (2,)
         label = np.isin(codes_of(root / "cases" / f"{case}_label.nii.gz"), values)
-        path = fold / "scores" / "external_root" / f"{case}_prediction.nii.gz"
-        mask = np.isin(codes_of(path), values)
+        own = codes_of(fold / "scores" / "external_root" / f"{case}_prediction.nii.gz")
+        mask = np.isin(own, values)
         expected = 2 * (mask & label).sum() / (mask.sum() + label.sum())
         assert dice == pytest.approx(expected, abs=1e-6)
-    ended = command(*words)
-    assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "is of nnU-Net; give data.root=PREPARED" in ended.err
+    for more in ([], ["predictions=root"]):
+        ended = command(*words, *more)
+        assert ended.code == 2 and "is of nnU-Net; give data.root=PREPARED" in ended.err
 
 
 def test_plans_that_would_fill_the_memory_are_refused(fold: Path) -> None:

@@ -204,9 +204,7 @@ def model_scorer(cfg: DictConfig) -> CaseScorer:
     device, models = device_settings(cfg.hardware), open_checkpoints(path)
     check_run_folder(models)
     first, trained_root = models[0], Path(models[0].data["root"])
-    if cfg.data.root is None and not models[0].data["root"]:
-        raise PancsegError(f"checkpoint={path}: is of nnU-Net; give data.root=PREPARED")
-    root = Path(cfg.data.root or trained_root)
+    root = prepared_folder(cfg, models)
     manifest = read_manifest(root)
     references = matching_structures(models, manifest, root)
     is_own = root.resolve() == trained_root or (
@@ -295,7 +293,7 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
     With ``checkpoint`` on the patients of a subset of its split alone.
     """
     models = open_checkpoints(Path(cfg.checkpoint)) if cfg.checkpoint else []
-    root = Path(cfg.data.root or models[0].data["root"])
+    root = prepared_folder(cfg, models)
     folder, manifest = Path(cfg.predictions), read_manifest(root)
     patients = manifest.labelled_patients()
     labelled = manifest.cases_of(patients)
@@ -332,6 +330,13 @@ def mask_scorer(cfg: DictConfig) -> CaseScorer:
     scored = structures, structures, list(cfg.nsd_tolerances_mm)
     run = Run(Path(cfg.output), [])
     return CaseScorer(run, root, cases, about, *scored, segment, identity, folds={})
+
+
+def prepared_folder(cfg: DictConfig, models: Sequence[TrainedModel]) -> Path:
+    """``data.root``, else the folder that the first model was trained on."""
+    if root := cfg.data.root or models[0].data["root"]:
+        return Path(root)
+    raise PancsegError(f"checkpoint={cfg.checkpoint}: is of nnU-Net; give data.root=PREPARED")
 
 
 def matching_structures(
