@@ -1,5 +1,6 @@
 """Training on a GPU, without one: tensors without values, compiled graphs, settings."""
 
+import resource
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -114,6 +115,16 @@ def test_the_precision_of_a_cpu_is_what_it_has_units_for(monkeypatch, units, pre
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
     machine = hardware.detect.__wrapped__()
     assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", precision, 0)
+
+
+def test_freed_memory_is_kept_for_the_next_step():
+    def new_pages():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)  # 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    hardware.keep_freed_memory()
+    assert min(new_pages() for _ in range(5)) < 1000
 
 
 @pytest.mark.parametrize(

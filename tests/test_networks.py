@@ -106,12 +106,21 @@ def test_a_size_or_network_that_does_not_work_is_refused(model, size, message):
 def test_only_convolutions_over_short_axes_leave_bf16():
     network = UNet(3, 1, 2, (4, 8), (2,))
     names = list(network.state_dict())
-    factory.fix_short_axes(network)
+    factory.use_cpu_layers(network)
     assert list(network.state_dict()) == names
     conv = next(module for module in network.modules() if isinstance(module, nn.Conv3d))
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(torch.zeros(1, 1, 3, 3, 3)).dtype == torch.bfloat16
         assert conv(torch.zeros(1, 1, 3, 3, 2)).dtype == torch.float32
+
+
+def test_instance_norm_on_a_cpu_keeps_the_channels_last_format():
+    network = nn.Sequential(nn.InstanceNorm3d(3, affine=True))
+    features = torch.rand(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d)
+    expected = network(features)
+    factory.use_cpu_layers(network)
+    assert network(features).is_contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(network(features), expected)
 
 
 def test_dice_sums_voxels_over_a_patients_volumes_and_leaves_out_those_without_label():
@@ -148,8 +157,12 @@ def test_levels_are_those_that_nnunet_published_for_the_pancreas():
     assert kernels == [(1, 3, 3)] + [(3, 3, 3)] * 5
 
 
-def test_training_returns_each_head_and_every_weight_has_a_gradient():
-    network, image = tiny_resunet(deep_supervision=2), torch.rand(1, 1, *SIZE)
+@pytest.mark.parametrize("light", [False, True])
+def test_training_returns_each_head_and_every_weight_has_a_gradient(light):
+    network = tiny_resunet(deep_supervision=2, light_decoder=light)
+    image = torch.rand(1, 1, *SIZE)
+    decoder = [m.out_channels for m in network.upsamples.modules() if type(m) is nn.Conv3d]
+    assert decoder == ([16, 8, 4] if light else [16, 16, 8, 8, 4, 4])
     heads = network.train()(image)
     assert [tuple(head.shape[2:]) for head in heads] == [SIZE, (16, 16, 8), (8, 8, 4)]
     torch.testing.assert_close(network.eval()(image), heads[0])

@@ -13,7 +13,7 @@ from pancseg.data.scan_statistics import TrainingProfile
 from pancseg.data.splits import Split
 from pancseg.data.transforms import Preprocessing
 from pancseg.errors import PancsegError
-from pancseg.models.factory import build, build_on_meta, fix_short_axes
+from pancseg.models.factory import build, build_on_meta, use_cpu_layers
 from pancseg.structures import Structure
 
 SPACING_LIMITS_MM = 0.1, 100.0
@@ -89,5 +89,5 @@ def rebuild_network(model: dict[str, Any], state: dict[str, Tensor]) -> nn.Modul
     if any(tensor.is_meta for tensor in chain(network.parameters(), network.buffers())):
         network = build(model, nn.Module)  # it computes tensors that checkpoints do not hold
         network.load_state_dict(weights, strict=True)
-    fix_short_axes(network)
+    use_cpu_layers(network)
     return network.eval()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from pancseg.errors import PancsegError
 
@@ -116,11 +117,27 @@ class ShortAxisConv3d(nn.Conv3d):
         return super().forward(image)
 
 
-def fix_short_axes(network: nn.Module) -> None:
-    """Turn every plain ``Conv3d`` of a network into a :class:`ShortAxisConv3d`, in place."""
+class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
+    """An ``InstanceNorm3d`` that keeps the channels-last format, on CPUs.
+
+    PyTorch's copies such features to the contiguous format, and the next convolution copies them
+    back. Instance norm is batch norm of each sample, which PyTorch computes in either format.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Output of the shape of ``features``, ``(B, C, H, W, D)``."""
+        is_copied = features.device.type == "cpu" and not features.is_contiguous()
+        if self.track_running_stats or not is_copied:
+            return super().forward(features)
+        options: Any = None, None, self.weight, self.bias, True, 0.0, self.eps
+        return torch.cat([F.batch_norm(sample, *options) for sample in features.split(1)])
+
+
+def use_cpu_layers(network: nn.Module) -> None:
+    """Turn plain convolutions and instance norms of a network into those above, in place."""
+    classes = {nn.Conv3d: ShortAxisConv3d, nn.InstanceNorm3d: ChannelsLastInstanceNorm3d}
     for module in network.modules():
-        if type(module) is nn.Conv3d:
-            module.__class__ = ShortAxisConv3d
+        module.__class__ = classes.get(type(module), module.__class__)
 
 
 def use_channels_last(network: nn.Module, device_type: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetResBlock
+from monai.networks.blocks.dynunet_block import UnetResBlock, UnetUpBlock
 from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 from torch.autograd import Function
@@ -93,6 +93,15 @@ class ResidualBlock(UnetResBlock):
         return self.lrelu(self.norm2(self.conv2(features)) + residual)
 
 
+class LightUpBlock(UnetUpBlock):
+    """MONAI's level of a decoder with a sum instead of a concatenation and its first convolution."""
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """Output of the shape of ``skip``, ``(B, C, H, W, D)``."""
+        block = self.conv_block
+        return block.lrelu(block.norm2(block.conv2(self.transp_conv(features) + skip)))
+
+
 class ResUNet(DynUNet):
     """MONAI's DynUNet with residual blocks and instance norm, planned by :func:`plan_levels`.
 
@@ -104,8 +113,9 @@ class ResUNet(DynUNet):
     ``prior`` is about the foreground probability of an untrained network (Lin et al. 2017, arXiv
     1708.02002); from 0.5, the first steps only learn that most voxels are background. Without
     ``full_resolution`` the first of four or more levels is left out: the first convolution has the
-    stride of the second level, and a transposed convolution gives the logits. The other arguments
-    are described in ``conf/model/resunet.yaml``.
+    stride of the second level, and a transposed convolution gives the logits. With
+    ``light_decoder`` each level of the decoder is a :class:`LightUpBlock`. The other arguments are
+    described in ``conf/model/resunet.yaml``.
     """
 
     def __init__(
@@ -116,6 +126,7 @@ class ResUNet(DynUNet):
         out_channels: int = 2,
         width: int = 32,
         full_resolution: bool = True,
+        light_decoder: bool = False,
         max_width: int = 320,
         max_levels: int = 6,
         deep_supervision: int = 0,
@@ -152,6 +163,9 @@ class ResUNet(DynUNet):
         )
         # DynUNet keeps the last output of its heads, and each weight under a second name
         del self.skip_layers, self.heads
+        for block in self.upsamples if light_decoder else ():
+            block.__class__ = LightUpBlock
+            del block.conv_block.conv1, block.conv_block.norm1
         for module in self.modules():
             if type(module) is UnetResBlock:
                 module.__class__ = ResidualBlock

@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from pancseg.errors import Incomplete, PancsegError
 from pancseg.hardware import is_out_of_memory
 from pancseg.models.augmentation import step_seed
-from pancseg.models.factory import build, fix_short_axes, use_channels_last
+from pancseg.models.factory import build, use_channels_last, use_cpu_layers
 from pancseg.models.losses import IgnoringLoss, deep_supervision_loss, without_ignored
 from pancseg.models.metrics import PatientDice, batch_dice, count_voxels
 
@@ -63,7 +63,7 @@ class Segmenter(pl.LightningModule):
         self.structures = structures or {"pancreas": [1]}
         self.save_hyperparameters()
         self.network = build(model, nn.Module)
-        fix_short_axes(self.network)
+        use_cpu_layers(self.network)
         self.loss_function = build(loss, nn.Module)
         if has_ignored:
             self.loss_function = IgnoringLoss(self.loss_function)

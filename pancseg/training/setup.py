@@ -140,6 +140,8 @@ def build_segmenter(cfg: DictConfig, data: CTDataModule, is_resumed: bool = Fals
         elif known := weights.seen.intersection(data.split.test):
             log.warning("init_from was trained on %s of the test patients here", len(known))
     device_type = "cpu" if cfg.hardware.accelerator == "cpu" else "cuda"
+    if device_type == "cpu":
+        hardware.keep_freed_memory()
     compile_mode = cfg.hardware.compile_mode if is_compiled(cfg, data) else None
     segmenter.prepare_for(device_type, cfg.hardware.channels_last, compile_mode)
     return segmenter
