@@ -78,9 +78,6 @@ def test_a_complete_cache_is_read_where_nothing_can_be_written(cache, monkeypatc
         replace(cache, folder=cache.folder.with_name("e" * 16)).make_missing()
 
 
-# eviction
-
-
 def other_folder(cache, letter, used_s=100):
     """Volumes of other settings, last used at a time."""
     folder = cache.folder.with_name(letter * 16)

@@ -77,9 +77,6 @@ def test_the_configuration_of_a_run_is_read_as_plain_values(best, tmp_path, monk
     assert not Path("hacked").exists()
 
 
-# scans
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")
 def test_long_texts_stop_no_later_run_and_no_other_folder(tmp_path, command):
     """Values of 200,000 letters, for which implicit VR alone has room, and a SEG of 1,000 names."""

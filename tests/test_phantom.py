@@ -155,9 +155,6 @@ def test_dciodvfy_finds_no_error_in_scans_and_masks(written, with_lesions):
             assert errors_of(next((out / name / patient).iterdir())) == []
 
 
-# lesions
-
-
 def truth_of(out, index, name):
     return np.asarray(nib.load(out / "truth" / f"phantom-1-{index:03d}_{name}.nii.gz").dataobj)
 

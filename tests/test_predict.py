@@ -247,9 +247,6 @@ def test_flags_follow_the_structure_and_the_confidence_of_validation(n, given, l
     assert {"touches_end", "several_pieces"} <= flags(0.9)
 
 
-# input
-
-
 def find(path):
     return find_scans.find_scans(path, "CT", processes=1)
 

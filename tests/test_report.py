@@ -178,8 +178,6 @@ def test_structures_have_a_section_each_and_are_compared_apart(compare, command)
     assert lines[1] == "p0,0.9,0.95,0.6,0.55" and lines[3] == "p2,0.7,0.75,,"
 
 
-# pictures
-
 GREEN = (61, 220, 132)
 
 

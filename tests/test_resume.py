@@ -217,9 +217,6 @@ def test_two_processes_with_half_the_batch_equal_a_single_process(prepared, tmp_
     assert read(tmp_path / "two" / "summary.json")["parameters"]
 
 
-# signals
-
-
 def signal_at(patch, owner, name: str, call: int, signum: int) -> None:
     """Let a function's call of that number begin with a signal to this process."""
     calls, original = [], getattr(owner, name)

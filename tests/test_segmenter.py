@@ -87,8 +87,6 @@ def test_windows_are_summed_on_the_cpu_after_memory_ran_out(monkeypatch):
     assert segmenter.sum_device == torch.device("cpu")
 
 
-# losses
-
 SHARES, VOXELS = (0.9, 0.1), 100  # of foreground, in two groups of voxels
 # operations that raise on CUDA under torch.use_deterministic_algorithms
 NOT_DETERMINISTIC = ("nll_loss", "histc", "cumsum", "upsample_trilinear3d_backward")

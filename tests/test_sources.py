@@ -82,9 +82,6 @@ def test_the_strongest_link_decides_and_never_a_guess(images, labels, expected):
     assert found == expected
 
 
-# nifti
-
-
 def find(images, labels, patient=None):
     return find_nifti_pairs(images, labels, patient, options(pancreas=[3]))
 
@@ -148,9 +145,6 @@ def test_names_that_differ_in_a_second_number_are_warned_of(images, names, is_wa
     expected = f"{names[0]} and {names[1]} look like parts of one patient"
     warnings = find(images, None).warnings
     assert [text.startswith(expected) for text in warnings] == [True] * is_warned
-
-
-# dicom
 
 
 def series(images, labels=None, modality="CT"):

@@ -73,9 +73,6 @@ def test_the_report_of_a_grid_is_a_table_and_a_page_and_follows_no_link(grid, tm
     assert "\x1b[31m" not in ended.out + page
 
 
-# searches
-
-
 def test_intervals_ranges_and_choices_become_distributions():
     texts = [
         "a=int(interval(1,10))", "b=tag(log,interval(1e-4,1e-1))", "c=range(2,9,2)",

@@ -153,9 +153,6 @@ def test_a_run_begins_with_given_weights_unless_it_is_resumed(prepared, trained,
     assert (again.code, "weights taken" in again.out) == (0, False)
 
 
-# errors
-
-
 @pytest.mark.parametrize(
     ("word", "message"),
     [
@@ -186,9 +183,6 @@ def test_out_of_memory_is_reported_with_keys(prepared, tmp_path, command, monkey
     ended = command("train", *smoke(prepared, tmp_path))
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "memory ran out with data.batch_size=2 and data.spatial_size=[32, 32, 32]" in ended.err
-
-
-# the run's folder
 
 
 def test_a_folder_that_holds_a_training_is_unchanged(prepared, trained, tmp_path, command):

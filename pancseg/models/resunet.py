@@ -94,7 +94,7 @@ class ResidualBlock(UnetResBlock):
 
 
 class LightUpBlock(UnetUpBlock):
-    """MONAI's level of a decoder with a sum instead of a concatenation and its first convolution."""
+    """A level of DynUNet's decoder with a sum in place of concatenation and first convolution."""
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """Output of the shape of ``skip``, ``(B, C, H, W, D)``."""
