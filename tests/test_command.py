@@ -91,9 +91,6 @@ def test_a_command_whose_output_nobody_reads_ends_without_a_message():
         assert (ended.returncode in (0, 141), ended.stderr) == (True, b"")
 
 
-# from Python
-
-
 def test_train_returns_the_folder_of_the_run_or_sweep(prepared, tmp_path):
     odd = shutil.copytree(prepared, tmp_path / 'a b=c, (ä) "d"')  # which no grammar likes
     words = ["train", "experiment=smoke", *SHALLOW, "preview=true", "split.val=1"]

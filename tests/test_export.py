@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,7 @@ TRAINING = [
     "hardware.precision=32-true", "sampling.steps_per_epoch=2", "trainer.max_epochs=1",
     "split.val=1", "split.test=2", "data.spatial_size=[32,32,16]", "loss=dice_ce",
     "model=resunet", "model.width=4", "model.full_resolution=false", "model.deep_supervision=1",
+    "model.light_decoder=false",
 ]  # fmt: skip
 VERIFY_AND_RUN = """
 import sys
@@ -165,6 +167,16 @@ def test_a_forged_value_that_a_bundle_would_evaluate_is_refused(run, command):
     ended = command("export", "checkpoint=forged.ckpt", "output=out")
     assert ended.code == 2 and "forged.ckpt: its orientation cannot be" in ended.err
     assert not Path("out").exists()
+
+
+def test_a_light_decoder_which_monai_has_not_is_refused(run, command):
+    content = torch.load(best(run), weights_only=True)
+    content["hyper_parameters"]["model"]["light_decoder"] = True
+    state = content["state_dict"].items()
+    content["state_dict"] = {k: v for k, v in state if not re.search(r"conv_block\.\w+1\.", k)}
+    torch.save(content, "light.ckpt")
+    ended = command("export", "checkpoint=light.ckpt", "output=out")
+    assert ended.code == 2 and "light_decoder=true cannot be exported" in ended.err
 
 
 def test_an_export_that_differs_from_the_checkpoint_is_not_kept(run, command, monkeypatch):

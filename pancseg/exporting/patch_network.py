@@ -56,9 +56,13 @@ def open_patch_network(given: Any) -> PatchNetwork:
             f"checkpoint={trained.path}: was trained on groups of {trained.depth} slices, which "
             "neither a bundle nor ONNX can represent; train on patches (data=volume) to export"
         )
-    if len(trained.structures) > 1 or isinstance(trained.network, AdaptedNetwork):
-        kind = "of several structures" if len(trained.structures) > 1 else "of model=pretrained"
-        raise PancsegError(f"checkpoint={trained.path}: a network {kind} cannot be exported")
+    unsupported = {
+        "of several structures": len(trained.structures) > 1,
+        "of model=pretrained": isinstance(trained.network, AdaptedNetwork),
+        "of model.light_decoder=true": trained.hparams["model"].get("light_decoder"),
+    }
+    if kinds := [kind for kind, is_given in unsupported.items() if is_given]:
+        raise PancsegError(f"checkpoint={trained.path}: a network {kinds[0]} cannot be exported")
     check_values(trained)
     hparams, structure = trained.hparams, trained.structures[0].name
     postprocess = read_postprocess(trained.path) or DEFAULT
