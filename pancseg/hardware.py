@@ -139,7 +139,7 @@ def driver_version() -> int | None:
 
 
 def device_settings(hardware: Mapping[str, Any]) -> dict[str, Any]:
-    """``device`` and ``precision`` of inference by a file of ``conf/hardware``."""
+    """Prepare the process for inference; ``device`` and ``precision`` by ``conf/hardware``."""
     check_accelerator(hardware["accelerator"])
     torch.backends.cudnn.benchmark = bool(hardware["benchmark"])  # windows are of one shape
     if hardware["accelerator"] == "cpu":
@@ -160,8 +160,8 @@ def check_accelerator(accelerator: str) -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step or window on a CPU.
 
-    By default it returns large blocks to the system, and each step waits for the same pages again:
-    a quarter of a training on a virtual machine. The peak of memory grows by 12 % at most.
+    By default it returns large blocks to the system, and each step faults the same pages in again,
+    which took a quarter of its time on a virtual machine. Holds for the process from here on.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)

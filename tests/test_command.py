@@ -111,8 +111,6 @@ def test_a_refused_series_raises_after_the_rest_was_prepared(dicom):
     assert len(list(Path("root/cases").glob("*_image.nii.gz"))) == 1
 
 
-# configuration
-
 NEEDED = {"file": "split.path=x", "monai": "model._target_=monai.networks.nets.SegResNet"}
 GIVEN_LATER = {"split", "sampling", "seed", "augment", "prepare", "params", "optimizer", "monitor"}
 GIVEN_LATER |= {"options"}

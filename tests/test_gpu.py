@@ -1,6 +1,7 @@
 """Training on a GPU, without one: tensors without values, compiled graphs, settings."""
 
 import resource
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -117,6 +118,7 @@ def test_the_precision_of_a_cpu_is_what_it_has_units_for(monkeypatch, units, pre
     assert (machine.accelerator, machine.precision, machine.num_workers) == ("cpu", precision, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 def test_freed_memory_is_kept_for_the_next_step():
     def new_pages():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -76,9 +76,6 @@ def test_a_default_that_loads_weights_is_refused():
         build(loading, nn.Module)
 
 
-# cost and patch sizes
-
-
 def test_the_cost_of_a_convolution_is_that_by_hand():
     conv = {"_target_": "monai.networks.blocks.Convolution", **IO, "kernel_size": 3}
     network = factory.build_on_meta({**conv, "conv_only": True})

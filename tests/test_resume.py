@@ -23,6 +23,7 @@ from pancseg.models.segmenter import Segmenter
 from pancseg.signals import SIGNALS
 from pancseg.training.callbacks import best_row
 from pancseg.training.checkpoints import BestCheckpoint
+from pancseg.training.resume import fixed_settings
 from tests.conftest import prepare, run_command, smoke
 from tests.test_train import PATCHES, load, metrics_of, read, without
 
@@ -146,6 +147,13 @@ def test_a_resume_that_does_not_fit_is_refused(
     ended = command("train", *smoke(prepared, run, *EVERYTHING, "ckpt_path=last", change))
     assert (ended.code, message in ended.err) == (2, True), ended.err
     assert_same(run, undisturbed)
+
+
+def test_a_network_of_0_2_0_resumes_with_the_full_decoder():
+    parts = {"seed": 0, "loss": {}, "optimizer": {}, "scheduler": {}, "view": None}
+    old, full = ({**parts, "model": model} for model in ({}, {"light_decoder": False}))
+    data, numbers = {"sampling": {}, "augment": None}, SimpleNamespace()
+    assert fixed_settings(old, data, numbers) == fixed_settings(full, data, numbers)
 
 
 def test_a_run_resumes_in_another_folder_and_memory_format(

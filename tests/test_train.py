@@ -107,9 +107,6 @@ def test_precision_and_recall_are_those_of_the_voxels():
     assert [values[0] for values in curve[4:]] == [0.5, 1]
 
 
-# rates and steps
-
-
 @pytest.mark.parametrize(
     ("choice", "factors"),  # after 4, 8 and 12 steps
     [
@@ -137,9 +134,6 @@ def test_training_stops_where_validation_gets_no_better(prepared, tmp_path, comm
     stuck = ["optimizer.lr=0", "model.norm=instance", "patience=2", "trainer.max_epochs=50"]
     assert command("train", *smoke(prepared, tmp_path, *stuck)).code == 0
     assert len(metrics_of(tmp_path)) == 3
-
-
-# initial weights
 
 
 def test_a_run_begins_with_given_weights_unless_it_is_resumed(prepared, trained, tmp_path, command):

@@ -56,10 +56,11 @@ def open_patch_network(given: Any) -> PatchNetwork:
             f"checkpoint={trained.path}: was trained on groups of {trained.depth} slices, which "
             "neither a bundle nor ONNX can represent; train on patches (data=volume) to export"
         )
+    is_light = trained.hparams["model"].get("light_decoder")
     unsupported = {
         "of several structures": len(trained.structures) > 1,
         "of model=pretrained": isinstance(trained.network, AdaptedNetwork),
-        "of model.light_decoder=true": trained.hparams["model"].get("light_decoder"),
+        "of model.light_decoder=true (train with false)": is_light,
     }
     if kinds := [kind for kind, is_given in unsupported.items() if is_given]:
         raise PancsegError(f"checkpoint={trained.path}: a network {kinds[0]} cannot be exported")

@@ -87,6 +87,7 @@ def fixed_settings(hparams: Any, data: Any, preprocessing: Preprocessing) -> dic
     size = hparams["view"] and list(hparams["view"]["size"])
     transforms = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(preprocessing).items()}
     parts = {name: hparams[name] for name in ("seed", "model", "loss", "optimizer", "scheduler")}
+    parts["model"] = {"light_decoder": False, **hparams["model"]}  # absent in 0.2.0
     parts |= {"sampling": data["sampling"], "data": {**transforms, "spatial_size": size}}
     structures = hparams.get("structures") or {"": [1]}  # a single one before 0.2
     parts |= {"augment": data["augment"] or {}, "structures": [*structures.values()]}
