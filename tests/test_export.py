@@ -169,7 +169,7 @@ def test_a_forged_value_that_a_bundle_would_evaluate_is_refused(run, command):
     assert not Path("out").exists()
 
 
-def test_a_light_decoder_which_monai_has_not_is_refused(run, command):
+def test_a_network_with_a_light_decoder_is_refused(run, command):
     content = torch.load(best(run), weights_only=True)
     content["hyper_parameters"]["model"]["light_decoder"] = True
     state = content["state_dict"].items()

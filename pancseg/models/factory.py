@@ -127,8 +127,7 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
     def forward(self, features: Tensor) -> Tensor:
         """Output of the shape of ``features``, ``(B, C, H, W, D)``."""
         is_copied = features.device.type == "cpu" and not features.is_contiguous()
-        is_plain = self.track_running_stats or torch.compiler.is_compiling()  # or exporting
-        if is_plain or not is_copied or features.ndim != 5:
+        if self.track_running_stats or not is_copied:
             return super().forward(features)
         options: Any = None, None, self.weight, self.bias, True, 0.0, self.eps
         return torch.cat([F.batch_norm(sample, *options) for sample in features.split(1)])
